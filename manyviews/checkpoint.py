@@ -1,0 +1,100 @@
+"""Checkpoints: one file of tensors and JSON, written whole or not at all, safe to load from anywhere.
+
+safetensors holds the tensors; the numbers beside them are a JSON string in the file's own header. No pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from manyviews.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write` with a temporary path beside `path`, then move the result into place.
+
+    A crash or a full disk leaves what was at `path` before.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    part = Path(name)
+    try:
+        write(part)
+        with part.open("rb+") as f:
+            os.fsync(f.fileno())
+        part.chmod(0o644)
+        part.replace(path)
+        # The rename itself must survive a power cut.
+        with contextlib.suppress(OSError):
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8") and None)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write tensors and JSON-able facts to one safetensors file, atomically."""
+    # Shared or strided storage is refused by the format: every tensor is written as its own.
+    own = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    write_atomically(path, lambda p: save_file(own, p, metadata={"manyviews": json.dumps(facts)}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote, or any safetensors file (whose facts are then empty).
+
+    Raises:
+        UserError: the file is missing, cut short or not a safetensors file.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no file {path}.")
+    try:
+        with safe_open(path, framework="pt") as f:
+            facts = json.loads((f.metadata() or {}).get("manyviews", "{}"))
+            return {k: f.get_tensor(k) for k in f.keys()}, facts  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as e:
+        raise UserError(f"{path} is not a readable safetensors file ({e}).") from e
+
+
+def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]) -> None:
+    """Write everything from which training continues exactly: module, optimizer state, and facts such as the step."""
+    tensors = {f"method.{k}": v for k, v in method.state_dict().items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
+    save_tensors(path, tensors, facts)
+
+
+def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Restore what `save` wrote, in place, and return its facts.
+
+    Raises:
+        UserError: the file does not fit this method and encoder.
+    """
+    tensors, facts = load_tensors(path)
+    try:
+        method.load_state_dict({k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")})
+    except RuntimeError as e:
+        raise UserError(f"The checkpoint {path} does not fit the recipe beside it: {e}") from e
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, i, name = key.split(".", 2)
+            state.setdefault(int(i), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return facts

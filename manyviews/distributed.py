@@ -1,0 +1,222 @@
+"""The only file that knows about ranks.
+
+Every function is the identity (or the plain local computation) in a single process, so callers never ask how many
+there are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from manyviews.errors import UserError
+
+
+def active() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if active() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if active() else 1
+
+
+def start() -> torch.device:
+    """Join the process group that `torchrun` describes, if there is one, and return this process's device."""
+    cuda = torch.cuda.is_available()
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not active():
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return device
+
+
+def stop() -> None:
+    if active():
+        dist.destroy_process_group()
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather along the batch whose backward returns the gradient that every rank has for our rows, summed."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        out = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(out, x.contiguous())
+        return torch.cat(out)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        return grad.chunk(world_size())[rank()]
+
+
+def gather(x: Tensor) -> Tensor:
+    """`b ...` on every rank to `world*b ...`, in rank order, differentiable. Every rank must hold the same `b`.
+
+    With a loss that is averaged over the ranks (as `mean_gradients` does), the gradient of a loss computed from
+    gathered rows equals that of one process holding the whole batch.
+    """
+    if not active() or world_size() == 1:
+        return x
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        out = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(out, x.contiguous())
+        return torch.cat(out)
+    return _Gather.apply(x)
+
+
+def mean(x: Tensor) -> Tensor:
+    """The mean over ranks of a tensor without gradient, in a new tensor."""
+    if not active() or world_size() == 1:
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x)
+    return x / world_size()
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum over ranks of a tensor without gradient, in a new tensor."""
+    if not active() or world_size() == 1:
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x)
+    return x
+
+
+def mean_gradients(parameters: Iterable[torch.nn.Parameter], bucket: int = 2**24) -> None:
+    """Average the gradients over the ranks, in buckets of about `bucket` elements.
+
+    One reduction after the last loss term, and not hooks in the backward pass as DistributedDataParallel has: a
+    step here has one backward pass per view, and a view's pass does not reach the other views' predictors. A
+    gradient that is missing on some rank counts as zero there.
+    """
+    if not active() or world_size() == 1:
+        return
+    trained = [p for p in parameters if p.requires_grad]
+    # A parameter no rank used keeps grad None (weight decay must not move it): ask before filling in zeros.
+    used = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32, device=trained[0].device)
+    dist.all_reduce(used, op=dist.ReduceOp.MAX)
+    grads = []
+    for p, wanted in zip(trained, used.tolist(), strict=True):
+        if wanted:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            grads.append(p.grad)
+    start_at = 0
+    while start_at < len(grads):
+        stop_at, size = start_at, 0
+        while stop_at < len(grads) and (size == 0 or size + grads[stop_at].numel() <= bucket):
+            size += grads[stop_at].numel()
+            stop_at += 1
+        part = grads[start_at:stop_at]
+        flat = torch.cat([g.reshape(-1) for g in part])
+        dist.all_reduce(flat)
+        flat /= world_size()
+        for g, new in zip(part, flat.split([g.numel() for g in part]), strict=True):
+            g.copy_(new.view_as(g))
+        start_at = stop_at
+
+
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Overwrite each tensor with rank 0's, in place."""
+    if active() and world_size() > 1:
+        for t in tensors:
+            dist.broadcast(t, 0)
+
+
+def barrier() -> None:
+    if active():
+        dist.barrier()
+
+
+def shuffle(x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """This rank's share of the whole batch in a random order, and the order that `unshuffle` undoes.
+
+    MoCo's shuffling BatchNorm: the same order on every rank, drawn from `seed`. Without gradient.
+    """
+    if world_size() == 1:
+        return x, torch.empty(0)
+    rows = gather(x.detach())
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(x.device)
+    return rows[order].chunk(world_size())[rank()], order
+
+
+def unshuffle(x: Tensor, order: Tensor) -> Tensor:
+    """Rows computed from a shuffled batch, back to the ranks and places where their inputs came from."""
+    if world_size() == 1:
+        return x
+    return gather(x.detach())[order.argsort()].chunk(world_size())[rank()]
+
+
+class _Sum(torch.autograd.Function):
+    """All-reduce whose gradient is the sum of every rank's gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.contiguous().clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+class SyncBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over all ranks' rows on any device; PyTorch's own runs on accelerators only."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        x = input.float()
+        dims = [0, *range(2, x.dim())]
+        n = x.numel() // x.shape[1] * world_size()
+        mean = _Sum.apply(x.sum(dims)) / n
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        centered = x - mean.view(shape)
+        var = _Sum.apply(centered.square().sum(dims)) / n
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)  # type: ignore[union-attr, operator]
+                momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)  # type: ignore[arg-type]
+                self.running_mean.lerp_(mean.detach(), momentum)
+                self.running_var.lerp_(var.detach() * n / (n - 1), momentum)
+        y = centered * (var + self.eps).rsqrt().view(shape)
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(input.dtype)
+
+
+def sync_batchnorm(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The module with every BatchNorm replaced by one that shares its statistics between ranks."""
+    if world_size() == 1:
+        return module
+    if device.type == "cuda":
+        from timm.layers import convert_sync_batchnorm  # knows timm's norm-and-activation layers too
+
+        return convert_sync_batchnorm(module)
+    for child in module.modules():
+        if isinstance(child, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+            if type(child) not in (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d):
+                raise UserError(
+                    f"{type(child).__name__} cannot share its statistics between CPU processes: "
+                    "use one process, or --set step.sync_batchnorm=false."
+                )
+            child.__class__ = SyncBatchNorm  # same parameters and buffers, another forward
+    return module

@@ -1,0 +1,25 @@
+"""The one error that people, not programs, cause; and the nearest valid name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input. The message is one sentence: what is wrong, where, and what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that does not exist, with the nearest one that does.
+
+    >>> str(unknown("method", "simclear", ["simclr", "byol"]))
+    "There is no method 'simclear'. Did you mean 'simclr'? Known: byol, simclr."
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return UserError(f"There is no {kind} '{name}'.{hint} Known: {', '.join(names)}.")
