@@ -1,0 +1,20 @@
+"""Images from anywhere, decoded once, as batches of canvases."""
+
+from manyviews.data.canvas import load_canvas, load_canvases, to_canvas
+from manyviews.data.decode import BadImage, decode
+from manyviews.data.loader import Loader
+from manyviews.data.source import Source
+from manyviews.data.sources import open_source
+from manyviews.data.split import split
+
+__all__ = [
+    "BadImage",
+    "Loader",
+    "Source",
+    "decode",
+    "load_canvas",
+    "load_canvases",
+    "open_source",
+    "split",
+    "to_canvas",
+]

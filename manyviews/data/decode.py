@@ -1,0 +1,134 @@
+"""Any image file to RGB, upright, eight bits; or the reason why not."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+Raw = Path | bytes | Image.Image | np.ndarray
+"""An image before decoding: a file, its bytes, or something decoded elsewhere (`h w 3` or `h w` uint8)."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+MIN_SIDE = 4
+MAX_PIXELS = 178_956_970
+"""Beyond this an image is taken for a decompression bomb. It is Pillow's own limit: half a gigabyte of RGB."""
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImage(Exception):
+    """An image that cannot be used. `reason` is a short phrase that names no file: the caller knows which it is."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def decode(raw: Raw, at_least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """An RGB image with its EXIF orientation applied, and the true (height, width) of the upright picture.
+
+    Alpha is composited on white. Sixteen bits are scaled to eight, not clipped. The first frame stands for an
+    animation. With `at_least`, a JPEG may come back smaller than it is, by a power of two in the DCT, but with no
+    side shorter than `at_least`: several times faster for photographs.
+
+    Raises:
+        BadImage: unreadable, corrupt, truncated, not an image, over `MAX_PIXELS`, or a side under `MIN_SIDE`.
+    """
+    try:
+        return _decode(raw, at_least)
+    except BadImage:
+        raise
+    except FileNotFoundError:
+        raise BadImage("the file is gone") from None
+    except PermissionError:
+        raise BadImage("no permission to read the file") from None
+    except Image.UnidentifiedImageError:
+        raise BadImage("not an image of a known format") from None
+    except Image.DecompressionBombError:
+        raise BadImage(f"more than {MAX_PIXELS:,} pixels, which may be a decompression bomb") from None
+    # On corrupt files Pillow's plugins raise nearly everything: OSError, SyntaxError, struct.error, KeyError, ...
+    except Exception as error:
+        raise BadImage(f"corrupt or truncated ({str(error) or type(error).__name__})") from None
+
+
+def _decode(raw: Raw, at_least: int | None) -> tuple[Image.Image, tuple[int, int]]:
+    image = _open(raw)
+    width, height = image.size
+    # Only the header is read so far: nothing of the picture's size has been allocated.
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"{width}x{height} is over {MAX_PIXELS:,} pixels, which may be a decompression bomb")
+    if min(width, height) < MIN_SIDE:
+        raise BadImage(f"{width}x{height} is too small: the short side needs {MIN_SIDE} pixels")
+    if at_least is not None:
+        image.draft(None, (at_least, at_least))
+    drafted = image.size != (width, height)
+    image.load()
+    if not drafted:
+        width, height = image.size  # TIFFs turn upright by themselves while they load
+    orientation = _orientation(image)
+    rgb = _to_rgb(image)
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+        if orientation >= 5:
+            width, height = height, width
+    return rgb, (height, width)
+
+
+def _open(raw: Raw) -> Image.Image:
+    match raw:
+        case Image.Image():
+            return raw
+        case np.ndarray():
+            return Image.fromarray(raw)
+        case bytes():
+            return Image.open(io.BytesIO(raw), formats=FORMATS)
+        case Path():
+            # Read whole: one request per image is what network disks like, and no file stays open.
+            return Image.open(io.BytesIO(raw.read_bytes()), formats=FORMATS)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # broken EXIF around sound pixels: the picture is as good as one without EXIF
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(_to_8_bits(np.asarray(image), 65535.0)).convert("RGB")
+    if image.mode in ("I", "F"):
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        return Image.fromarray(_to_8_bits(values, _white(values))).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(values: np.ndarray, white: float) -> np.ndarray:
+    return np.rint(values.astype(np.float64) * (255.0 / white)).clip(0, 255).astype(np.uint8)
+
+
+def _white(values: np.ndarray) -> float:
+    """What counts as white in a 32-bit image, which does not say: 1, 255 or 65535 if they hold it, else its maximum."""
+    top = float(values.max())
+    integers = bool((values == np.rint(values)).all())
+    usual = (255.0, 65535.0) if integers and top > 1 else (1.0, 255.0, 65535.0)
+    return next((white for white in usual if top <= white), top)

@@ -1,0 +1,106 @@
+"""A folder of images, nested as you like, with or without labels."""
+
+from __future__ import annotations
+
+import csv
+import os
+from functools import partial
+from pathlib import Path
+
+from manyviews.data.decode import EXTENSIONS
+from manyviews.data.source import Labels, Source, as_labels
+from manyviews.errors import UserError
+
+
+def open_folder(root: Path, files: list[str], labels: Path | None = None) -> Source:
+    """The images among `files`, which are paths under `root` as `scan` gives them. See `open_source` for `labels`.
+
+    Raises:
+        UserError: no images, or labels that do not fit them.
+    """
+    images = [f for f in files if is_image(f)]
+    if not files:
+        raise UserError(f"The folder {root} is empty; give a folder that holds images, at any depth.")
+    if not images:
+        raise UserError(
+            f"The folder {root} has no images among its files (the first of {len(files)} is {files[0]}); "
+            f"images end in {', '.join(sorted(EXTENSIONS))}."
+        )
+    name = root.resolve().name
+    if labels is None:
+        return Source(name, len(images), partial(_path, str(root), images), images.copy, partial(_by_folder, images))
+    named = _read_csv(labels, root, set(images))
+    images = sorted(named)
+    annotate = partial(as_labels, [named[f] for f in images])
+    return Source(name, len(images), partial(_path, str(root), images), images.copy, annotate)
+
+
+def is_image(path: str) -> bool:
+    """By the name alone."""
+    return os.path.splitext(path)[1].lower() in EXTENSIONS
+
+
+def scan(root: Path) -> list[str]:
+    """All files under `root` as sorted relative POSIX paths, without hidden ones and macOS's `._*`.
+
+    Each folder is visited once, and linked folders after all real ones. That ends loops, counts no image twice, and
+    lets a folder that is also linked to keep its own name.
+    """
+    files, folders, links = list[str](), [""], list[str]()
+    visited = set()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        status = os.stat(root / folder)
+        if (status.st_dev, status.st_ino) in visited:
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        with os.scandir(root / folder) as entries:
+            for entry in sorted(entries, key=lambda e: e.name):
+                if entry.name.startswith("."):
+                    continue
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(path)
+                elif entry.is_file():
+                    files.append(path)
+    return sorted(files)
+
+
+def _path(root: str, files: list[str], i: int) -> Path:
+    return Path(root, files[i])
+
+
+def _by_folder(files: list[str]) -> Labels | None:
+    """First-level folders; images outside of any mean that the folders are not classes."""
+    if not all("/" in f for f in files):
+        return None
+    return as_labels([f.partition("/")[0] for f in files])
+
+
+def _read_csv(path: Path, root: Path, images: set[str]) -> dict[str, str]:
+    """Label by path under `root`."""
+    advice = "it needs a header with the columns path,label and one row for each image"
+    named: dict[str, str] = {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file, skipinitialspace=True)
+            header = list(rows.fieldnames or [])
+            if not {"path", "label"} <= set(header):
+                raise UserError(f"The labels file {path} has the columns {','.join(header) or '(none)'}; {advice}.")
+            for row in rows:
+                if not row["path"] or not row["label"]:
+                    raise UserError(f"Line {rows.line_num} of the labels file {path} lacks a path or a label.")
+                image = os.path.normpath(row["path"].replace("\\", "/")).replace(os.sep, "/")
+                if named.setdefault(image, row["label"]) != row["label"]:
+                    raise UserError(f"The labels file {path} gives {image} two labels.")
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"The labels file {path} cannot be read ({error}); {advice}.") from None
+    if not named:
+        raise UserError(f"The labels file {path} has no rows; {advice}.")
+    missing = sorted(set(named) - images)
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(named)} paths in the labels file {path} are not images under {root}, the "
+            f"first is {missing[0]}; paths are relative to that folder."
+        )
+    return named

@@ -1,0 +1,185 @@
+"""Batches of canvases for training: which images, in which order, whoever asks and from wherever they come."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from manyviews.data.canvas import Progress, cores, load_canvas, load_canvases
+from manyviews.data.decode import BadImage
+from manyviews.data.source import Source
+from manyviews.errors import UserError
+from manyviews.types import Canvases
+
+
+class Loader:
+    """Shuffled batches of a source's canvases, endlessly resumable.
+
+    The order of an epoch is a pure function of (seed, epoch). A global batch is `world_size` batches of that order and
+    rank r takes the r-th, so it is the same however many ranks share it. The last, incomplete global batch is dropped.
+    In the place of a bad image stands the next good one of the source.
+
+    All canvases are decoded into memory at the start if `memory` holds them; else worker processes decode each batch
+    when it is needed. The batches are the same. On machines with a GPU they are in pinned memory.
+
+    Attributes:
+        steps_per_epoch: global batches in one epoch.
+        in_memory: whether all canvases were decoded at the start.
+
+    Args:
+        source: the images.
+        size: side of the canvases, in pixels.
+        batch: images per rank and step.
+        seed: of the order.
+        rank: this process's number.
+        world_size: how many processes share the global batch.
+        memory: bytes that canvases may take in this process; by default half of what is free on this machine.
+        progress: called with (done, total) while canvases are decoded into memory.
+
+    Raises:
+        UserError: the source has fewer images than one global batch, or no good ones.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        size: int,
+        batch: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        memory: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if len(source) < batch * world_size:
+            raise UserError(
+                f"{source.name} has {len(source)} images, fewer than one batch of {batch * world_size}; "
+                f"set the batch size to {len(source)} or less."
+            )
+        self.source, self.size, self.batch, self.seed = source, size, batch, seed
+        self.rank, self.world_size = rank, world_size
+        self.steps_per_epoch = len(source) // (batch * world_size)
+        budget = _free_memory() // (2 * _processes_here()) if memory is None else memory
+        self.in_memory = len(source) * 3 * size**2 <= budget
+        self._bad: dict[str, str] = {}
+        if self.in_memory:
+            self._canvases, bad = load_canvases(source, size, progress)
+            self._bad.update(bad)
+            if not len(self._canvases):
+                raise self._nothing_good()
+
+    @property
+    def bad(self) -> list[tuple[str, str]]:
+        """(where, reason) of each bad image met so far."""
+        return sorted(self._bad.items())
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Canvases]:
+        """This rank's batches of an epoch, from the step `start_step` of that epoch on, on the CPU."""
+        whole = self.batch * self.world_size
+        steps = order(self.seed, epoch, len(self.source))[: self.steps_per_epoch * whole].reshape(-1, whole)
+        mine = steps[start_step:, self.rank * self.batch : (self.rank + 1) * self.batch]
+        return self._held(mine) if self.in_memory else self._streamed(mine)
+
+    def _held(self, batches: np.ndarray) -> Iterator[Canvases]:
+        held, pin = self._canvases, torch.cuda.is_available()
+        index = held.index.numpy()
+        for items in batches:
+            # Where bad images left gaps, the insertion point is the next good one; after the last comes the first.
+            rows = torch.from_numpy(np.searchsorted(index, items) % len(index))
+            pixels = torch.empty(len(rows), *held.pixels.shape[1:], dtype=torch.uint8, pin_memory=pin)
+            torch.index_select(held.pixels, 0, rows, out=pixels)
+            extent, chosen = held.extent[rows], held.index[rows]
+            yield Canvases(pixels, *(x.pin_memory() if pin else x for x in (extent, chosen)))
+
+    def _streamed(self, batches: np.ndarray) -> Iterator[Canvases]:
+        loader = DataLoader(
+            _Decoded(self.source, self.size),
+            batch_size=None,
+            sampler=list(batches),  # type: ignore[arg-type]  # each "index" is a whole batch, decoded by one worker
+            num_workers=min(16, max(1, cores() // _processes_here())),
+            collate_fn=_as_is,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else it would draw its workers' seed from the global generator
+        )
+        for pixels, extent, index, bad in loader:
+            self._bad.update((self.source.where(i), reason) for i, reason in bad.items())
+            if not len(index):
+                raise self._nothing_good()
+            yield Canvases(pixels, extent, index)
+
+    def _nothing_good(self) -> UserError:
+        where, reason = self.bad[0]
+        return UserError(f"None of the {len(self.source)} images of {self.source.name} can be used; {where}: {reason}.")
+
+
+class _Decoded(Dataset):
+    """Batches decoded on demand, with the bad images found on the way. Lives in a worker process."""
+
+    def __init__(self, source: Source, size: int) -> None:
+        self.source, self.size = source, size
+        self.bad: dict[int, str] = {}
+
+    def __getitem__(self, items: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[int, str]]:
+        pixels = torch.empty(len(items), 3, self.size, self.size, dtype=torch.uint8)
+        extent, index = torch.empty(len(items), 2, dtype=torch.int64), torch.empty(len(items), dtype=torch.int64)
+        found: dict[int, str] = {}
+        for row, item in enumerate(items.tolist()):
+            for i in (*range(item, len(self.source)), *range(item)):
+                if i in self.bad:
+                    continue
+                try:
+                    canvas, shape = load_canvas(self.source, i, self.size)
+                except BadImage as error:
+                    self.bad[i] = found[i] = error.reason
+                    continue
+                pixels[row], extent[row], index[row] = torch.from_numpy(canvas), torch.tensor(shape), i
+                break
+            else:
+                return pixels[:0], extent[:0], index[:0], found
+        return pixels, extent, index, found
+
+
+def order(seed: int, epoch: int, n: int) -> np.ndarray:
+    """A permutation of n items, int64, that depends on nothing else, no library's generator included.
+
+    The items are sorted by a hash (splitmix64's finalizer) of the seed, the epoch and their number.
+    """
+    with np.errstate(over="ignore"):
+        key = _mix(_mix(np.array([seed % 2**64], np.uint64)) ^ np.uint64(epoch))
+        return np.argsort(
+            _mix(key + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)), kind="stable"
+        )
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _processes_here() -> int:
+    """How many processes of this run share the machine, as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _free_memory() -> int:
+    """Bytes that this machine, and the container if there is one, can still give."""
+    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free.append(int(lines["MemAvailable"].split()[0]) * 1024)
+        free.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, KeyError, ValueError):  # not Linux, or no limit ("max")
+        pass
+    return min(free)

@@ -1,0 +1,115 @@
+"""Images already in memory, and data sets that make them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from manyviews.data.decode import BadImage, Raw
+from manyviews.data.source import Labels, Source, as_labels, content_ids, unlabeled
+from manyviews.errors import UserError
+
+
+def open_arrays(images: Any, labels: Any = None) -> Source:
+    """uint8 arrays or tensors, `n h w 3`, `n 3 h w` or `n h w`, and `n` labels, integers or strings.
+
+    Raises:
+        UserError: another type or shape, no images, or as many labels as there are not images.
+    """
+    if not is_array(images) or len(images.shape) not in (3, 4) or not _is_uint8(images):
+        got = f"{images.dtype} {tuple(images.shape)}" if is_array(images) else type(images).__name__
+        raise UserError(f"Images in memory must be uint8, n h w 3, n 3 h w or n h w, and these are {got}.")
+    pixels = _to_numpy(images)
+    if pixels.ndim == 4:
+        pixels = _channels_last(pixels)
+    if not len(pixels):
+        raise UserError("The array of images is empty.")
+    annotate: Callable[[], Labels | None] = unlabeled
+    if labels is not None:
+        labels = _to_numpy(labels).ravel()
+        if len(labels) != len(pixels):
+            raise UserError(f"There are {len(pixels)} images and {len(labels)} labels; give one label for each image.")
+        annotate = partial(as_labels, labels)
+    read = pixels.__getitem__
+    return Source("array", len(pixels), read, partial(content_ids, read, len(pixels)), annotate, "array[{}]".format)
+
+
+def open_dataset(dataset: Any) -> Source:
+    """Anything with `__len__` and `__getitem__` that gives a PIL image or uint8 array, or (image, label).
+
+    Labels are its `targets` or `labels`, as in torchvision, else the items' own, for which all are read once.
+
+    Raises:
+        UserError: it is empty, or its images went through a transform.
+    """
+    name = type(dataset).__name__
+    if not len(dataset):
+        raise UserError(f"The data set {name} is empty.")
+    first = _image(dataset[0])
+    if not isinstance(first, Image.Image) and not (is_array(first) and _is_uint8(first)):
+        raise UserError(
+            f"The data set {name} gives a {type(first).__name__} where a PIL image or a uint8 array is needed; "
+            "make it without a transform, for views are made later."
+        )
+    read = partial(_read, dataset)
+    identify, annotate = partial(_identify, dataset, read), partial(_annotate, dataset)
+    return Source(name, len(dataset), read, identify, annotate, (name + "[{}]").format)
+
+
+def _image(item: Any) -> Any:
+    return item[0] if isinstance(item, tuple) else item
+
+
+def _read(dataset: Any, i: int) -> Raw:
+    try:
+        image = _image(dataset[i])
+    except Exception as error:  # whatever it raises, the other items may still be good
+        raise BadImage(f"the data set raised {type(error).__name__}: {error}") from None
+    return image if isinstance(image, Image.Image) else _channels_last(_to_numpy(image))
+
+
+def _identify(dataset: Any, read: Any) -> list[str]:
+    samples = getattr(dataset, "samples", None)  # torchvision's ImageFolder and its kin: (path, label)
+    if samples and getattr(dataset, "root", None):
+        return [Path(os.path.relpath(path, dataset.root)).as_posix() for path, _ in samples]
+    return content_ids(read, len(dataset))
+
+
+def _annotate(dataset: Any) -> Labels | None:
+    given = [getattr(dataset, name, None) for name in ("targets", "labels")]
+    targets = next((t for t in given if t is not None), None)
+    if targets is None:
+        items = [dataset[i] for i in range(len(dataset))]
+        if not all(isinstance(item, tuple) and len(item) > 1 for item in items):
+            return None
+        targets = [item[1] for item in items]
+    return as_labels(_to_numpy(targets), getattr(dataset, "classes", None))
+
+
+def is_array(x: Any) -> bool:
+    return hasattr(x, "shape") and hasattr(x, "dtype")
+
+
+def _is_uint8(x: Any) -> bool:
+    return str(x.dtype) in ("uint8", "torch.uint8")
+
+
+def _to_numpy(x: Any) -> np.ndarray:
+    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+
+
+def _channels_last(pixels: np.ndarray) -> np.ndarray:
+    """`... 3 h w` or `... h w 3` to the latter, one channel to none; two axes are a gray image already."""
+    if pixels.ndim == 2:
+        return pixels
+    if pixels.shape[-1] not in (1, 3) and pixels.shape[-3] in (1, 3):
+        pixels = np.moveaxis(pixels, -3, -1)
+    if pixels.shape[-1] not in (1, 3):
+        raise UserError(f"Images in memory need 1 or 3 channels, first or last, and these have shape {pixels.shape}.")
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels

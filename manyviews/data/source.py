@@ -1,0 +1,167 @@
+"""A numbered collection of images, wherever they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from manyviews.data.decode import BadImage, Raw, decode
+from manyviews.errors import UserError
+
+Labels = tuple[np.ndarray, list[str]]
+"""int64 numbers of classes, one for each item, and the classes' names."""
+
+
+def unlabeled() -> None:
+    """The labels of data without labels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A numbered collection of images, read one at a time.
+
+    What would touch all the data waits until it is asked for. The functions must pickle, so that worker processes
+    can have their own copy.
+
+    Attributes:
+        name: what to call it in a report.
+        size: how many images.
+        read: image `i`, undecoded; raises `BadImage`.
+        identify: the names that stay with the images wherever they lie: see `ids`.
+        annotate: their labels: see `labels` and `classes`.
+        locate: where image `i` is, for people; its id if not given.
+    """
+
+    name: str
+    size: int
+    read: Callable[[int], Raw]
+    identify: Callable[[], list[str]]
+    annotate: Callable[[], Labels | None] = unlabeled
+    locate: Callable[[int], str] | None = None
+
+    def __len__(self) -> int:
+        return self.size
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """One stable name for each item: its path in the collection or, if it has none, a hash of its content.
+
+        Hashing the content reads all of it, once. Exact copies then share an id.
+        """
+        return self.identify()
+
+    @cached_property
+    def _annotation(self) -> Labels | None:
+        return self.annotate()
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int64, one for each item, in [0, number of classes); None when the data has no labels."""
+        return self._annotation[0] if self._annotation else None
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of the classes, by label; None when the data has no labels."""
+        return self._annotation[1] if self._annotation else None
+
+    def load(self, i: int) -> Image.Image:
+        """Image `i`, RGB, upright, at its own size.
+
+        Raises:
+            BadImage: with the reason why it cannot be used.
+        """
+        return decode(self.read(i))[0]
+
+    def where(self, i: int) -> str:
+        """A name for item `i` that tells a person where to look."""
+        return self.locate(i) if self.locate else self.ids[i]
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Source:
+        """The items at `indices`, in that order, with the same ids and classes."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return Source(
+            self.name,
+            len(chosen),
+            partial(_chosen_item, self.read, chosen),
+            partial(_chosen_ids, self, chosen),
+            partial(_chosen_labels, self, chosen),
+            partial(_chosen_item, self.where, chosen),
+        )
+
+    def with_classes(self, classes: Sequence[str]) -> Source:
+        """The same items, their labels numbered as in `classes`, so that a test set speaks its training set's language.
+
+        Raises:
+            UserError: the data has no labels, or a class that is not among these.
+        """
+        return replace(self, annotate=partial(_given, _renumbered(self._annotation, list(classes), self.name)))
+
+
+def content_ids(read: Callable[[int], Raw], size: int) -> list[str]:
+    """A hash of each item's content, undecoded bytes or pixels. A bad item gets its number."""
+    return [_content_id(read, i) for i in range(size)]
+
+
+def _content_id(read: Callable[[int], Raw], i: int) -> str:
+    try:
+        raw = read(i)
+    except BadImage:
+        return f"bad-{i}"
+    if not isinstance(raw, bytes):
+        pixels = np.asarray(raw)
+        raw = str(pixels.shape).encode() + pixels.tobytes()
+    return blake2b(raw, digest_size=16).hexdigest()
+
+
+def as_labels(values: Any, classes: Sequence[str] | None = None) -> Labels | None:
+    """Labels as people give them, integers or strings, to numbers and names of classes.
+
+    Integers number `classes` if given; else the distinct values become the classes, numbers by size and strings by the
+    alphabet. A negative integer, with which STL-10 and Hugging Face mark what is unlabeled, means that there are none.
+    """
+    values = np.asarray(values).ravel()
+    if np.issubdtype(values.dtype, np.integer):
+        if (values < 0).any():
+            return None
+        if classes is not None and values.max(initial=0) < len(classes):
+            return values.astype(np.int64), [str(c) for c in classes]
+    else:
+        values = values.astype(str)
+    distinct, numbers = np.unique(values, return_inverse=True)
+    return numbers.astype(np.int64), [str(v) for v in distinct.tolist()]
+
+
+def _given(labels: Labels) -> Labels:
+    return labels
+
+
+def _chosen_item(function: Callable[[int], Any], chosen: np.ndarray, i: int) -> Any:
+    return function(int(chosen[i]))
+
+
+def _chosen_ids(source: Source, chosen: np.ndarray) -> list[str]:
+    ids = source.ids
+    return [ids[i] for i in chosen]
+
+
+def _chosen_labels(source: Source, chosen: np.ndarray) -> Labels | None:
+    if source.labels is None or source.classes is None:
+        return None
+    return source.labels[chosen], source.classes
+
+
+def _renumbered(labels: Labels | None, classes: list[str], name: str) -> Labels:
+    if labels is None:
+        raise UserError(f"{name} has no labels; put its images into one folder for each class, or give a CSV.")
+    numbers, names = labels
+    strange = [names[k] for k in np.unique(numbers) if names[k] not in classes]
+    if strange:
+        raise UserError(f"{name} has the class '{strange[0]}', which is not among {', '.join(classes)}.")
+    table = np.array([classes.index(c) if c in classes else -1 for c in names], dtype=np.int64)
+    return table[numbers], classes

@@ -1,0 +1,344 @@
+"""Every format and mode against pixels computed by hand."""
+
+import io
+import os
+import struct
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+from torchvision.transforms.v2 import functional as tv
+
+from manyviews.data.canvas import load_canvas, to_canvas
+from manyviews.data.decode import MAX_PIXELS, BadImage, decode
+from manyviews.data.source import Source
+
+
+def encode(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pixels(raw):
+    image, extent = decode(raw)
+    assert image.mode == "RGB"
+    assert extent == (image.height, image.width)
+    return np.asarray(image).astype(int)
+
+
+def noise(height=9, width=13, channels=3, seed=0):
+    shape = (height, width, channels)[: 2 if channels == 1 else 3]
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def blocks(colors, side=16):
+    """Squares of the given colors in a row, which JPEG keeps almost exactly."""
+    return np.repeat(np.repeat(np.array([colors], dtype=np.uint8), side, axis=0), side, axis=1)
+
+
+def png(width, height, depth, kind, rows):
+    """A PNG file written by hand, for what Pillow cannot write."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+# Formats and modes
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {"lossless": True, "exact": True})]
+)
+def test_lossless_color_comes_back(kind, options):
+    image = noise()
+    np.testing.assert_array_equal(pixels(encode(Image.fromarray(image), kind, **options)), image)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_lossy_color_comes_back_nearly(kind):
+    image = blocks([(250, 10, 20), (10, 200, 30), (20, 30, 240)])
+    got = pixels(encode(Image.fromarray(image), kind, quality=95))
+    assert np.abs(got - image)[:, 4:12].max() <= 6  # inside the first block: chroma is subsampled across edges
+    assert np.abs(got - image).mean() < 6
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF"])
+def test_gray_is_copied_to_three_channels(kind):
+    gray = noise(channels=1)
+    np.testing.assert_array_equal(pixels(encode(Image.fromarray(gray), kind)), np.stack([gray] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+def test_one_bit_is_black_and_white(kind):
+    bits = noise(channels=1) > 127
+    got = pixels(encode(Image.fromarray(bits), kind))
+    np.testing.assert_array_equal(got, np.stack([bits * 255] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF"])
+def test_palette_is_looked_up(kind):
+    table, numbers = noise(1, 16)[0], noise(channels=1) % 16
+    image = Image.fromarray(numbers.astype(np.uint8)).convert("P")
+    image.frombytes(numbers.tobytes())
+    image.putpalette(table.tobytes())
+    np.testing.assert_array_equal(pixels(encode(image, kind)), table[numbers])
+
+
+def test_transparent_palette_entry_is_white():
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([9, 9, 9, 200, 30, 40])
+    image.putpixel((2, 3), 0)
+    for kind in ("PNG", "GIF"):
+        got = pixels(encode(image, kind, transparency=0))
+        assert got[3, 2].tolist() == [255, 255, 255]
+        assert got[0, 0].tolist() == [200, 30, 40]
+
+
+def test_transparent_gray_and_color_are_white():
+    gray = Image.new("L", (8, 8), 70)
+    gray.putpixel((1, 1), 33)
+    assert pixels(encode(gray, "PNG", transparency=33))[1, 1].tolist() == [255] * 3
+    color = Image.new("RGB", (8, 8), (1, 2, 3))
+    color.putpixel((1, 1), (9, 8, 7))
+    got = pixels(encode(color, "PNG", transparency=(9, 8, 7)))
+    assert got[1, 1].tolist() == [255] * 3
+    assert got[0, 0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_alpha_is_composited_on_white(kind, channels):
+    image = noise(channels=channels)
+    if kind == "WEBP" and channels == 2:
+        image = np.concatenate([image[..., :1]] * 3 + [image[..., 1:]], axis=-1)
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    got = pixels(encode(Image.fromarray(image), kind, **options))
+    alpha = image[..., -1:] / 255
+    expected = np.broadcast_to(image[..., :-1] * alpha + 255 * (1 - alpha), got.shape)
+    np.testing.assert_allclose(got, expected, atol=1)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
+def test_cmyk_is_ink_on_white(kind):
+    inks = [(0, 0, 0, 0), (255, 0, 0, 0), (0, 255, 0, 0), (0, 0, 255, 0), (0, 0, 0, 255)]
+    image = (
+        Image.fromarray(blocks(inks), mode="CMYK")
+        if kind == "TIFF"
+        else Image.merge("CMYK", [Image.fromarray(np.ascontiguousarray(c)) for c in np.moveaxis(blocks(inks), -1, 0)])
+    )
+    got = pixels(encode(image, kind, **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {})))
+    seen = got[8, 8::16]
+    np.testing.assert_allclose(seen, [(255,) * 3, (0, 255, 255), (255, 0, 255), (255, 255, 0), (0,) * 3], atol=4)
+
+
+def test_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (8, 8), color) for color in [(250, 0, 0), (0, 250, 0)]]
+    for kind, options in (("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("TIFF", {})):
+        raw = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+        assert pixels(raw)[4, 4].tolist() == [250, 0, 0]
+
+
+# More than eight bits
+
+LEVELS = np.array([[0, 128, 129, 257, 1000, 32768, 40000, 65278, 65407, 65535]] * 5, dtype=np.uint16)
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_sixteen_bit_gray_is_scaled(order):
+    expected = np.rint(LEVELS / 65535 * 255)
+    raw = png(10, 5, 16, 0, [row.astype(">u2").tobytes() for row in LEVELS])
+    np.testing.assert_array_equal(pixels(raw)[..., 0], expected)
+    image = Image.frombytes("I;16" if order == "<u2" else "I;16B", (10, 5), LEVELS.astype(order).tobytes())
+    np.testing.assert_array_equal(pixels(encode(image, "TIFF"))[..., 0], expected)
+
+
+def test_dark_sixteen_bit_image_stays_dark():
+    image = Image.frombytes("I;16", (8, 8), np.full((8, 8), 200, "<u2").tobytes())
+    assert pixels(encode(image, "TIFF")).max() == 1  # 200 of 65535, not 200 of 255
+
+
+def test_sixteen_bit_color_is_scaled():
+    rows = [np.stack([row, row[::-1], row], axis=-1).astype(">u2").tobytes() for row in LEVELS]
+    got = pixels(png(10, 5, 16, 2, rows))
+    expected = LEVELS / 65535 * 255
+    assert np.abs(got[..., 0] - expected).max() <= 1
+    assert np.abs(got[..., 1] - expected[:, ::-1]).max() <= 1
+
+
+@pytest.mark.parametrize(("scale", "kind"), [(1.0, "f4"), (255.0, "f4"), (65535.0, "f4"), (90000.0, "f4")])
+def test_float_white_is_recognized(scale, kind):
+    values = np.linspace(0, 1, 40).reshape(5, 8)
+    got = pixels(encode(Image.fromarray((values * scale).astype(kind)), "TIFF"))
+    np.testing.assert_allclose(got[..., 0], values * 255, atol=0.51)
+
+
+def test_float_that_is_not_finite_or_negative_is_black():
+    values = np.array([[np.nan, -3.0, 0.5, 1.0]] * 4, dtype=np.float32)
+    assert pixels(encode(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 0, 128, 255]
+
+
+def test_thirty_two_bit_integers_are_scaled():
+    values = (np.arange(40).reshape(5, 8) * 1680).astype(np.int32)  # up to 65520
+    got = pixels(encode(Image.fromarray(values), "TIFF"))
+    np.testing.assert_allclose(got[..., 0], values / 65535 * 255, atol=0.51)
+
+
+# Orientation
+
+ROW_AND_COLUMN = {  # EXIF 2.3, tag 274: where the stored row 0 and column 0 are in the upright picture
+    1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("bottom", "left"),
+    5: ("left", "top"), 6: ("right", "top"), 7: ("right", "bottom"), 8: ("left", "bottom"),
+}  # fmt: skip
+
+
+def stored(upright, orientation):
+    """The array a camera writes so that its viewer shows `upright`, one pixel at a time."""
+    height, width, _ = upright.shape
+    row, column = ROW_AND_COLUMN[orientation]
+    swapped = row in ("left", "right")
+    out = np.zeros((width, height, 3) if swapped else upright.shape, dtype=np.uint8)
+    for r in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            if swapped:
+                x, y = (r if row == "left" else width - 1 - r), (c if column == "top" else height - 1 - c)
+            else:
+                x, y = (c if column == "left" else width - 1 - c), (r if row == "top" else height - 1 - r)
+            out[r, c] = upright[y, x]
+    return out
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied(orientation):
+    upright = np.concatenate([blocks([(250, 10, 20), (10, 200, 30)]), blocks([(20, 30, 240), (250, 250, 40)])])
+    upright = np.concatenate([upright, upright[:, :16]], axis=1)  # 32 by 48
+    image = Image.fromarray(stored(upright, orientation))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})):
+        np.testing.assert_array_equal(pixels(encode(image, kind, exif=exif, **options)), upright)
+    got = pixels(encode(image, "JPEG", exif=exif, quality=100, subsampling=0))
+    assert got.shape == upright.shape
+    assert np.abs(got - upright).max() <= 4
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_broken_exif_does_not_spoil_the_picture():
+    image = Image.fromarray(noise())
+    raw = encode(image, "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    np.testing.assert_array_equal(pixels(raw), np.asarray(image))
+
+
+# What must be refused
+
+
+def reason(raw):
+    with pytest.raises(BadImage) as error:
+        decode(raw)
+    return error.value.reason
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_truncated_file_is_bad(kind, share):
+    raw = encode(Image.fromarray(noise(120, 90)), kind)
+    decode(raw)
+    reason(raw[: int(len(raw) * share)])
+
+
+def test_truncated_progressive_jpeg_is_bad():
+    raw = encode(Image.fromarray(noise(120, 90)), "JPEG", progressive=True)
+    assert "truncated" in reason(raw[: int(len(raw) * 0.6)])
+
+
+def test_flipped_bits_in_a_png_are_bad():
+    raw = bytearray(encode(Image.fromarray(noise(60, 60)), "PNG"))
+    raw[len(raw) // 2] ^= 0xFF
+    assert "corrupt" in reason(bytes(raw))
+
+
+@pytest.mark.parametrize("raw", [b"", b"hello, world", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0" + bytes(50)])
+def test_what_is_no_image_is_bad(raw):
+    reason(raw)
+
+
+def test_formats_that_run_programs_are_not_opened():
+    assert "format" in reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\nshowpage\n")
+
+
+@pytest.mark.parametrize("limit", [Image.MAX_IMAGE_PIXELS, None])
+def test_bomb_is_refused_before_its_pixels_are_read(limit, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # another library may have lifted Pillow's limit
+    assert "bomb" in reason(png(20_000, 20_000, 8, 2, []))  # with its pixels missing: reading them would say so
+
+
+def test_large_image_under_the_limit_is_no_bomb():
+    side = int((MAX_PIXELS / 4) ** 0.5)
+    got, _ = decode(png(side, side, 1, 0, [bytes((side + 7) // 8)] * side))
+    assert got.size == (side, side)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (500, 3)])
+def test_too_small_is_bad(size):
+    assert "too small" in reason(encode(Image.new("RGB", size), "PNG"))
+
+
+def test_four_pixels_are_enough():
+    assert decode(encode(Image.new("RGB", (4, 4)), "PNG"))[1] == (4, 4)
+
+
+def test_metadata_bomb_is_bad():
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "x" * 70_000_000, zip=True)
+    reason(encode(Image.new("RGB", (8, 8)), "PNG", pnginfo=text))
+
+
+def test_missing_file_is_bad(tmp_path):
+    assert "gone" in reason(tmp_path / "nothing.png")
+
+
+def test_unreadable_file_is_bad(without_privileges):
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder, "secret.png")
+        Image.new("RGB", (8, 8)).save(path)
+        path.chmod(0)
+        with without_privileges():
+            assert "permission" in reason(path)
+
+
+# Canvases
+
+
+def test_canvas_is_an_antialiased_bicubic_squash():
+    image = noise(200, 75)
+    canvas = to_canvas(Image.fromarray(image), 32)
+    expected = tv.resize(
+        torch.from_numpy(image).permute(2, 0, 1), [32, 32], tv.InterpolationMode.BICUBIC, antialias=True
+    )
+    assert canvas.shape == (3, 32, 32)
+    assert canvas.dtype == np.uint8
+    assert np.abs(canvas.astype(int) - expected.numpy()).max() <= 1
+
+
+def test_scaled_decoding_of_a_jpeg_keeps_the_extent_and_the_look():
+    y, x = np.mgrid[0:900, 0:1200]
+    image = np.stack([x * 255 // 1200, y * 255 // 900, ((x // 60 + y // 60) % 2) * 255], axis=-1).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = encode(Image.fromarray(image), "JPEG", quality=95, exif=exif)
+    small, extent = decode(raw, at_least=100)
+    assert extent == (1200, 900)
+    assert small.size == (113, 150)
+    canvas, extent = load_canvas(Source("one", 1, lambda _: raw, list), 0, 100)
+    assert extent == (1200, 900)
+    whole = to_canvas(decode(raw)[0], 100)
+    assert np.abs(canvas.astype(int) - whole).mean() < 3
