@@ -1,0 +1,109 @@
+"""The views of a batch, made when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from manyviews.errors import UserError, unknown
+from manyviews.types import Canvases
+from manyviews.views.draws import Draws
+from manyviews.views.kinds import View
+from manyviews.views.make import Triple, make
+from manyviews.views.recompute import recomputed
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Views:
+    """The views of a batch of canvases, lazily.
+
+    A view is `b 3 size size`, float32, channels last in memory, normalized, on the canvases' device, and the same, bit
+    for bit, whenever it is asked for. Global views are kept, as methods ask for them twice; others are not, so memory
+    does not grow with the number of views.
+
+    Args:
+        canvases: the images.
+        kinds: view types of distinct names.
+        seed: of the run.
+        epoch: passes over the data completed: other views in each.
+        mean, std: of the channels in [0, 1], for normalization.
+        recompute: whether `map` keeps activations, or makes views and activations again in the backward pass.
+
+    Raises:
+        UserError: two view types of the same name.
+    """
+
+    def __init__(
+        self,
+        canvases: Canvases,
+        kinds: Sequence[View],
+        seed: int = 0,
+        epoch: int = 0,
+        mean: Triple = IMAGENET_MEAN,
+        std: Triple = IMAGENET_STD,
+        recompute: bool = False,
+    ) -> None:
+        self.canvases = canvases
+        self.kinds = tuple(kinds)
+        self.draws = Draws(seed, epoch, canvases.index)
+        self.mean, self.std, self.recompute = mean, std, recompute
+        self._named = {k.name: k for k in self.kinds}
+        self._kept: dict[tuple[str, int], Tensor] = {}
+        if len(self._named) < len(self.kinds):
+            names = ", ".join(k.name for k in self.kinds)
+            raise UserError(f"View types must have distinct names, not {names}: use `count` for more views of a kind.")
+
+    def __len__(self) -> int:
+        """Images in the batch."""
+        return len(self.canvases)
+
+    @property
+    def device(self) -> torch.device:
+        return self.canvases.pixels.device
+
+    def __getitem__(self, key: tuple[str, int]) -> Tensor:
+        """`views["global", 0]`: the first global view of each image."""
+        if key not in self._kept:
+            name, i = key
+            kind = self._kind(name)
+            if not 0 <= i < kind.count:
+                raise UserError(f"There is no {name} view {i}: this batch has {kind.count}, counted from 0.")
+            view = self._make(kind, i)
+            if name != "global":
+                return view
+            self._kept[key] = view
+        return self._kept[key]
+
+    def all(self, name: str) -> list[Tensor]:
+        """All views of one kind."""
+        return [self[name, i] for i in range(self._kind(name).count)]
+
+    def each(self, kinds: Iterable[View] | None = None) -> Iterator[tuple[View, int, Tensor]]:
+        """Every view of these kinds, or of all, one after the other: its kind, its number in it, the view."""
+        for kind in self.kinds if kinds is None else kinds:
+            for i in range(kind.count):
+                yield kind, i, self[kind.name, i]
+
+    def map(self, module: nn.Module) -> list[Tensor]:
+        """`module(x)` for every view `x`, in the order of `each`.
+
+        With `recompute`, no more than one view's pixels and activations are alive at any time, in the backward pass
+        too, which makes the view and runs the module again. Gradients are the same, and BatchNorm's running statistics
+        are updated once.
+        """
+        if not self.recompute:
+            return [module(x) for _, _, x in self.each()]
+        return [recomputed(module, partial(self._make, k, i)) for k in self.kinds for i in range(k.count)]
+
+    def _make(self, kind: View, i: int) -> Tensor:
+        return make(self.canvases, kind, i, self.draws, self.mean, self.std)
+
+    def _kind(self, name: str) -> View:
+        if name not in self._named:
+            raise unknown("view", name, self._named)
+        return self._named[name]

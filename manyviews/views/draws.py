@@ -1,0 +1,81 @@
+"""Counter-based randomness: a draw is a hash of where it is used, so there is no generator to keep in step.
+
+A view depends on its image and its place in the schedule, and on nothing else: not on the order or the split of the
+batch, not on workers or ranks. A resumed run draws what the uninterrupted one would have drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+def _signed(x: int) -> int:
+    """The 64 bits of `x` as the signed integer that torch keeps them in."""
+    return (x & 0xFFFF_FFFF_FFFF_FFFF ^ 1 << 63) - (1 << 63)
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_FIRST = _signed(0xBF58476D1CE4E5B9)
+_SECOND = _signed(0x94D049BB133111EB)
+
+
+def _shift(x: Tensor, n: int) -> Tensor:
+    """Logical shift to the right; torch's own repeats the sign bit."""
+    return (x >> n) & ((1 << (64 - n)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finalizer of splitmix64 (Steele et al. 2014): every bit of the result depends on every bit of `x`.
+
+    Integer products wrap, so the bits are the same on every device.
+    """
+    x = (x ^ _shift(x, 30)) * _FIRST
+    x = (x ^ _shift(x, 27)) * _SECOND
+    return x ^ _shift(x, 31)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers for a batch of images, each a pure function of (seed, epoch, image, place, name, column).
+
+    Attributes:
+        seed: of the run.
+        epoch: passes over the data completed.
+        index: int64, `b`, each image's stable number; draws live on its device.
+        place: what the draws are for, for example the view's name; see `at`.
+    """
+
+    seed: int
+    epoch: int
+    index: Tensor
+    place: tuple[str, ...] = ()
+
+    def at(self, name: str) -> Draws:
+        """Draws of their own for a part, for example a view: independent of the parent's and of other parts'."""
+        return replace(self, place=(*self.place, name))
+
+    def bits(self, name: str, n: int) -> Tensor:
+        """int64, `b n`: 64 random bits each."""
+        # All but image and column is the same for the whole batch, so a slow hash is free here.
+        text = repr((int(self.seed), int(self.epoch), self.place, name)).encode()
+        stream = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
+        columns = torch.arange(1, n + 1, device=self.index.device) * _GOLDEN
+        return _mix(_mix(self.index + stream)[:, None] + columns)
+
+    def uniform(self, name: str, n: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """float32, `b n`, uniform in [low, high): multiples of 2^-24, scaled."""
+        # 24 bits are what float32 holds exactly, so that 1 is never reached by rounding.
+        u = _shift(self.bits(name, n), 40).float() * 2**-24
+        return u if (low, high) == (0.0, 1.0) else u * (high - low) + low
+
+    def bernoulli(self, name: str, p: float) -> Tensor:
+        """bool, `b`, true with probability `p`; always for 1, never for 0."""
+        return self.uniform(name, 1)[:, 0] < p
+
+    def permutation(self, name: str, n: int) -> Tensor:
+        """int64, `b n`: each row an order of 0 ... n-1, all equally likely."""
+        return self.bits(name, n).argsort(1)

@@ -1,0 +1,132 @@
+"""Where a view looks: random resized crops and flips, drawn and resampled for a whole batch at once."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from manyviews.views.draws import Draws
+
+_TRIES = 10
+
+
+def draw_boxes(
+    draws: Draws, extent: Tensor, side: int, area: tuple[float, float], ratio: tuple[float, float]
+) -> Tensor:
+    """Boxes of random resized crops, as torchvision's RandomResizedCrop draws them (Szegedy et al. 2015).
+
+    The area is uniform, the aspect ratio log-uniform, the place uniform; the first of ten tries that fits is taken,
+    and a central crop when none does. Areas and aspect ratios are those in the true image, which the square canvas
+    shows squashed.
+
+    Args:
+        draws: of the view.
+        extent: int64, `b 2`, true height and width of the images.
+        side: of the canvas, in pixels.
+        area: range of the crop's fraction of the image, in (0, 1].
+        ratio: range of width / height.
+
+    Returns:
+        int64, `b 4`: top, left, height and width in canvas pixels.
+    """
+    # float64, or a root that ends in .5 on one device and not on the other would round to another box.
+    aspect = (extent[:, 1] / extent[:, 0]).double()[:, None]
+    height, width = _tries(draws, side, area, ratio, aspect)
+    tall, wide = aspect.clamp(max=ratio[0]) / ratio[0], ratio[1] / aspect.clamp(min=ratio[1])
+    return _place(draws, side, height, width, (side * tall).round().long(), (side * wide).round().long())
+
+
+def draw_blocks(draws: Draws, side: int, area: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
+    """Rectangles inside a view of `side` pixels; as `draw_boxes`, but the central one, when no try fits, is a square.
+
+    The square has the mean of the areas.
+    """
+    height, width = _tries(draws, side, area, ratio, torch.ones_like(draws.index).double()[:, None])
+    square = torch.full_like(height[:, :1], round(side * math.sqrt(sum(area) / 2)))
+    return _place(draws, side, height, width, square, square)
+
+
+def _tries(
+    draws: Draws, side: int, area: tuple[float, float], ratio: tuple[float, float], aspect: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Heights and widths to try, int64, `b tries`, on a canvas whose true width / height is `aspect`, `b 1`."""
+    a = draws.uniform("area", _TRIES, *area).double()
+    r = draws.uniform("ratio", _TRIES, math.log(ratio[0]), math.log(ratio[1])).double().exp() / aspect
+    return ((a / r).sqrt() * side).round().long(), ((a * r).sqrt() * side).round().long()
+
+
+def _place(
+    draws: Draws, side: int, height: Tensor, width: Tensor, central_height: Tensor, central_width: Tensor
+) -> Tensor:
+    fits = (height > 0) & (height <= side) & (width > 0) & (width <= side)
+    first = fits.int().argmax(1, keepdim=True)  # of equal values the first
+    size = torch.stack([height.gather(1, first), width.gather(1, first)], 2)[:, 0]
+    free = side - size
+    corner = (draws.uniform("place", 2).double() * (free + 1)).long()
+    central_size = torch.cat([central_height, central_width], 1).clamp(min=1)
+    central = torch.cat([(side - central_size) // 2, central_size], 1)
+    return torch.where(fits.any(1, keepdim=True), torch.cat([corner, size], 1), central)
+
+
+def crop_resize(pixels: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
+    """Cut a box out of each image and resample it, antialiased bicubic as in PIL and torchvision.
+
+    The result is not rounded to 8 bits, as theirs is, so it is within one gray level of theirs.
+
+    Args:
+        pixels: uint8, `b 3 s s`.
+        boxes: int64, `b 4`: top, left, height, width.
+        size: height and width of the result.
+        flip: bool, `b`: mirror left and right; None for none.
+
+    Returns:
+        float32, `b 3 size size`, in [0, 1].
+    """
+    side = pixels.shape[-1]
+    top, left, height, width = boxes.unbind(1)
+    rows = _bicubic(top, height, side, size)
+    columns = _bicubic(left, width, side, size, flip) / 255
+    # Theirs cut what overshoots after each of the two passes.
+    return resample_rows(resample_columns(pixels.float(), columns).clamp_(0, 1), rows).clamp_(0, 1)
+
+
+# A separable linear map of the pixels is two batched matrix products. The matrices are mostly zeros, but dense products
+# are fast, and the same on every device.
+
+
+def resample_columns(x: Tensor, weights: Tensor) -> Tensor:
+    """Each line of `b c h w` from left to right times weights `b width w`, to `b c h width`."""
+    b, c, h, w = x.shape
+    return torch.bmm(x.reshape(b, c * h, w), weights.mT).view(b, c, h, -1)
+
+
+def resample_rows(x: Tensor, weights: Tensor) -> Tensor:
+    """Each line of `b c h w` from top to bottom times weights `b height h`, to `b c height w`."""
+    return weights[:, None] @ x
+
+
+def _bicubic(start: Tensor, length: Tensor, side: int, size: int, flip: Tensor | None = None) -> Tensor:
+    """Weights of antialiased bicubic resampling of `length` pixels from `start` on to `size`: float32, `b size side`.
+
+    Keys' kernel with a = -1/2, stretched when it shrinks the image; pixels outside the box have no weight.
+    """
+    scale = (length / size)[:, None]
+    stretch = scale.clamp(min=1)
+    i = torch.arange(size, device=start.device)
+    if flip is not None:
+        i = torch.where(flip[:, None], size - 1 - i, i)
+    center = (i + 0.5) * scale
+    # The kernel reaches 2 * stretch to either side: these are the pixels whose centers it may cover.
+    first = (center - 2 * stretch + 0.5).floor()
+    taps = first[..., None] + torch.arange(math.ceil(4 * max(1.0, side / size)), device=start.device)
+    x = ((taps + 0.5 - center[..., None]) / stretch[..., None]).abs_()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    seen = (x < 2) & (taps >= 0) & (taps < length[:, None, None])
+    weights = torch.where(seen, torch.where(x < 1, near, far), 0)
+    weights /= weights.sum(2, keepdim=True)
+    # Added and not set: taps outside the canvas are moved to its edge, where they add nothing.
+    where = (taps + start[:, None, None]).clamp_(0, side - 1).long()
+    return weights.new_zeros(len(start), size, side).scatter_add_(2, where, weights)

@@ -1,0 +1,43 @@
+"""Which images of a batch, and which pixels of a view, something is done to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def apply_to(mask: Tensor, f: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -> Tensor:
+    """`f(x, *parameters)` for the images in `mask`, the others as they are.
+
+    On the CPU `f` sees only those images. Elsewhere, to count them the host would have to wait for the device, and `f`
+    sees them all.
+
+    Args:
+        mask: bool, `b`.
+        f: maps `n 3 h w` and parameters of `n` rows to `n 3 h w`.
+        x: `b 3 h w`, which may be overwritten.
+        parameters: `b ...` each.
+    """
+    if x.device.type != "cpu":
+        return torch.where(mask[:, None, None, None], f(x, *parameters), x)
+    chosen = mask.nonzero()[:, 0]
+    if len(chosen) == len(x):
+        return f(x, *parameters)
+    if len(chosen) == 0:
+        return x
+    return x.index_copy_(0, chosen, f(x[chosen], *(p[chosen] for p in parameters)))
+
+
+def erase(x: Tensor, boxes: Tensor) -> Tensor:
+    """Set a box of each image to zero, in place; in a normalized view zero is the mean color.
+
+    Args:
+        x: `b c h w`.
+        boxes: int64, `b 4`: top, left, height, width.
+    """
+    top, left, height, width = boxes[:, :, None].unbind(1)
+    y, x_ = (torch.arange(n, device=x.device) for n in x.shape[-2:])
+    rows, columns = (y >= top) & (y < top + height), (x_ >= left) & (x_ < left + width)
+    return x.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0)
