@@ -1,0 +1,65 @@
+"""One optimizer step: views are made, terms are backpropagated as they arrive, weights move, targets follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from manyviews import distributed
+from manyviews.engine.precision import autocast
+from manyviews.methods import Method
+from manyviews.types import At
+from manyviews.views import Views
+
+
+def backpropagate(
+    method: Method,
+    parts: Sequence[Callable[[], Views]],
+    at: At,
+    *,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    memory: Literal["views", "constant", "all"] = "views",
+    device: torch.device | None = None,
+) -> dict[str, Tensor]:
+    """Leave the gradient of the method's loss, averaged over ranks, in its parameters' `grad`.
+
+    Args:
+        method: in training mode, with gradients cleared.
+        parts: makers of the views of each accumulated part of the batch, called one after the other.
+        at: place in the schedule.
+        precision: of the forward passes.
+        memory: "views" and "constant" backpropagate each term when it is yielded, "all" their sum at the end; for
+            "constant" the views themselves recompute (`Views(recompute=True)`).
+        device: where the method lives.
+
+    Returns:
+        The value of each loss term, a scalar tensor without gradient, averaged over parts and not over ranks.
+    """
+    device = device or next(method.parameters()).device
+    values: dict[str, Tensor] = {}
+    for make in parts:
+        pending = []
+        terms = method.loss(make(), at)
+        while True:
+            # Only the forward pass runs in low precision: autocast must not be on during backward.
+            with autocast(device, precision):
+                found = next(terms, None)
+                if found is None:
+                    break
+                total = torch.stack([t.float() for t in found.values()]).sum() / len(parts)
+            for name, t in found.items():
+                t = t.detach().float() / len(parts)
+                values[name] = values[name] + t if name in values else t
+            del found
+            if memory == "all":
+                pending.append(total)
+            elif total.requires_grad:
+                total.backward()
+            del total
+        if pending:
+            torch.stack(pending).sum().backward()
+    distributed.mean_gradients(method.parameters())
+    return values

@@ -1,0 +1,96 @@
+"""DINO: a student matches a teacher's distribution over prototypes, the teacher being its own moving average.
+
+The teacher sees the global views, the student all of them; each student view is trained to give the distribution that
+the teacher gave every other global view. The teacher's output is centered (against one prototype taking all) and
+sharpened (against the uniform distribution).
+
+Emerging Properties in Self-Supervised Vision Transformers, Caron et al. 2021.
+
+    L = mean over pairs (teacher view s, student view t != s) of  H( softmax((t_s - c) / tau_t), softmax(s_t / tau_s) )
+
+The mean over the 2 (n + 1) pairs is used where the document's two listings disagree, and the center is the teacher's,
+updated after it was used. The teacher is what is evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from manyviews.backbones import Encoder
+from manyviews.heads import DINOHead, others
+from manyviews.methods.method import Branch, Method, Terms
+from manyviews.objectives import cross_entropy, sharpen
+from manyviews.schedules import Cosine, Linear, Schedule, value
+from manyviews.targets import EMA, Center
+from manyviews.types import At
+from manyviews.views import DINO_LOCAL, DINO_PAIR, Global, Local, View, Views
+
+
+class DINO(Method):
+    """See the module's docstring.
+
+    Args:
+        encoder: what is trained; its moving average, the teacher, is kept.
+        views: view types; the teacher sees the global ones.
+        prototypes: dimensions of the distributions.
+        hidden_dim: width of the head's hidden layers.
+        bottleneck_dim: dimensions of the head's normalized bottleneck.
+        student_temperature: of the student's softmax.
+        teacher_temperature: of the teacher's softmax, lower.
+        center_momentum: of the moving average that centers the teacher's output.
+        momentum: of the teacher's moving average.
+        freeze_epochs: epochs in which the head's last layer stays as it was initialized.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        views: tuple[View, ...] = (
+            Global(2, area=(0.4, 1.0), color=DINO_PAIR),
+            Local(8, area=(0.05, 0.4), color=DINO_LOCAL),
+        ),
+        prototypes: int = 65536,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        student_temperature: float = 0.1,
+        teacher_temperature: Schedule | float = Linear(0.04, 0.07, epochs=30),
+        center_momentum: float = 0.9,
+        momentum: Schedule | float = Cosine(0.996, 1.0),
+        freeze_epochs: int = 1,
+    ) -> None:
+        super().__init__()
+        self.looks = views
+        self.student = Branch(encoder, DINOHead(encoder.embed_dim, prototypes, hidden_dim, bottleneck_dim))
+        self.teacher = EMA(self.student, momentum)
+        self.center = Center(prototypes, center_momentum)
+        self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
+        self.freeze_epochs = freeze_epochs
+        self._seen: list[Tensor] = []  # the teacher's mean outputs in the step under way
+
+    @property
+    def keep(self) -> Encoder:
+        return self.teacher.module.encoder
+
+    def loss(self, views: Views, at: At) -> Iterator[Terms]:
+        outputs = [self.teacher(x) for x in views.all("global")]
+        self._seen += [t.mean(0) for t in outputs]
+        temperature = value(self.teacher_temperature, at)
+        targets = [sharpen(t, self.center.value, temperature) for t in outputs]
+        pairs = len(targets) * (sum(v.count for v in self.looks) - 1)
+        for kind, i, x in views.each():
+            s = self.student(x)
+            total = sum(cross_entropy(t, s, self.student_temperature) for t in others(targets, kind, i))
+            yield {kind.name: total / pairs}
+
+    def before_update(self, at: At) -> None:
+        if at.epoch < self.freeze_epochs:
+            self.student.projector.last.zero_grad()
+
+    def after_update(self, at: At) -> None:
+        self.teacher.update(self.student, at)
+        self.center.update(torch.stack(self._seen).mean(0))
+        self._seen.clear()

@@ -1,0 +1,54 @@
+"""SimCLR: pick the other view of the same image out of all other views in the batch.
+
+Two views of each image are encoded and projected; the normalized temperature-scaled cross-entropy attracts the two
+and repels the other 2(N-1) views of the batch, on all ranks.
+
+A Simple Framework for Contrastive Learning of Visual Representations, Chen et al. 2020.
+
+    L = mean over the 2N views i, with partner j, of  -log( exp(s_ij / temperature) / sum_{k != i} exp(s_ik / temperature) )
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from manyviews.backbones import Encoder
+from manyviews.heads import mlp
+from manyviews.methods.method import Branch, Method, Terms
+from manyviews.objectives import nt_xent
+from manyviews.types import At
+from manyviews.views import SIMCLR, Global, View, Views
+
+
+class SimCLR(Method):
+    """See the module's docstring.
+
+    Args:
+        encoder: what is trained and kept.
+        view: the view type, two of each image.
+        hidden_dim: width of the projector's hidden layer.
+        output_dim: dimensions of the contrasted space.
+        temperature: of the softmax over cosine similarities.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        view: View = Global(2, color=SIMCLR),
+        hidden_dim: int = 2048,
+        output_dim: int = 128,
+        temperature: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.looks = (view,)
+        self.online = Branch(encoder, mlp(encoder.embed_dim, hidden_dim, output_dim, last_norm="bn_no_affine"))
+        self.temperature = temperature
+
+    @property
+    def keep(self) -> Encoder:
+        return self.online.encoder
+
+    def loss(self, views: Views, at: At) -> Iterator[Terms]:
+        za, zb = views.map(self.online)
+        yield {"nt_xent": nt_xent(za, zb, self.temperature)}

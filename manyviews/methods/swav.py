@@ -1,0 +1,90 @@
+"""SwAV: predict one view's cluster assignment from another view.
+
+Embeddings are scored against learned prototypes. The global views' scores are turned into codes that use all
+prototypes equally (Sinkhorn-Knopp), and every view predicts the codes of the other global views.
+
+Unsupervised Learning of Visual Features by Contrasting Cluster Assignments, Caron et al. 2020.
+
+    L = mean over pairs (code s, view t != s) of  -sum_k q_s^k log softmax(z_t . c / temperature)^k
+
+The global views, which give each other's codes, are backpropagated together, each local view alone. The text's one
+temperature is two: one of the softmax, one (epsilon) of the assignment. Codes sum to one for each image; the printed
+marginals are those of two different normalizations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from manyviews.backbones import Encoder
+from manyviews.heads import Prototypes, mlp
+from manyviews.methods.method import Branch, Method, Terms
+from manyviews.objectives import sinkhorn, swapped_prediction
+from manyviews.types import At
+from manyviews.views import SWAV, Global, Local, View, Views
+
+
+class SwAV(Method):
+    """See the module's docstring.
+
+    Args:
+        encoder: what is trained and kept.
+        views: view types; the global ones give codes.
+        hidden_dim: width of the projector's hidden layer.
+        output_dim: dimensions of the clustered space.
+        prototypes: number of clusters.
+        temperature: of the prediction's softmax.
+        epsilon: temperature of the assignment.
+        iterations: of Sinkhorn-Knopp.
+        freeze_epochs: epochs in which the prototypes stay as they were initialized.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        views: tuple[View, ...] = (
+            Global(2, area=(0.14, 1.0), color=SWAV),
+            Local(6, area=(0.05, 0.14), color=SWAV),
+        ),
+        hidden_dim: int = 2048,
+        output_dim: int = 128,
+        prototypes: int = 3000,
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        iterations: int = 3,
+        freeze_epochs: int = 1,
+    ) -> None:
+        super().__init__()
+        self.looks = views
+        self.online = Branch(encoder, mlp(encoder.embed_dim, hidden_dim, output_dim))
+        self.prototypes = Prototypes(output_dim, prototypes)
+        self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
+        self.freeze_epochs = freeze_epochs
+
+    @property
+    def keep(self) -> Encoder:
+        return self.online.encoder
+
+    def loss(self, views: Views, at: At) -> Iterator[Terms]:
+        scores = [self.prototypes(self.online(x)) for x in views.all("global")]
+        codes = [sinkhorn(s.detach(), self.epsilon, self.iterations) for s in scores]
+        pairs = len(codes) * (sum(v.count for v in self.looks) - 1)
+
+        def term(scores: Tensor, codes: list[Tensor]) -> Tensor:
+            return torch.stack([swapped_prediction(scores, q, self.temperature) for q in codes]).sum() / pairs
+
+        yield {"global": sum(term(s, codes[:i] + codes[i + 1 :]) for i, s in enumerate(scores))}
+        del scores
+        for kind, _, x in views.each(v for v in self.looks if v.name != "global"):
+            yield {kind.name: term(self.prototypes(self.online(x)), codes)}
+
+    def before_update(self, at: At) -> None:
+        if at.epoch < self.freeze_epochs:
+            self.prototypes.zero_grad()
+
+    def after_update(self, at: At) -> None:
+        self.prototypes.normalize_()

@@ -1,0 +1,67 @@
+"""VICReg: keep the views together, the variance up and the dimensions uncorrelated.
+
+Two views' embeddings are pulled together by their mean squared distance, while a hinge keeps each dimension's standard
+deviation over the batch above one and a penalty drives the covariances between dimensions to zero. No negatives, no
+moving average, no normalization of the embeddings.
+
+VICReg, Bardes et al. 2022.
+
+    L = 25 invariance + 25 variance + 1 covariance
+
+The printed invariance sums over dimensions; the weights 25, 25, 1 belong to the mean over dimensions and to half the
+sum of the two branches' variance terms, which is what `objectives.decorrelation` computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from manyviews.backbones import Encoder
+from manyviews.heads import mlp
+from manyviews.methods.method import Branch, Method, Terms
+from manyviews.objectives import covariance, invariance, variance
+from manyviews.types import At
+from manyviews.views import BYOL_PAIR, Global, View, Views
+
+
+class VICReg(Method):
+    """See the module's docstring.
+
+    Args:
+        encoder: what is trained and kept.
+        view: the view type, two of each image.
+        hidden_dim: width of the expander's two hidden layers.
+        output_dim: dimensions of the embeddings.
+        invariance_weight: of the squared distance between the views.
+        variance_weight: of the hinge on the standard deviations.
+        covariance_weight: of the squared covariances.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        view: View = Global(2, color=BYOL_PAIR),
+        hidden_dim: int = 8192,
+        output_dim: int = 8192,
+        invariance_weight: float = 25.0,
+        variance_weight: float = 25.0,
+        covariance_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.looks = (view,)
+        self.online = Branch(encoder, mlp(encoder.embed_dim, hidden_dim, hidden_dim, output_dim))
+        self.weights = (invariance_weight, variance_weight, covariance_weight)
+
+    @property
+    def keep(self) -> Encoder:
+        return self.online.encoder
+
+    def loss(self, views: Views, at: At) -> Iterator[Terms]:
+        za, zb = views.map(self.online)
+        w_inv, w_var, w_cov = self.weights
+        yield {
+            "invariance": w_inv * invariance(za, zb),
+            "variance": w_var * (variance(za) + variance(zb)) / 2,
+            "covariance": w_cov * (covariance(za) + covariance(zb)),
+        }

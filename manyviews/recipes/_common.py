@@ -1,0 +1,59 @@
+"""What several recipes share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from manyviews.recipe import CIFAR_MEAN, CIFAR_STD, Choice, Data, Observe, Optimizer, Recipe
+from manyviews.schedules import WarmupCosine
+from manyviews.views import Color, View
+
+RESNET50 = Choice("resnet50")
+
+CIFAR_DATA = Data(canvas=32, batch_size=512, mean=CIFAR_MEAN, std=CIFAR_STD)
+CIFAR_RESNET = Choice("resnet18", {"stem": "small"})
+CIFAR_VIT = Choice("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 4})
+# The literature's settings at 32 pixels (lightly's CIFAR-10 benchmark): 0.06 for a batch of 128.
+CIFAR_SGD = Optimizer("sgd", lr=0.12, weight_decay=5e-4, schedule=WarmupCosine(warmup=10))
+
+TINY_DATA = Data(canvas=32, batch_size=32, mean=CIFAR_MEAN, std=CIFAR_STD)
+TINY_RESNET = Choice("resnet18", {"stem": "small", "channels": (8, 8, 16, 16)})
+TINY_VIT = Choice(
+    "vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+)
+
+# SimCLR appendix B.9: half the color distortion and no blur on 32-pixel images.
+SMALL_COLOR = Color(0.4, 0.4, 0.4, 0.1, blur=0.0)
+
+
+def small(view: View, size: int = 32, **changes: object) -> View:
+    """The view type for 32-pixel images: its own geometry, half-strength color, no blur."""
+    return replace(view, size=size, **{"color": SMALL_COLOR, **changes})  # type: ignore[arg-type]
+
+
+def cifar10(method: str, backbone: Choice = CIFAR_RESNET, optimizer: Optimizer = CIFAR_SGD, **settings: object) -> Recipe:
+    """200 epochs at 32 pixels."""
+    return Recipe(
+        name=method,
+        method=Choice(method, settings),
+        backbone=backbone,
+        epochs=200,
+        data=CIFAR_DATA,
+        optimizer=optimizer,
+        observe=Observe(epochs=10),
+        test_size=32,
+    )
+
+
+def tiny(method: str, backbone: Choice = TINY_RESNET, **settings: object) -> Recipe:
+    """Two epochs of a very small network, in seconds."""
+    return Recipe(
+        name=method,
+        method=Choice(method, settings),
+        backbone=backbone,
+        epochs=2,
+        data=TINY_DATA,
+        optimizer=Optimizer("adamw", lr=2e-3, lr_scaling="none", schedule=WarmupCosine(warmup=0.5), weight_decay=0.01),
+        observe=Observe(epochs=1, steps=5),
+        test_size=32,
+    )

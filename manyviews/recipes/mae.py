@@ -1,0 +1,42 @@
+"""MAE's recipes."""
+
+from manyviews.recipe import Choice, Data, Optimizer, Recipe
+from manyviews.recipes import _common as common
+from manyviews.schedules import WarmupCosine
+from manyviews.views import Global
+
+
+def imagenet() -> Recipe:
+    """MAE, ViT-B/16, 800 epochs, batch 4096, 75 % masked (He et al. 2022).
+
+    torchrun --nproc-per-node 64 -m manyviews pretrain imagenet/train --recipe mae_imagenet
+
+    64 GPUs in the paper. Expected on ImageNet: 83.6 fine-tuned after 1600 epochs. Not run by us.
+    """
+    return Recipe(
+        name="mae",
+        method=Choice("mae"),
+        backbone=Choice("vit_base_patch16_224", {"position": "sincos"}),
+        epochs=800,
+        data=Data(batch_size=4096),
+        optimizer=Optimizer(
+            "adamw", lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, schedule=WarmupCosine(warmup=40)
+        ),
+    )
+
+
+def cifar10() -> Recipe:
+    """MAE on 32-pixel images, ViT-Ti/4, 200 epochs, batch 512: `manyviews pretrain cifar10 --recipe mae_cifar10`.
+
+    One GPU. Not run by us.
+    """
+    adamw = Optimizer("adamw", lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, schedule=WarmupCosine(warmup=20))
+    vit = Choice(common.CIFAR_VIT.name, {**common.CIFAR_VIT.settings, "position": "sincos"})
+    view = Global(1, size=32, area=(0.2, 1.0), color=None)
+    return common.cifar10("mae", vit, adamw, view=view, decoder_dim=128, decoder_depth=4, decoder_heads=4)
+
+
+def tiny() -> Recipe:
+    """MAE in seconds, for tests: `manyviews pretrain demo --recipe mae_tiny`."""
+    view = Global(1, size=32, color=None)
+    return common.tiny("mae", common.TINY_VIT, view=view, decoder_dim=32, decoder_depth=1, decoder_heads=2)

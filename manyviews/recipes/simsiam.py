@@ -1,0 +1,46 @@
+"""SimSiam's recipes."""
+
+from manyviews.recipe import Choice, Data, Optimizer, Recipe
+from manyviews.recipes import _common as common
+from manyviews.schedules import WarmupCosine
+from manyviews.views import Cutout, Global, Local
+
+
+def imagenet() -> Recipe:
+    """SimSiam, ResNet-50, 200 epochs, batch 512: the two-view baseline of MULAN's appendix A.
+
+    torchrun --nproc-per-node 4 -m manyviews pretrain imagenet/train --recipe simsiam_imagenet
+
+    4 A100. Expected linear top-1 on ImageNet: about 70 (68.1 after 100 epochs in the paper). Not run by us.
+    """
+    return Recipe(
+        name="simsiam",
+        method=Choice("simsiam"),
+        backbone=common.RESNET50,
+        epochs=200,
+        data=Data(batch_size=512),
+        optimizer=Optimizer("sgd", lr=0.05, weight_decay=1e-4, schedule=WarmupCosine(warmup=0, per_epoch=True)),
+    )
+
+
+def cifar10() -> Recipe:
+    """SimSiam on 32-pixel images, ResNet-18, 200 epochs, batch 512 (the paper's appendix D: base rate 0.03).
+
+    manyviews pretrain cifar10/train --recipe simsiam_cifar10
+
+    One GPU. The paper has a linear 91.8 after 800 epochs. Not run by us.
+    """
+    sgd = Optimizer("sgd", lr=0.03, weight_decay=5e-4, schedule=WarmupCosine(warmup=0))
+    tasks = (common.small(Global(2, area=(0.2, 1.0))),)
+    return common.cifar10("simsiam", optimizer=sgd, tasks=tasks, output_dim=2048)
+
+
+def tiny() -> Recipe:
+    """SimSiam with all three kinds of view, in seconds, for tests: `manyviews pretrain demo --recipe simsiam_tiny`."""
+    return common.tiny(
+        "simsiam",
+        tasks=(common.small(Global(2)), common.small(Local(1), 16), common.small(Cutout(1))),
+        hidden_dim=64,
+        output_dim=64,
+        bottleneck_dim=32,
+    )

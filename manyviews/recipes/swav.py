@@ -1,0 +1,48 @@
+"""SwAV's recipes."""
+
+from manyviews.recipe import Choice, Data, Optimizer, Recipe
+from manyviews.recipes import _common as common
+from manyviews.schedules import WarmupCosine
+from manyviews.views import Global, Local
+
+
+def imagenet() -> Recipe:
+    """SwAV, ResNet-50, 800 epochs, batch 4096, 2x224 + 6x96 (Caron et al. 2020).
+
+    torchrun --nproc-per-node 64 -m manyviews pretrain imagenet/train --recipe swav_imagenet
+
+    64 V100 in the paper. Expected linear top-1 on ImageNet: 75.3. Not run by us.
+    """
+    return Recipe(
+        name="swav",
+        method=Choice("swav"),
+        backbone=common.RESNET50,
+        epochs=800,
+        data=Data(batch_size=4096),
+        optimizer=Optimizer("lars", lr=0.3, weight_decay=1e-6, schedule=WarmupCosine(warmup=10, end=0.001)),
+    )
+
+
+def cifar10() -> Recipe:
+    """SwAV on 32-pixel images, ResNet-18, 200 epochs, batch 512, 2x32 + 4x16: `--recipe swav_cifar10`.
+
+    One GPU. Not run by us.
+    """
+    return common.cifar10(
+        "swav",
+        views=(common.small(Global(2, area=(0.3, 1.0))), common.small(Local(4, area=(0.1, 0.3)), 16)),
+        hidden_dim=512,
+        prototypes=512,
+    )
+
+
+def tiny() -> Recipe:
+    """SwAV in seconds, for tests: `manyviews pretrain demo --recipe swav_tiny`."""
+    return common.tiny(
+        "swav",
+        views=(common.small(Global(2)), common.small(Local(2), 16)),
+        hidden_dim=64,
+        output_dim=32,
+        prototypes=64,
+        freeze_epochs=0,
+    )
