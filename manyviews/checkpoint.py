@@ -91,10 +91,14 @@ def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> dic
         method.load_state_dict({k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")})
     except RuntimeError as e:
         raise UserError(f"The checkpoint {path} does not fit the recipe beside it: {e}") from e
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
             _, i, name = key.split(".", 2)
-            state.setdefault(int(i), {})[name] = tensor
+            weight = weights[int(i)]
+            # In the weight's memory layout, which fused optimizers take for granted.
+            same = tensor.shape == weight.shape
+            state.setdefault(int(i), {})[name] = torch.empty_like(weight).copy_(tensor) if same else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return facts

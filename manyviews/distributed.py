@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from manyviews.errors import UserError
+
+
+T = TypeVar("T")
 
 
 def active() -> bool:
@@ -133,6 +137,15 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
     if active() and world_size() > 1:
         for t in tensors:
             dist.broadcast(t, 0)
+
+
+def share(x: T) -> T:
+    """Rank 0's object, on every rank."""
+    if not active() or world_size() == 1:
+        return x
+    box = [x]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
 
 
 def barrier() -> None:

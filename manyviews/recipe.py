@@ -19,10 +19,8 @@ from typing import Any, Literal
 from manyviews import schedules
 from manyviews.errors import UserError, unknown
 from manyviews.schedules import Schedule, WarmupCosine
-from manyviews.views import kinds
+from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, kinds
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
@@ -70,13 +68,13 @@ class Optimizer:
         lr: base learning rate, for a batch of 256 unless `lr_scaling` is "none".
         lr_scaling: the peak rate is `lr * batch/256` ("linear"), `lr * sqrt(batch/256)` ("sqrt") or `lr`.
         schedule: factor on the peak rate.
-        weight_decay: decoupled for adamw, added to the gradient for sgd and lars; biases and norms have none.
-        momentum: of sgd and lars.
-        betas: of adamw.
+        weight_decay: decoupled for adamw and muon, added to the gradient for sgd and lars; biases and norms have none.
+        momentum: of sgd, lars and muon.
+        betas: of adamw, and of muon for biases and norms.
         clip: largest norm of the whole gradient; None leaves it.
     """
 
-    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    name: Literal["adamw", "muon", "sgd", "lars"] = "adamw"
     lr: float = 1e-3
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
     schedule: Schedule = WarmupCosine()
@@ -114,11 +112,13 @@ class Observe:
         epochs: epochs between observations on held-out images; 0 observes once, at the end.
         steps: steps between log lines.
         checkpoint_minutes: minutes between checkpoints; one is also written at the end and when interrupted.
+        trackers: where numbers go besides the run folder's log.
     """
 
     epochs: float = 5
     steps: int = 20
     checkpoint_minutes: float = 10
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -250,11 +250,11 @@ def _fits(value: Any, annotation: Any) -> bool:
 # -- overriding by dotted path -----------------------------------------------------------------------------------
 
 
-def override(recipe: Recipe, path: str, text: str) -> Recipe:
-    """The recipe with the setting at `path` replaced by the value that `text` denotes.
+def override(recipe: Recipe, path: str, value: Any) -> Recipe:
+    """The recipe with the setting at `path` replaced by a value, or by what a string denotes.
 
     A path steps into fields, settings, positions of tuples, and view types by name: `optimizer.lr`,
-    `method.temperature`, `backbone.name`, `method.tasks.local.count`, `data.mean.0`. A value is a Python literal, a
+    `method.temperature`, `backbone.name`, `method.tasks.local.count`, `data.mean.0`. A string is a Python literal, a
     schedule or view type such as `Cosine(0.99, 1.0)`, or a plain word.
 
     Raises:
@@ -262,7 +262,7 @@ def override(recipe: Recipe, path: str, text: str) -> Recipe:
     """
     if path == "method.name":
         raise UserError("A recipe's method cannot be replaced with --set: choose a recipe of the other method.")
-    return typing.cast(Recipe, _replace(recipe, path.split("."), parse(text), path))
+    return typing.cast(Recipe, _replace(recipe, path.split("."), parse(value) if isinstance(value, str) else value, path))
 
 
 def _replace(node: Any, keys: list[str], new: Any, path: str) -> Any:
@@ -278,7 +278,10 @@ def _replace(node: Any, keys: list[str], new: Any, path: str) -> Any:
         names = [f.name for f in dataclasses.fields(node)]
         if key not in names:
             raise unknown(f"setting in '{path}'", key, names)
-        value = check(_replace(getattr(node, key), rest, new, path), hints[key], path)
+        value = _replace(getattr(node, key), rest, new, path)
+        if isinstance(value, str) and typing.get_origin(hints[key]) is tuple:
+            value = (value,)  # one word where several may stand
+        value = check(value, hints[key], path)
         try:
             return dataclasses.replace(node, **{key: value})
         except ValueError as e:

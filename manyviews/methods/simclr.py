@@ -6,11 +6,16 @@ and repels the other 2(N-1) views of the batch, on all ranks.
 A Simple Framework for Contrastive Learning of Visual Representations, Chen et al. 2020.
 
     L = mean over the 2N views i, with partner j, of  -log( exp(s_ij / temperature) / sum_{k != i} exp(s_ik / temperature) )
+
+Beyond the paper: with more than two views of an image, the loss is the mean over all pairs of views.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
+
+import torch
 
 from manyviews.backbones import Encoder
 from manyviews.heads import mlp
@@ -25,7 +30,7 @@ class SimCLR(Method):
 
     Args:
         encoder: what is trained and kept.
-        view: the view type, two of each image.
+        view: the view type, two or more of each image.
         hidden_dim: width of the projector's hidden layer.
         output_dim: dimensions of the contrasted space.
         temperature: of the softmax over cosine similarities.
@@ -50,5 +55,5 @@ class SimCLR(Method):
         return self.online.encoder
 
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
-        za, zb = views.map(self.online)
-        yield {"nt_xent": nt_xent(za, zb, self.temperature)}
+        pairs = combinations(views.map(self.online), 2)
+        yield {"nt_xent": torch.stack([nt_xent(za, zb, self.temperature) for za, zb in pairs]).mean()}

@@ -10,11 +10,17 @@ VICReg, Bardes et al. 2022.
 
 The printed invariance sums over dimensions; the weights 25, 25, 1 belong to the mean over dimensions and to half the
 sum of the two branches' variance terms, which is what `objectives.decorrelation` computes.
+
+Beyond the paper: with more than two views of an image, each term is the mean over all pairs of views.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import combinations
+
+import torch
+from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.heads import mlp
@@ -29,7 +35,7 @@ class VICReg(Method):
 
     Args:
         encoder: what is trained and kept.
-        view: the view type, two of each image.
+        view: the view type, two or more of each image.
         hidden_dim: width of the expander's two hidden layers.
         output_dim: dimensions of the embeddings.
         invariance_weight: of the squared distance between the views.
@@ -58,10 +64,14 @@ class VICReg(Method):
         return self.online.encoder
 
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
-        za, zb = views.map(self.online)
+        z = views.map(self.online)
         w_inv, w_var, w_cov = self.weights
+
+        def mean(terms: Iterable[Tensor]) -> Tensor:
+            return torch.stack(list(terms)).mean()
+
         yield {
-            "invariance": w_inv * invariance(za, zb),
-            "variance": w_var * (variance(za) + variance(zb)) / 2,
-            "covariance": w_cov * (covariance(za) + covariance(zb)),
+            "invariance": w_inv * mean(invariance(a, b) for a, b in combinations(z, 2)),
+            "variance": w_var * mean(map(variance, z)),
+            "covariance": w_cov * 2 * mean(map(covariance, z)),  # of both views of a pair
         }

@@ -1,9 +1,9 @@
 """SimCLR's recipes."""
 
-from manyviews.recipe import Choice, Data, Optimizer, Recipe, Step
+from manyviews.recipe import Choice, Data, Observe, Optimizer, Recipe, Step
 from manyviews.recipes import _common as common
 from manyviews.schedules import WarmupCosine
-from manyviews.views import Global
+from manyviews.views import MOCO_V2, Global
 
 
 def imagenet() -> Recipe:
@@ -24,6 +24,32 @@ def imagenet() -> Recipe:
     )
 
 
+def photos() -> Recipe:
+    """SimCLR for a few thousand photos of one's own: ResNet-18, 128-pixel views, 200 epochs.
+
+    manyviews pretrain photos/ --recipe simclr_photos
+
+    Minutes on a GPU, hours on a CPU. What to expect depends on the photos: `manyviews evaluate` says.
+    """
+    return Recipe(
+        name="simclr",
+        method=Choice(
+            "simclr",
+            {
+                "view": Global(2, size=128, area=(0.2, 1.0), color=MOCO_V2),
+                "hidden_dim": 512,
+                "temperature": 0.2,
+            },
+        ),
+        backbone=Choice("resnet18"),
+        epochs=200,
+        data=Data(canvas=160, batch_size=256),
+        optimizer=Optimizer("adamw", lr=1e-3, weight_decay=0.01),
+        observe=Observe(epochs=10),
+        test_size=160,
+    )
+
+
 def cifar10() -> Recipe:
     """SimCLR on 32-pixel images, ResNet-18, 200 epochs, batch 512, temperature 0.5.
 
@@ -32,6 +58,56 @@ def cifar10() -> Recipe:
     One GPU. The bar is k-NN 84.8 (lightly's published 200-epoch run).
     """
     return common.cifar10("simclr", view=common.small(Global(2)), hidden_dim=512, temperature=0.5)
+
+
+def cpu() -> Recipe:
+    """SimCLR on 32-pixel images in 20 minutes on two CPU cores: a ResNet of four blocks that starts at half resolution.
+
+    manyviews pretrain cifar10/train --recipe simclr_cpu
+    """
+    return Recipe(
+        name="simclr",
+        method=Choice(
+            "simclr",
+            {
+                "view": common.small(Global(2, area=(0.2, 1.0))),
+                "hidden_dim": 512,
+                "output_dim": 128,
+                "temperature": 0.2,
+            },
+        ),
+        backbone=common.CPU_RESNET,
+        epochs=12,
+        data=Data(canvas=32, batch_size=256, mean=common.CIFAR_MEAN, std=common.CIFAR_STD, holdout=0.02),
+        optimizer=Optimizer("adamw", lr=2e-3, schedule=WarmupCosine(warmup=1), weight_decay=0.01, betas=(0.9, 0.95)),
+        observe=Observe(epochs=4, steps=50),
+        test_size=32,
+    )
+
+
+def demo() -> Recipe:
+    """SimCLR on 64-pixel pictures, minutes on two CPU cores: what `manyviews demo` runs.
+
+    manyviews pretrain demo --recipe simclr_demo
+    """
+    return Recipe(
+        name="simclr",
+        method=Choice(
+            "simclr",
+            {
+                "view": common.small(Global(2, area=(0.2, 1.0))),
+                "hidden_dim": 512,
+                "output_dim": 128,
+                "temperature": 0.2,
+            },
+        ),
+        backbone=common.CPU_RESNET,
+        epochs=60,
+        data=Data(canvas=64, batch_size=128, holdout=0.1),
+        optimizer=Optimizer("adamw", lr=2e-3, schedule=WarmupCosine(warmup=5), weight_decay=0.01, betas=(0.9, 0.95)),
+        observe=Observe(epochs=15, steps=20),
+        test_size=32,
+    )
 
 
 def tiny() -> Recipe:

@@ -1,0 +1,122 @@
+"""Peak memory of a training step against the number of views, and that the cheap step has the same gradient.
+
+python benchmarks/memory.py [--out benchmarks/memory.json]
+
+Each case runs in a process of its own: on the CPU its peak is the growth of the resident set over that of a process
+which has built the method, on a GPU `max_memory_allocated`. BYOL and DINO backpropagate view by view; SimCLR and
+VICReg, which couple their views, recompute each branch. "all" keeps every activation until the end, as other libraries
+do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from manyviews.backbones import Encoder
+from manyviews.engine.step import backpropagate
+from manyviews.methods import Method, get
+from manyviews.run import machine
+from manyviews.types import At, Canvases
+from manyviews.views import Global, Local, Views
+
+CASES = [
+    *((name, count, memory) for name in ("byol", "dino") for memory in ("views", "all") for count in (0, 4, 8)),
+    *((name, count, memory) for name in ("simclr", "vicreg") for memory in ("constant", "all") for count in (2, 4, 8)),
+]
+HEADS = {
+    "byol": {"hidden_dim": 512},
+    "dino": {"hidden_dim": 512, "prototypes": 4096},
+    "simclr": {"hidden_dim": 512},
+    "vicreg": {"hidden_dim": 512, "output_dim": 512},
+}
+
+
+def build(name: str, count: int, size: int) -> Method:
+    """A method on a ResNet-18; `count` is the number of local views beside two global ones, or of global ones."""
+    torch.manual_seed(0)
+    encoder = Encoder("resnet18")
+    if name in ("byol", "dino"):
+        kinds = (Global(2, size=size), *([Local(count, size=size // 2)] if count else []))
+        return get(name)(encoder, **{"byol": {"tasks": kinds}, "dino": {"views": kinds}}[name], **HEADS[name])
+    return get(name)(encoder, view=Global(count, size=size, color=Global().color), **HEADS[name])
+
+
+def resident() -> int:
+    """Peak resident set in bytes since the last `reset`."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def reset() -> None:
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def measure(name: str, count: int, memory: str, batch: int, size: int) -> dict[str, float | str | int]:
+    """One case: peak MiB of a step, and how far its gradient is from the plain step's."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=draw)
+    canvases = Canvases(pixels, torch.full((batch, 2), size), torch.arange(batch)).to(device)
+
+    def gradient(memory: str) -> torch.Tensor:
+        method = build(name, count, size).to(device, memory_format=torch.channels_last).train()
+        trained = [p for p in method.parameters() if p.requires_grad]
+        for p in trained:  # gradients are held either way: they are not what is compared
+            p.grad = torch.zeros_like(p)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            start = torch.cuda.memory_allocated()
+        else:
+            reset()
+            start = resident()
+        views = Views(canvases, method.looks, recompute=memory == "constant")
+        backpropagate(method, [lambda: views], At(0, 10, 5), memory=memory, precision="float32")
+        end = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident()
+        peaks.append((end - start) / 2**20)
+        return torch.cat([p.grad.flatten() for p in trained]).cpu()
+
+    peaks: list[float] = []
+    ours = gradient(memory)
+    # In double precision the two steps would agree to the last digits; in float32 sums are taken in another order.
+    plain = gradient("all")
+    error = ((ours - plain).norm() / plain.norm()).item()
+    return {"method": name, "views": count, "memory": memory, "peak_mib": round(peaks[0], 1), "gradient_error": error}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", nargs=3, help="one case, in this process: method, views, memory")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.case:
+        name, count, memory = options.case
+        print(json.dumps(measure(name, int(count), memory, options.batch, options.size)))
+        return
+    rows = []
+    print(f"{'method':8} {'views':>6} {'memory':9} {'peak MiB':>9}  relative error of the gradient")
+    for case in CASES:
+        sizes = ["--batch", str(options.batch), "--size", str(options.size)]
+        command = [sys.executable, __file__, "--case", *map(str, case), *sizes]
+        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        rows.append(row)
+        views = f"2+{case[1]}" if case[0] in ("byol", "dino") else str(case[1])
+        print(f"{row['method']:8} {views:>6} {row['memory']:9} {row['peak_mib']:9.1f}  {row['gradient_error']:.1e}")
+    if options.out:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+        facts = {"machine": machine(device), "commit": commit, "batch": options.batch, "size": options.size}
+        options.out.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Self-supervised visual pretraining: a folder of unlabeled images in, a backbone you can trust out.
+
+    import manyviews as mv
+
+    run = mv.pretrain("photos/", recipe="byol_cifar10", epochs=20)
+    report = run.evaluate("labeled/")
+    run.export("timm", "backbone/")
+
+The parts work alone, in anybody's loop: `mv.views.Global`, `mv.methods.BYOL`, `mv.objectives.nt_xent`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_FUNCTIONS = {
+    "pretrain": "manyviews.run",
+    "resume": "manyviews.run",
+    "evaluate": "manyviews.run",
+    "embed": "manyviews.run",
+    "export": "manyviews.run",
+    "Run": "manyviews.run",
+    "load": "manyviews.pretrained",
+    "Pretrained": "manyviews.pretrained",
+    "UserError": "manyviews.errors",
+}
+_STAGES = (
+    "backbones",
+    "data",
+    "engine",
+    "evaluation",
+    "heads",
+    "methods",
+    "objectives",
+    "recipes",
+    "report",
+    "schedules",
+    "targets",
+    "views",
+)
+
+__all__ = [*_FUNCTIONS, *_STAGES]  # noqa: PLE0604
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: torch and timm take seconds, and `manyviews --help` needs neither.
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    if name in _STAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,287 @@
+"""The encoder: what is trained, evaluated and exported. Any timm model, with its classifier removed."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from manyviews.backbones.positions import sincos
+from manyviews.errors import UserError
+
+# timm is imported inside functions: it takes seconds, and listing methods or recipes does not need it.
+
+_FOR_EXAMPLE = "vit_small_patch16_224"
+_DYNAMIC = ("vision_transformer", "deit", "eva")  # timm's files whose models take images of any size when asked to
+_FIXED = ("num_classes", "in_chans", "features_only")  # timm's settings that the contract below decides
+# Whose weights a file may hold, for the message when they do not fit.
+_COMMON = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2"),
+    *("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224"),
+    *("convnext_femto", "convnext_nano", "convnext_tiny", "convnext_small", "convnext_base"),
+    *("efficientnet_b0", "mobilenetv3_large_100", "regnety_016", "swin_tiny_patch4_window7_224"),
+)
+
+
+def names(match: str = "*") -> list[str]:
+    """The names of all backbones that match a shell pattern such as `vit_*`, sorted."""
+    import timm
+
+    return sorted(timm.list_models(match))
+
+
+class Encoder(nn.Module):
+    """A timm model without its classifier: `b 3 h w` to `b embed_dim`.
+
+    Args:
+        name: timm's, with or without a weights tag.
+        stem: "native" is timm's own. "small", for ResNets on images of about 32 pixels, keeps the full resolution
+            until the second stage: a 3x3 first convolution of stride 1 instead of 7x7 of stride 2, and no max-pool
+            (SimCLR, appendix B.9). "half" is the same with stride 2, four times faster: for CPUs.
+        pretrained: start from timm's weights, downloaded when they are not in its cache.
+        position: of a vision transformer's patches: "learned", or "sincos", which is fixed.
+        timm_kwargs: further settings for timm, such as `img_size`, `patch_size`, `drop_path_rate`, `channels`;
+            numbers, texts and tuples, so that they can be saved.
+
+    Attributes:
+        name: as given.
+        model: the timm model, whose state dict has timm's own names.
+        embed_dim: dimensions of the features.
+        timm_kwargs: what `timm.create_model(name, num_classes=0, **timm_kwargs)` makes the same model from, save for
+            the strides and the first kernel of a small stem.
+        spec: everything `from_spec` needs to make the same architecture, JSON-able.
+
+    Raises:
+        UserError: no such name, settings that do not fit the model, or weights that cannot be had.
+    """
+
+    def __init__(
+        self,
+        name: str = "resnet18",
+        *,
+        stem: Literal["native", "half", "small"] = "native",
+        pretrained: bool = False,
+        position: Literal["learned", "sincos"] = "learned",
+        **timm_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        _check_settings(name, timm_kwargs)
+        if pretrained and (stem, position) != ("native", "learned"):
+            raise UserError(f"{name} has pretrained weights for its native stem and learned positions only.")
+        self.name = name
+        self.spec = {"name": name, "stem": stem, "position": position, **timm_kwargs}
+        self.timm_kwargs, self.model = _create(name, pretrained, timm_kwargs)
+        self.embed_dim: int = getattr(self.model, "head_hidden_size", None) or self.model.num_features
+        # Only models that take images of any size have their patches checked; timm asserts the others' one size.
+        self._patch: Any = self.model.patch_embed.patch_size[0] if "dynamic_img_size" in self.timm_kwargs else None
+        if stem != "native":
+            _small_stem(name, self.model, stride=1 if stem == "small" else 2)
+        if position == "sincos":
+            self._fix_positions()
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> Encoder:
+        """An encoder of the architecture that `spec` describes, with fresh weights."""
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
+        return cls(**settings)
+
+    # -- features --------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pooled features, `b embed_dim`. Raises UserError when patches do not tile the image."""
+        self._check_size(x)
+        return self.model(x)
+
+    def patches(self, x: Tensor) -> Tensor:
+        """Features of each place of the last feature map, row by row, or of each patch, `b n d`.
+
+        `d` is `embed_dim`, but for the few networks that widen after pooling (MobileNetV3).
+        """
+        self._check_size(x)
+        found = self.model.forward_features(x)
+        if found.ndim == 3:
+            return found[:, getattr(self.model, "num_prefix_tokens", 0) :]
+        if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
+            return found.flatten(1, 2)
+        return found.flatten(2).transpose(1, 2)
+
+    def tokens(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Prefix tokens and the patch tokens that are kept, through all blocks, which never see the others.
+
+        Positions are added before patches are dropped (MAE, He et al. 2022).
+
+        Args:
+            x: `b 3 h w`.
+            keep: int64, `b v`, indices of patches, row by row; all when None.
+
+        Returns:
+            `b prefix+v embed_dim`, patches in the order of `keep`.
+
+        Raises:
+            UserError: the backbone is not a vision transformer.
+        """
+        vit = self._vit("drop patches")
+        self._check_size(x)
+        x = vit._pos_embed(vit.patch_embed(x))
+        if keep is not None:
+            prefix, patches = x[:, : vit.num_prefix_tokens], x[:, vit.num_prefix_tokens :]
+            x = torch.cat([prefix, patches.gather(1, keep[:, :, None].expand(-1, -1, x.shape[2]))], 1)
+        return vit.norm(vit.blocks(vit.norm_pre(x)))
+
+    def _check_size(self, x: Tensor) -> None:
+        """Vision transformers of any size still need whole patches; timm's own assertion names no remedy."""
+        h, w = x.shape[-2:]
+        if self._patch is not None and (h % self._patch or w % self._patch):
+            raise UserError(
+                f"Patches of {self._patch} pixels do not tile an image of {h} x {w}: change the view's size."
+            )
+
+    # -- vision transformers ---------------------------------------------------------------------------------------
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch, pixels. Raises UserError for backbones without patches."""
+        return self._vit("cut patches").patch_embed.patch_size[0]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches at the size the model was made for."""
+        return self._vit("cut patches").patch_embed.grid_size
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Class and register tokens, which come before the patches."""
+        return self._vit("give tokens").num_prefix_tokens
+
+    def freeze_patch_embed(self) -> None:
+        """Keep the projection of patches as it was initialized (MoCo v3, section 4.1).
+
+        Raises:
+            UserError: the backbone is not a vision transformer.
+        """
+        self._vit("freeze a patch projection").patch_embed.requires_grad_(False)
+
+    def _vit(self, what: str) -> Any:
+        from timm.layers import PatchEmbed
+        from timm.models.vision_transformer import VisionTransformer
+
+        model = self.model
+        if isinstance(model, VisionTransformer) and isinstance(model.patch_embed, PatchEmbed):
+            return model
+        raise UserError(f"{self.name} cannot {what}: choose a plain vision transformer, such as {_FOR_EXAMPLE}.")
+
+    @torch.no_grad()
+    def _fix_positions(self) -> None:
+        vit = self._vit("have sine-cosine positions")
+        if vit.pos_embed is None:
+            raise UserError(f"{self.name} has no positions to fix: leave out position='sincos'.")
+        fixed = sincos(vit.patch_embed.grid_size, vit.embed_dim)
+        vit.pos_embed.zero_()[:, -len(fixed) :] = fixed  # prefix tokens have position zero
+        vit.pos_embed.requires_grad_(False)
+
+    # -- weights and what goes with them ---------------------------------------------------------------------------
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Of the channels, for normalization, as timm's weights want it."""
+        return tuple(self.model.pretrained_cfg["mean"])
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Of the channels, for normalization, as timm's weights want it."""
+        return tuple(self.model.pretrained_cfg["std"])
+
+    @property
+    def test_size(self) -> int:
+        """Side in pixels of the images the model was made for."""
+        if self.spec["stem"] != "native":
+            return 32
+        size = self.timm_kwargs.get("img_size", self.model.pretrained_cfg["input_size"][-1])
+        return size if isinstance(size, int) else size[-1]
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights of a state dict with timm's names; a classifier in it is left out.
+
+        Raises:
+            UserError: weights are missing, left over or of another shape. Nothing is loaded then.
+        """
+        heads = self.model.pretrained_cfg.get("classifier") or ()
+        heads = (heads,) if isinstance(heads, str) else tuple(heads)
+        theirs = {k: v for k, v in weights.items() if k.rpartition(".")[0] not in heads}
+        ours = self.model.state_dict()
+        wrong = [k for k in {**ours, **theirs} if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape]
+        if wrong:
+            raise UserError(
+                f"{len(wrong)} weights do not fit {self.name}'s {len(ours)} (the first is {wrong[0]}): "
+                f"{_seems(theirs, self.name)}."
+            )
+        self.model.load_state_dict(theirs)
+
+
+def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
+    for key in settings:
+        if key in _FIXED:
+            raise UserError(f"Setting {key} of {name} cannot be changed: encoders take RGB images and give features.")
+    try:
+        json.dumps(dict(settings))
+    except TypeError as e:
+        raise UserError(
+            f"The settings of {name} must be numbers, texts or tuples, so that they can be saved: {e}."
+        ) from e
+
+
+def _create(name: str, pretrained: bool, settings: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    import timm
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
+        hint = f"Did you mean {', '.join(near[:-1])} or {near[-1]}? " if len(near) > 1 else ""
+        raise UserError(f"There is no backbone '{name}'. {hint}`manyviews list backbones` shows them all.")
+    given, settings = dict(settings), dict(settings)
+    file = timm.model_entrypoint(name).__module__.rpartition(".")[2]
+    if file in _DYNAMIC:
+        settings.setdefault("dynamic_img_size", True)
+    try:
+        return settings, timm.create_model(name, pretrained=pretrained, num_classes=0, **settings)
+    except Exception as e:  # constructors and downloads raise whatever they meet
+        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise UserError(f"timm cannot make the backbone {name} with {given}: {why}") from e
+
+
+def _small_stem(name: str, model: Any, stride: int) -> None:
+    from timm.models.resnet import ResNet
+
+    known = isinstance(model, ResNet)  # not asked in the `if`: mypy would lose the Any that timm's attributes need
+    if not known:
+        raise UserError(
+            f"{name} has no small stem: choose a ResNet, or a vision transformer with img_size=32 and patch_size=4."
+        )
+    if isinstance(model.conv1, nn.Conv2d):
+        model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, stride, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    else:
+        model.conv1[0].stride = (stride, stride)  # a stem of three 3x3 convolutions changes its stride only
+    model.maxpool = nn.Identity()
+
+
+def _seems(weights: Mapping[str, Tensor], wanted: str) -> str:
+    """What these weights are of, in words: a common architecture that has nearly all of them, if there is one."""
+    import timm
+
+    def fit(name: str) -> float:
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0).state_dict()
+        same = sum(k in weights and weights[k].shape == v.shape for k, v in model.items())
+        return same / max(len(model), len(weights))
+
+    fits = {name: fit(name) for name in (wanted, *_COMMON)}
+    best = max(fits, key=lambda name: fits[name])
+    if fits[best] < 0.9:
+        return "they are of another architecture, or have other names than timm's"
+    if best == wanted:
+        return "they were made with other settings, such as img_size, patch_size or stem"
+    return f"they seem to be of {best}"

@@ -1,0 +1,334 @@
+"""The command line: one verb per function of the library."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, UseAppendAction, arg
+
+# Nothing heavy is imported here: `manyviews --help` answers at once.
+from manyviews.errors import UserError
+
+Json = Annotated[Path | None, arg(metavar="FILE", help="Also write the results to this file, as JSON.")]
+Out = Annotated[Path, arg(metavar="FILE")]
+Weights = Annotated[Positional[str], arg(metavar="RUN_OR_WEIGHTS")]
+Images = Annotated[Positional[str], arg(metavar="DATA")]
+Folder = Annotated[Positional[Path], arg(metavar="RUN")]
+
+
+def pretrain(
+    data: Images,
+    /,
+    recipe: str,
+    epochs: float | None = None,
+    set: UseAppendAction[tuple[Annotated[str, arg(metavar="PATH=VALUE")], ...]] = (),
+    out: Annotated[Path | None, arg(metavar="RUN")] = None,
+    json: Json = None,
+) -> None:
+    """Pretrain a backbone on unlabeled images.
+
+    Examples:
+      manyviews pretrain photos/ --recipe simclr_photos
+      manyviews pretrain photos.parquet --recipe byol_cifar10 --epochs 50 --out runs/first
+      manyviews pretrain photos/ --recipe dino_cifar10 --set optimizer.lr=1e-3 --set method.views.local.count=6
+      torchrun --nproc-per-node 8 -m manyviews pretrain imagenet/train --recipe byol_imagenet
+
+    Args:
+        data: A folder of images, a Parquet file, or "demo".
+        recipe: Which recipe: see `manyviews list recipes`.
+        epochs: Passes over the images, instead of the recipe's.
+        set: Change a setting by its dotted path; may be repeated.
+        out: A new folder for the run; runs/<recipe>-<date> by default.
+    """
+    import manyviews as mv
+
+    run = mv.pretrain(data, recipe, epochs=epochs, settings=_settings(set), out=out)
+    _finished(run, json)
+
+
+def resume(run: Folder, /, json: Json = None) -> None:
+    """Continue an interrupted run, exactly where it stopped.
+
+    Examples:
+      manyviews resume runs/first
+
+    Args:
+        run: The folder of the run.
+    """
+    import manyviews as mv
+
+    _finished(mv.resume(run), json)
+
+
+def evaluate(
+    weights: Weights,
+    /,
+    data: str,
+    test: str | None = None,
+    protocol: str = "knn,linear",
+    labels: Path | None = None,
+    test_labels: Path | None = None,
+    backbone: str | None = None,
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Judge a frozen encoder on labeled images, next to an untrained encoder and raw pixels.
+
+    Examples:
+      manyviews evaluate runs/first --data labeled/
+      manyviews evaluate runs/first --data train.parquet --test test.parquet --protocol knn,linear,logistic
+      manyviews evaluate weights.safetensors --backbone resnet18 --data photos/ --labels labels.csv
+
+    Args:
+        weights: The folder of a run, or a file of weights.
+        data: Labeled images: each first-level folder is a class, or see --labels.
+        test: Labeled images to test on; a fifth of DATA by default.
+        protocol: Which protocols, separated by commas: see `manyviews list protocols`.
+        labels: A CSV file with the columns path and label.
+        test_labels: The same for the test images.
+        backbone: The timm name of the architecture, if the file does not say.
+        seed: Of the untrained encoder, the probes and the intervals.
+    """
+    import manyviews as mv
+    from manyviews.report import summary
+
+    report = mv.evaluate(
+        mv.load(weights, backbone) if backbone else weights,
+        data,
+        test,
+        protocols=[p.strip() for p in protocol.split(",") if p.strip()],
+        labels=labels,
+        test_labels=test_labels,
+        seed=seed,
+    )
+    summary.show(report)
+    if json:
+        _write(json, report.to_json())
+
+
+def embed(weights: Weights, data: Images, /, out: Out, backbone: str | None = None, json: Json = None) -> None:
+    """Write the features of every image to a Parquet file.
+
+    Examples:
+      manyviews embed runs/first photos/ --out features.parquet
+
+    Args:
+        weights: The folder of a run, or a file of weights.
+        data: A folder of images, or a Parquet file.
+        out: A new Parquet file, with the columns id, embedding and, if there are labels, label.
+        backbone: The timm name of the architecture, if the file does not say.
+    """
+    import pyarrow.parquet as pq
+
+    import manyviews as mv
+
+    path = mv.embed(mv.load(weights, backbone) if backbone else weights, data, out)
+    table = pq.read_schema(path)
+    facts = {"file": str(path), "images": pq.read_metadata(path).num_rows, "columns": table.names}
+    print(f"Wrote the features of {facts['images']} images to {path}.")
+    if json:
+        _write(json, facts)
+
+
+def export(
+    weights: Weights,
+    /,
+    format: Literal["safetensors", "timm", "onnx", "torch"],
+    out: Out,
+    backbone: str | None = None,
+    json: Json = None,
+) -> None:
+    """Write the encoder in a form that other software loads.
+
+    Examples:
+      manyviews export runs/first --format timm --out backbone/
+      manyviews export runs/first --format onnx --out backbone.onnx
+
+    Args:
+        weights: The folder of a run, or a file of weights.
+        format: safetensors: tensors in timm's names. timm: a folder for timm's "local-dir:". onnx: a graph from
+            RGB images in [0, 1] to features. torch: a state dict.
+        out: A new file, or a new folder for timm.
+        backbone: The timm name of the architecture, if the file does not say.
+    """
+    import manyviews as mv
+
+    path = mv.export(mv.load(weights, backbone) if backbone else weights, format, out)
+    print(f"Wrote {path}.")
+    if json:
+        _write(json, {"file": str(path), "format": format})
+
+
+def show(run: Folder, /, settings: bool = False, json: Json = None) -> None:
+    """Show what a run is, how far it came, and how good it is.
+
+    Examples:
+      manyviews show runs/first
+      manyviews show runs/first --settings
+
+    Args:
+        run: The folder of the run.
+        settings: Print every setting, in the form that --set takes.
+    """
+    import manyviews as mv
+    from manyviews.report import summary
+
+    run = mv.Run(run)
+    if settings:
+        for path, value in summary.settings(run.recipe):
+            print(f"{path}={value}")
+        return
+    summary.show_run(run)
+    if json:
+        _write(json, _facts(run))
+
+
+def list_(
+    what: Positional[Literal["methods", "recipes", "views", "protocols", "backbones"]],
+    /,
+    match: str = "*",
+    json: Json = None,
+) -> None:
+    """List what there is to choose from.
+
+    Examples:
+      manyviews list recipes
+      manyviews list backbones --match "vit_*"
+
+    Args:
+        what: What to list.
+        match: Only names of this pattern.
+    """
+    from fnmatch import fnmatch
+
+    found = {k: v for k, v in _catalog(what, match).items() if fnmatch(k, match)}
+    if not found:
+        raise UserError(f"There are no {what} that match '{match}'.")
+    wide = max(map(len, found))
+    for name, words in found.items():
+        print(f"{name:{wide}}  {words}".rstrip())
+    if json:
+        _write(json, found)
+
+
+def demo(out: Annotated[Path | None, arg(metavar="RUN")] = None, json: Json = None) -> None:
+    """Pretrain on the pictures that come with the package, and judge the result. No network, minutes on two cores.
+
+    Examples:
+      manyviews demo
+
+    Args:
+        out: A new folder for the run; runs/simclr_demo-<date> by default.
+    """
+    import manyviews as mv
+    from manyviews.report import summary
+
+    run = mv.pretrain("demo", "simclr_demo", out=out)
+    report = run.evaluate("demo", "demo:test")
+    summary.show_run(run)
+    if json:
+        _write(json, {**_facts(run), "report": report.to_dict()})
+
+
+VERBS = {
+    "pretrain": pretrain,
+    "resume": resume,
+    "evaluate": evaluate,
+    "embed": embed,
+    "export": export,
+    "show": show,
+    "list": list_,
+    "demo": demo,
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Exit with 0, with 2 after bad input, with 1 after a failure or an interruption."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            VERBS,
+            prog="manyviews",
+            description="Self-supervised visual pretraining: a folder of unlabeled images in, a backbone out.",
+            args=args,
+        )
+    except UserError as e:
+        print(f"manyviews: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("manyviews: interrupted.", file=sys.stderr)
+        sys.exit(1)
+    except Exception as e:
+        if type(e).__name__ == "Stopped":
+            print(f"manyviews: {e}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        sys.exit(1)
+
+
+def _settings(pairs: tuple[str, ...]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise UserError(f"--set takes path=value, such as optimizer.lr=0.1, not '{pair}'.")
+    return dict(p.split("=", 1) for p in pairs)
+
+
+def _finished(run: Any, out: Path | None) -> None:
+    from manyviews import distributed
+    from manyviews.report import summary
+
+    if distributed.rank() == 0:
+        summary.show_run(run)
+        if out:
+            _write(out, _facts(run))
+    distributed.stop()
+
+
+def _facts(run: Any) -> dict[str, Any]:
+    from manyviews.recipe import to_json
+
+    return {
+        "folder": str(run.folder),
+        "recipe": json.loads(to_json(run.recipe)),
+        "run": run.facts,
+        "summary": run.summary,
+    }
+
+
+def _write(path: Path, result: Any) -> None:
+    from manyviews.checkpoint import write_text
+
+    try:
+        write_text(path, result if isinstance(result, str) else json.dumps(result, indent=2))
+    except OSError as e:
+        raise UserError(f"The results cannot be written to {path}: {e.strerror}.") from None
+
+
+def _catalog(what: str, match: str) -> dict[str, str]:
+    def first(text: str | None) -> str:
+        return (text or "").strip().splitlines()[0]
+
+    if what == "methods":
+        from manyviews import methods
+
+        return {n: first(sys.modules[methods.get(n).__module__].__doc__) for n in methods.names()}
+    if what == "recipes":
+        from manyviews import recipes
+
+        return {n: first(recipes.describe(n)) for n in recipes.names()}
+    if what == "views":
+        from manyviews import views
+
+        return {k.__name__: first(k.__doc__) for k in views.View.__subclasses__()}
+    if what == "protocols":
+        from manyviews import evaluation
+
+        return {n: first(p.__doc__) for n, p in evaluation.PROTOCOLS.items()}
+    from manyviews import backbones
+
+    return dict.fromkeys(backbones.names(match), "")

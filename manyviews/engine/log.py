@@ -1,0 +1,100 @@
+"""Where numbers go: always a file of JSON lines, and whichever trackers the recipe names."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from manyviews.checkpoint import write_text
+from manyviews.engine import folder as files
+from manyviews.errors import UserError
+
+Row = Mapping[str, float | int | str]
+
+
+class Log:
+    """Rows of numbers, each with its step, appended to `log.jsonl` and handed to the trackers.
+
+    Opening rewinds to `step`: rows that an interrupted run wrote after its last checkpoint are dropped, for they are
+    about to be written again.
+
+    Args:
+        folder: of the run.
+        step: at which the run starts or continues.
+        trackers: "tensorboard", "wandb", "mlflow".
+
+    Raises:
+        UserError: a tracker's package is not installed.
+    """
+
+    def __init__(self, folder: Path, step: int = 0, trackers: tuple[str, ...] = ()) -> None:
+        kept = [r for r in files.rows(folder) if r.get("step", 0) <= step] if step else []
+        write_text(folder / files.LOG, "".join(json.dumps(r) + "\n" for r in kept))
+        self._file = (folder / files.LOG).open("a", encoding="utf-8")
+        self._sinks = [_TRACKERS[name](folder, step) for name in trackers]
+
+    def write(self, row: Row) -> None:
+        """Append one row. A number that is not finite becomes a string, which JSON can hold."""
+        plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self._file.write(json.dumps(plain) + "\n")
+        self._file.flush()
+        numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
+        for sink, _ in self._sinks:
+            sink(numbers, int(row["step"]))
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._file.close()
+        for _, close in self._sinks:
+            close()
+
+
+Sink = tuple[Callable[[dict[str, float], int], Any], Callable[[], Any]]
+
+
+def _tensorboard(folder: Path, step: int) -> Sink:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise _missing("tensorboard") from None
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+
+    def sink(numbers: dict[str, float], step: int) -> None:
+        for name, number in numbers.items():
+            writer.add_scalar(name, number, step)
+
+    return sink, writer.close
+
+
+def _wandb(folder: Path, step: int) -> Sink:
+    try:
+        import wandb
+    except ImportError:
+        raise _missing("wandb") from None
+    run = wandb.init(project="manyviews", name=folder.name, dir=folder, resume="allow", id=folder.name)
+    return lambda numbers, step: run.log(numbers, step=step), run.finish
+
+
+def _mlflow(folder: Path, step: int) -> Sink:
+    try:
+        import mlflow
+    except ImportError:
+        raise _missing("mlflow") from None
+    mlflow.set_experiment("manyviews")
+    mlflow.start_run(run_name=folder.name)
+    return lambda numbers, step: mlflow.log_metrics(numbers, step=step), mlflow.end_run
+
+
+def _missing(package: str) -> UserError:
+    return UserError(f"Logging to {package} needs its package: pip install 'manyviews[{package}]'.")
+
+
+_TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}

@@ -1,0 +1,42 @@
+"""How good a frozen encoder is, and how sure one can be of it."""
+
+from manyviews.evaluation.features import Features, Pixels, encode, extract, extract_all, test_images, test_transform
+from manyviews.evaluation.knn import KNN, knn, neighbors, vote
+from manyviews.evaluation.linear import Linear, linear_probe, logistic_regression
+from manyviews.evaluation.metrics import bootstrap, hits, per_class, top
+from manyviews.evaluation.protocol import PROTOCOLS, evaluate
+from manyviews.evaluation.report import Gain, Nearest, Report, Representation, Score
+from manyviews.evaluation.spectrum import alignment, rankme, singular_values, spread, uniformity
+
+__all__ = [
+    "KNN",
+    "PROTOCOLS",
+    "Features",
+    "Gain",
+    "Linear",
+    "Nearest",
+    "Pixels",
+    "Report",
+    "Representation",
+    "Score",
+    "alignment",
+    "bootstrap",
+    "encode",
+    "evaluate",
+    "extract",
+    "extract_all",
+    "hits",
+    "knn",
+    "linear_probe",
+    "logistic_regression",
+    "neighbors",
+    "per_class",
+    "rankme",
+    "singular_values",
+    "spread",
+    "test_images",
+    "test_transform",
+    "top",
+    "uniformity",
+    "vote",
+]

@@ -1,0 +1,312 @@
+"""Features of a frozen encoder under the test-time transform: extracted once, kept on disk."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from manyviews.checkpoint import load_tensors, save_tensors
+from manyviews.data.canvas import cores
+from manyviews.data.decode import BadImage
+from manyviews.data.source import Source
+from manyviews.errors import UserError
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in total)."""
+
+SMALL = 64
+"""Up to this size images are looked at whole: they come from sets whose objects fill the picture, such as CIFAR."""
+
+_SAMPLE = 16  # images read to see whether those behind the names are still the same
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a frozen encoder says about the good images of a source, in the source's order.
+
+    Attributes:
+        x: float32, `n d`, on the CPU.
+        labels: int64, `n`, on the CPU, or None when the source has none.
+        index: int64, `n`, the images' places in the source.
+        ids: the images' stable names.
+        bad: (where, reason) for each image that could not be read.
+    """
+
+    x: Tensor
+    labels: Tensor | None
+    index: Tensor
+    ids: list[str]
+    bad: list[tuple[str, str]]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def test_transform(image: Image.Image, size: int) -> np.ndarray:
+    """What an encoder is shown of an image in an evaluation: uint8 `3 size size`.
+
+    Above `SMALL`: short side to `size * 256 / 224`, bicubic and antialiased, then the central square of `size`. Up to
+    `SMALL`: short side to `size` itself, so that a square image is shown whole, at its native size if it has it, and of
+    others the central square. The same pixels as torchvision's `Resize` and `CenterCrop` on a PIL image.
+    """
+    short = size if size <= SMALL else int(size * 256 / 224)
+    width, height = image.size
+    # The long side is rounded down and the crop's corner to the nearest even, both as torchvision does it.
+    if width <= height:
+        width, height = short, int(short * height / width)
+    else:
+        width, height = int(short * width / height), short
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    image = image.crop((left, top, left + size, top + size))
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def test_images(source: Source, size: int, batch_size: int = 256) -> Iterator[tuple[Tensor, list[int], dict[int, str]]]:
+    """The images of a source in its order, a batch at a time, the next batch decoding while one is in use.
+
+    Yields:
+        pixels (uint8, `b 3 size size`), the indices of these images in the source, and index: reason for each bad
+        image of the batch. `b` is `batch_size` less the bad ones, and can be 0.
+    """
+
+    def read(i: int) -> np.ndarray | str:
+        try:
+            return test_transform(source.load(i), size)
+        except BadImage as error:
+            return error.reason
+
+    with ThreadPoolExecutor(cores()) as pool:
+        # Two batches at most are under way, so memory does not grow with the source.
+        under_way: deque = deque()
+        starts = iter(range(0, len(source), batch_size))
+        try:
+            while True:
+                while len(under_way) < 2 and (start := next(starts, None)) is not None:
+                    batch = range(start, min(start + batch_size, len(source)))
+                    under_way.append([(i, pool.submit(read, i)) for i in batch])
+                if not under_way:
+                    return
+                results = {i: future.result() for i, future in under_way.popleft()}
+                good = {i: r for i, r in results.items() if not isinstance(r, str)}
+                pixels = torch.from_numpy(np.stack(list(good.values()))) if good else torch.empty(0, dtype=torch.uint8)
+                yield pixels, list(good), {i: r for i, r in results.items() if isinstance(r, str)}
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def frozen(*encoders: nn.Module) -> Iterator[None]:
+    """`eval()`, no gradients, and exact float32 inside; afterwards all is as it was, submodule by submodule."""
+    modes = [(m, m.training) for encoder in encoders for m in encoder.modules()]
+    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    kinds = {p.device.type for encoder in encoders for p in encoder.parameters()}
+    try:
+        for encoder in encoders:
+            encoder.eval()
+        # By default convolutions on a GPU round their inputs to 10 bits.
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        with ExitStack() as stack:
+            for kind in kinds:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            stack.enter_context(torch.inference_mode())
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = tf32
+        for module, training in modes:
+            module.training = training
+
+
+class Pixels(nn.Module):
+    """Raw pixels as if they were features: images no larger than 32 pixels, flattened. What any encoder must beat.
+
+    Standardize them by the training set before use; what normalization they went through is then of no importance.
+    """
+
+    side = 32
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float32 `b 3 h w` to `b 3*s*s`, with s at most 32."""
+        if x.shape[-1] > self.side:
+            x = F.interpolate(x, size=(self.side, self.side), mode="bilinear", antialias=True)
+        return x.flatten(1)
+
+
+def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 `b 3 h w` to float32, channels last, less `mean` and by `std`, both in units of [0, 1]."""
+    m, s = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (mean, std))
+    return (pixels.float() / 255).sub_(m).div_(s).contiguous(memory_format=torch.channels_last)
+
+
+def encode(
+    encoder: nn.Module,
+    pixels: Tensor,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+) -> Tensor:
+    """Features (float32, `n d`, on `device`) of images in memory (uint8, `n 3 h w`), as they are, without a transform.
+
+    For pictures that are held for a whole run and looked at again and again. The encoder must be on `device`.
+    """
+    with frozen(encoder):
+        found = [encoder(normalize(p.to(device), mean, std)).float() for p in pixels.split(batch_size)]
+    # Concatenated outside inference mode: a tensor that probes can train on.
+    return torch.cat(found)
+
+
+def extract(
+    encoder: nn.Module,
+    source: Source,
+    *,
+    test_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Features:
+    """Features of all good images of a source under `test_transform`, in exact float32.
+
+    The encoder is moved to `device`, and is in the mode it was in when this returns.
+
+    Args:
+        encoder: `b 3 test_size test_size` to `b d`.
+        source: the images.
+        test_size: side of what the encoder sees, pixels.
+        mean: per channel, of images in [0, 1].
+        std: per channel, of images in [0, 1].
+        device: where the encoder computes.
+        batch_size: images at a time; two batches of pixels are in memory.
+        cache: folder for features on disk. They are found again by the weights, the images and the transform.
+        progress: called after each batch.
+
+    Raises:
+        UserError: no image could be read.
+    """
+    return extract_all(
+        {"": encoder},
+        source,
+        test_size=test_size,
+        mean=mean,
+        std=std,
+        device=device,
+        batch_size=batch_size,
+        cache=cache,
+        progress=progress,
+    )[""]
+
+
+def extract_all(
+    encoders: Mapping[str, nn.Module],
+    source: Source,
+    *,
+    test_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Features]:
+    """`extract` for several encoders in one pass over the images, whose decoding often costs the most."""
+    files: dict[str, Path] = {}
+    if cache is not None:
+        look = f"{fingerprint(source)} {test_size} {list(mean)} {list(std)}"
+        files = {name: cache / f"{_digest(_weights(e) + look)}.safetensors" for name, e in encoders.items()}
+    found = {name: stored for name, file in files.items() if (stored := _load(file)) is not None}
+    missing = {name: encoder.to(device) for name, encoder in encoders.items() if name not in found}
+    if missing:
+        parts: dict[str, list[Tensor]] = {name: [] for name in missing}
+        index: list[int] = []
+        bad: dict[int, str] = {}
+        for pixels, good, broken in test_images(source, test_size, batch_size):
+            index += good
+            bad |= broken
+            if good:
+                x = normalize(pixels.to(device), mean, std)
+                with frozen(*missing.values()):
+                    for name, encoder in missing.items():
+                        parts[name].append(encoder(x).float().cpu())
+            if progress is not None:
+                progress(len(index) + len(bad), len(source))
+        if not index:
+            reason = f" (the first: {next(iter(bad.values()))})" if bad else ""
+            raise UserError(f"None of the {len(source)} images of {source.name} could be read{reason}.")
+        for name in missing:
+            found[name] = torch.cat(parts.pop(name)), index, bad
+            if name in files:
+                _save(files[name], *found[name])
+    return {name: _features(source, *found[name]) for name in encoders}
+
+
+_Stored = tuple[Tensor, list[int], dict[int, str]]
+"""Features, the indices of their images, and index: reason for each bad image."""
+
+
+def _features(source: Source, x: Tensor, index: list[int], bad: dict[int, str]) -> Features:
+    labels = None if source.labels is None else torch.from_numpy(np.asarray(source.labels, dtype=np.int64)[index])
+    names, where = source.ids, [(source.where(i), reason) for i, reason in bad.items()]
+    return Features(x, labels, torch.tensor(index), [names[i] for i in index], where)
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def _weights(encoder: nn.Module) -> str:
+    """A hash of everything the encoder computes with; its printed form stands for what has no weights."""
+    digest = blake2b(repr(encoder).encode(), digest_size=16)
+    for name, value in encoder.state_dict().items():
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def fingerprint(source: Source) -> str:
+    """A hash of the images' names and, since files may change under their names, of a few images themselves."""
+    digest = blake2b(_digest("\n".join(source.ids)).encode(), digest_size=16)
+    for i in np.linspace(0, len(source) - 1, min(_SAMPLE, len(source))).astype(int):
+        try:
+            image = source.load(int(i))
+            digest.update(f"{image.size}".encode() + image.tobytes())
+        except BadImage as error:
+            digest.update(error.reason.encode())
+    return digest.hexdigest()
+
+
+def _load(file: Path) -> _Stored | None:
+    if not file.exists():
+        return None
+    try:
+        tensors, facts = load_tensors(file)
+        return tensors["x"], tensors["index"].tolist(), {int(i): reason for i, reason in facts["bad"].items()}
+    except (UserError, KeyError):
+        return None  # damaged: extract again
+
+
+def _save(file: Path, x: Tensor, index: list[int], bad: dict[int, str]) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(file, {"x": x, "index": torch.tensor(index)}, {"bad": {str(i): r for i, r in bad.items()}})
+    except (OSError, SafetensorError) as error:
+        warnings.warn(f"The features could not be cached in {file.parent} ({error}).", stacklevel=2)

@@ -1,0 +1,335 @@
+"""The judgment: an encoder next to what it must beat, under the same protocols, on the same images.
+
+Nothing is chosen with test labels: protocols do not see them. k-NN is fixed in advance (k = 20, temperature 0.1), and
+linear classifiers are chosen on validation images.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from manyviews.backbones import Encoder
+from manyviews.data.source import Source
+from manyviews.data.split import split
+from manyviews.errors import UserError, unknown
+from manyviews.evaluation import metrics
+from manyviews.evaluation.features import Features, Pixels, extract_all, fingerprint
+from manyviews.evaluation.knn import KS, TEMPERATURE, neighbors, usable, vote
+from manyviews.evaluation.linear import Linear, Standard, linear_probe, logistic_regression
+from manyviews.evaluation.report import Gain, Nearest, Report, Representation, Score
+from manyviews.evaluation.spectrum import rankme, singular_values, spread
+from manyviews.progress import Update
+
+K = 20
+"""Neighbors of the headline k-NN."""
+
+FEWEST = 10
+"""Images a class must have."""
+
+_SPECTRUM = 10_000  # images of which a spectrum is computed, at most
+_QUERIES, _NEAREST = 8, 8  # of the nearest neighbors that a report shows
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification problem, less the labels of its test items.
+
+    Attributes:
+        train_x, train_y: what classifiers learn from: float32, `n d`, and int64, `n`.
+        val_x, val_y: what their settings are chosen with: `v d` and `v`.
+        test_x: what they are asked: `m d`.
+        classes: how many there are.
+    """
+
+    train_x: Tensor
+    train_y: Tensor
+    val_x: Tensor
+    val_y: Tensor
+    test_x: Tensor
+    classes: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a protocol says about the test items.
+
+    Attributes:
+        ranked: int64, `m min(5, classes)`: the likeliest classes, best first.
+        setting: with which.
+        validation: accuracies on the validation set from which the setting was chosen.
+        others: int64, `m`: predictions of settings that are reported, and were not chosen between.
+    """
+
+    ranked: Tensor
+    setting: dict[str, float]
+    validation: list[tuple[dict[str, float], float]]
+    others: dict[str, Tensor]
+
+
+def _knn(task: Task, seed: int) -> Answer:
+    """k-nearest neighbors by cosine similarity among all training images: k = 20, weighted with temperature 0.1."""
+    x, y = torch.cat([task.train_x, task.val_x]), torch.cat([task.train_y, task.val_y])
+    ks = usable((*KS, K), len(x))
+    similarity, index = neighbors(x, task.test_x, max(ks))
+    labels = y[index]
+
+    def predict(k: int, temperature: float | None, top: int = 1) -> Tensor:
+        return vote(similarity[:, :k], labels[:, :k], task.classes, temperature, top)
+
+    k = usable((K,), len(x))[0]
+    others = {
+        f"k={k} {kind}": predict(k, t)[:, 0] for kind, t in (("weighted", TEMPERATURE), ("majority", None)) for k in ks
+    }
+    return Answer(predict(k, TEMPERATURE, 5), {"k": k, "temperature": TEMPERATURE}, [], others)
+
+
+def _linear(task: Task, seed: int) -> Answer:
+    """A linear layer on standardized features, by SGD; learning rate and weight decay chosen on validation images."""
+    return _answer(
+        linear_probe(task.train_x, task.train_y, task.val_x, task.val_y, task.test_x, classes=task.classes, seed=seed)
+    )
+
+
+def _logistic(task: Task, seed: int) -> Answer:
+    """Logistic regression on standardized features, by L-BFGS; its L2 penalty chosen on validation images."""
+    return _answer(
+        logistic_regression(task.train_x, task.train_y, task.val_x, task.val_y, task.test_x, classes=task.classes)
+    )
+
+
+def _answer(found: Linear) -> Answer:
+    return Answer(found.logits.argsort(1, descending=True)[:, :5], found.setting, found.validation, {})
+
+
+PROTOCOLS: dict[str, Callable[[Task, int], Answer]] = {"knn": _knn, "linear": _linear, "logistic": _logistic}
+"""Name: a function of a task and a seed, whose docstring says what it does in one line."""
+
+
+def evaluate(
+    encoder: Encoder,
+    source: Source,
+    test: Source | None = None,
+    *,
+    protocols: Sequence[str] = ("knn", "linear"),
+    test_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    cache: Path | None = None,
+    progress: Update | None = None,
+    baselines: bool = True,
+) -> Report:
+    """Judge a frozen encoder on labeled images, next to an untrained encoder and raw pixels.
+
+    Without test images, a stable hash of each image's name sends it to training (64 %), validation (16 %) or test
+    (20 %). With test images, `source` becomes training (90 %) and validation (10 %). k-NN, which chooses nothing, has
+    training and validation images together as its neighbors.
+
+    The untrained encoder has the same architecture and fresh weights from `seed`. It is evaluated like any other, so
+    its BatchNorm layers have the statistics they start with, mean 0 and variance 1. Raw pixels (see `Pixels`) are
+    standardized by the training images under every protocol.
+
+    Args:
+        encoder: to be judged. It is moved to `device`; its mode stays as it is.
+        source: labeled images.
+        test: labeled images of the same classes.
+        protocols: names from `PROTOCOLS`.
+        test_size: side of what the encoder sees, pixels: see `features.test_transform`.
+        mean: per channel, of images in [0, 1].
+        std: per channel, of images in [0, 1].
+        device: for the encoder and the protocols.
+        seed: of the untrained encoder, the linear probe and the intervals.
+        cache: folder for features on disk.
+        progress: called now and then.
+        baselines: whether to evaluate the untrained encoder and raw pixels too.
+
+    Raises:
+        UserError: an unknown protocol; labels missing, of a single class, of a class with fewer than 10 images, or not
+            the same in both sets; test images that are the training images; features that are not finite.
+    """
+    start = time.monotonic()
+    if not protocols:
+        raise UserError(f"No protocol was named: choose from {', '.join(PROTOCOLS)}.")
+    for name in protocols:
+        if name not in PROTOCOLS:
+            raise unknown("protocol", name, PROTOCOLS)
+    classes = check_labels(source, fewest=FEWEST)
+    if test is not None:
+        test = test.with_classes(classes)
+        check_labels(test)
+        if fingerprint(source) == fingerprint(test):
+            raise UserError(f"The test images are the images of {source.name} themselves: give others, or none.")
+
+    encoders: dict[str, nn.Module] = {"trained": encoder}
+    if baselines:
+        encoders |= {"untrained": untrained(encoder, seed), "pixels": Pixels()}
+
+    images = len(source) + (len(test) if test is not None else 0)
+    total = images + len(encoders) * len(protocols)
+
+    def look(images: Source, before: int) -> dict[str, Features]:
+        return extract_all(
+            encoders,
+            images,
+            test_size=test_size,
+            mean=mean,
+            std=std,
+            device=device,
+            cache=cache,
+            progress=None if progress is None else lambda done, _: progress(before + done, total, "reading images"),
+        )
+
+    seen = look(source, 0)
+    held = seen if test is None else look(test, len(source))
+    if not seen["trained"].x.isfinite().all():
+        raise UserError("The encoder's features are not finite: its weights are damaged, or its training diverged.")
+    parts = _parts(source, test, seen["trained"], held["trained"])
+    test_y = _labels(held["trained"])[parts["test"]]
+
+    found: dict[str, Representation] = {}
+    right: dict[str, dict[str, Tensor]] = {}
+    for name in encoders:
+        task = _task(seen[name], held[name], parts, len(classes), torch.device(device), standardize=name == "pixels")
+        scores: dict[str, Score] = {}
+        right[name] = {}
+        for protocol in protocols:
+            if progress is not None:
+                progress(images + len(found) * len(protocols) + len(scores), total, f"{protocol}: {name}")
+            answer = PROTOCOLS[protocol](task, seed)
+            scores[protocol] = _score(answer, test_y, len(classes), seed)
+            right[name][protocol] = metrics.hits(answer.ranked.cpu(), test_y)
+        found[name] = _represent(task, scores)
+        if name == "trained":
+            nearest = _nearest(task, seen[name], held[name], parts)
+    if progress is not None:
+        progress(total, total)
+
+    gains = {
+        baseline: {p: _gain(right["trained"][p], right[baseline][p], seed) for p in protocols}
+        for baseline in encoders
+        if baseline != "trained"
+    }
+    return Report(
+        source=source.name,
+        test=None if test is None else test.name,
+        classes=tuple(classes),
+        images={part: len(rows) for part, rows in parts.items()},
+        test_size=test_size,
+        seed=seed,
+        representations=found,
+        gains=gains,
+        nearest=nearest,
+        bad=tuple(dict.fromkeys(seen["trained"].bad + held["trained"].bad)),
+        seconds=time.monotonic() - start,
+    )
+
+
+def check_labels(source: Source, fewest: int = 1) -> list[str]:
+    """The classes of a source.
+
+    Raises:
+        UserError: it has no labels, all its images have the same, or a class has fewer than `fewest` images.
+    """
+    labels, classes = source.labels, source.classes
+    if labels is None or classes is None:
+        raise UserError(
+            f"{source.name} has no labels, which an evaluation needs: put its images into one folder for each class, "
+            "or give a CSV file of path,label."
+        )
+    numbers, counts = np.unique(labels, return_counts=True)
+    if len(numbers) < 2:
+        raise UserError(
+            f"All {len(labels)} images of {source.name} are of the class '{classes[numbers[0]]}': an evaluation needs "
+            "at least two classes."
+        )
+    if counts.min() < fewest:
+        raise UserError(
+            f"The class '{classes[numbers[counts.argmin()]]}' of {source.name} has {counts.min()} of the at least "
+            f"{fewest} images that an evaluation needs: add some, or leave out the class."
+        )
+    return classes
+
+
+def untrained(encoder: Encoder, seed: int) -> Encoder:
+    """An encoder of the same architecture with fresh weights; the global random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Encoder.from_spec(encoder.spec)
+
+
+def _parts(source: Source, test: Source | None, seen: Features, held: Features) -> dict[str, Tensor]:
+    """Rows of each part: train and validation in `seen`, test in `held`."""
+    shares = {"train": 0.64, "validation": 0.16, "test": 0.2} if test is None else {"train": 0.9, "validation": 0.1}
+    parts = {part: torch.from_numpy(rows) for part, rows in split(seen.ids, shares, salt="evaluation").items()}
+    if test is not None:
+        parts["test"] = torch.arange(len(held))
+    for part, rows in parts.items():
+        if not len(rows):
+            raise UserError(f"{source.name} has too few images that can be read: none is left for {part}.")
+    return parts
+
+
+def _labels(features: Features) -> Tensor:
+    assert features.labels is not None  # `check_labels` was there
+    return features.labels
+
+
+def _task(
+    seen: Features, held: Features, parts: dict[str, Tensor], classes: int, device: torch.device, standardize: bool
+) -> Task:
+    labels, x, asked = _labels(seen), seen.x, held.x[parts["test"]]
+    if standardize:
+        standard = Standard.of(x[torch.cat([parts["train"], parts["validation"]])])
+        x, asked = standard(x), standard(asked)
+    (train_x, train_y), (val_x, val_y) = (
+        (x[parts[k]].to(device), labels[parts[k]].to(device)) for k in ("train", "validation")
+    )
+    return Task(train_x, train_y, val_x, val_y, asked.to(device), classes)
+
+
+def _score(answer: Answer, y: Tensor, classes: int, seed: int) -> Score:
+    ranked = answer.ranked.cpu()
+    right = metrics.hits(ranked, y)
+    return Score(
+        top1=metrics.top(ranked, y),
+        interval=metrics.bootstrap(right, seed),
+        top5=metrics.top(ranked, y, 5) if classes > 5 else None,
+        per_class=tuple(metrics.per_class(right, y, classes)),
+        setting=answer.setting,
+        validation={words(setting): accuracy for setting, accuracy in answer.validation},
+        others={name: metrics.top(guess.cpu()[:, None], y) for name, guess in answer.others.items()},
+    )
+
+
+def words(setting: dict[str, float]) -> str:
+    """A setting for people: "lr=0.01 weight_decay=0"."""
+    return " ".join(f"{k}={v:g}" for k, v in setting.items())
+
+
+def _gain(ours: Tensor, theirs: Tensor, seed: int) -> Gain:
+    """The difference of two accuracies, from the same test items: a paired bootstrap."""
+    difference = ours.double() - theirs.double()
+    return Gain(difference.mean().item(), metrics.bootstrap(difference, seed))
+
+
+def _represent(task: Task, scores: dict[str, Score]) -> Representation:
+    x = task.train_x[:_SPECTRUM].cpu()
+    return Representation(x.shape[1], rankme(x), spread(x), tuple(singular_values(x).tolist()), scores)
+
+
+def _nearest(task: Task, seen: Features, held: Features, parts: dict[str, Tensor]) -> tuple[Nearest, ...]:
+    rows = torch.linspace(0, len(task.test_x) - 1, min(_QUERIES, len(task.test_x))).long()
+    bank = torch.cat([task.train_x, task.val_x])
+    similarity, index = neighbors(bank, task.test_x[rows.to(bank.device)], min(_NEAREST, len(bank)))
+    origin = seen.index[torch.cat([parts["train"], parts["validation"]])]
+    queries = held.index[parts["test"]][rows].tolist()
+    found = zip(queries, origin[index.cpu()].tolist(), similarity.tolist(), strict=True)
+    return tuple(Nearest(query, tuple(items), tuple(values)) for query, items, values in found)

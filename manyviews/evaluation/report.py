@@ -1,0 +1,206 @@
+"""What an evaluation found: numbers that survive a trip through JSON, and what they mean in words."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from manyviews.errors import UserError
+from manyviews.evaluation.metrics import Interval
+
+NAMES = {"trained": "this encoder", "untrained": "untrained encoder", "pixels": "raw pixels"}
+"""What to call the representations."""
+
+TITLES = {"knn": "k-NN", "linear": "linear probe", "logistic": "logistic regression"}
+"""What to call the protocols."""
+
+_COLLAPSED_SPREAD, _COLLAPSED_RANK = 0.05, 3.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well one protocol classifies the test images from one representation. Accuracies are in [0, 1].
+
+    Attributes:
+        top1: accuracy.
+        interval: its 95 % bootstrap interval over the test images.
+        top5: how often the label is among the five likeliest classes; None with five classes or fewer.
+        per_class: accuracy for each class, None for a class without test images.
+        setting: with which setting: fixed in advance, or chosen on the validation images.
+        validation: accuracy on the validation images of each setting that was tried.
+        others: test accuracy of settings that are reported and were never candidates.
+    """
+
+    top1: float
+    interval: Interval
+    top5: float | None
+    per_class: tuple[float | None, ...]
+    setting: dict[str, float]
+    validation: dict[str, float]
+    others: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Representation:
+    """What a representation is like, on up to 10,000 training images, and how it scores.
+
+    Attributes:
+        dim: of a feature vector.
+        rankme: effective rank, in [1, dim].
+        spread: 1 when features are uniform on the sphere, 0 when they are one point.
+        singular_values: descending.
+        scores: by protocol.
+    """
+
+    dim: int
+    rankme: float
+    spread: float
+    singular_values: tuple[float, ...]
+    scores: dict[str, Score]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much better the encoder is than a baseline: a difference of accuracies, and its paired 95 % interval."""
+
+    difference: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """A test image and the training images nearest to it, as places in their sources, with cosine similarities."""
+
+    query: int
+    items: tuple[int, ...]
+    similarity: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """An evaluation.
+
+    Attributes:
+        source: name of the data.
+        test: name of the test data; None when it was split off from the source.
+        classes: their names.
+        images: how many readable ones served for "train", "validation" and "test".
+        test_size: side of what the encoder saw, pixels.
+        seed: of the untrained encoder, the probes and the intervals.
+        representations: "trained" and, with baselines, "untrained" and "pixels".
+        gains: of the trained encoder, by baseline and protocol.
+        nearest: for a few test images.
+        bad: (where, reason) for each image that could not be read and was left out.
+        seconds: that the evaluation took.
+    """
+
+    source: str
+    test: str | None
+    classes: tuple[str, ...]
+    images: dict[str, int]
+    test_size: int
+    seed: int
+    representations: dict[str, Representation]
+    gains: dict[str, dict[str, Gain]]
+    nearest: tuple[Nearest, ...]
+    bad: tuple[tuple[str, str], ...]
+    seconds: float
+
+    @property
+    def protocols(self) -> list[str]:
+        """Their names, in the order in which they were asked for."""
+        return list(self.representations["trained"].scores)
+
+    @property
+    def headline(self) -> str:
+        """The protocol that the verdict is about: k-NN, which has nothing to tune, if it is there."""
+        return "knn" if "knn" in self.protocols else self.protocols[0]
+
+    @property
+    def verdict(self) -> str:
+        """Whether the features are good, in one or two sentences."""
+        trained = self.representations["trained"]
+        score = trained.scores[self.headline]
+        result = f"{TITLES[self.headline]} {percent(score.top1)}"
+        if not self.gains:
+            low, high = score.interval
+            return f"{result} (95 % interval {percent(low)} to {percent(high)}), with no baseline to compare it with."
+        theirs = {name: self.representations[name].scores[self.headline].top1 for name in self.gains}
+        against = " and ".join(f"{percent(top1)} for {_article(name)}" for name, top1 in theirs.items())
+        gains = {name: by_protocol[self.headline] for name, by_protocol in self.gains.items()}
+        unbeaten = [name for name, gain in gains.items() if gain.interval[0] <= 0]
+        if not unbeaten:
+            least = min(gains.values(), key=lambda g: g.interval[0])
+            low, high = least.interval
+            clear = "well outside the interval" if low > high - low else "just outside the interval"
+            return f"The features are {'good' if low > high - low else 'better'}: {result} against {against}, {clear}."
+        if trained.spread < _COLLAPSED_SPREAD or trained.rankme < _COLLAPSED_RANK:
+            return (
+                f"The features have collapsed (RankMe {trained.rankme:.1f} of {trained.dim}): {result} against "
+                f"{against}. Lower the learning rate, or enlarge the batch."
+            )
+        names = " or ".join(_article(name) for name in unbeaten)
+        return (
+            f"The features are not better than {names}: {result} against {against}. "
+            "Train longer, on more images, or with augmentations that suit them."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, with the verdict."""
+        return dataclasses.asdict(self) | {"verdict": self.verdict}
+
+    def to_json(self) -> str:
+        """JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The report that `to_json` wrote.
+
+        Raises:
+            UserError: the text is not a report.
+        """
+        try:
+            facts = json.loads(text)
+            facts.pop("verdict", None)
+            return cls(
+                **facts
+                | {
+                    "classes": tuple(facts["classes"]),
+                    "representations": {k: _representation(v) for k, v in facts["representations"].items()},
+                    "gains": {
+                        baseline: {p: Gain(g["difference"], _pair(g["interval"])) for p, g in gains.items()}
+                        for baseline, gains in facts["gains"].items()
+                    },
+                    "nearest": tuple(
+                        Nearest(n["query"], tuple(n["items"]), tuple(n["similarity"])) for n in facts["nearest"]
+                    ),
+                    "bad": tuple(_pair(b) for b in facts["bad"]),
+                }
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"This is not an evaluation's report ({type(error).__name__}: {error}).") from None
+
+
+def percent(accuracy: float) -> str:
+    """0.712 as "71.2 %"."""
+    return f"{100 * accuracy:.1f} %"
+
+
+def _article(name: str) -> str:
+    return "an untrained encoder" if name == "untrained" else NAMES.get(name, name)
+
+
+def _pair(values: Any) -> Any:
+    first, second = values
+    return first, second
+
+
+def _representation(facts: dict[str, Any]) -> Representation:
+    scores = {
+        name: Score(**s | {"interval": _pair(s["interval"]), "per_class": tuple(s["per_class"])})
+        for name, s in facts["scores"].items()
+    }
+    return Representation(**facts | {"singular_values": tuple(facts["singular_values"]), "scores": scores})

@@ -1,0 +1,67 @@
+"""Heads that score an embedding against learned prototypes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, normalize
+
+
+class Prototypes(nn.Module):
+    """Cosine similarities with `k` learned directions: `b dim` to `b k`, in [-1, 1]. SwAV, Caron et al. 2020.
+
+    The prototypes are of unit length at the start and after `normalize_`, which is called after every optimizer step;
+    between them the gradient is that of a plain linear layer. The scores are computed in float32 even under autocast:
+    they are divided by 0.05 before their exponential is taken.
+
+    Attributes:
+        weight: `k dim`.
+    """
+
+    def __init__(self, dim: int, k: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(normalize(torch.randn(k, dim)))
+
+    def forward(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            return linear(normalize(z.to(self.weight.dtype)), self.weight)
+
+    @torch.no_grad()
+    def normalize_(self) -> None:
+        """Give each prototype unit length again, in place."""
+        self.weight.copy_(normalize(self.weight))
+
+
+class DINOHead(nn.Module):
+    """Three layers, a normalized bottleneck, and a layer of prototypes: `b embed_dim` to `b prototypes`.
+
+    DINO, Caron et al. 2021, appendix C. No BatchNorm; GELU between the layers.
+
+    Attributes:
+        last: the layer of prototypes, whose weight vectors count by their direction only.
+    """
+
+    def __init__(self, embed_dim: int, prototypes: int, hidden_dim: int = 2048, bottleneck_dim: int = 256) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(embed_dim, hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, bottleneck_dim),
+        )
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.last = _Directions(bottleneck_dim, prototypes, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(normalize(self.mlp(x)))
+
+
+class _Directions(nn.Linear):
+    """A weight-normalized linear layer with a gain fixed at 1 (Salimans & Kingma 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, normalize(self.weight))

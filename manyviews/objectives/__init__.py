@@ -1,0 +1,32 @@
+"""Objectives: pure functions of tensors, written as the papers' equations.
+
+They take tensors of any floating type, compute in float32 at least, whatever autocast says, and return a scalar
+unless they say otherwise. What an equation marks with a stop-gradient receives none here, whether or not it is
+detached. Where rows of other images matter, they are gathered from all ranks: the mean over the ranks of a value, and
+of its gradient, is that of one process with the whole batch.
+"""
+
+from manyviews.objectives.alignment import negative_cosine, squared_distance
+from manyviews.objectives.clustering import sinkhorn, swapped_prediction
+from manyviews.objectives.contrastive import cross_info_nce, info_nce, nt_xent
+from manyviews.objectives.decorrelation import covariance, invariance, variance
+from manyviews.objectives.distillation import cross_entropy, sharpen
+from manyviews.objectives.reconstruction import masked_mse, patchify, random_masking
+
+__all__ = [
+    "covariance",
+    "cross_entropy",
+    "cross_info_nce",
+    "info_nce",
+    "invariance",
+    "masked_mse",
+    "negative_cosine",
+    "nt_xent",
+    "patchify",
+    "random_masking",
+    "sharpen",
+    "sinkhorn",
+    "squared_distance",
+    "swapped_prediction",
+    "variance",
+]

@@ -1,0 +1,38 @@
+"""Alignment: a prediction points where its target points. Nothing pushes images apart."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from manyviews.objectives._precision import in_float32
+
+
+@in_float32
+def squared_distance(p: Tensor, target: Tensor) -> Tensor:
+    """BYOL's loss: the squared distance of the normalized vectors, `2 - 2 cos(p, sg(target))`, mean over rows.
+
+    Grill et al. 2020, eq. 2, one of its two directions; MULAN's alignment.
+
+    Args:
+        p: predictions, `b d`.
+        target: projections of the other view, `b d`; receives no gradient.
+
+    Returns:
+        A scalar in [0, 4]: 0 for the same direction, 2 for orthogonal, 4 for opposite ones.
+    """
+    return 2 + 2 * negative_cosine(p, target)
+
+
+@in_float32
+def negative_cosine(p: Tensor, target: Tensor) -> Tensor:
+    """SimSiam's loss: `-cos(p, sg(target))`, mean over rows. Chen & He 2021, eq. 1.
+
+    Args:
+        p: predictions, `b d`.
+        target: projections of the other view, `b d`; receives no gradient.
+
+    Returns:
+        A scalar in [-1, 1]: -1 for the same direction.
+    """
+    return -cosine_similarity(p, target.detach(), dim=-1, eps=1e-12).mean()

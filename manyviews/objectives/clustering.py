@@ -1,0 +1,57 @@
+"""Clustering: predict which prototypes another view was assigned to. SwAV, Caron et al. 2020."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from manyviews import distributed
+from manyviews.errors import UserError
+from manyviews.objectives._precision import in_float32
+from manyviews.objectives.distillation import cross_entropy
+
+
+@torch.no_grad()
+@in_float32
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Assign the images of all ranks to prototypes so that each prototype is used equally.
+
+    Alternately scales `exp(scores / epsilon)` to give each prototype the same mass over the batch and each image a mass
+    of one (SwAV, section 3.1). Ending on the images, rows sum to one after any number of iterations; the prototypes'
+    masses approach N / k.
+
+    Written with logarithms: the usual products overflow for scores of more than a few units, and vanish after many
+    iterations. Texts that ask for sums of 1 / k and of 1 mix two normalizations; these are N / k and 1.
+
+    Args:
+        scores: similarities of images and prototypes, `b k`.
+        epsilon: temperature; small ones give codes near one-hot.
+        iterations: at least 1; 3 in the paper.
+
+    Returns:
+        Codes: float32, `b k`, without gradient, rows that sum to 1.
+
+    Raises:
+        UserError: no iterations.
+    """
+    if iterations < 1:
+        raise UserError(f"Sinkhorn needs at least 1 iteration, not {iterations}.")
+    log_codes = scores / epsilon
+    for _ in range(iterations):
+        mass = distributed.gather(log_codes.logsumexp(0, keepdim=True)).logsumexp(0)
+        log_codes = (log_codes - mass).log_softmax(1)
+    return log_codes.exp()
+
+
+def swapped_prediction(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:
+    """SwAV's loss for one pair of views: the cross-entropy of a view's scores with another view's codes, eq. 2.
+
+    Args:
+        scores: similarities of one view and the prototypes, `b k`.
+        codes: the other view's, from `sinkhorn`, `b k`; receive no gradient.
+        temperature: of the softmax over prototypes, above 0; not the epsilon of the codes.
+
+    Returns:
+        A scalar, mean over rows; log k for equal scores.
+    """
+    return cross_entropy(codes, scores, temperature)

@@ -1,0 +1,39 @@
+"""Distillation: a student gives the distribution its teacher gives. DINO, Caron et al. 2021."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from manyviews.objectives._precision import in_float32
+
+
+@in_float32
+def sharpen(teacher_logits: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """The teacher's distributions: `softmax((logits - center) / temperature)`, without gradient.
+
+    Only the teacher is centered, and its temperature is lower than the student's.
+
+    Args:
+        teacher_logits: `b k`.
+        center: `k`; see `manyviews.targets.Center`.
+        temperature: above 0.
+
+    Returns:
+        Float32, `b k`, rows that sum to 1.
+    """
+    return ((teacher_logits.detach() - center) / temperature).softmax(-1)
+
+
+@in_float32
+def cross_entropy(teacher_probs: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
+    """`-sum_k p_k log softmax(logits / temperature)_k`, mean over rows. DINO, eq. 2, for one pair of views.
+
+    Args:
+        teacher_probs: rows that sum to 1, `b k`; receive no gradient.
+        student_logits: `b k`.
+        temperature: the student's, above 0.
+
+    Returns:
+        A scalar, at least the entropy of the teacher's distributions; log k when the student is uniform.
+    """
+    return -(teacher_probs.detach() * (student_logits / temperature).log_softmax(-1)).sum(-1).mean()

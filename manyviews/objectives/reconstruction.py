@@ -1,0 +1,73 @@
+"""Reconstruction: rebuild the patches that were hidden. MAE, He et al. 2022."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from manyviews.errors import UserError
+from manyviews.objectives._precision import in_float32
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Cut images into square patches.
+
+    Args:
+        images: `b 3 h w`.
+        patch_size: pixels, a divisor of h and w.
+
+    Returns:
+        `b n patch_size**2*3`: patches row by row, in each its pixels row by row, in each its channels.
+
+    Raises:
+        UserError: the patches do not tile the image.
+    """
+    b, c, h, w = images.shape
+    if h % patch_size or w % patch_size:
+        raise UserError(f"Patches of {patch_size} pixels do not tile an image of {h} x {w}: change the view's size.")
+    x = images.reshape(b, c, h // patch_size, patch_size, w // patch_size, patch_size)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, patch_size**2 * c)
+
+
+def random_masking(uniforms: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+    """Hide the same number of patches in every image, uniformly at random without replacement (section 3).
+
+    Args:
+        uniforms: independent uniform draws, one for each patch, `b n`; the smallest are kept.
+        ratio: fraction that is hidden, rounded to whole patches.
+
+    Returns:
+        kept: int64, `b v`, indices of the visible patches, ascending.
+        mask: bool, `b n`, true where a patch is hidden.
+
+    Raises:
+        UserError: a ratio that hides no patch, or all.
+    """
+    n = uniforms.shape[1]
+    visible = n - round(n * ratio)
+    if not 0 < visible < n:
+        raise UserError(f"A mask ratio of {ratio} hides {n - visible} of {n} patches: some must stay and some must go.")
+    kept = uniforms.argsort(dim=1, stable=True)[:, :visible].sort(1).values
+    mask = torch.ones_like(uniforms, dtype=torch.bool).scatter(1, kept, False)
+    return kept, mask
+
+
+@in_float32
+def masked_mse(pred: Tensor, target: Tensor, mask: Tensor, *, normalize: bool = True) -> Tensor:
+    """The squared error of hidden patches, mean over their pixels and over the patches.
+
+    Args:
+        pred: predicted pixels, `b n p`.
+        target: true pixels, `b n p`, from `patchify`; receive no gradient.
+        mask: `b n`, true where a patch was hidden; elsewhere predictions do not matter.
+        normalize: compare with pixels standardized within their patch (section 4.1), as in the authors' code by the
+            unbiased variance plus 1e-6.
+
+    Returns:
+        A scalar, at least 0; nearly 1, (p - 1) / p, when predicting 0 for standardized patches.
+    """
+    target = target.detach()
+    if normalize:
+        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+    error = (pred - target).square().mean(-1)
+    return (error * mask).sum() / mask.sum()

@@ -1,0 +1,91 @@
+"""How long it will take: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+_PATIENCE = 1.0  # seconds before anything is shown
+_EVERY = 10.0  # seconds between plain lines
+
+
+class Update(Protocol):
+    """Called with how much is done, of how much, and a few words on the state of things."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+
+
+@contextmanager
+def progress(title: str, quiet: bool = False) -> Iterator[Update]:
+    """Show how far a piece of work has come, on standard error, if it takes more than a moment.
+
+    with progress("decode") as update:
+        for i in range(n):
+            update(i + 1, n)
+    """
+    if quiet:
+        yield lambda done, total, note="": None
+        return
+    console = Console(stderr=True)
+    with _bar(console, title) if console.is_terminal else _lines(title) as update:
+        yield update
+
+
+@contextmanager
+def _bar(console: Console, title: str) -> Iterator[Update]:
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console,
+        transient=True,
+    )
+    task, start = bar.add_task(title, total=None, note=""), time.monotonic()
+
+    def update(done: int, total: int, note: str = "") -> None:
+        if time.monotonic() - start > _PATIENCE:
+            bar.start()
+        bar.update(task, completed=done, total=total, note=note)
+
+    try:
+        yield update
+    finally:
+        bar.stop()
+
+
+@contextmanager
+def _lines(title: str) -> Iterator[Update]:
+    start = last = time.monotonic()
+    first: int | None = None
+
+    def update(done: int, total: int, note: str = "") -> None:
+        nonlocal last, first
+        first = done if first is None else first
+        now = time.monotonic()
+        if now - last < _EVERY or done <= first:
+            return
+        last = now
+        left = (total - done) * (now - start) / (done - first)
+        words = [f"{title}: {done} of {total}", f"{duration(left)} left", note]
+        print(", ".join(w for w in words if w), file=sys.stderr, flush=True)
+
+    yield update
+
+
+def duration(seconds: float) -> str:
+    """A length of time in words: "8 s", "3 min 20 s", "2 h 5 min"."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60} s" if s < 600 else f"{round(s / 60)} min"
+    return f"{s // 3600} h {s % 3600 // 60} min"

@@ -1,0 +1,303 @@
+"""The public verbs: pretrain, resume, load, evaluate, embed, export. The command line mirrors them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from manyviews import checkpoint, distributed, recipes
+from manyviews.backbones import Encoder
+from manyviews.data import Source, open_source
+from manyviews.engine import folder as files
+from manyviews.engine import loop
+from manyviews.errors import UserError
+from manyviews.pretrained import Pretrained, load, write
+from manyviews.progress import progress
+from manyviews.recipe import Recipe, override
+
+if TYPE_CHECKING:
+    from manyviews.evaluation import Report
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder in which a backbone was, or is being, pretrained."""
+
+    folder: Path
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Every setting of the run."""
+        return files.read(self.folder)[0]
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """The data, the versions and the machine."""
+        return files.read(self.folder)[1]
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The numbers logged so far, one dict per line."""
+        return files.rows(self.folder)
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What the finished run came to; None while it is unfinished."""
+        path = self.folder / files.SUMMARY
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The pretrained encoder. Raises UserError while the run is unfinished."""
+        return load(self.folder).encoder
+
+    def resume(self) -> Run:
+        """Continue after an interruption."""
+        return resume(self.folder)
+
+    def evaluate(self, data: Any, test: Any = None, **options: Any) -> Report:
+        """See `manyviews.evaluate`."""
+        return evaluate(self.folder, data, test, **options)
+
+    def embed(self, data: Any, out: str | Path) -> Path:
+        """See `manyviews.embed`."""
+        return embed(self.folder, data, out)
+
+    def export(self, format: str, out: str | Path) -> Path:
+        """See `manyviews.export`."""
+        return export(self.folder, format, out)
+
+
+def pretrain(
+    data: Any,
+    recipe: str | Recipe,
+    *,
+    epochs: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+) -> Run:
+    """Pretrain a backbone on unlabeled images.
+
+    Args:
+        data: a folder, a Parquet file, a data set, arrays, or "demo": see `manyviews.data.open_source`.
+        recipe: a name (`manyviews list recipes`), or a recipe of one's own.
+        epochs: passes over the images; the recipe's if None.
+        settings: dotted paths and new values, such as `{"optimizer.lr": 0.1, "method.temperature": 0.2}`.
+        out: a new or empty folder for the run; `runs/<recipe>-<date>` if None.
+
+    Raises:
+        UserError: bad input.
+        engine.Stopped: interrupted by SIGINT or SIGTERM; the run is saved and can be resumed.
+    """
+    chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
+    if epochs is not None:
+        if not epochs > 0:
+            raise UserError(f"epochs must be more than 0, not {epochs}.")
+        chosen = dataclasses.replace(chosen, epochs=epochs)
+    for path, value in (settings or {}).items():
+        chosen = override(chosen, path, value)
+    chosen = recipes.resolve(chosen)
+    source = open_source(data)
+    loop.check(chosen, source)  # before a folder is made for what cannot run
+
+    device = distributed.start()
+    folder = None
+    if distributed.rank() == 0:
+        facts = {
+            "data": _address(data),
+            "images": len(source),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine(device),
+            "processes": distributed.world_size(),
+        }
+        folder = files.create(None if out is None else Path(out), chosen, facts)
+    folder = distributed.share(folder)
+    loop.train(chosen, source, folder)
+    return _finish(folder, source)
+
+
+def resume(folder: str | Path, data: Any = None) -> Run:
+    """Continue an interrupted run: on the CPU, to the same bits an uninterrupted one ends with.
+
+    Args:
+        folder: of the run.
+        data: the images; where they were when the run started if None.
+
+    Raises:
+        UserError: no run, other images, or another process is at it.
+    """
+    folder = Path(folder)
+    recipe, facts = files.read(folder)
+    if data is None:
+        data = facts["data"]
+    if data is None:
+        raise UserError(f"The images of {folder} were given in memory: pass them to `resume(folder, data=...)` again.")
+    if (folder / files.SUMMARY).exists():
+        return Run(folder)
+    source = open_source(data)
+    loop.train(recipe, source, folder)
+    return _finish(folder, source)
+
+
+def _finish(folder: Path, source: Source) -> Run:
+    """Plots of a finished run, once."""
+    if distributed.rank() == 0:
+        from manyviews.report import plots
+
+        run = Run(folder)
+        plots.training(run.log, folder / files.PLOTS)
+    distributed.barrier()
+    return Run(folder)
+
+
+def evaluate(
+    weights: str | Path | Pretrained,
+    data: Any,
+    test: Any = None,
+    *,
+    protocols: Sequence[str] = ("knn", "linear"),
+    labels: str | Path | None = None,
+    test_labels: str | Path | None = None,
+    seed: int = 0,
+) -> Report:
+    """Judge a frozen encoder on labeled images, next to an untrained encoder and raw pixels.
+
+    Args:
+        weights: a run folder or weights: see `load`.
+        data: labeled images, to train the probes on.
+        test: labeled images to test on; without, a fifth of `data` by a stable hash.
+        protocols: names from `manyviews list protocols`.
+        labels: a CSV file of `path,label` for a folder whose first-level folders are not the labels.
+        test_labels: the same for `test`.
+        seed: of the untrained encoder, the probes and the intervals.
+
+    Returns:
+        A report, also written to the run folder's `evaluations` when `weights` is a run.
+    """
+    from manyviews import evaluation
+
+    source = open_source(data, labels)
+    held = None if test is None else open_source(test, test_labels)
+    loaded = weights if isinstance(weights, Pretrained) else load(weights)
+    folder = Path(weights) if isinstance(weights, (str, os.PathLike)) and Path(weights).is_dir() else None
+    with progress("evaluate") as update:
+        report = evaluation.evaluate(
+            loaded.encoder,
+            source,
+            held,
+            protocols=tuple(protocols),
+            test_size=loaded.test_size,
+            mean=loaded.mean,
+            std=loaded.std,
+            device=_device(),
+            seed=seed,
+            cache=None if folder is None else folder / "features",
+            progress=update,
+        )
+    if folder is not None:
+        from manyviews.report import plots
+
+        where = _numbered(folder / files.EVALUATIONS)
+        checkpoint.write_text(where / "report.json", report.to_json())
+        plots.evaluation(report, where)
+    return report
+
+
+def embed(weights: str | Path | Pretrained, data: Any, out: str | Path, labels: str | Path | None = None) -> Path:
+    """Features of every image, as a Parquet file.
+
+    Its columns are `id` (string), `embedding` (a list of float32 per image) and, when the data has labels, `label`.
+
+    Raises:
+        UserError: `out` exists, or no image can be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from manyviews.evaluation import features
+
+    out = _new_file(out)
+    source = open_source(data, labels)
+    loaded = weights if isinstance(weights, Pretrained) else load(weights)
+    with progress("embed") as update:
+        found = features(
+            loaded.encoder,
+            source,
+            size=loaded.test_size,
+            mean=loaded.mean,
+            std=loaded.std,
+            device=_device(),
+            progress=update,
+        )
+    flat = pa.array(found.x.flatten().numpy(), pa.float32())
+    columns = {"id": pa.array(found.ids), "embedding": pa.FixedSizeListArray.from_arrays(flat, found.x.shape[1])}
+    if found.labels is not None and source.classes is not None:
+        columns["label"] = pa.array([source.classes[i] for i in found.labels.tolist()])
+    checkpoint.write_atomically(out, lambda part: pq.write_table(pa.table(columns), part))
+    for where, reason in found.bad:
+        loop.say(f"Skipped {where}: {reason}")
+    return out
+
+
+def export(weights: str | Path | Pretrained, format: str, out: str | Path) -> Path:
+    """Write the encoder in a form that other software loads: see `manyviews.pretrained.FORMATS`.
+
+    Raises:
+        UserError: an unknown format, or `out` exists.
+    """
+    return write(weights if isinstance(weights, Pretrained) else load(weights), format, _new_file(out))
+
+
+def machine(device: torch.device) -> str:
+    """What a number was measured on, in one line."""
+    import torchvision
+
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return (
+        f"{where}, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"torchvision {torchvision.__version__}"
+    )
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _address(data: Any) -> str | None:
+    """Where to find the images again; None for those in memory."""
+    if isinstance(data, str) and data.partition(":")[0] == "demo":
+        return data
+    return str(Path(data).expanduser().absolute()) if isinstance(data, (str, os.PathLike)) else None
+
+
+def _new_file(out: str | Path) -> Path:
+    out = Path(out)
+    if out.exists():
+        raise UserError(f"{out} exists already: give another --out.")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"There is no folder {out.absolute().parent} for {out.name}.")
+    return out
+
+
+def _numbered(parent: Path) -> Path:
+    """A new folder in `parent`, named by its number."""
+    parent.mkdir(exist_ok=True)
+    i = 1 + max((int(p.name) for p in parent.iterdir() if p.name.isdigit()), default=0)
+    while True:
+        try:
+            (parent / str(i)).mkdir()
+            return parent / str(i)
+        except FileExistsError:
+            i += 1
+
+

@@ -1,0 +1,7 @@
+"""Targets: what else moves. Small modules whose state decides what is learned, and is saved with it."""
+
+from manyviews.targets.center import Center
+from manyviews.targets.ema import EMA
+from manyviews.targets.queue import Queue
+
+__all__ = ["EMA", "Center", "Queue"]

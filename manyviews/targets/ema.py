@@ -1,0 +1,52 @@
+"""A slowly moving copy of a module: the target network of BYOL, the key encoder of MoCo, the teacher of DINO."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from manyviews.schedules import Schedule, value
+from manyviews.types import At
+
+
+class EMA(nn.Module):
+    """The exponential moving average of a module's parameters. Its forward pass gives no gradient.
+
+    Only parameters are averaged. BatchNorm behaves as in the papers: in training it normalizes with its own batch and
+    tracks its own running statistics, which then belong to the averaged weights. Dropout and stochastic depth are off
+    in training too: a target is no noisier than it must be.
+
+    Args:
+        module: the module to follow; the copy starts equal.
+        momentum: how much of the copy stays at each update, in [0, 1].
+
+    Attributes:
+        module: the copy.
+    """
+
+    def __init__(self, module: nn.Module, momentum: Schedule | float) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(module).requires_grad_(False)
+        self.momentum = momentum
+        self.train(self.training)
+
+    @torch.no_grad()
+    def forward(self, *args: Any) -> Any:
+        return self.module(*args)
+
+    def train(self, mode: bool = True) -> EMA:
+        super().train(mode)
+        for m in self.module.modules():
+            m.training = mode and isinstance(m, _BatchNorm)
+        return self
+
+    @torch.no_grad()
+    def update(self, online: nn.Module, at: At) -> None:
+        """`copy <- momentum copy + (1 - momentum) online`, for every parameter."""
+        ours: list[Tensor] = list(self.module.parameters())
+        theirs: list[Tensor] = list(online.parameters())
+        torch._foreach_lerp_(ours, theirs, 1 - value(self.momentum, at))

@@ -1,0 +1,42 @@
+"""A queue of earlier batches' keys. Momentum Contrast, He et al. 2020."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from manyviews import distributed
+
+
+class Queue(nn.Module):
+    """The newest `size` keys of all ranks, first in, first out. It starts with random directions.
+
+    Args:
+        size: keys it holds; batches of any size fit.
+        dim: dimensions of a key.
+
+    Attributes:
+        rows: float32, `size dim`, normalized, in no particular order.
+    """
+
+    rows: Tensor
+    place: Tensor  # where the next key goes; a tensor, so that no step waits for the device
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", normalize(torch.randn(size, dim)))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor) -> None:
+        """Replace the oldest rows by the keys of all ranks, `b dim` on each, in the order of the ranks.
+
+        Call it when the backward pass is over: a loss computed from `rows` may have kept them.
+        """
+        size = len(self.rows)
+        keys = distributed.gather(normalize(keys.float()))
+        skipped = max(0, len(keys) - size)
+        where = (self.place + torch.arange(skipped, len(keys), device=keys.device)) % size
+        self.rows.index_copy_(0, where, keys[skipped:])
+        self.place.add_(len(keys)).remainder_(size)

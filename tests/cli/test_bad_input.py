@@ -1,0 +1,193 @@
+"""What people get wrong, one by one: exit code 2, one sentence that says what and where, no traceback."""
+
+import os
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from manyviews import checkpoint
+
+from .conftest import TINY, Result, picture
+
+
+def told(result: Result, *words: str) -> None:
+    assert result.code == 2, result.err
+    assert "Traceback" not in result.err
+    said = [line for line in result.err.splitlines() if line.startswith("manyviews: ")]
+    assert len(said) == 1, result.err
+    for word in words:
+        assert word in said[0], said[0]
+
+
+def test_missing_folder(manyviews, photos: Path, tmp_path: Path):
+    told(manyviews("pretrain", tmp_path / "fotos", *TINY), "There is no 'fotos'", str(tmp_path))
+    told(manyviews("pretrain", photos.parent / (photos.name + "x"), *TINY), f"Did you mean '{photos}'")
+
+
+def test_empty_folder(manyviews, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    told(manyviews("pretrain", tmp_path / "empty", *TINY), str(tmp_path / "empty"))
+
+
+def test_folder_of_text_files(manyviews, tmp_path: Path):
+    (tmp_path / "a.txt").write_text("hello")
+    (tmp_path / "b.md").write_text("hello")
+    told(manyviews("pretrain", tmp_path, *TINY), str(tmp_path))
+
+
+def bomb(side: int) -> bytes:
+    """A PNG that says it is `side` by `side`, in a few bytes."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+
+def test_a_bad_image_among_good_ones_is_counted_reported_and_skipped(manyviews, tmp_path: Path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(100):
+        picture(0, i).save(folder / f"{i:03}.png")
+    picture(1, 1).save(folder / "whole.jpg")
+    (folder / "corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    (folder / "truncated.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:300])
+    (folder / "bomb.png").write_bytes(bomb(20_000))
+    picture(0, 0).resize((1, 1)).save(folder / "one_pixel.png")  # a good image, if a boring one
+    result = manyviews("pretrain", folder, *TINY, "--out", tmp_path / "run", "--json", tmp_path / "result.json")
+    assert result.code == 0, result.err
+    for name in ("corrupt.png", "truncated.jpg", "bomb.png"):
+        assert f"Skipped {name}" in result.err or f"{os.sep}{name}" in result.err, result.err
+    assert "one_pixel" not in result.err
+    assert '"bad_images": 3' in (tmp_path / "result.json").read_text()
+
+
+def test_nothing_but_bad_images(manyviews, tmp_path: Path):
+    for i in range(20):
+        (tmp_path / f"{i}.png").write_bytes(b"no")
+    told(manyviews("pretrain", tmp_path, *TINY), "None of the")
+
+
+def test_unreadable_files(manyviews, photos: Path, tmp_path: Path):
+    secret = tmp_path / "secret.parquet"
+    secret.write_bytes(b"PAR1")
+    secret.chmod(0)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        tmp_path.parent.chmod(0o755)
+        result = manyviews("pretrain", secret, *TINY)
+    finally:
+        if os.geteuid() != os.getuid():
+            os.seteuid(0)
+    told(result, "secret.parquet")
+
+
+def test_too_few_images(manyviews, photos: Path):
+    told(
+        manyviews("pretrain", photos, "--recipe", "simclr_cifar10"),
+        "fewer than a batch of 512",
+        "--set data.batch_size=64",
+    )
+
+
+def test_unknown_names_and_the_nearest_one(manyviews, photos: Path, run_folder: Path):
+    told(manyviews("pretrain", photos, "--recipe", "simclear_tiny"), "There is no recipe", "Did you mean 'simclr_tiny'")
+    told(manyviews("pretrain", photos, *TINY, "--set", "optimizer.lrr=1"), "Did you mean 'lr'")
+    told(manyviews("pretrain", photos, *TINY, "--set", "method.temprature=1"), "Did you mean 'temperature'")
+    told(manyviews("pretrain", photos, *TINY, "--set", "backbone.name=resnet81"), "resnet81", "resnet18")
+    told(manyviews("evaluate", run_folder, "--data", photos, "--protocol", "nn"), "Did you mean 'knn'")
+    told(manyviews("list", "backbones", "--match", "nothing_*"), "no backbones that match")
+
+
+def test_unknown_verbs_and_options(manyviews, photos: Path):
+    for args in (["pretrian"], ["pretrain", photos, "--recepe", "x"], ["list", "nothing"], []):
+        result = manyviews(*args)
+        assert result.code == 2
+        assert "Traceback" not in result.err
+
+
+def test_settings_of_the_wrong_type_or_form(manyviews, photos: Path):
+    told(manyviews("pretrain", photos, *TINY, "--set", "optimizer.lr=fast"), "optimizer.lr must be float")
+    told(manyviews("pretrain", photos, *TINY, "--set", "method.hidden_dim=1.5"), "hidden_dim must be int")
+    told(manyviews("pretrain", photos, *TINY, "--set", "optimizer.lr"), "path=value")
+    told(manyviews("pretrain", photos, *TINY, "--set", "method.view.area=(2, 1)"), "area")
+    told(manyviews("pretrain", photos, *TINY, "--epochs", "-1"), "epochs")
+    told(manyviews("pretrain", photos, *TINY, "--set", "step.accumulate=3"), "cannot be shared evenly")
+    told(manyviews("pretrain", photos, *TINY, "--set", "data.batch_size=0"), "batch")
+    told(manyviews("pretrain", photos, *TINY, "--set", "backbone.chanels=3"), "chanels")
+
+
+def test_no_run_folder_is_left_by_bad_input(manyviews, photos: Path, tmp_path: Path):
+    manyviews("pretrain", photos, *TINY, "--set", "backbone.name=resnet81", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_folders_that_are_taken_or_none(manyviews, photos: Path, run_folder: Path, tmp_path: Path):
+    told(manyviews("pretrain", photos, *TINY, "--out", run_folder), "holds a run already", "manyviews resume")
+    told(manyviews("resume", tmp_path / "none"), "no run folder")
+    told(manyviews("resume", photos), "is not a run folder")
+    told(manyviews("show", photos), "is not a run folder")
+    (tmp_path / "file").write_text("")
+    told(manyviews("pretrain", photos, *TINY, "--out", tmp_path / "file" / "run"), "run")
+
+
+def test_evaluation_without_labels_or_with_one_class(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
+    flat, one = tmp_path / "flat", tmp_path / "one"
+    for folder in (flat, one / "only"):
+        folder.mkdir(parents=True)
+        for i in range(30):
+            picture(0, i).save(folder / f"{i}.png")
+    told(manyviews("evaluate", run_folder, "--data", flat), "label")
+    told(manyviews("evaluate", run_folder, "--data", one), "class")
+    told(manyviews("evaluate", run_folder, "--data", photos, "--test", flat), "label")
+    (tmp_path / "labels.csv").write_text("path,label\nmissing.png,cat\n")
+    told(manyviews("evaluate", run_folder, "--data", flat, "--labels", tmp_path / "labels.csv"), "missing.png")
+
+
+def test_weights_of_another_architecture(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
+    torch.save({"conv1.weight": torch.zeros(1, 1, 1, 1)}, tmp_path / "other.pt")
+    told(
+        manyviews("evaluate", tmp_path / "other.pt", "--backbone", "resnet18", "--data", photos),
+        "resnet18",
+    )
+    told(manyviews("evaluate", tmp_path / "other.pt", "--data", photos), "--backbone")
+    tensors, facts = checkpoint.load_tensors(run_folder / "encoder.safetensors")
+    facts["encoder"]["name"] = "resnet50"
+    checkpoint.save_tensors(tmp_path / "wrong.safetensors", tensors, facts)
+    told(manyviews("evaluate", tmp_path / "wrong.safetensors", "--data", photos), "resnet50")
+
+
+class Harm:
+    """Pickles to a call that leaves a file behind."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return (Path.touch, (self.trace,))
+
+
+@pytest.mark.parametrize("form", ["torch", "pickle"])
+def test_a_pickle_that_would_run_code_does_not(manyviews, photos: Path, tmp_path: Path, form: str):
+    bad = tmp_path / "bad.pt"
+    if form == "torch":
+        torch.save({"x": Harm(tmp_path / "owned")}, bad)
+    else:
+        bad.write_bytes(pickle.dumps(Harm(tmp_path / "owned")))
+    told(manyviews("evaluate", bad, "--backbone", "resnet18", "--data", photos), "cannot be loaded safely")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_nothing_is_overwritten(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
+    mine = tmp_path / "mine.parquet"
+    mine.write_text("precious")
+    told(manyviews("embed", run_folder, photos, "--out", mine), "exists already")
+    told(manyviews("export", run_folder, "--format", "torch", "--out", mine), "exists already")
+    told(manyviews("export", run_folder, "--format", "torch", "--out", tmp_path / "no" / "w.pt"), "no folder")
+    assert mine.read_text() == "precious"

@@ -1,0 +1,232 @@
+"""Whole runs: what lands in the folder, and what happens when a run is stopped, killed, or runs out of disk."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import manyviews as mv
+from manyviews import checkpoint
+from manyviews.engine import folder as files
+from manyviews.engine.stopping import Stopped
+
+SETTINGS = {"data.batch_size": 16, "observe.steps": 2, "observe.epochs": 0, "data.holdout": 0.2}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """A folder of 100 small pictures of two kinds."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(100):
+        kind = ("bright", "dark")[i % 2]
+        (folder / kind).mkdir(exist_ok=True)
+        pixels = rng.integers(0, 128, (32, 32, 3), dtype=np.uint8) + (128 if kind == "bright" else 0)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / kind / f"{i}.png")
+    return folder
+
+
+def weights(run: mv.Run) -> dict[str, torch.Tensor]:
+    return checkpoint.load_tensors(run.folder / files.CHECKPOINT)[0]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def pretrain(images: Path, out: Path, recipe: str = "byol_tiny", **settings) -> mv.Run:
+    return mv.pretrain(images, recipe, out=out, settings=SETTINGS | settings)
+
+
+def test_a_run_leaves_its_encoder_its_log_and_its_plots(images: Path, tmp_path: Path):
+    run = pretrain(images, tmp_path / "run")
+    assert run.summary is not None and run.summary["images"] == 100
+    steps = [row["step"] for row in run.log if "loss" in row]
+    assert steps == sorted(steps) and steps[-1] == run.summary["steps"]
+    assert {"loss", "lr", "grad_norm", "images_per_second", "loss/global", "loss/local"} <= set(run.log[-2] | run.log[-1])
+    seen = [row for row in run.log if "observe/rankme" in row]
+    assert {"observe/knn", "observe/linear", "observe/spread", "observe/alignment", "observe/uniformity"} <= set(seen[-1])
+    assert list((run.folder / files.PLOTS).glob("*.png"))
+    x = torch.rand(2, 3, 32, 32)
+    loaded = mv.load(run.folder)
+    assert loaded.encoder(x).shape == (2, loaded.encoder.embed_dim)
+    assert not loaded.encoder.training
+    assert (loaded.mean, loaded.std, loaded.test_size) == (run.recipe.data.mean, run.recipe.data.std, 32)
+
+
+def test_the_same_command_gives_the_same_bits(images: Path, tmp_path: Path):
+    a = pretrain(images, tmp_path / "a")
+    b = pretrain(images, tmp_path / "b")
+    assert same(weights(a), weights(b))
+    c = pretrain(images, tmp_path / "c", seed=1)
+    assert not same(weights(a), weights(c))
+
+
+# One method with a queue, one with a center and frozen layers, one with dropout-free tokens: all that moves is saved.
+@pytest.mark.parametrize("recipe", ["moco_v2_tiny", "dino_tiny", "mae_tiny"])
+def test_an_interrupted_run_continues_to_the_same_bits(recipe: str, images: Path, tmp_path: Path, monkeypatch):
+    whole = pretrain(images, tmp_path / "whole", recipe)
+
+    from manyviews.engine import loop
+
+    real, calls = loop.backpropagate, []
+
+    def stop_at_the_fourth(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "backpropagate", stop_at_the_fourth)
+    with pytest.raises(Stopped):
+        pretrain(images, tmp_path / "parts", recipe)
+    monkeypatch.undo()
+    assert not (tmp_path / "parts" / files.ENCODER).exists()
+    run = mv.resume(tmp_path / "parts")
+    assert same(weights(whole), weights(run))
+    assert same(whole.encoder.state_dict(), run.encoder.state_dict())
+    rows = [r["step"] for r in run.log if "loss" in r]
+    assert rows == sorted(set(rows))  # no line twice
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_bits(images: Path, tmp_path: Path):
+    changes = {"epochs": 12, "observe.checkpoint_minutes": 1e-4}  # a checkpoint after nearly every step
+    whole = pretrain(images, tmp_path / "whole", **changes)
+    out = tmp_path / "killed"
+    pairs = [f"--set={k}={v}" for k, v in (SETTINGS | changes).items()]
+    command = ["pretrain", str(images), "--recipe", "byol_tiny", "--out", str(out), *pairs]
+    kills = 0
+    for delay in (0.05, 0.4, 0.9):
+        verb = ["resume", str(out)] if (out / files.RECIPE).exists() else command
+        process = subprocess.Popen([sys.executable, "-m", "manyviews", *verb], stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (out / files.CHECKPOINT).exists():
+            time.sleep(0.01)
+        before = (out / files.CHECKPOINT).stat().st_mtime_ns
+        while process.poll() is None and (out / files.CHECKPOINT).stat().st_mtime_ns == before:
+            time.sleep(0.01)  # it trains
+        time.sleep(delay)
+        if process.poll() is None:
+            kills += 1
+        process.kill()
+        process.wait()
+    assert kills, "the run was too short to be killed"
+    run = mv.resume(out)
+    assert same(weights(whole), weights(run))
+
+
+def test_a_finished_run_is_not_trained_again(images: Path, tmp_path: Path):
+    run = pretrain(images, tmp_path / "run")
+    before = (run.folder / files.ENCODER).stat().st_mtime_ns
+    mv.resume(run.folder)
+    assert (run.folder / files.ENCODER).stat().st_mtime_ns == before
+
+
+def test_two_runs_cannot_share_a_folder(images: Path, tmp_path: Path):
+    run = pretrain(images, tmp_path / "run")
+    with pytest.raises(mv.UserError, match="holds a run already"):
+        pretrain(images, tmp_path / "run")
+    (run.folder / files.SUMMARY).unlink()
+    with files.lock(run.folder):
+        code = f"import manyviews as mv; mv.resume({str(run.folder)!r})"
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "Another process is training" in other.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("three years of work")
+    with pytest.raises(mv.UserError, match="not an empty folder"):
+        pretrain(images, tmp_path / "mine")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_of_many_that_claim_a_folder_at_once_one_gets_it(tmp_path: Path):
+    won, start = [], threading.Barrier(8)
+
+    def claim() -> None:
+        start.wait()
+        won.append(files._claim(tmp_path / "run"))
+
+    threads = [threading.Thread(target=claim) for _ in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert sum(won) <= 1  # a tie may leave none, never two
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(images: Path, tmp_path: Path, monkeypatch):
+    real, calls = checkpoint.save_file, []
+
+    def full(tensors, path, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            Path(path).write_bytes(b"half a checkpoint")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(tensors, path, **kwargs)
+
+    changes = {"observe.checkpoint_minutes": 0}
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        pretrain(images, tmp_path / "run", **changes)
+    monkeypatch.undo()
+    _, facts = checkpoint.load_tensors(tmp_path / "run" / files.CHECKPOINT)
+    assert facts["step"] == 2
+    assert not list((tmp_path / "run").glob(".checkpoint*"))
+    whole = pretrain(images, tmp_path / "whole", **changes)
+    assert same(weights(mv.resume(tmp_path / "run")), weights(whole))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(images: Path, tmp_path: Path, monkeypatch):
+    from manyviews.engine import loop
+
+    real, calls = loop.backpropagate, []
+
+    def explode(method, *args, **kwargs):
+        calls.append(1)
+        values = real(method, *args, **kwargs)
+        return {k: v * float("nan") for k, v in values.items()} if len(calls) >= 5 else values
+
+    monkeypatch.setattr(loop, "backpropagate", explode)
+    with pytest.raises(FloatingPointError, match=r"optimizer.lr="):
+        pretrain(images, tmp_path / "run", **{"observe.checkpoint_minutes": 0, "observe.steps": 3})
+    _, facts = checkpoint.load_tensors(tmp_path / "run" / files.CHECKPOINT)
+    assert facts["step"] == 4
+
+
+def test_other_images_are_noticed_on_resume(images: Path, tmp_path: Path, monkeypatch):
+    from manyviews.engine import loop
+
+    real = loop.backpropagate
+    monkeypatch.setattr(loop, "backpropagate", lambda *a, **k: (os.kill(os.getpid(), signal.SIGINT), real(*a, **k))[1])
+    with pytest.raises(Stopped):
+        pretrain(images, tmp_path / "run")
+    monkeypatch.undo()
+    with pytest.raises(mv.UserError, match="was started on 100 images"):
+        mv.Run(tmp_path / "run") and mv.resume(tmp_path / "run", np.zeros((90, 32, 32, 3), np.uint8))
+
+
+def test_images_in_memory_and_in_folders_train_alike(images: Path, tmp_path: Path):
+    arrays = np.zeros((64, 32, 32, 3), np.uint8)
+    run = mv.pretrain(arrays, "simclr_tiny", out=tmp_path / "run", settings=SETTINGS, epochs=1)
+    assert run.summary is not None
+    with pytest.raises(mv.UserError, match="given in memory"):
+        (run.folder / files.SUMMARY).unlink()
+        run.resume()
+
+
+def test_tensorboard_receives_the_numbers(images: Path, tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = pretrain(images, tmp_path / "run", **{"observe.trackers": "tensorboard"})
+    events = EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    logged = {e.step: e.value for e in events.Scalars("loss")}
+    assert logged == pytest.approx({r["step"]: r["loss"] for r in run.log if "loss" in r}, rel=1e-5)

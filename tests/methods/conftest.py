@@ -1,0 +1,19 @@
+"""One batch of small random pictures for every method."""
+
+import pytest
+import torch
+
+from manyviews.types import Canvases
+
+
+def canvases(n: int = 8, size: int = 32, seed: int = 0) -> Canvases:
+    """Smooth random pictures, so that views of one resemble each other."""
+    draw = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(n, 3, 4, 4, generator=draw)
+    pixels = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1)
+    return Canvases((pixels * 255).byte(), torch.full((n, 2), size), torch.arange(n))
+
+
+@pytest.fixture
+def batch() -> Canvases:
+    return canvases()

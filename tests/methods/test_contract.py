@@ -1,0 +1,188 @@
+"""What every method found in the folder must do, whatever it is."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from manyviews import methods
+from manyviews.backbones import Encoder
+from manyviews.engine import loop, optim
+from manyviews.engine.step import backpropagate
+from manyviews.evaluation import rankme
+from manyviews.methods import Method
+from manyviews.recipe import Recipe, settings
+from manyviews.recipes import get
+from manyviews.types import At, Canvases
+from manyviews.views import Views
+
+AT = At(3, 20, 5)
+every_method = pytest.mark.parametrize("name", methods.names())
+
+
+def recipe(name: str) -> Recipe:
+    return get(f"{name}_tiny")
+
+
+def views(method: Method, batch: Canvases, recompute: bool = False) -> Views:
+    return Views(batch, method.looks, seed=5, recompute=recompute)
+
+
+def step(method: Method, optimizer: torch.optim.Optimizer, batch: Canvases, at: At, **how) -> dict[str, torch.Tensor]:
+    optimizer.zero_grad(set_to_none=True)
+    terms = backpropagate(method, [lambda: views(method, batch, how.get("memory") == "constant")], at, **how)
+    method.before_update(at)
+    optimizer.step()
+    method.after_update(at)
+    return terms
+
+
+def adamw(method: Method) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-3)
+
+
+@every_method
+def test_terms_are_finite_scalars_with_names(name: str, batch: Canvases):
+    method = loop.build(recipe(name)).train()
+    found = list(method.loss(views(method, batch), AT))
+    assert found
+    for terms in found:
+        for word, term in terms.items():
+            assert word and term.shape == () and term.isfinite(), word
+
+
+@every_method
+def test_what_trains_has_a_gradient_and_what_does_not_has_none(name: str, batch: Canvases):
+    method = loop.build(recipe(name)).train()
+    backpropagate(method, [lambda: views(method, batch)], AT)
+    for word, p in method.named_parameters():
+        if p.requires_grad:
+            # A second time, after one update: layers that start at zero pass no gradient to those behind them.
+            assert p.grad is not None, f"{word} is trained and not reached by the loss"
+        else:
+            assert p.grad is None, f"{word} is frozen and has a gradient"
+    step(method, adamw(method), batch, AT)
+    backpropagate(method, [lambda: views(method, batch)], AT)
+    for word, p in method.named_parameters():
+        if p.requires_grad and not normalized_away(word):
+            assert p.grad is not None and p.grad.abs().max() > 0, f"{word} does not learn"
+
+
+def normalized_away(name: str) -> bool:
+    """A bias before a normalization that removes it learns nothing, in any implementation."""
+    return name.endswith("bias")
+
+
+@every_method
+def test_the_keyword_defaults_build_the_paper_and_recipes_only_change_them(name: str):
+    known = settings(methods.get(name))
+    for size in ("imagenet", "cifar10", "tiny"):
+        assert set(get(f"{name}_{size}").method.settings) == set(known)
+    assert all(p.default is not p.empty for p in known.values()), "every setting has the paper's default"
+
+
+@every_method
+def test_the_same_seed_gives_the_same_loss_and_another_batch_another(name: str, batch: Canvases):
+    def losses(batch: Canvases) -> list[float]:
+        method = loop.build(recipe(name)).train()
+        torch.manual_seed(1)
+        return [t.item() for terms in method.loss(views(method, batch), AT) for t in terms.values()]
+
+    other = dataclasses.replace(batch, pixels=batch.pixels.flip(2))
+    assert losses(batch) == losses(batch)
+    assert losses(batch) != losses(other)
+
+
+@every_method
+def test_view_by_view_all_at_once_and_recomputed_steps_have_the_same_gradient(name: str, batch: Canvases):
+    built = loop.build(recipe(name)).train()
+    gradients, states = {}, {}
+    for memory in ("views", "all", "constant"):
+        method = copy.deepcopy(built)
+        backpropagate(method, [lambda m=method, c=memory: views(m, batch, c == "constant")], AT, memory=memory)
+        gradients[memory] = {k: p.grad for k, p in method.named_parameters() if p.requires_grad}
+        states[memory] = method.state_dict()
+    for memory in ("all", "constant"):
+        for word, g in gradients["views"].items():
+            # To rounding of the largest entry: sums over views are taken in another order.
+            torch.testing.assert_close(gradients[memory][word], g, rtol=1e-3, atol=2e-5 * max(1.0, g.abs().max().item()))
+        for word, value in states["views"].items():
+            torch.testing.assert_close(states[memory][word], value, msg=f"{word} after a {memory} step")
+
+
+@every_method
+def test_it_resumes_to_the_same_bits(name: str, batch: Canvases):
+    """All that moves is in the state dict: queues, centers, targets."""
+
+    def run(method: Method, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for i in steps:
+            torch.manual_seed(i)
+            step(method, optimizer, batch, At(i, 20, 5))
+
+    whole = loop.build(recipe(name)).train()
+    optimizer = adamw(whole)
+    run(whole, optimizer, range(2))
+    saved = copy.deepcopy((whole.state_dict(), optimizer.state_dict()))
+    run(whole, optimizer, range(2, 4))
+
+    again = loop.build(dataclasses.replace(recipe(name), seed=9)).train()
+    its_optimizer = adamw(again)
+    again.load_state_dict(saved[0])
+    its_optimizer.load_state_dict(saved[1])
+    run(again, its_optimizer, range(2, 4))
+    for word, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[word], value), word
+
+
+@every_method
+def test_the_kept_encoder_is_part_of_the_method_and_moves(name: str, batch: Canvases):
+    method = loop.build(recipe(name)).train()
+    assert isinstance(method.keep, Encoder)
+    assert any(m is method.keep for m in method.modules())
+    before = copy.deepcopy(method.keep.state_dict())
+    optimizer = adamw(method)
+    for i in range(2):
+        step(method, optimizer, batch, At(i, 20, 5))
+    assert any(not torch.equal(v, before[k]) for k, v in method.keep.state_dict().items() if v.is_floating_point())
+
+
+@every_method
+def test_a_batch_in_parts_has_the_mean_of_their_gradients(name: str, batch: Canvases):
+    built = loop.build(recipe(name)).train()
+    parts = batch.chunk(2)
+
+    def gradient(batches: list[Canvases]) -> dict[str, torch.Tensor]:
+        method = copy.deepcopy(built)
+        torch.manual_seed(0)
+        backpropagate(method, [lambda b=b: views(method, b) for b in batches], AT)
+        method.before_update(AT)
+        method.after_update(AT)
+        return {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
+
+    both, one, two = gradient(parts), gradient(parts[:1]), gradient(parts[1:])
+    for word, g in both.items():
+        mean = (one[word] + two[word]) / 2
+        torch.testing.assert_close(g, mean, rtol=1e-3, atol=2e-5 * max(1.0, mean.abs().max().item()), msg=word)
+
+
+@every_method
+def test_a_short_run_keeps_its_rank(name: str):
+    from .conftest import canvases
+
+    method = loop.build(recipe(name)).train()
+    optimizer = optim.build(method, recipe(name).optimizer, torch.device("cpu"))
+    data = canvases(32)
+    for i in range(30):
+        at = At(i, 30, 10)
+        optim.schedule(optimizer, recipe(name).optimizer, 32, at)
+        torch.manual_seed(i)
+        optimizer.zero_grad()
+        backpropagate(method, [lambda e=i: Views(data, method.looks, seed=5, epoch=e)], at)
+        method.before_update(at)
+        optimizer.step()
+        method.after_update(at)
+    encoder = method.keep.eval()
+    with torch.no_grad():
+        x = encoder((canvases(64, seed=1).pixels / 255 - 0.5) / 0.25)
+    assert rankme(x) > 2, "the features have collapsed"

@@ -1,0 +1,80 @@
+"""How a step is executed changes neither what is learned nor, where it is promised, how much memory it takes."""
+
+import pytest
+import torch
+
+from manyviews.engine import loop
+from manyviews.engine.precision import autocast
+from manyviews.engine.step import backpropagate
+from manyviews.methods.simclr import SimCLR
+from manyviews.recipe import override
+from manyviews.recipes import get
+from manyviews.types import At, Canvases
+from manyviews.views import Views
+
+AT = At(0, 10, 5)
+
+
+def saved_bytes(recipe_name: str, locals_: int, memory: str, batch: Canvases) -> int:
+    """The most bytes autograd holds for the backward pass at any one time."""
+    recipe = get(recipe_name)
+    looks = "views" if "views" in recipe.method.settings else "tasks"
+    recipe = override(recipe, f"method.{looks}.local.count", str(locals_))
+    method = loop.build(recipe).train()
+    held, most = 0, 0
+
+    class Held:
+        def __init__(self, x: torch.Tensor) -> None:
+            nonlocal held, most
+            self.x, self.size = x, x.untyped_storage().nbytes()
+            held += self.size
+            most = max(most, held)
+
+        def __del__(self) -> None:
+            nonlocal held
+            held -= self.size
+
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda h: h.x):
+        backpropagate(method, [lambda: Views(batch, method.looks)], AT, memory=memory)
+    return most
+
+
+@pytest.mark.parametrize("name", ["byol_tiny", "dino_tiny", "moco_v3_tiny"])
+def test_activations_do_not_grow_with_the_number_of_views(name: str, batch: Canvases):
+    few, many = (saved_bytes(name, n, "views", batch) for n in (1, 6))
+    assert many <= few
+    assert saved_bytes(name, 6, "all", batch) > 1.5 * many  # the measurement can tell
+
+
+def test_low_precision_is_used_forward_and_gradients_stay_float32(batch: Canvases):
+    method = loop.build(get("simclr_tiny")).train()
+    seen = []
+    method.online.encoder.register_forward_hook(lambda m, x, y: seen.append(y.dtype))
+    backpropagate(method, [lambda: Views(batch, method.looks)], AT, precision="bfloat16")
+    assert torch.bfloat16 in seen
+    assert all(p.grad.dtype == torch.float32 for p in method.parameters())
+    exact = loop.build(get("simclr_tiny")).train()
+    backpropagate(exact, [lambda: Views(batch, exact.looks)], AT, precision="float32")
+    a, b = (torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (method, exact))
+    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.95
+
+
+def test_float32_does_not_autocast():
+    with autocast(torch.device("cpu"), "float32"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_methods_work_in_anybodys_loop(batch: Canvases):
+    method = SimCLR(loop.build(get("simclr_tiny")).keep, hidden_dim=16, output_dim=8, view=get("simclr_tiny").method.settings["view"])
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    first = None
+    for i in range(12):
+        optimizer.zero_grad()
+        total = 0.0
+        for terms in method.loss(Views(batch, method.looks), AT):
+            loss = sum(terms.values())
+            loss.backward()
+            total += loss.item()
+        optimizer.step()
+        first = total if first is None else first
+    assert total < first
