@@ -224,16 +224,16 @@ def embed(weights: str | Path | Pretrained, data: Any, out: str | Path, labels: 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from manyviews.evaluation import features
+    from manyviews.evaluation import extract
 
     out = _new_file(out)
     source = open_source(data, labels)
     loaded = weights if isinstance(weights, Pretrained) else load(weights)
     with progress("embed") as update:
-        found = features(
+        found = extract(
             loaded.encoder,
             source,
-            size=loaded.test_size,
+            test_size=loaded.test_size,
             mean=loaded.mean,
             std=loaded.std,
             device=_device(),

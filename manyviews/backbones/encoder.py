@@ -20,10 +20,9 @@ _DYNAMIC = ("vision_transformer", "deit", "eva")  # timm's files whose models ta
 _FIXED = ("num_classes", "in_chans", "features_only")  # timm's settings that the contract below decides
 # Whose weights a file may hold, for the message when they do not fit.
 _COMMON = (
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2"),
+    *("resnet18", "resnet34", "resnet50", "resnet101"),
     *("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "vit_large_patch16_224"),
-    *("convnext_femto", "convnext_nano", "convnext_tiny", "convnext_small", "convnext_base"),
-    *("efficientnet_b0", "mobilenetv3_large_100", "regnety_016", "swin_tiny_patch4_window7_224"),
+    *("convnext_femto", "convnext_tiny", "convnext_base", "efficientnet_b0", "mobilenetv3_large_100"),
 )
 
 
@@ -249,7 +248,8 @@ def _create(name: str, pretrained: bool, settings: Mapping[str, Any]) -> tuple[d
         return settings, timm.create_model(name, pretrained=pretrained, num_classes=0, **settings)
     except Exception as e:  # constructors and downloads raise whatever they meet
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise UserError(f"timm cannot make the backbone {name} with {given}: {why}") from e
+        wanted = f" with {given}" if given else ""
+        raise UserError(f"timm cannot make the backbone {name}{wanted}: {why}") from e
 
 
 def _small_stem(name: str, model: Any, stride: int) -> None:

@@ -30,4 +30,4 @@ class Center(nn.Module):
     @torch.no_grad()
     def update(self, mean: Tensor) -> None:
         """Move toward the mean output, `dim`, averaged over all ranks."""
-        self.value.lerp_(distributed.mean(mean.float()), 1 - self.momentum)
+        self.value.lerp_(distributed.mean(mean.to(self.value.dtype)), 1 - self.momentum)

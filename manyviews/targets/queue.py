@@ -35,7 +35,7 @@ class Queue(nn.Module):
         Call it when the backward pass is over: a loss computed from `rows` may have kept them.
         """
         size = len(self.rows)
-        keys = distributed.gather(normalize(keys.float()))
+        keys = distributed.gather(normalize(keys.to(self.rows.dtype)))
         skipped = max(0, len(keys) - size)
         where = (self.place + torch.arange(skipped, len(keys), device=keys.device)) % size
         self.rows.index_copy_(0, where, keys[skipped:])

@@ -59,9 +59,9 @@ def test_pretrain_evaluate_embed_show(manyviews, photos: Path, tmp_path: Path):
     assert set(table["label"]) == {"plain", "red", "green"}
     loaded = mv.load(run)
     from manyviews.data import open_source
-    from manyviews.evaluation import features
+    from manyviews.evaluation import extract
 
-    exact = features(loaded.encoder, open_source(photos), size=32, mean=loaded.mean, std=loaded.std)
+    exact = extract(loaded.encoder, open_source(photos), test_size=32, mean=loaded.mean, std=loaded.std)
     np.testing.assert_array_equal(np.array(table["embedding"], np.float32), exact.x.numpy())
 
     assert manyviews("show", run).code == 0

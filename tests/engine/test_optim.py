@@ -43,7 +43,7 @@ def test_lars_scales_layer_by_layer():
         p.grad = torch.ones(4)
     before = [p.detach().clone() for p in layers]
     optim.LARS(layers, lr=1.0, momentum=0.0, trust=0.1).step()
-    moved = [(b - p).norm() / b.norm() for b, p in zip(before, layers, strict=True)]
+    moved = [((b - p).norm() / b.norm()).item() for b, p in zip(before, layers, strict=True)]
     assert moved[0] == pytest.approx(0.1) and moved[1] == pytest.approx(0.1)  # the same fraction of each layer
 
 
@@ -126,7 +126,7 @@ def test_muon_moves_a_matrix_as_far_as_adamw_would_and_a_bias_exactly_so():
         theirs.grad = bias.grad.clone()
         optimizer.step()
         reference.step()
-        rms = (weight - before).square().mean().sqrt()
+        rms = (weight - before).square().mean().sqrt().item()
         assert 0.6 < rms / (0.1 * 0.2) < 1.3  # Liu et al. 2025, section 2.2
         torch.testing.assert_close(bias, theirs)
 

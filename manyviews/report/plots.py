@@ -1,0 +1,243 @@
+"""Pictures of a run and of an evaluation, as PNG files."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from manyviews.checkpoint import write_atomically
+from manyviews.data import BadImage, Source
+from manyviews.evaluation import Report, test_transform
+from manyviews.evaluation.report import NAMES, TITLES
+from manyviews.report.text import unmathed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, Any]]
+"""Lines of a run's log: numbers by name, with "step"; a number that is not finite is a string."""
+
+_COLORS = {"trained": "#1b6ca8", "untrained": "#e08e45", "pixels": "#8a8a8a"}
+_RIGHT, _WRONG = "#2e7d32", "#b23a3a"
+_STYLE: Any = {
+    "text.usetex": False,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+}
+_MOST_CLASSES = 40
+_THUMBNAIL = 64
+
+
+def training(rows: Rows, folder: Path) -> list[Path]:
+    """Plot a run's log into a folder, which is made: `loss.png` and, if anything was observed, `observed.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    if _series(rows, "loss")[0]:
+        files.append(loss(rows, folder / "loss.png"))
+    if any(name.startswith("observe/") for row in rows for name in row):
+        files.append(observed(rows, folder / "observed.png"))
+    return files
+
+
+def evaluation(report: Report, folder: Path, source: Source | None = None, test: Source | None = None) -> list[Path]:
+    """Plot a report into a folder, which is made.
+
+    `classes.png`, `spectrum.png`, `knn.png` after k-NN and, given the sources that were evaluated,
+    `nearest.png`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [per_class(report, folder / "classes.png"), spectrum(report, folder / "spectrum.png")]
+    if "knn" in report.protocols:
+        files.append(knn_by_k(report, folder / "knn.png"))
+    if source is not None:
+        files.append(nearest(report, folder / "nearest.png", source, test))
+    return files
+
+
+def loss(rows: Rows, path: Path) -> Path:
+    """The loss and its terms, the learning rate, and images per second, by step."""
+    terms = sorted({name for row in rows for name in row if name.startswith("loss/")})
+    with _figure(path, 8, 6) as figure:
+        top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1, 1))
+        top.plot(*_series(rows, "loss"), color=_COLORS["trained"], linewidth=1.5, label="loss")
+        for name in terms:
+            top.plot(*_series(rows, name), linewidth=1, alpha=0.8, label=unmathed(name.removeprefix("loss/")))
+        if terms:
+            top.legend()
+        top.set_title("loss")
+        for axes, name in ((middle, "lr"), (bottom, "images_per_second")):
+            axes.plot(*_series(rows, name), color=_COLORS["pixels"], linewidth=1.2)
+            axes.set_title({"lr": "learning rate", "images_per_second": "images per second"}[name])
+            axes.set_ylim(bottom=0)
+        bottom.set_xlabel("step")
+    return path
+
+
+def observed(rows: Rows, path: Path) -> Path:
+    """What was observed on held-out images, by step: accuracies, the effective rank, and geometry on the sphere."""
+    groups = {
+        "held-out accuracy": {"knn": "k-NN", "linear": "linear"},
+        "RankMe": {"rankme": "effective rank"},
+        "on the sphere": {"spread": "spread", "alignment": "alignment", "uniformity": "uniformity"},
+    }
+    found = {
+        title: lines
+        for title, names in groups.items()
+        if (lines := {label: s for k, label in names.items() if (s := _series(rows, f"observe/{k}"))[0]})
+    }
+    with _figure(path, 8, 0.8 + 2.2 * len(found)) as figure:
+        panels = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (title, lines) in zip(panels, found.items(), strict=True):
+            for label, (x, y) in lines.items():
+                axes.plot(x, y, marker="o", markersize=3, label=label)
+            axes.set_title(title)
+            if len(lines) > 1:
+                axes.legend()
+        panels[-1].set_xlabel("step")
+    return path
+
+
+def spectrum(report: Report, path: Path) -> Path:
+    """Singular values of the encoders' features relative to the largest, on logarithmic axes."""
+    with _figure(path, 6, 4) as figure:
+        axes = figure.subplots()
+        for name, found in report.representations.items():
+            values = np.array(found.singular_values)
+            values = values[values > 1e-8 * values.max(initial=1e-300)]
+            if name != "pixels" and len(values):
+                label = f"{NAMES[name]}, RankMe {found.rankme:.1f} of {found.dim}"
+                axes.loglog(np.arange(1, len(values) + 1), values / values[0], color=_COLORS[name], label=label)
+        axes.set_title("spectrum of the features")
+        axes.set_xlabel("dimension")
+        axes.set_ylabel("singular value, relative")
+        axes.legend()
+    return path
+
+
+def per_class(report: Report, path: Path) -> Path:
+    """Accuracy on each class under the headline protocol; the hardest and the easiest when there are many."""
+    score = report.representations["trained"].scores[report.headline]
+    known = [(a, i) for i, a in enumerate(score.per_class) if a is not None]
+    known.sort(reverse=True)
+    if len(known) > _MOST_CLASSES:
+        known = known[: _MOST_CLASSES // 2] + known[-_MOST_CLASSES // 2 :]
+    order = [i for _, i in known]
+    rows = np.arange(len(order))
+    height = 0.8 / len(report.representations)
+    with _figure(path, 7, 1.2 + 0.32 * len(order)) as figure:
+        axes = figure.subplots()
+        for j, (name, found) in enumerate(report.representations.items()):
+            values = [100 * (found.scores[report.headline].per_class[i] or 0.0) for i in order]
+            axes.barh(rows + j * height, values, height, color=_COLORS[name], label=NAMES[name])
+        axes.set_yticks(rows + 0.4 - height / 2, [unmathed(report.classes[i]) for i in order])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("accuracy, %")
+        axes.set_title(f"{TITLES[report.headline]} by class")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
+        axes.grid(axis="y", visible=False)
+    return path
+
+
+def knn_by_k(report: Report, path: Path) -> Path:
+    """k-NN accuracy by the number of neighbors, weighted and by majority."""
+    with _figure(path, 6, 4) as figure:
+        axes = figure.subplots()
+        for name, found in report.representations.items():
+            for kind, line in (("weighted", "-"), ("majority", ":")):
+                points = {
+                    int(k.removeprefix("k=").split()[0]): 100 * accuracy
+                    for k, accuracy in found.scores["knn"].others.items()
+                    if k.endswith(kind)
+                }
+                label = f"{NAMES[name]}, {kind}"
+                axes.plot(list(points), list(points.values()), line, color=_COLORS[name], marker=".", label=label)
+        axes.set_xscale("log")
+        axes.set_xticks(list(points), [str(k) for k in points], minor=False)
+        axes.minorticks_off()
+        axes.set_title("k-NN")
+        axes.set_xlabel("neighbors")
+        axes.set_ylabel("accuracy, %")
+        axes.legend(fontsize=7)
+    return path
+
+
+def nearest(report: Report, path: Path, source: Source, test: Source | None = None) -> Path:
+    """A few test images, each with the training images nearest to it and their classes."""
+    asked = source if test is None else test.with_classes(report.classes)
+    columns = 1 + max(len(n.items) for n in report.nearest)
+    with _figure(path, 1.1 * columns, 1.25 * len(report.nearest) + 0.3) as figure:
+        grid = figure.subplots(len(report.nearest), columns, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        for row, found in zip(grid, report.nearest, strict=True):
+            truth = _thumbnail(row[0], asked, found.query)
+            row[0].set_title(truth, fontsize=7, fontweight="bold", loc="center")
+            for axes, item in zip(row[1:], found.items, strict=False):
+                name = _thumbnail(axes, source, item)
+                axes.set_title(name, fontsize=7, loc="center", color=_RIGHT if name == truth else _WRONG)
+        figure.suptitle("test images, and what the encoder finds nearest", fontsize=10)
+    return path
+
+
+def views(pictures: Sequence[tuple[str, Tensor]], path: Path, mean: Sequence[float], std: Sequence[float]) -> Path:
+    """A grid of training views: a row for each image, a column for each view.
+
+    Args:
+        pictures: (title, float32 `b 3 h w`, normalized) for each view, sizes as they are; up to 8 images are shown.
+        path: of the PNG file.
+        mean: that was subtracted, per channel.
+        std: that was divided by, per channel.
+    """
+    count = min(8, len(pictures[0][1]))
+    with _figure(path, 1.3 * len(pictures), 1.3 * count + 0.3) as figure:
+        grid = figure.subplots(count, len(pictures), squeeze=False)
+        for column, (title, x) in zip(grid.T, pictures, strict=True):
+            pixels = x[:count].detach().float().cpu().permute(0, 2, 3, 1).numpy() * np.array(std) + np.array(mean)
+            for axes, picture in zip(column, pixels, strict=True):
+                axes.imshow(picture.clip(0, 1))
+                axes.axis("off")
+            column[0].set_title(unmathed(title), fontsize=8, loc="center")
+    return path
+
+
+@contextmanager
+def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """An empty figure, in inches, that is written to `path` in the end."""
+    # Not pyplot, which keeps figures alive and may open windows.
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE), warnings.catch_warnings():
+        # Class names may be written in letters that the font does not have: boxes will do.
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
+        yield figure
+        write_atomically(path, lambda part: figure.savefig(part, format="png"))
+
+
+def _series(rows: Rows, name: str) -> tuple[list[float], list[float]]:
+    """Steps and values of one logged number, where it is finite."""
+    points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
+    return [float(x) for x, _ in points], [float(y) for _, y in points]
+
+
+def _thumbnail(axes: Axes, source: Source, item: int) -> str:
+    """Show an image, and return the name of its class."""
+    with suppress(BadImage):  # it could be read when it was evaluated, and may be gone since
+        axes.imshow(test_transform(source.load(item), _THUMBNAIL).transpose(1, 2, 0))
+    labels, classes = source.labels, source.classes
+    return "" if labels is None or classes is None else unmathed(classes[labels[item]], 16)

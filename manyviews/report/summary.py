@@ -1,0 +1,190 @@
+"""A run and its evaluation on one screen.
+
+Names and labels are shown as `rich.text.Text`, never as markup: they come from other people's data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from manyviews.evaluation.report import NAMES, TITLES, Report, Score, percent
+from manyviews.progress import duration
+from manyviews.recipe import Choice, Recipe
+from manyviews.report.text import printable
+
+WIDTH = 100  # characters, where there is no terminal to ask
+
+_SHOWN = 3  # bad images named
+
+
+def summary(facts: Mapping[str, Any], report: Report | None = None) -> RenderableType:
+    """What there is to say about a run, for `rich.print`.
+
+    Args:
+        facts: what is known of the run; every part may be missing. `name` is the title; `data`, `recipe`, `state`,
+            `time`, `speed`, `loss` and others are lines, in their order; `files` and `next` are lists of lines: what
+            lies where, and which commands may come next.
+        report: of its latest evaluation.
+    """
+    parts: list[RenderableType] = []
+    if "name" in facts:
+        parts.append(Text(printable(facts["name"]), style="bold"))
+    lines = {k: v for k, v in facts.items() if k not in ("name", "files", "next") and v is not None}
+    if lines:
+        parts.append(_grid([(k, str(v)) for k, v in lines.items()]))
+    if report is not None:
+        parts += ["", _scores(report), "", Text(report.verdict, style="bold"), *_remarks(report)]
+    for title in ("files", "next"):
+        if facts.get(title):
+            parts += ["", Text(title), *(Padding(Text(printable(line)), (0, 0, 0, 2)) for line in facts[title])]
+    return Group(*parts)
+
+
+def plain(facts: Mapping[str, Any], report: Report | None = None, width: int = WIDTH) -> str:
+    """`summary` as text without colors, for files and pipes."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
+    console.print(summary(facts, report))
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def show(report: Report, facts: Mapping[str, Any] | None = None) -> None:
+    """Print an evaluation, and what is known of the run, to standard output."""
+    _print(facts or {}, report)
+
+
+def show_run(run: Any) -> None:
+    """Print a run and its latest evaluation to standard output; `run` is a `manyviews.Run`."""
+    _print(facts_of(run), latest(run.folder))
+
+
+def _print(facts: Mapping[str, Any], report: Report | None) -> None:
+    console = Console()
+    if console.is_terminal:
+        console.print(summary(facts, report))
+    else:
+        print(plain(facts, report), end="")
+
+
+def latest(folder: Path) -> Report | None:
+    """The newest report among a run's evaluations."""
+    found = [f for f in (folder / "evaluations").glob("*/report.json") if f.parent.name.isdigit()]
+    if not found:
+        return None
+    return Report.from_json(max(found, key=lambda f: int(f.parent.name)).read_text(encoding="utf-8"))
+
+
+def facts_of(run: Any) -> dict[str, Any]:
+    """What is known of a `manyviews.Run`, in the form that `summary` takes."""
+    recipe, about, ended, folder = run.recipe, run.facts, run.summary, run.folder
+    logged = [row for row in run.log if "loss" in row]
+    last = logged[-1] if logged else {}
+    facts: dict[str, Any] = {
+        "name": recipe.name,
+        "data": f"{about.get('data') or 'images in memory'}, {about.get('images', '?')} images",
+        "recipe": f"{recipe.method.name}, {recipe.backbone.name}, {recipe.epochs:g} epochs of batches of "
+        f"{recipe.data.batch_size}, seed {recipe.seed}",
+        "machine": about.get("machine"),
+    }
+    if ended is None:
+        facts["state"] = f"unfinished, {last.get('epoch', 0):.1f} of {recipe.epochs:g} epochs"
+    else:
+        facts["time"] = duration(ended["seconds"])
+    rates = sorted(row["images_per_second"] for row in logged if _is_number(row.get("images_per_second")))
+    if rates:
+        facts["speed"] = f"{rates[len(rates) // 2]:.0f} images/s"
+    if _is_number(last.get("loss")):
+        facts["loss"] = f"{logged[0]['loss']:.3f} at first, {last['loss']:.3f} at last"
+    if ended is not None and ended.get("bad_images"):
+        facts["left out"] = f"{ended['bad_images']} images that cannot be read"
+    facts["files"] = [str(folder / name) for name in ("encoder.safetensors", "plots") if (folder / name).exists()]
+    if ended is None:
+        facts["next"] = [f"manyviews resume {folder}"]
+    else:
+        facts["next"] = [
+            f"manyviews evaluate {folder} --data LABELED_IMAGES",
+            f"manyviews embed {folder} IMAGES --out features.parquet",
+            f"manyviews export {folder} --format timm --out backbone",
+        ]
+    return facts
+
+
+def settings(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    """Every setting of a recipe: dotted path and value, as `--set` takes them."""
+
+    def walk(x: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(x, Choice):
+            yield f"{path}.name", x.name
+            for name, value in x.settings.items():
+                yield f"{path}.{name}", value
+        elif dataclasses.is_dataclass(x) and type(x).__module__ == Recipe.__module__:
+            for field in dataclasses.fields(x):
+                yield from walk(getattr(x, field.name), f"{path}.{field.name}" if path else field.name)
+        else:
+            yield path, x
+
+    return walk(recipe, "")
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, (int, float))
+
+
+def _grid(rows: Sequence[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(printable(name)), Text(printable(value)))
+    return table
+
+
+def _scores(report: Report) -> Table:
+    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column(Text("top-1 (95 % interval)"))
+    for protocol in report.protocols:
+        table.add_column(Text(TITLES.get(protocol, protocol)), no_wrap=True)
+    for name, found in report.representations.items():
+        style = "bold" if name == "trained" else ""
+        cells = [_cell(found.scores[p], style) for p in report.protocols]
+        table.add_row(Text(NAMES.get(name, name), style=style), *cells)
+    return table
+
+
+def _cell(score: Score, style: str) -> Text:
+    low, high = score.interval
+    return Text(percent(score.top1), style=style).append(f" ({100 * low:.1f} to {100 * high:.1f})", style="dim")
+
+
+def _remarks(report: Report) -> list[Text]:
+    trained = report.representations["trained"]
+    score = trained.scores[report.headline]
+    remarks = []
+    if score.top5 is not None:
+        remarks.append(f"Top-5 accuracy of {TITLES[report.headline]}: {percent(score.top5)}.")
+    accuracies = [(a, name) for a, name in zip(score.per_class, report.classes, strict=True) if a is not None]
+    if len(accuracies) > 1:
+        (low, hardest), (high, easiest) = min(accuracies), max(accuracies)
+        remarks.append(
+            f"From {percent(low)} for '{printable(hardest, 40)}' to {percent(high)} for '{printable(easiest, 40)}'."
+        )
+    count = report.images
+    remarks.append(
+        f"{count['test']} test images of {printable(report.test or report.source, 60)} in {len(accuracies)} classes, "
+        f"{count['train']} to learn from, {count['validation']} to choose on; at {report.test_size} pixels, "
+        f"seed {report.seed}, in {duration(report.seconds)}. RankMe {trained.rankme:.1f} of {trained.dim}."
+    )
+    if report.bad:
+        named = "; ".join(f"{printable(where, 80)}: {printable(reason, 80)}" for where, reason in report.bad[:_SHOWN])
+        more = f"; and {len(report.bad) - _SHOWN} more" if len(report.bad) > _SHOWN else ""
+        remarks.append(f"{len(report.bad)} images could not be read and were left out ({named}{more}).")
+    return [Text(remark, style="dim") for remark in remarks]

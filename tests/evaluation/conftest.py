@@ -1,0 +1,27 @@
+import numpy as np
+import pytest
+
+from manyviews.backbones import Encoder
+from manyviews.data import open_source
+
+
+@pytest.fixture
+def encoder():
+    """A ResNet of a few thousand weights."""
+    return Encoder("resnet18", stem="small", channels=(4, 4, 8, 8))
+
+
+@pytest.fixture
+def pictures():
+    """Makes labeled noise of 12 pixels, whose mean color nearly tells the class."""
+
+    def make(count, classes=3, seed=0, noise=60):
+        rng = np.random.default_rng(seed)
+        labels = np.arange(count) % classes
+        colors = np.random.default_rng(1).uniform(60, 190, (classes, 3))
+        pixels = colors[labels][:, None, None] + rng.normal(0, noise, (count, 12, 12, 3))
+        return open_source(
+            (pixels.clip(0, 255).astype(np.uint8), np.array([f"class {i}" for i in range(classes)])[labels])
+        )
+
+    return make

@@ -1,0 +1,65 @@
+"""Two processes that share a batch take the step that one takes with all of it."""
+
+import copy
+
+import pytest
+import torch
+
+from manyviews import distributed, methods
+from manyviews.engine import loop
+from manyviews.engine.step import backpropagate
+from manyviews.recipes import get
+from manyviews.types import At
+from manyviews.views import Views
+from tests.methods.conftest import canvases
+from tests.ranks import on_ranks
+
+AT = At(3, 20, 5)
+
+
+def steps() -> dict[str, dict[str, torch.Tensor]]:
+    """Gradients and states of every method after two steps on this rank's share of the batch."""
+    found = {}
+    batch = canvases(8)
+    mine = batch.chunk(distributed.world_size())[distributed.rank()]
+    for name in methods.names():
+        # Double precision: a difference is then an error and not a rounding.
+        method = distributed.sync_batchnorm(loop.build(get(f"{name}_tiny")).train().double(), torch.device("cpu"))
+        found[name] = {}
+        for k in range(2):
+            method.zero_grad()
+            views = Views(mine, method.looks, seed=k)
+            exact = Exact(views)
+            backpropagate(method, [lambda v=exact: v], AT)
+            found[name] |= {f"{k} gradient {n}": p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+            method.before_update(AT)
+            with torch.no_grad():
+                for p in method.parameters():
+                    if p.requires_grad:
+                        p.sub_(p.grad, alpha=0.01)
+            method.after_update(AT)
+        found[name] |= {f"state {n}": v for n, v in copy.deepcopy(method.state_dict()).items()}
+    return found
+
+
+class Exact(Views):
+    """The same views in double precision."""
+
+    def __init__(self, views: Views) -> None:
+        self.__dict__.update(views.__dict__)
+
+    def _make(self, kind, i):
+        return super()._make(kind, i).double()
+
+
+@pytest.fixture(scope="module")
+def both() -> tuple[dict, list[dict]]:
+    return steps(), on_ranks(steps)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_two_ranks_give_the_gradient_and_the_state_of_one(name: str, both):
+    one, (first, second) = both
+    for word, value in one[name].items():
+        for rank in (first, second):
+            torch.testing.assert_close(rank[name][word], value, rtol=1e-4, atol=1e-6, msg=f"{name}: {word}")

@@ -1,0 +1,192 @@
+import dataclasses
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from manyviews.backbones import Encoder
+from manyviews.data import open_source
+from manyviews.evaluation import evaluate
+from manyviews.recipe import Choice, Recipe, override
+from manyviews.report import plots, summary
+from manyviews.report.text import printable, unmathed
+
+HOSTILE = ["[red]$x", "[/bold] \x1b[31m$\\frac{1}{$", "\udcff\n\u65e5\u672c" + "x" * 300]
+
+
+@pytest.fixture(scope="module")
+def source():
+    rng = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    pixels = (80 * labels[:, None, None, None] + rng.integers(0, 70, (90, 12, 12, 3))).astype(np.uint8)
+    found = open_source((pixels, labels))
+    return dataclasses.replace(found, annotate=lambda: (labels, HOSTILE))
+
+
+@pytest.fixture(scope="module")
+def report(source):
+    encoder = Encoder("resnet18", stem="small", channels=(4, 4, 8, 8))
+    found = evaluate(encoder, source, test_size=12, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return dataclasses.replace(found, bad=((f"photos/{HOSTILE[0]}.jpg", "cut [short]"),) * 5)
+
+
+ROWS = [
+    *(
+        {"step": s, "loss": 5.0 - s / 100, "loss/a$": 2.0, "lr": 0.1, "images_per_second": 900.0}
+        for s in range(0, 100, 20)
+    ),
+    {"step": 100, "loss": "nan", "lr": 0.1, "images_per_second": 800.0},
+    {"step": 0, "observe/knn": 0.3, "observe/rankme": 3.0, "observe/spread": 0.4},
+    {"step": 100, "observe/knn": 0.5, "observe/rankme": 30.0, "observe/spread": 0.9},
+]
+
+
+def test_the_summary_fits_on_a_screen_and_says_what_there_is(report):
+    facts = {
+        "name": "first run",
+        "data": "photos",
+        "loss": None,
+        "files": ["run/encoder"],
+        "next": ["manyviews show run"],
+    }
+    text = summary.plain(facts, report)
+    assert len(text.splitlines()) <= 40
+    assert max(map(len, text.splitlines())) <= summary.WIDTH
+    for part in ("first run", "photos", "run/encoder", "manyviews show run", "untrained encoder", "raw pixels", "k-NN"):
+        assert part in text
+    assert "loss" not in text
+    for found in report.representations.values():
+        for score in found.scores.values():
+            assert f"{100 * score.top1:.1f} % ({100 * score.interval[0]:.1f} to {100 * score.interval[1]:.1f})" in text
+    assert " ".join(report.verdict.split()) in " ".join(text.split())
+    assert "5 images could not be read" in text and "2 more" in text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_hostile_names_are_shown_and_not_obeyed(report, terminal):
+    facts = {"name": HOSTILE[0], "data": HOSTILE[1], "files": [HOSTILE[2]], "next": ["[link=file:///]x[/link]"]}
+    out = io.StringIO()
+    Console(file=out, force_terminal=terminal, width=200, color_system="standard" if terminal else None).print(
+        summary.summary(facts, dataclasses.replace(report, source="[bold]\x1b]0;title\x07"))
+    )
+    text = out.getvalue()
+    assert "[red]$x" in text and "[link=file:///]" in text and "[bold]" in text and "cut [short]" in text
+    assert "\x1b[31m$" not in text and "\x1b]" not in text and "\x07" not in text
+    text.encode()  # no broken Unicode is left
+
+
+def test_printable_keeps_what_people_write():
+    assert printable("Ätna \u65e5\u672c [x]") == "Ätna \u65e5\u672c [x]"
+    assert len(printable("x" * 500)) == 200
+    assert "\n" not in printable("a\nb\x1b\u2028\u202e")
+    assert unmathed("$a$") == r"\$a\$"
+
+
+def is_picture(path):
+    with Image.open(path) as image:
+        image.load()
+        return image.format == "PNG" and len(np.unique(np.asarray(image.convert("L")))) > 10
+
+
+def test_a_log_becomes_pictures(tmp_path):
+    files = plots.training(ROWS, tmp_path / "plots")
+    assert [f.name for f in files] == ["loss.png", "observed.png"]
+    assert all(map(is_picture, files))
+    assert sorted(tmp_path.glob("plots/*")) == sorted(files)  # nothing temporary is left
+    assert plots.training([], tmp_path / "none") == []
+
+
+def test_an_evaluation_becomes_pictures(report, source, tmp_path):
+    files = plots.evaluation(report, tmp_path, source)
+    assert [f.name for f in files] == ["classes.png", "spectrum.png", "knn.png", "nearest.png"]
+    assert all(map(is_picture, files))
+    alone = dataclasses.replace(report, representations={"trained": report.representations["trained"]}, gains={})
+    assert all(map(is_picture, plots.evaluation(alone, tmp_path / "alone")))
+
+
+def test_a_thousand_classes_fit(report, tmp_path):
+    classes = tuple(f"class {i}" for i in range(1000))
+    found = {
+        name: dataclasses.replace(
+            r,
+            scores={
+                k: dataclasses.replace(s, per_class=tuple(i / 1000 if i % 7 else None for i in range(1000)))
+                for k, s in r.scores.items()
+            },
+        )
+        for name, r in report.representations.items()
+    }
+    many = dataclasses.replace(report, classes=classes, representations=found)
+    path = plots.per_class(many, tmp_path / "classes.png")
+    with Image.open(path) as image:
+        assert image.size[1] < 2500
+
+
+def test_labels_reach_the_figure_escaped(report, source, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    texts = []
+    save = Figure.savefig
+
+    def spy(figure, *args, **kwargs):
+        for axes in figure.axes:
+            texts.extend([axes.get_title(), axes.get_title("center"), *(t.get_text() for t in axes.get_yticklabels())])
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    plots.per_class(report, tmp_path / "classes.png")
+    plots.nearest(report, tmp_path / "nearest.png", source)
+    assert texts.count(r"[red]\$x") > 1
+
+
+def test_views_are_shown_in_true_colors(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    shown = []
+    monkeypatch.setattr(Axes, "imshow", lambda axes, x, **k: shown.append(x))
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.1)
+    pixels = torch.rand(3, 3, 8, 8)
+    x = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    plots.views([("global 0", x), ("local 0", x[..., :4, :4])], tmp_path / "views.png", mean, std)
+    assert len(shown) == 6
+    np.testing.assert_allclose(shown[0], pixels[0].permute(1, 2, 0).numpy(), atol=1e-6)
+
+
+def recipe():
+    return Recipe("tiny", Choice("simclr", {"temperature": 0.2}), Choice("resnet18"), epochs=3)
+
+
+def a_run(folder, ended=True):
+    done = {"seconds": 83.0, "bad_images": 2} if ended else None
+    facts = {"data": None, "images": 500, "machine": "1 CPU thread"}
+    return SimpleNamespace(folder=folder, recipe=recipe(), facts=facts, summary=done, log=ROWS)
+
+
+def test_a_run_is_shown_with_its_latest_evaluation(report, tmp_path, capsys):
+    for number, seed in ((9, 1), (10, 2)):
+        where = tmp_path / "evaluations" / str(number)
+        where.mkdir(parents=True)
+        (where / "report.json").write_text(dataclasses.replace(report, seed=seed).to_json(), encoding="utf-8")
+    (tmp_path / "encoder.safetensors").touch()
+    summary.show_run(a_run(tmp_path))
+    text = capsys.readouterr().out
+    assert "seed 2" in text and "1 min 23 s" in text and "900 images/s" in text and "2 images that cannot" in text
+    assert "encoder.safetensors" in text and "manyviews export" in text.replace("\n", "")
+
+
+def test_an_unfinished_run_says_how_to_go_on(tmp_path, capsys):
+    summary.show_run(a_run(tmp_path, ended=False))
+    text = capsys.readouterr().out
+    assert "unfinished" in text and "manyviews resume" in text
+
+
+def test_settings_are_paths_that_set_takes():
+    found = dict(summary.settings(recipe()))
+    assert found["method.temperature"] == 0.2 and found["optimizer.lr"] == 1e-3
+    for path, value in found.items():
+        if path not in ("method.name",):
+            assert override(recipe(), path, value) == recipe()
