@@ -40,7 +40,7 @@ _STAGES = (
     "views",
 )
 
-__all__ = [*_FUNCTIONS, *_STAGES]  # noqa: PLE0604
+__all__ = [*_FUNCTIONS, *_STAGES]
 __version__ = "0.1.0"
 
 

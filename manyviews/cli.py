@@ -13,7 +13,7 @@ import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
 # Nothing heavy is imported here: `manyviews --help` answers at once.
-from manyviews.errors import UserError
+from manyviews.errors import UserError, unknown
 
 Json = Annotated[Path | None, arg(metavar="FILE", help="Also write the results to this file, as JSON.")]
 Out = Annotated[Path, arg(metavar="FILE")]
@@ -25,15 +25,15 @@ Folder = Annotated[Positional[Path], arg(metavar="RUN")]
 def pretrain(
     data: Images,
     /,
-    recipe: str,
-    epochs: float | None = None,
-    set: UseAppendAction[tuple[Annotated[str, arg(metavar="PATH=VALUE")], ...]] = (),
+    recipe: Annotated[str, arg(metavar="NAME")],
+    epochs: Annotated[float | None, arg(metavar="N")] = None,
+    set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PATH=VALUE")] = (),
     out: Annotated[Path | None, arg(metavar="RUN")] = None,
     json: Json = None,
 ) -> None:
     """Pretrain a backbone on unlabeled images.
 
-    Examples:
+    For example:
       manyviews pretrain photos/ --recipe simclr_photos
       manyviews pretrain photos.parquet --recipe byol_cifar10 --epochs 50 --out runs/first
       manyviews pretrain photos/ --recipe dino_cifar10 --set optimizer.lr=1e-3 --set method.views.local.count=6
@@ -55,7 +55,7 @@ def pretrain(
 def resume(run: Folder, /, json: Json = None) -> None:
     """Continue an interrupted run, exactly where it stopped.
 
-    Examples:
+    For example:
       manyviews resume runs/first
 
     Args:
@@ -80,7 +80,7 @@ def evaluate(
 ) -> None:
     """Judge a frozen encoder on labeled images, next to an untrained encoder and raw pixels.
 
-    Examples:
+    For example:
       manyviews evaluate runs/first --data labeled/
       manyviews evaluate runs/first --data train.parquet --test test.parquet --protocol knn,linear,logistic
       manyviews evaluate weights.safetensors --backbone resnet18 --data photos/ --labels labels.csv
@@ -115,7 +115,7 @@ def evaluate(
 def embed(weights: Weights, data: Images, /, out: Out, backbone: str | None = None, json: Json = None) -> None:
     """Write the features of every image to a Parquet file.
 
-    Examples:
+    For example:
       manyviews embed runs/first photos/ --out features.parquet
 
     Args:
@@ -146,7 +146,7 @@ def export(
 ) -> None:
     """Write the encoder in a form that other software loads.
 
-    Examples:
+    For example:
       manyviews export runs/first --format timm --out backbone/
       manyviews export runs/first --format onnx --out backbone.onnx
 
@@ -168,7 +168,7 @@ def export(
 def show(run: Folder, /, settings: bool = False, json: Json = None) -> None:
     """Show what a run is, how far it came, and how good it is.
 
-    Examples:
+    For example:
       manyviews show runs/first
       manyviews show runs/first --settings
 
@@ -197,7 +197,7 @@ def list_(
 ) -> None:
     """List what there is to choose from.
 
-    Examples:
+    For example:
       manyviews list recipes
       manyviews list backbones --match "vit_*"
 
@@ -220,7 +220,7 @@ def list_(
 def demo(out: Annotated[Path | None, arg(metavar="RUN")] = None, json: Json = None) -> None:
     """Pretrain on the pictures that come with the package, and judge the result. No network, minutes on two cores.
 
-    Examples:
+    For example:
       manyviews demo
 
     Args:
@@ -250,13 +250,14 @@ VERBS = {
 
 def main(args: Sequence[str] | None = None) -> None:
     """Exit with 0, with 2 after bad input, with 1 after a failure or an interruption."""
+    args = sys.argv[1:] if args is None else args
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            VERBS,
-            prog="manyviews",
-            description="Self-supervised visual pretraining: a folder of unlabeled images in, a backbone out.",
-            args=args,
-        )
+        if not args or args[0] in ("-h", "--help"):
+            print(_overview())
+            sys.exit(0 if args else 2)
+        if args[0] not in VERBS:
+            raise unknown("verb", args[0], VERBS)
+        tyro.cli(VERBS[args[0]], prog=f"manyviews {args[0]}", args=args[1:])
     except UserError as e:
         print(f"manyviews: {e}", file=sys.stderr)
         sys.exit(2)
@@ -269,6 +270,13 @@ def main(args: Sequence[str] | None = None) -> None:
         else:
             traceback.print_exc()
         sys.exit(1)
+
+
+def _overview() -> str:
+    """Every verb and what it does, in a line each."""
+    lines = [f"  {name:9} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    title = "Self-supervised visual pretraining: a folder of unlabeled images in, a backbone out."
+    return "\n".join([f"{title}\n", "usage: manyviews VERB ...", *lines, "\n`manyviews VERB --help` has examples."])
 
 
 def _settings(pairs: tuple[str, ...]) -> dict[str, str]:

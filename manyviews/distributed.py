@@ -16,7 +16,6 @@ from torch import Tensor
 
 from manyviews.errors import UserError
 
-
 T = TypeVar("T")
 
 

@@ -122,6 +122,12 @@ def _timm(weights: Pretrained, out: Path) -> None:
     """A folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
     from timm.models import save_for_hf
 
+    stem = weights.encoder.spec["stem"]
+    if stem != "native":
+        raise UserError(
+            f"timm cannot build the stem '{stem}' of {weights.encoder.name}: export to onnx, safetensors or torch, or "
+            "pretrain with --set backbone.stem=native."
+        )
     size = [3, weights.test_size, weights.test_size]
     data = {"mean": weights.mean, "std": weights.std, "input_size": size, "crop_pct": 224 / 256}
     out.mkdir()

@@ -262,7 +262,9 @@ def override(recipe: Recipe, path: str, value: Any) -> Recipe:
     """
     if path == "method.name":
         raise UserError("A recipe's method cannot be replaced with --set: choose a recipe of the other method.")
-    return typing.cast(Recipe, _replace(recipe, path.split("."), parse(value) if isinstance(value, str) else value, path))
+    return typing.cast(
+        Recipe, _replace(recipe, path.split("."), parse(value) if isinstance(value, str) else value, path)
+    )
 
 
 def _replace(node: Any, keys: list[str], new: Any, path: str) -> Any:

@@ -108,7 +108,9 @@ def pretrain(
         chosen = override(chosen, path, value)
     chosen = recipes.resolve(chosen)
     source = open_source(data)
-    loop.check(chosen, source)  # before a folder is made for what cannot run
+    # What cannot run leaves no folder behind.
+    loop.check(chosen, source)
+    method = loop.build(chosen)
 
     device = distributed.start()
     folder = None
@@ -122,7 +124,7 @@ def pretrain(
         }
         folder = files.create(None if out is None else Path(out), chosen, facts)
     folder = distributed.share(folder)
-    loop.train(chosen, source, folder)
+    loop.train(method, chosen, source, folder)
     return _finish(folder, source)
 
 
@@ -145,7 +147,7 @@ def resume(folder: str | Path, data: Any = None) -> Run:
     if (folder / files.SUMMARY).exists():
         return Run(folder)
     source = open_source(data)
-    loop.train(recipe, source, folder)
+    loop.train(loop.build(recipe), recipe, source, folder)
     return _finish(folder, source)
 
 
@@ -299,5 +301,3 @@ def _numbered(parent: Path) -> Path:
             return parent / str(i)
         except FileExistsError:
             i += 1
-
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -268,15 +269,21 @@ def _small_stem(name: str, model: Any, stride: int) -> None:
     model.maxpool = nn.Identity()
 
 
-def _seems(weights: Mapping[str, Tensor], wanted: str) -> str:
-    """What these weights are of, in words: a common architecture that has nearly all of them, if there is one."""
+@cache
+def _shapes(name: str) -> dict[str, torch.Size]:
     import timm
 
+    with torch.device("meta"):
+        return {k: v.shape for k, v in timm.create_model(name, num_classes=0).state_dict().items()}
+
+
+def _seems(weights: Mapping[str, Tensor], wanted: str) -> str:
+    """What these weights are of, in words: a common architecture that has nearly all of them, if there is one."""
+
     def fit(name: str) -> float:
-        with torch.device("meta"):
-            model = timm.create_model(name, num_classes=0).state_dict()
-        same = sum(k in weights and weights[k].shape == v.shape for k, v in model.items())
-        return same / max(len(model), len(weights))
+        shapes = _shapes(name)
+        same = sum(k in weights and weights[k].shape == shape for k, shape in shapes.items())
+        return same / max(len(shapes), len(weights))
 
     fits = {name: fit(name) for name in (wanted, *_COMMON)}
     best = max(fits, key=lambda name: fits[name])

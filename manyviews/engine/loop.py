@@ -38,10 +38,11 @@ def build(recipe: Recipe) -> Method:
     return methods.get(recipe.method.name)(encoder, **recipe.method.settings)
 
 
-def train(recipe: Recipe, source: Source, folder: Path) -> None:
+def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
     """Train in a run folder, from its checkpoint if there is one, until the recipe's last step.
 
     Args:
+        method: what `build` made of the recipe.
         recipe: everything that decides the run but the images.
         source: all the images, of which `recipe.data.holdout` are watched and not trained on.
         folder: made by `engine.folder.create`. It receives the log, checkpoints and, at the end, the encoder.
@@ -60,7 +61,7 @@ def train(recipe: Recipe, source: Source, folder: Path) -> None:
         check(recipe, source)
         train_on, held = observe.hold_out(source, recipe.data.holdout)
         loader = _loader(recipe, train_on)
-        method = build(recipe).to(device, memory_format=torch.channels_last).train()
+        method = method.to(device, memory_format=torch.channels_last).train()
         if recipe.step.sync_batchnorm:
             method = distributed.sync_batchnorm(method, device)
         optimizer = optim.build(method, recipe.optimizer, device)

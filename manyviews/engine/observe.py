@@ -64,7 +64,9 @@ def prepare(train: Source, held: Source, recipe: Recipe) -> Watch | None:
         known, known_labels = _read(train.subset(np.unique(some)), recipe.test_size)
     canvases, _ = load_canvases(held.subset(np.arange(min(_PAIRS, len(held)))), recipe.data.canvas)
     empty = torch.empty(0, dtype=torch.int64)
-    return Watch(pixels, labels if len(known) else None, known, empty if known_labels is None else known_labels, canvases)
+    return Watch(
+        pixels, labels if len(known) else None, known, empty if known_labels is None else known_labels, canvases
+    )
 
 
 def _read(source: Source, size: int) -> tuple[Tensor, Tensor | None]:

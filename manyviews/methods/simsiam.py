@@ -69,7 +69,7 @@ class SimSiam(Method):
         projections = [self.online(x) for x in views.all("global")]
         targets = [z.detach() for z in projections]
 
-        def term(task: View, i: int, z):  # noqa: ANN001
+        def term(task: View, i: int, z):
             total = sum(negative_cosine(self.predictors(task, z), t) for t in others(targets, task, i))
             return weights[task] * total / pairs(task, len(targets))
 

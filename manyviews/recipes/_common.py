@@ -34,7 +34,9 @@ def small(view: View, size: int = 32, **changes: object) -> View:
     return replace(view, size=size, **{"color": SMALL_COLOR, **changes})  # type: ignore[arg-type]
 
 
-def cifar10(method: str, backbone: Choice = CIFAR_RESNET, optimizer: Optimizer = CIFAR_SGD, **settings: object) -> Recipe:
+def cifar10(
+    method: str, backbone: Choice = CIFAR_RESNET, optimizer: Optimizer = CIFAR_SGD, **settings: object
+) -> Recipe:
     """200 epochs at 32 pixels."""
     return Recipe(
         name=method,

@@ -19,9 +19,7 @@ def imagenet() -> Recipe:
         backbone=Choice("vit_base_patch16_224", {"position": "sincos"}),
         epochs=800,
         data=Data(batch_size=4096),
-        optimizer=Optimizer(
-            "adamw", lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, schedule=WarmupCosine(warmup=40)
-        ),
+        optimizer=Optimizer("adamw", lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, schedule=WarmupCosine(warmup=40)),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from manyviews.evaluation.report import NAMES, TITLES
 from manyviews.report.text import unmathed
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
@@ -178,18 +177,25 @@ def knn_by_k(report: Report, path: Path) -> Path:
 def nearest(report: Report, path: Path, source: Source, test: Source | None = None) -> Path:
     """A few test images, each with the training images nearest to it and their classes."""
     asked = source if test is None else test.with_classes(report.classes)
-    columns = 1 + max(len(n.items) for n in report.nearest)
-    with _figure(path, 1.1 * columns, 1.25 * len(report.nearest) + 0.3) as figure:
-        grid = figure.subplots(len(report.nearest), columns, squeeze=False)
-        for axes in grid.flat:
-            axes.axis("off")
-        for row, found in zip(grid, report.nearest, strict=True):
-            truth = _thumbnail(row[0], asked, found.query)
-            row[0].set_title(truth, fontsize=7, fontweight="bold", loc="center")
-            for axes, item in zip(row[1:], found.items, strict=False):
-                name = _thumbnail(axes, source, item)
-                axes.set_title(name, fontsize=7, loc="center", color=_RIGHT if name == truth else _WRONG)
-        figure.suptitle("test images, and what the encoder finds nearest", fontsize=10)
+    rows, columns = len(report.nearest), 1 + max(len(n.items) for n in report.nearest)
+    wide, high = _THUMBNAIL + 8, _THUMBNAIL + 22
+    # One picture and many words: a figure with an axis for each thumbnail takes seconds to lay out.
+    sheet = np.full((high * rows, wide * columns, 3), 255, dtype=np.uint8)
+    with _figure(path, wide * columns / 70, high * rows / 70 + 0.3) as figure:
+        axes = figure.subplots()
+        for i, found in enumerate(report.nearest):
+            truth = _class(asked, found.query)
+            for j, (origin, item) in enumerate([(asked, found.query), *((source, k) for k in found.items)]):
+                top, left = high * i + 18, wide * j + 4
+                sheet[top : top + _THUMBNAIL, left : left + _THUMBNAIL] = _thumbnail(origin, item)
+                name = _class(origin, item)
+                color = "black" if j == 0 else _RIGHT if name == truth else _WRONG
+                weight = "bold" if j == 0 else "normal"
+                words = unmathed(name, 14)
+                axes.text(left + _THUMBNAIL / 2, top - 3, words, color=color, weight=weight, size=7, ha="center")
+        axes.imshow(sheet)
+        axes.axis("off")
+        axes.set_title("test images, and what the encoder finds nearest")
     return path
 
 
@@ -235,9 +241,12 @@ def _series(rows: Rows, name: str) -> tuple[list[float], list[float]]:
     return [float(x) for x, _ in points], [float(y) for _, y in points]
 
 
-def _thumbnail(axes: Axes, source: Source, item: int) -> str:
-    """Show an image, and return the name of its class."""
-    with suppress(BadImage):  # it could be read when it was evaluated, and may be gone since
-        axes.imshow(test_transform(source.load(item), _THUMBNAIL).transpose(1, 2, 0))
-    labels, classes = source.labels, source.classes
-    return "" if labels is None or classes is None else unmathed(classes[labels[item]], 16)
+def _thumbnail(source: Source, item: int) -> np.ndarray:
+    try:
+        return test_transform(source.load(item), _THUMBNAIL).transpose(1, 2, 0)
+    except BadImage:  # it could be read when it was evaluated, and is gone since
+        return np.full((_THUMBNAIL, _THUMBNAIL, 3), 225, dtype=np.uint8)
+
+
+def _class(source: Source, item: int) -> str:
+    return "" if source.labels is None or source.classes is None else source.classes[source.labels[item]]

@@ -21,12 +21,12 @@ class Queue(nn.Module):
     """
 
     rows: Tensor
-    place: Tensor  # where the next key goes; a tensor, so that no step waits for the device
+    seen: Tensor  # keys so far; the next one goes to this place modulo size. A tensor: no step waits for the device
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
         self.register_buffer("rows", normalize(torch.randn(size, dim)))
-        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
@@ -36,7 +36,7 @@ class Queue(nn.Module):
         """
         size = len(self.rows)
         keys = distributed.gather(normalize(keys.to(self.rows.dtype)))
-        skipped = max(0, len(keys) - size)
-        where = (self.place + torch.arange(skipped, len(keys), device=keys.device)) % size
+        skipped = max(0, len(keys) - size)  # of two keys for one place, accelerators may write either
+        where = (self.seen + torch.arange(skipped, len(keys), device=keys.device)) % size
         self.rows.index_copy_(0, where, keys[skipped:])
-        self.place.add_(len(keys)).remainder_(size)
+        self.seen.add_(len(keys))

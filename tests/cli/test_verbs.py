@@ -20,8 +20,15 @@ from .conftest import TINY
 def test_help_has_examples(manyviews, verb: str):
     result = manyviews(verb, "--help")
     assert result.code == 0
-    assert "Examples:" in result.out
+    assert "For example:" in result.out
     assert f"manyviews {verb}" in result.out
+
+
+def test_the_overview_has_every_verb(manyviews):
+    result = manyviews("--help")
+    assert result.code == 0
+    assert all(verb in result.out for verb in cli.VERBS)
+    assert manyviews().code == 2
 
 
 def test_help_answers_without_torch():
@@ -34,7 +41,13 @@ def test_list(manyviews, what: str, tmp_path: Path):
     result = manyviews("list", what, "--json", tmp_path / "list.json")
     assert result.code == 0
     names = json.loads((tmp_path / "list.json").read_text())
-    expected = {"methods": "byol", "recipes": "byol_tiny", "views": "Cutout", "protocols": "knn", "backbones": "resnet18"}
+    expected = {
+        "methods": "byol",
+        "recipes": "byol_tiny",
+        "views": "Cutout",
+        "protocols": "knn",
+        "backbones": "resnet18",
+    }
     assert expected[what] in names and expected[what] in result.out
 
 
@@ -80,7 +93,9 @@ def test_exports_compute_what_the_encoder_computes(manyviews, run_folder: Path, 
     loaded = mv.load(run_folder)
     images = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
-        exact = loaded.encoder((images - torch.tensor(loaded.mean).view(3, 1, 1)) / torch.tensor(loaded.std).view(3, 1, 1))
+        exact = loaded.encoder(
+            (images - torch.tensor(loaded.mean).view(3, 1, 1)) / torch.tensor(loaded.std).view(3, 1, 1)
+        )
 
     def export(form: str, name: str) -> Path:
         result = manyviews("export", run_folder, "--format", form, "--out", tmp_path / name)

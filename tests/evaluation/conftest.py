@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from manyviews.backbones import Encoder
 from manyviews.data import open_source
@@ -7,8 +8,13 @@ from manyviews.data import open_source
 
 @pytest.fixture
 def encoder():
-    """A ResNet of a few thousand weights."""
-    return Encoder("resnet18", stem="small", channels=(4, 4, 8, 8))
+    """A ResNet of a few thousand weights, whose features of different images differ."""
+    torch.manual_seed(7)
+    net = Encoder("resnet18", stem="small", channels=(4, 4, 8, 8)).train()
+    with torch.no_grad():
+        for _ in range(50):  # statistics for its BatchNorm layers
+            net(torch.rand(32, 3, 1, 1) * 4 + torch.randn(32, 3, 12, 12))
+    return net.eval()
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def test_the_probe_is_deterministic_by_its_seed_and_leaves_the_global_one():
 
 def test_a_head_that_diverges_is_not_chosen():
     data, _ = problem()
-    found = linear_probe(*data, classes=4, lrs=(1e30, 0.01), weight_decays=(0.0,))
+    found = linear_probe(*data, classes=4, lrs=(1e38, 0.01), weight_decays=(0.0,))
     assert found.validation[0][1] == 0
     assert found.setting["lr"] == 0.01
     assert found.logits.isfinite().all()
@@ -94,7 +94,7 @@ def test_logistic_regression_is_scikit_learns(classes, penalty):
     train_x, train_y, _, _, test_x = data
     found = logistic_regression(*data, classes=classes, penalties=(penalty,))
     scaler = StandardScaler().fit(train_x.double())
-    # scikit-learn has one weight vector for two classes, w = w_1 - w_0, and |w|^2 = 2 (|w_0|^2 + |w_1|^2) at the optimum.
+    # scikit-learn has one weight vector for two classes: w = w_1 - w_0, and |w|^2 = 2 (|w_0|^2 + |w_1|^2).
     c = 1 / (penalty * len(train_x)) * (2 if classes == 2 else 1)
     model = LogisticRegression(C=c, tol=1e-8, max_iter=10000).fit(scaler.transform(train_x.double()), train_y)
     theirs = model.predict_proba(scaler.transform(test_x.double()))
@@ -103,13 +103,12 @@ def test_logistic_regression_is_scikit_learns(classes, penalty):
 
 def test_logistic_regression_chooses_the_penalty_by_validation():
     data, _ = problem(n=120, d=60, noise=6)  # more noise than signal: a weak penalty overfits
-    train_x, train_y, val_x, val_y, test_x = data
     found = logistic_regression(*data, classes=4)
     best = max(accuracy for _, accuracy in found.validation)
     assert dict((s["l2"], a) for s, a in found.validation)[found.setting["l2"]] == best
     # Warm starts lead to the same optimum as a start at zero.
     alone = logistic_regression(*data, classes=4, penalties=(found.setting["l2"],))
-    torch.testing.assert_close(found.logits.softmax(1), alone.logits.softmax(1), rtol=0, atol=5e-3)
+    torch.testing.assert_close(found.logits.softmax(1), alone.logits.softmax(1), rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("fit", [linear_probe, logistic_regression])

@@ -106,7 +106,9 @@ def test_view_by_view_all_at_once_and_recomputed_steps_have_the_same_gradient(na
     for memory in ("all", "constant"):
         for word, g in gradients["views"].items():
             # To rounding of the largest entry: sums over views are taken in another order.
-            torch.testing.assert_close(gradients[memory][word], g, rtol=1e-3, atol=2e-5 * max(1.0, g.abs().max().item()))
+            torch.testing.assert_close(
+                gradients[memory][word], g, rtol=1e-3, atol=2e-5 * max(1.0, g.abs().max().item())
+            )
         for word, value in states["views"].items():
             torch.testing.assert_close(states[memory][word], value, msg=f"{word} after a {memory} step")
 

@@ -65,7 +65,12 @@ def test_float32_does_not_autocast():
 
 
 def test_methods_work_in_anybodys_loop(batch: Canvases):
-    method = SimCLR(loop.build(get("simclr_tiny")).keep, hidden_dim=16, output_dim=8, view=get("simclr_tiny").method.settings["view"])
+    method = SimCLR(
+        loop.build(get("simclr_tiny")).keep,
+        hidden_dim=16,
+        output_dim=8,
+        view=get("simclr_tiny").method.settings["view"],
+    )
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     first = None
     for i in range(12):

@@ -31,7 +31,9 @@ def steps() -> dict[str, dict[str, torch.Tensor]]:
             views = Views(mine, method.looks, seed=k)
             exact = Exact(views)
             backpropagate(method, [lambda v=exact: v], AT)
-            found[name] |= {f"{k} gradient {n}": p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+            found[name] |= {
+                f"{k} gradient {n}": p.grad.clone() for n, p in method.named_parameters() if p.grad is not None
+            }
             method.before_update(AT)
             with torch.no_grad():
                 for p in method.parameters():

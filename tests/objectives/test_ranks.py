@@ -41,7 +41,7 @@ def results() -> dict[str, Tensor]:
     for x in (xa, xb, xa + xb):  # 24 keys, in places for 10
         queue.enqueue(share(x))
         queue.enqueue(share(x[:2]))
-    found["queue: rows"], found["queue: place"] = queue.rows, queue.place
+    found["queue: rows"], found["queue: seen"] = queue.rows, queue.seen
     center = Center(5, 0.9)
     for x in (xa, xb):
         center.update(share(x).mean(0))
