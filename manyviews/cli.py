@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -179,14 +179,14 @@ def show(run: Folder, /, settings: bool = False, json: Json = None) -> None:
     import manyviews as mv
     from manyviews.report import summary
 
-    run = mv.Run(run)
+    found = mv.Run(run)
     if settings:
-        for path, value in summary.settings(run.recipe):
+        for path, value in summary.settings(found.recipe):
             print(f"{path}={value}")
         return
-    summary.show_run(run)
+    summary.show_run(found)
     if json:
-        _write(json, _facts(run))
+        _write(json, _facts(found))
 
 
 def list_(
@@ -236,7 +236,7 @@ def demo(out: Annotated[Path | None, arg(metavar="RUN")] = None, json: Json = No
         _write(json, {**_facts(run), "report": report.to_dict()})
 
 
-VERBS = {
+VERBS: dict[str, Callable[..., None]] = {
     "pretrain": pretrain,
     "resume": resume,
     "evaluate": evaluate,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from torch import Tensor
 from manyviews.errors import UserError
 
 T = TypeVar("T")
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def active() -> bool:
@@ -52,13 +53,13 @@ class _Gather(torch.autograd.Function):
     """All-gather along the batch whose backward returns the gradient that every rank has for our rows, summed."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         out = [torch.empty_like(x) for _ in range(world_size())]
         dist.all_gather(out, x.contiguous())
         return torch.cat(out)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous().clone()
         dist.all_reduce(grad)
         return grad.chunk(world_size())[rank()]
@@ -175,13 +176,13 @@ class _Sum(torch.autograd.Function):
     """All-reduce whose gradient is the sum of every rank's gradient."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         x = x.contiguous().clone()
         dist.all_reduce(x)
         return x
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous().clone()
         dist.all_reduce(grad)
         return grad
@@ -205,7 +206,7 @@ class SyncBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         var = _Sum.apply(centered.square().sum(dims)) / n
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
-                self.num_batches_tracked.add_(1)  # type: ignore[union-attr, operator]
+                self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
                 momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)  # type: ignore[arg-type]
                 self.running_mean.lerp_(mean.detach(), momentum)
                 self.running_var.lerp_(var.detach() * n / (n - 1), momentum)
@@ -215,7 +216,7 @@ class SyncBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         return y.to(input.dtype)
 
 
-def sync_batchnorm(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+def sync_batchnorm(module: Module, device: torch.device) -> Module:
     """The module with every BatchNorm replaced by one that shares its statistics between ranks."""
     if world_size() == 1:
         return module
@@ -230,5 +231,5 @@ def sync_batchnorm(module: torch.nn.Module, device: torch.device) -> torch.nn.Mo
                     f"{type(child).__name__} cannot share its statistics between CPU processes: "
                     "use one process, or --set step.sync_batchnorm=false."
                 )
-            child.__class__ = SyncBatchNorm  # same parameters and buffers, another forward
+            child.__class__ = SyncBatchNorm  # type: ignore[assignment]  # same parameters and buffers, another forward
     return module

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,12 +55,12 @@ def load(path: str | Path, backbone: str | None = None, **backbone_settings: Any
             raise UserError(f"The run in {path} is not finished: continue it with `manyviews resume {path}`.")
         path = path / files.ENCODER
     if path.suffix in (".pt", ".pth", ".bin", ".tar", ".ckpt"):
-        tensors, facts = _load_pickle(path), {}
+        tensors, facts = _load_pickle(path), dict[str, Any]()
     else:
         tensors, facts = checkpoint.load_tensors(path)
     if backbone is not None:
         encoder = Encoder(backbone, **backbone_settings)
-        facts = {"mean": encoder.mean, "std": encoder.std, "test_size": encoder.test_size} | facts
+        facts = {"mean": encoder.mean, "std": encoder.std, "test_size": encoder.test_size, **facts}
     elif "encoder" in facts:
         encoder = Encoder.from_spec(facts["encoder"])
     else:
@@ -168,6 +169,9 @@ def _onnx(weights: Pretrained, out: Path) -> None:
 
 
 class _Normalized(nn.Module):
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, weights: Pretrained) -> None:
         super().__init__()
         self.encoder = weights.encoder

@@ -11,19 +11,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 
 from manyviews import checkpoint, distributed, recipes
 from manyviews.backbones import Encoder
-from manyviews.data import Source, open_source
+from manyviews.data import Source, load_canvases, open_source
 from manyviews.engine import folder as files
 from manyviews.engine import loop
 from manyviews.errors import UserError
+from manyviews.methods import Method
 from manyviews.pretrained import Pretrained, load, write
 from manyviews.progress import progress
 from manyviews.recipe import Recipe, override
+from manyviews.views import Views
 
 if TYPE_CHECKING:
     from manyviews.evaluation import Report
@@ -108,11 +111,10 @@ def pretrain(
         chosen = override(chosen, path, value)
     chosen = recipes.resolve(chosen)
     source = open_source(data)
+    device = distributed.start()
     # What cannot run leaves no folder behind.
     loop.check(chosen, source)
     method = loop.build(chosen)
-
-    device = distributed.start()
     folder = None
     if distributed.rank() == 0:
         facts = {
@@ -123,7 +125,8 @@ def pretrain(
             "processes": distributed.world_size(),
         }
         folder = files.create(None if out is None else Path(out), chosen, facts)
-    folder = distributed.share(folder)
+        _draw_views(folder, method, chosen, source)
+    folder = cast(Path, distributed.share(folder))
     loop.train(method, chosen, source, folder)
     return _finish(folder, source)
 
@@ -149,6 +152,18 @@ def resume(folder: str | Path, data: Any = None) -> Run:
     source = open_source(data)
     loop.train(loop.build(recipe), recipe, source, folder)
     return _finish(folder, source)
+
+
+def _draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) -> None:
+    """What the method looks at: every view of the first images. A look at it saves many a wasted run."""
+    from manyviews.report import plots
+
+    canvases, _ = load_canvases(source.subset(np.arange(min(8, len(source)))), recipe.data.canvas)
+    if len(canvases):
+        views = Views(canvases, method.looks, recipe.seed, 0, recipe.data.mean, recipe.data.std)
+        pictures = [(f"{kind.name} {i}", x) for kind, i, x in views.each()]
+        (folder / files.PLOTS).mkdir()
+        plots.views(pictures, folder / files.PLOTS / "views.png", recipe.data.mean, recipe.data.std)
 
 
 def _finish(folder: Path, source: Source) -> Run:
@@ -211,7 +226,7 @@ def evaluate(
 
         where = _numbered(folder / files.EVALUATIONS)
         checkpoint.write_text(where / "report.json", report.to_json())
-        plots.evaluation(report, where)
+        plots.evaluation(report, where, source, held)
     return report
 
 

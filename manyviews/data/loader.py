@@ -102,7 +102,7 @@ class Loader:
         loader = DataLoader(
             _Decoded(self.source, self.size),
             batch_size=None,
-            sampler=list(batches),  # type: ignore[arg-type]  # each "index" is a whole batch, decoded by one worker
+            sampler=list(batches),  # each "index" is a whole batch, decoded by one worker
             num_workers=min(16, max(1, cores() // _processes_here())),
             collate_fn=_as_is,
             pin_memory=torch.cuda.is_available(),

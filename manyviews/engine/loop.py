@@ -61,7 +61,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
         check(recipe, source)
         train_on, held = observe.hold_out(source, recipe.data.holdout)
         loader = _loader(recipe, train_on)
-        method = method.to(device, memory_format=torch.channels_last).train()
+        method = method.to(device).to(memory_format=torch.channels_last).train()
         if recipe.step.sync_batchnorm:
             method = distributed.sync_batchnorm(method, device)
         optimizer = optim.build(method, recipe.optimizer, device)
@@ -81,7 +81,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
         begun = saved = time.monotonic()
         every = max(1, round(recipe.observe.epochs * loader.steps_per_epoch)) if recipe.observe.epochs else steps
         update = stack.enter_context(progress("pretrain", quiet=not first))
-        note, row, numbers = "", {}, {}
+        note, row, numbers = "", dict[str, float](), dict[str, float]()
 
         def save() -> None:
             # Weights that are not finite must not replace the last good ones.
@@ -131,7 +131,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
                             f"optimizer.lr={recipe.optimizer.lr / 3:.2g}; the last good checkpoint is in {folder}."
                         )
                     if log:
-                        log.write({"step": step} | row)
+                        log.write({"step": step, **row})
                     note = f"{row['images_per_second']:.0f} images/s, loss {row['loss']:.3f}"
                 update(step, steps, note)
                 if step % every == 0 or last:
@@ -224,8 +224,8 @@ def _restore(
     facts = checkpoint.load(path, method, optimizer)
     if any(facts[k] != v for k, v in identity.items()):
         raise UserError(
-            f"The run in {folder} was started on {facts['images']} images for {facts['steps']} steps, and now there are "
-            f"{identity['images']} images for {identity['steps']} steps: restore the images, or start a new run."
+            f"The run in {folder} was started on {facts['images']} images for {facts['steps']} steps, and now there "
+            f"are {identity['images']} images for {identity['steps']} steps: restore the images, or start a new run."
         )
     return int(facts["step"]), float(facts["seconds"])
 

@@ -75,10 +75,10 @@ class Muon(torch.optim.Optimizer):
         m <- momentum m + (1 - momentum) g;  u = orthogonal(momentum m + (1 - momentum) g)
         w <- (1 - lr weight_decay) w - lr 0.2 sqrt(max(rows, columns)) u
 
-    Jordan et al. 2024; the factor, after which an update is as large as one of AdamW and takes its learning rate, Liu et
-    al. 2025, "Muon is scalable for LLM training". Convolutions count as matrices of output channels by the rest. Groups
-    with `adapt=False` (biases, norms) take AdamW's step. PyTorch's own takes matrices only, and computes in bfloat16,
-    which a CPU without such instructions emulates forty times slower than this.
+    Jordan et al. 2024. The factor makes an update as large as one of AdamW, so that it takes AdamW's learning rate (Liu
+    et al. 2025, "Muon is scalable for LLM training"). Convolutions count as matrices of output channels by the rest.
+    Groups with `adapt=False` (biases, norms) take AdamW's step. PyTorch's own takes matrices only, and computes in
+    bfloat16, which a CPU without such instructions emulates forty times slower than this.
 
     Args:
         params: parameters or groups.
@@ -203,9 +203,9 @@ def schedule(optimizer: torch.optim.Optimizer, settings: Settings, batch_size: i
 
 
 def clip(method: Method, limit: float | None) -> Tensor:
-    """The norm of the whole gradient, a scalar on its device; the gradient is scaled down to `limit` if it exceeds it."""
+    """The norm of the whole gradient, a scalar on its device; a gradient that exceeds `limit` is scaled down to it."""
     trained = [p for p in method.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     if limit is not None:
         torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
     return norm

@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+import torch
+
 from manyviews.backbones import Encoder
 from manyviews.heads import Predictors, mlp, others, pairs
 from manyviews.methods.method import Branch, Method, Terms
@@ -68,7 +70,7 @@ class BYOL(Method):
         weights = dict(zip(self.looks, self.weights, strict=True))
         for task, i, x in views.each():
             p = self.predictors(task, self.online(x))
-            total = sum(squared_distance(p, z) for z in others(targets, task, i))
+            total = torch.stack([squared_distance(p, z) for z in others(targets, task, i)]).sum()
             yield {task.name: weights[task] * total / pairs(task, len(targets))}
 
     def after_update(self, at: At) -> None:

@@ -15,6 +15,7 @@ updated after it was used. The teacher is what is evaluated.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -73,22 +74,22 @@ class DINO(Method):
 
     @property
     def keep(self) -> Encoder:
-        return self.teacher.module.encoder
+        return cast(Branch, self.teacher.module).encoder
 
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
         outputs = [self.teacher(x) for x in views.all("global")]
-        self._seen += [t.mean(0) for t in outputs]
+        self._seen += [t.float().mean(0) for t in outputs]
         temperature = value(self.teacher_temperature, at)
         targets = [sharpen(t, self.center.value, temperature) for t in outputs]
         pairs = len(targets) * (sum(v.count for v in self.looks) - 1)
         for kind, i, x in views.each():
             s = self.student(x)
-            total = sum(cross_entropy(t, s, self.student_temperature) for t in others(targets, kind, i))
-            yield {kind.name: total / pairs}
+            terms = [cross_entropy(t, s, self.student_temperature) for t in others(targets, kind, i)]
+            yield {kind.name: torch.stack(terms).sum() / pairs}
 
     def before_update(self, at: At) -> None:
         if at.epoch < self.freeze_epochs:
-            self.student.projector.last.zero_grad()
+            cast(DINOHead, self.student.projector).last.zero_grad()
 
     def after_update(self, at: At) -> None:
         self.teacher.update(self.student, at)

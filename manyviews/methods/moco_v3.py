@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+import torch
+
 from manyviews.backbones import Encoder
 from manyviews.heads import Predictors, mlp, others, pairs
 from manyviews.methods.method import Branch, Method, Terms
@@ -40,7 +42,7 @@ class MoCoV3(Method):
         projector_layers: 2 for ResNets, 3 for vision transformers.
         temperature: of the softmax; 1.0 for ResNets, 0.2 for vision transformers.
         momentum: of the target's moving average.
-        freeze_patch_embed: keep a transformer's patch projection as it was initialized, which keeps its training stable.
+        freeze_patch_embed: keep a transformer's patch projection as it was initialized, which keeps training stable.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class MoCoV3(Method):
         weights = dict(zip(self.looks, self.weights, strict=True))
         for task, i, x in views.each():
             q = self.predictors(task, self.online(x))
-            total = sum(cross_info_nce(q, k, self.temperature) for k in others(targets, task, i))
+            total = torch.stack([cross_info_nce(q, k, self.temperature) for k in others(targets, task, i)]).sum()
             yield {task.name: weights[task] * total / pairs(task, len(targets))}
 
     def after_update(self, at: At) -> None:

@@ -5,7 +5,7 @@ and repels the other 2(N-1) views of the batch, on all ranks.
 
 A Simple Framework for Contrastive Learning of Visual Representations, Chen et al. 2020.
 
-    L = mean over the 2N views i, with partner j, of  -log( exp(s_ij / temperature) / sum_{k != i} exp(s_ik / temperature) )
+    L = mean over the 2N views i, with partner j, of  -log( exp(s_ij / t) / sum_{k != i} exp(s_ik / t) )
 
 Beyond the paper: with more than two views of an image, the loss is the mean over all pairs of views.
 """

@@ -18,6 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from manyviews.backbones import Encoder
 from manyviews.heads import Predictors, mlp, others, pairs
 from manyviews.methods.method import Branch, Method, Terms
@@ -69,12 +72,14 @@ class SimSiam(Method):
         projections = [self.online(x) for x in views.all("global")]
         targets = [z.detach() for z in projections]
 
-        def term(task: View, i: int, z):
-            total = sum(negative_cosine(self.predictors(task, z), t) for t in others(targets, task, i))
+        def term(task: View, i: int, z: Tensor) -> Tensor:
+            p = self.predictors(task, z)
+            total = torch.stack([negative_cosine(p, t) for t in others(targets, task, i)]).sum()
             return weights[task] * total / pairs(task, len(targets))
 
         globals_ = next(t for t in self.looks if t.name == "global")
-        yield {"global": sum(term(globals_, i, z) for i, z in enumerate(projections))}
-        del projections
+        total = torch.stack([term(globals_, i, z) for i, z in enumerate(projections)]).sum()
+        yield {"global": total}
+        del projections, total
         for task, i, x in views.each(t for t in self.looks if t is not globals_):
             yield {task.name: term(task, i, self.online(x))}

@@ -77,8 +77,9 @@ class SwAV(Method):
         def term(scores: Tensor, codes: list[Tensor]) -> Tensor:
             return torch.stack([swapped_prediction(scores, q, self.temperature) for q in codes]).sum() / pairs
 
-        yield {"global": sum(term(s, codes[:i] + codes[i + 1 :]) for i, s in enumerate(scores))}
-        del scores
+        terms = [term(s, codes[:i] + codes[i + 1 :]) for i, s in enumerate(scores)]
+        yield {"global": torch.stack(terms).sum()}
+        del scores, terms
         for kind, _, x in views.each(v for v in self.looks if v.name != "global"):
             yield {kind.name: term(self.prototypes(self.online(x)), codes)}
 

@@ -24,7 +24,9 @@ def imagenet() -> Recipe:
 
 
 def cifar10() -> Recipe:
-    """MoCo v3 on 32-pixel images, ResNet-18, 200 epochs, batch 512: `manyviews pretrain cifar10 --recipe moco_v3_cifar10`.
+    """MoCo v3 on 32-pixel images, ResNet-18, 200 epochs, batch 512.
+
+    manyviews pretrain cifar10 --recipe moco_v3_cifar10
 
     One GPU. Not run by us.
     """

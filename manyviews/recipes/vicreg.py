@@ -25,7 +25,9 @@ def imagenet() -> Recipe:
 
 
 def cifar10() -> Recipe:
-    """VICReg on 32-pixel images, ResNet-18, 200 epochs, batch 512: `manyviews pretrain cifar10 --recipe vicreg_cifar10`.
+    """VICReg on 32-pixel images, ResNet-18, 200 epochs, batch 512.
+
+    manyviews pretrain cifar10 --recipe vicreg_cifar10
 
     One GPU. Not run by us.
     """

@@ -208,15 +208,21 @@ def views(pictures: Sequence[tuple[str, Tensor]], path: Path, mean: Sequence[flo
         mean: that was subtracted, per channel.
         std: that was divided by, per channel.
     """
-    count = min(8, len(pictures[0][1]))
-    with _figure(path, 1.3 * len(pictures), 1.3 * count + 0.3) as figure:
-        grid = figure.subplots(count, len(pictures), squeeze=False)
-        for column, (title, x) in zip(grid.T, pictures, strict=True):
+    count, columns = min(8, len(pictures[0][1])), len(pictures)
+    cell = 4 + max(x.shape[-1] for _, x in pictures)
+    sheet = np.ones((cell * count, cell * columns, 3), dtype=np.float32)
+    with _figure(path, 1.3 * columns, 1.3 * count + 0.3) as figure:
+        axes = figure.subplots()
+        for j, (title, x) in enumerate(pictures):
             pixels = x[:count].detach().float().cpu().permute(0, 2, 3, 1).numpy() * np.array(std) + np.array(mean)
-            for axes, picture in zip(column, pixels, strict=True):
-                axes.imshow(picture.clip(0, 1))
-                axes.axis("off")
-            column[0].set_title(unmathed(title), fontsize=8, loc="center")
+            side = x.shape[-1]
+            margin = (cell - side) // 2
+            for i, picture in enumerate(pixels.clip(0, 1)):
+                top, left = cell * i + margin, cell * j + margin
+                sheet[top : top + side, left : left + side] = picture
+            axes.text(cell * (j + 0.5), -2, unmathed(title), size=8, ha="center")
+        axes.imshow(sheet)
+        axes.axis("off")
     return path
 
 

@@ -32,7 +32,7 @@ def test_the_overview_has_every_verb(manyviews):
 
 
 def test_help_answers_without_torch():
-    code = "import sys\nfrom manyviews import cli\ntry:\n    cli.main(['--help'])\nfinally:\n    sys.exit('torch' in sys.modules)"
+    code = "import sys\nfrom manyviews import cli\ntry: cli.main(['--help'])\nfinally: sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 

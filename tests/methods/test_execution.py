@@ -73,7 +73,7 @@ def test_methods_work_in_anybodys_loop(batch: Canvases):
     )
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     first = None
-    for i in range(12):
+    for _ in range(12):
         optimizer.zero_grad()
         total = 0.0
         for terms in method.loss(Views(batch, method.looks), AT):

@@ -152,8 +152,10 @@ def test_views_are_shown_in_true_colors(tmp_path, monkeypatch):
     pixels = torch.rand(3, 3, 8, 8)
     x = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     plots.views([("global 0", x), ("local 0", x[..., :4, :4])], tmp_path / "views.png", mean, std)
-    assert len(shown) == 6
-    np.testing.assert_allclose(shown[0], pixels[0].permute(1, 2, 0).numpy(), atol=1e-6)
+    (sheet,) = shown  # cells of 8 + 4 pixels, a row for each image; a smaller view is in the middle of its cell
+    for i, picture in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
+        np.testing.assert_allclose(sheet[12 * i + 2 : 12 * i + 10, 2:10], picture, atol=1e-6)
+        np.testing.assert_allclose(sheet[12 * i + 4 : 12 * i + 8, 16:20], picture[:4, :4], atol=1e-6)
 
 
 def recipe():
