@@ -23,3 +23,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return UserError(f"There is no {kind} '{name}'.{hint} Known: {', '.join(names)}.")
+
+
+def require(good: bool, settings: object, name: str, wanted: str) -> None:
+    """Raises UserError unless the attribute `name` of `settings` is as wanted."""
+    if not good:
+        raise UserError(f"{type(settings).__name__}.{name} must be {wanted}, not {getattr(settings, name)}.")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from manyviews import schedules
-from manyviews.errors import UserError, unknown
+from manyviews.errors import UserError, require, unknown
 from manyviews.schedules import Schedule, WarmupCosine
 from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, kinds
 
@@ -58,6 +58,12 @@ class Data:
     holdout: float = 0.05
     memory_gb: float = 6.0
 
+    def __post_init__(self) -> None:
+        for name in ("canvas", "batch_size"):
+            require(getattr(self, name) >= 1, self, name, "1 or more")
+        require(min(self.std) > 0, self, "std", "positive")
+        require(0 <= self.holdout < 1, self, "holdout", "at least 0 and less than 1")
+
 
 @dataclass(frozen=True)
 class Optimizer:
@@ -83,6 +89,12 @@ class Optimizer:
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = None
 
+    def __post_init__(self) -> None:
+        require(self.lr >= 0, self, "lr", "0 or more")
+        require(0 <= self.momentum < 1, self, "momentum", "at least 0 and less than 1")
+        require(all(0 <= b < 1 for b in self.betas), self, "betas", "at least 0 and less than 1")
+        require(self.clip is None or self.clip > 0, self, "clip", "positive")
+
 
 @dataclass(frozen=True)
 class Step:
@@ -103,6 +115,9 @@ class Step:
     sync_batchnorm: bool = True
     compile: bool = False
 
+    def __post_init__(self) -> None:
+        require(self.accumulate >= 1, self, "accumulate", "1 or more")
+
 
 @dataclass(frozen=True)
 class Observe:
@@ -119,6 +134,11 @@ class Observe:
     steps: int = 20
     checkpoint_minutes: float = 10
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 0, self, "epochs", "0 or more")
+        require(self.steps >= 1, self, "steps", "1 or more")
+        require(self.checkpoint_minutes >= 0, self, "checkpoint_minutes", "0 or more")
 
 
 @dataclass(frozen=True)
@@ -144,6 +164,11 @@ class Recipe:
     observe: Observe = Observe()
     test_size: int = 224
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.epochs > 0, self, "epochs", "more than 0")
+        require(self.test_size >= 1, self, "test_size", "1 or more")
+        require(0 <= self.seed < 2**31, self, "seed", "at least 0 and less than 2**31")
 
 
 # -- saving and loading ------------------------------------------------------------------------------------------

@@ -104,8 +104,6 @@ def pretrain(
     """
     chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
     if epochs is not None:
-        if not epochs > 0:
-            raise UserError(f"epochs must be more than 0, not {epochs}.")
         chosen = dataclasses.replace(chosen, epochs=epochs)
     for path, value in (settings or {}).items():
         chosen = override(chosen, path, value)

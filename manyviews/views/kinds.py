@@ -6,17 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from manyviews.errors import UserError
+from manyviews.errors import UserError, require
 from manyviews.views.draws import Draws
 from manyviews.views.geometry import draw_blocks
 from manyviews.views.masks import erase
 
 Range = tuple[float, float]
-
-
-def _require(good: bool, settings: object, name: str, wanted: str) -> None:
-    if not good:
-        raise UserError(f"{type(settings).__name__}.{name} must be {wanted}, not {getattr(settings, name)}.")
 
 
 @dataclass(frozen=True)
@@ -53,13 +48,13 @@ class Color:
 
     def __post_init__(self) -> None:
         for name in ("jitter", "gray", "blur", "solarize", "threshold"):
-            _require(0 <= getattr(self, name) <= 1, self, name, "between 0 and 1")
+            require(0 <= getattr(self, name) <= 1, self, name, "between 0 and 1")
         for name in ("brightness", "contrast", "saturation"):
-            _require(getattr(self, name) >= 0, self, name, "0 or more")
-        _require(0 <= self.hue <= 0.5, self, "hue", "between 0 and 0.5")
-        _require(0 < self.sigma[0] <= self.sigma[1], self, "sigma", "a positive and increasing pair")
+            require(getattr(self, name) >= 0, self, name, "0 or more")
+        require(0 <= self.hue <= 0.5, self, "hue", "between 0 and 0.5")
+        require(0 < self.sigma[0] <= self.sigma[1], self, "sigma", "a positive and increasing pair")
         odd = self.kernel is None or (self.kernel > 0 and self.kernel % 2 == 1)
-        _require(odd, self, "kernel", "odd and positive")
+        require(odd, self, "kernel", "odd and positive")
 
     def kernel_at(self, size: int) -> int:
         """The blur's width in a view of `size` pixels: 23 at 224, 9 at 96, 3 at 32."""
@@ -92,11 +87,11 @@ class View:
     flip: float = 0.5
 
     def __post_init__(self) -> None:
-        _require(self.count >= 1, self, "count", "1 or more")
-        _require(self.size >= 1, self, "size", "1 or more")
-        _require(0 < self.area[0] <= self.area[1] <= 1, self, "area", "an increasing pair in (0, 1]")
-        _require(0 < self.ratio[0] <= self.ratio[1], self, "ratio", "a positive and increasing pair")
-        _require(0 <= self.flip <= 1, self, "flip", "between 0 and 1")
+        require(self.count >= 1, self, "count", "1 or more")
+        require(self.size >= 1, self, "size", "1 or more")
+        require(0 < self.area[0] <= self.area[1] <= 1, self, "area", "an increasing pair in (0, 1]")
+        require(0 < self.ratio[0] <= self.ratio[1], self, "ratio", "a positive and increasing pair")
+        require(0 <= self.flip <= 1, self, "flip", "between 0 and 1")
         if isinstance(self.color, tuple) and len(self.color) != self.count:
             raise UserError(
                 f"{type(self).__name__} has {self.count} views and {len(self.color)} colors: "
@@ -158,8 +153,8 @@ class Cutout(View):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(0 < self.hole[0] <= self.hole[1] <= 1, self, "hole", "an increasing pair in (0, 1]")
-        _require(0 < self.hole_ratio[0] <= self.hole_ratio[1], self, "hole_ratio", "a positive and increasing pair")
+        require(0 < self.hole[0] <= self.hole[1] <= 1, self, "hole", "an increasing pair in (0, 1]")
+        require(0 < self.hole_ratio[0] <= self.hole_ratio[1], self, "hole_ratio", "a positive and increasing pair")
 
     def transform(self, x: Tensor, draws: Draws) -> Tensor:
         return erase(x, draw_blocks(draws.at("hole"), self.size, self.hole, self.hole_ratio))
