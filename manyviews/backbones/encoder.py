@@ -41,7 +41,8 @@ class Encoder(nn.Module):
         name: timm's, with or without a weights tag.
         stem: "native" is timm's own. "small", for ResNets on images of about 32 pixels, keeps the full resolution
             until the second stage: a 3x3 first convolution of stride 1 instead of 7x7 of stride 2, and no max-pool
-            (SimCLR, appendix B.9). "half" is the same with stride 2, four times faster: for CPUs.
+            (SimCLR, appendix B.9). "half" is the same with stride 2, four times faster: for CPUs. Both are as wide as
+            the first stage.
         pretrained: start from timm's weights, downloaded when they are not in its cache.
         position: of a vision transformer's patches: "learned", or "sincos", which is fixed.
         timm_kwargs: further settings for timm, such as `img_size`, `patch_size`, `drop_path_rate`, `channels`;
@@ -52,7 +53,7 @@ class Encoder(nn.Module):
         model: the timm model, whose state dict has timm's own names.
         embed_dim: dimensions of the features.
         timm_kwargs: what `timm.create_model(name, num_classes=0, **timm_kwargs)` makes the same model from, save for
-            the strides and the first kernel of a small stem.
+            a small stem.
         spec: everything `from_spec` needs to make the same architecture, JSON-able.
 
     Raises:
@@ -261,12 +262,27 @@ def _small_stem(name: str, model: Any, stride: int) -> None:
         raise UserError(
             f"{name} has no small stem: choose a ResNet, or a vision transformer with img_size=32 and patch_size=4."
         )
-    if isinstance(model.conv1, nn.Conv2d):
-        model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, stride, padding=1, bias=False)
-        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    else:
-        model.conv1[0].stride = (stride, stride)  # a stem of three 3x3 convolutions changes its stride only
     model.maxpool = nn.Identity()
+    if not isinstance(model.conv1, nn.Conv2d):
+        model.conv1[0].stride = (stride, stride)  # a stem of three 3x3 convolutions changes its stride only
+        return
+    first = model.layer1[0]
+    width = first.conv1.out_channels
+    model.conv1 = _conv(3, width, 3, stride)
+    # timm's stem has 64 channels whatever `channels` are; at this resolution it would be what a narrow network costs.
+    if width != model.bn1.num_features:
+        model.bn1 = type(model.bn1)(width)
+        first.conv1 = _conv(width, width, first.conv1.kernel_size[0], 1)
+        shortcut = first.downsample[-2]
+        first.downsample[-2] = _conv(width, shortcut.out_channels, 1, 1)
+        if shortcut.out_channels == width:
+            first.downsample = None
+
+
+def _conv(before: int, after: int, kernel: int, stride: int) -> nn.Conv2d:
+    conv = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
 
 
 @cache

@@ -145,14 +145,21 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
     """`u v^T` of a matrix's singular value decomposition `u s v^T`, roughly: singular values come to about 0.7 to 1.2.
 
-    Five Newton-Schulz steps with Jordan's coefficients, which trade exactness for speed.
+    Five Newton-Schulz steps `x <- (3.4445 + b a + 2.0315 a^2) x`, with `a = x x^T` and `b = -4.7750`: Jordan's
+    coefficients, which trade exactness for speed. All factors are polynomials of the first `a` and commute, so they are
+    multiplied up among themselves, small square matrices, and meet the long `x` once.
     """
     x = x / (x.norm() + 1e-7)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
-    for _ in range(steps):
-        a = x @ x.T
-        x = torch.addmm(x, torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    a, product = x @ x.T, None
+    for step in range(steps):
+        factor = torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        factor.diagonal().add_(3.4445)
+        product = factor if product is None else product @ factor
+        if step < steps - 1:
+            a = factor @ a @ factor
+    x = x if product is None else product @ x
     return x.T if tall else x
 
 

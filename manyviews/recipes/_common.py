@@ -17,7 +17,9 @@ CIFAR_VIT = Choice("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 4})
 CIFAR_SGD = Optimizer("sgd", lr=0.12, weight_decay=5e-4, schedule=WarmupCosine(warmup=10))
 
 # Four residual blocks, the first at 16x16 of a 32-pixel image: what a CPU can train in minutes.
-CPU_RESNET = Choice("resnet18", {"stem": "half", "layers": (1, 1, 1, 1), "channels": (32, 64, 128, 256)})
+CPU_RESNET = Choice(
+    "resnet18", {"stem": "half", "layers": (1, 1, 1, 1), "channels": (32, 64, 128, 256), "avg_down": True}
+)
 
 TINY_DATA = Data(canvas=32, batch_size=32, mean=CIFAR_MEAN, std=CIFAR_STD)
 TINY_RESNET = Choice("resnet18", {"stem": "small", "channels": (8, 8, 16, 16)})

@@ -110,10 +110,11 @@ def facts_of(run: Any) -> dict[str, Any]:
     if ended is None:
         facts["next"] = [f"manyviews resume {folder}"]
     else:
+        form = "timm" if recipe.backbone.settings.get("stem", "native") == "native" else "onnx"
         facts["next"] = [
             f"manyviews evaluate {folder} --data LABELED_IMAGES",
             f"manyviews embed {folder} IMAGES --out features.parquet",
-            f"manyviews export {folder} --format timm --out backbone",
+            f"manyviews export {folder} --format {form} --out backbone{'' if form == 'timm' else '.onnx'}",
         ]
     return facts
 

@@ -46,8 +46,14 @@ def test_features_weights_and_settings_of_many_architectures(case: str):
 
     plain = timm.create_model(name, num_classes=0, **encoder.timm_kwargs).eval()
     weights = encoder.model.state_dict()
-    if settings.get("stem") == "half":  # a 3x3 kernel where timm has 7x7
-        assert {k for k, v in plain.state_dict().items() if v.shape != weights[k].shape} == {"conv1.weight"}
+    if settings.get("stem") == "half":  # a narrow 3x3 convolution where timm has a wide 7x7
+        theirs = plain.state_dict()
+        assert weights.keys() <= theirs.keys()
+        assert {k for k, v in weights.items() if v.shape != theirs[k].shape} == {
+            "conv1.weight",
+            "layer1.0.conv1.weight",
+            *(f"bn1.{k}" for k in ("weight", "bias", "running_mean", "running_var")),
+        }
     else:
         plain.load_state_dict(weights, strict=True)
     if "stem" not in settings:
@@ -71,6 +77,16 @@ def test_patches_of_a_feature_map_go_row_by_row():
     x = images(64)
     found = encoder.model.forward_features(x)
     assert torch.equal(encoder.patches(x)[:, 8 * 2 + 5], found[:, :, 2, 5])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet26"])
+def test_small_stems_are_as_wide_as_the_first_stage(name: str):
+    encoder = Encoder(name, stem="small", channels=(8, 16, 16, 16)).train()
+    first = encoder.model.layer1[0]
+    assert encoder.model.conv1.out_channels == encoder.model.bn1.num_features == first.conv1.in_channels == 8
+    assert (first.downsample is None) == (name == "resnet18")  # a bottleneck still widens its block
+    encoder(images(32)).sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
 
 
 def test_small_stems_keep_the_resolution():

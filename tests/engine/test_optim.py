@@ -113,6 +113,19 @@ def test_orthogonal_keeps_the_singular_vectors_and_evens_out_the_values():
         torch.testing.assert_close(u @ vt, want_u @ want_vt, atol=1e-6, rtol=0)
 
 
+def test_orthogonal_is_five_newton_schulz_steps():
+    for shape in [(8, 30), (30, 8), (64, 64)]:
+        x = torch.randn(shape, dtype=torch.float64) * torch.logspace(
+            0, -4, shape[1]
+        )  # of very different singular values
+        y = x / x.norm()
+        for _ in range(5):
+            a = y @ y.T
+            y = 3.4445 * y - 4.7750 * a @ y + 2.0315 * a @ a @ y
+        torch.testing.assert_close(optim.orthogonal(x), y, atol=1e-7, rtol=0)
+        torch.testing.assert_close(optim.orthogonal(x.float()), y.float(), atol=1e-3, rtol=0)
+
+
 def test_muon_moves_a_matrix_as_far_as_adamw_would_and_a_bias_exactly_so():
     weight, bias = nn.Parameter(torch.randn(16, 4, 3, 3)), nn.Parameter(torch.randn(16))
     theirs = nn.Parameter(bias.detach().clone())
