@@ -77,7 +77,7 @@ def cpu() -> Recipe:
             },
         ),
         backbone=common.CPU_RESNET,
-        epochs=12,
+        epochs=13,
         data=Data(canvas=32, batch_size=256, mean=common.CIFAR_MEAN, std=common.CIFAR_STD, holdout=0.02),
         optimizer=_muon(warmup=1),
         observe=Observe(epochs=4, steps=50),
