@@ -34,7 +34,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(part)
         with part.open("rb+") as f:
             os.fsync(f.fileno())
-        part.chmod(0o644)
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o666 & ~umask)  # as any new file, and not as a temporary one
         part.replace(path)
         # The rename itself must survive a power cut.
         with contextlib.suppress(OSError):

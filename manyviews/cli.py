@@ -13,7 +13,7 @@ import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
 # Nothing heavy is imported here: `manyviews --help` answers at once.
-from manyviews.errors import UserError, unknown
+from manyviews.errors import UserError, printable, unknown
 
 Json = Annotated[Path | None, arg(metavar="FILE", help="Also write the results to this file, as JSON.")]
 Out = Annotated[Path, arg(metavar="FILE")]
@@ -183,8 +183,8 @@ def show(run: Folder, /, settings: bool = False, json: Json = None) -> None:
     if settings:
         for path, value in summary.settings(found.recipe):
             print(f"{path}={value}")
-        return
-    summary.show_run(found)
+    else:
+        summary.show_run(found)
     if json:
         _write(json, _facts(found))
 
@@ -259,14 +259,15 @@ def main(args: Sequence[str] | None = None) -> None:
             raise unknown("verb", args[0], VERBS)
         tyro.cli(VERBS[args[0]], prog=f"manyviews {args[0]}", args=args[1:])
     except UserError as e:
-        print(f"manyviews: {e}", file=sys.stderr)
+        print(printable(f"manyviews: {e}"), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("manyviews: interrupted.", file=sys.stderr)
         sys.exit(1)
     except Exception as e:
-        if type(e).__name__ == "Stopped":
-            print(f"manyviews: {e}", file=sys.stderr)
+        # What may happen to anybody: a stop, numbers that are no longer finite, a full disk.
+        if isinstance(e, (FloatingPointError, OSError)) or type(e).__name__ in ("Stopped", "SafetensorError"):
+            print(printable(f"manyviews: {e}"), file=sys.stderr)
         else:
             traceback.print_exc()
         sys.exit(1)

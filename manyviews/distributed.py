@@ -40,7 +40,8 @@ def start() -> torch.device:
     if cuda:
         torch.cuda.set_device(device)
     if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not active():
-        dist.init_process_group("nccl" if cuda else "gloo")
+        # Two backends: a question between processes is asked on the CPU, so that no step waits for its device.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=device if cuda else None)
     return device
 
 
@@ -49,14 +50,19 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def _all_gather(x: Tensor) -> Tensor:
+    x = x.contiguous()  # views are channels last in memory, of which NCCL knows nothing
+    out = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(out, x)
+    return torch.cat(out)
+
+
 class _Gather(torch.autograd.Function):
     """All-gather along the batch whose backward returns the gradient that every rank has for our rows, summed."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        out = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(out, x.contiguous())
-        return torch.cat(out)
+        return _all_gather(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -74,9 +80,7 @@ def gather(x: Tensor) -> Tensor:
     if not active() or world_size() == 1:
         return x
     if not (torch.is_grad_enabled() and x.requires_grad):
-        out = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(out, x.contiguous())
-        return torch.cat(out)
+        return _all_gather(x)
     return _Gather.apply(x)
 
 
@@ -109,7 +113,7 @@ def mean_gradients(parameters: Iterable[torch.nn.Parameter], bucket: int = 2**24
         return
     trained = [p for p in parameters if p.requires_grad]
     # A parameter no rank used keeps grad None (weight decay must not move it): ask before filling in zeros.
-    used = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32, device=trained[0].device)
+    used = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32)
     dist.all_reduce(used, op=dist.ReduceOp.MAX)
     grads = []
     for p, wanted in zip(trained, used.tolist(), strict=True):
@@ -146,6 +150,15 @@ def share(x: T) -> T:
     box = [x]
     dist.broadcast_object_list(box, 0)
     return box[0]
+
+
+def anywhere(yes: bool) -> bool:
+    """Whether any rank says yes. No rank's device is waited for."""
+    if not active() or world_size() == 1:
+        return yes
+    answer = torch.tensor(int(yes), dtype=torch.int32)
+    dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+    return bool(answer)
 
 
 def barrier() -> None:

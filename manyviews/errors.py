@@ -25,6 +25,16 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"There is no {kind} '{name}'.{hint} Known: {', '.join(names)}.")
 
 
+def printable(text: object, most: int | None = None) -> str:
+    """The text in one line, cut after `most` characters, without control characters, line breaks and broken Unicode.
+
+    File names and labels come from anywhere: they may hold escape sequences, which a terminal would obey, and bytes
+    that are no text, which cannot be printed.
+    """
+    clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    return clean if most is None or len(clean) <= most else clean[: most - 3] + "..."
+
+
 def require(good: bool, settings: object, name: str, wanted: str) -> None:
     """Raises UserError unless the attribute `name` of `settings` is as wanted."""
     if not good:

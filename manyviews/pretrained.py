@@ -61,7 +61,7 @@ def load(path: str | Path, backbone: str | None = None, **backbone_settings: Any
     if backbone is not None:
         encoder = Encoder(backbone, **backbone_settings)
         facts = {"mean": encoder.mean, "std": encoder.std, "test_size": encoder.test_size, **facts}
-    elif "encoder" in facts:
+    elif {"encoder", "mean", "std", "test_size"} <= facts.keys() and isinstance(facts["encoder"], dict):
         encoder = Encoder.from_spec(facts["encoder"])
     else:
         raise UserError(f"{path} does not say which architecture it is of: give its timm name as --backbone.")
@@ -131,11 +131,13 @@ def _timm(weights: Pretrained, out: Path) -> None:
         )
     size = [3, weights.test_size, weights.test_size]
     data = {"mean": weights.mean, "std": weights.std, "input_size": size, "crop_pct": 224 / 256}
+    # What timm knows of its own weights of this architecture does not hold for these.
+    source = ("tag", "license", "origin_url", "paper_ids", "paper_name", "notes", "test_input_size", "test_crop_pct")
     out.mkdir()
     save_for_hf(
         weights.encoder.model,
         str(out),
-        model_config={"pretrained_cfg": data},
+        model_config={"pretrained_cfg": {**dict.fromkeys(source), **data}},
         model_args=weights.encoder.timm_kwargs,
         safe_serialization=True,
     )

@@ -71,8 +71,8 @@ class Optimizer:
 
     Attributes:
         name: the update rule.
-        lr: base learning rate, for a batch of 256 unless `lr_scaling` is "none".
-        lr_scaling: the peak rate is `lr * batch/256` ("linear"), `lr * sqrt(batch/256)` ("sqrt") or `lr`.
+        lr: base learning rate, for a batch of 256 unless `lr_scaling` is "constant".
+        lr_scaling: the peak rate is `lr * batch/256` ("linear"), `lr * sqrt(batch/256)` ("sqrt") or `lr` ("constant").
         schedule: factor on the peak rate.
         weight_decay: decoupled for adamw and muon, added to the gradient for sgd and lars; biases and norms have none.
         momentum: of sgd, lars and muon.
@@ -82,7 +82,7 @@ class Optimizer:
 
     name: Literal["adamw", "muon", "sgd", "lars"] = "adamw"
     lr: float = 1e-3
-    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    lr_scaling: Literal["linear", "sqrt", "constant"] = "linear"
     schedule: Schedule = WarmupCosine()
     weight_decay: Schedule | float = 0.05
     momentum: float = 0.9
@@ -166,7 +166,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(self.epochs > 0, self, "epochs", "more than 0")
+        require(0 < self.epochs < float("inf"), self, "epochs", "more than 0 and finite")
         require(self.test_size >= 1, self, "test_size", "1 or more")
         require(0 <= self.seed < 2**31, self, "seed", "at least 0 and less than 2**31")
 

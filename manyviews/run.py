@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import platform
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,6 +37,9 @@ class Run:
     """A folder in which a backbone was, or is being, pretrained."""
 
     folder: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -104,7 +107,7 @@ def pretrain(
     """
     chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
     if epochs is not None:
-        chosen = dataclasses.replace(chosen, epochs=epochs)
+        chosen = override(chosen, "epochs", epochs)
     for path, value in (settings or {}).items():
         chosen = override(chosen, path, value)
     chosen = recipes.resolve(chosen)
@@ -118,6 +121,7 @@ def pretrain(
         facts = {
             "data": _address(data),
             "images": len(source),
+            "id": secrets.token_hex(8),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine(device),
             "processes": distributed.world_size(),
@@ -222,9 +226,12 @@ def evaluate(
     if folder is not None:
         from manyviews.report import plots
 
-        where = _numbered(folder / files.EVALUATIONS)
-        checkpoint.write_text(where / "report.json", report.to_json())
-        plots.evaluation(report, where, source, held)
+        try:
+            where = _numbered(folder / files.EVALUATIONS)
+            checkpoint.write_text(where / "report.json", report.to_json())
+            plots.evaluation(report, where, source, held)
+        except OSError as e:  # the judgment took minutes, and is returned all the same
+            loop.say(f"The evaluation could not be written to {folder} ({e.strerror}).")
     return report
 
 
@@ -255,9 +262,12 @@ def embed(weights: str | Path | Pretrained, data: Any, out: str | Path, labels: 
             progress=update,
         )
     flat = pa.array(found.x.flatten().numpy(), pa.float32())
-    columns = {"id": pa.array(found.ids), "embedding": pa.FixedSizeListArray.from_arrays(flat, found.x.shape[1])}
+    columns = {
+        "id": pa.array(list(map(_text, found.ids))),
+        "embedding": pa.FixedSizeListArray.from_arrays(flat, found.x.shape[1]),
+    }
     if found.labels is not None and source.classes is not None:
-        columns["label"] = pa.array([source.classes[i] for i in found.labels.tolist()])
+        columns["label"] = pa.array([_text(source.classes[i]) for i in found.labels.tolist()])
     checkpoint.write_atomically(out, lambda part: pq.write_table(pa.table(columns), part))
     for where, reason in found.bad:
         loop.say(f"Skipped {where}: {reason}")
@@ -277,11 +287,18 @@ def machine(device: torch.device) -> str:
     """What a number was measured on, in one line."""
     import torchvision
 
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    threads = torch.get_num_threads()
+    cpu = f"{threads} CPU thread{'s' * (threads > 1)}"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return (
         f"{where}, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
         f"torchvision {torchvision.__version__}"
     )
+
+
+def _text(name: str) -> str:
+    """A name that Parquet can hold: file names need not be valid Unicode."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _device() -> torch.device:

@@ -19,6 +19,8 @@ from manyviews.errors import UserError
 _FOR_EXAMPLE = "vit_small_patch16_224"
 _DYNAMIC = ("vision_transformer", "deit", "eva")  # timm's files whose models take images of any size when asked to
 _FIXED = ("num_classes", "in_chans", "features_only")  # timm's settings that the contract below decides
+# timm's settings that read files or the network. They may come from a file's header, so no encoder takes them.
+_FETCHING = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pretrained_strict")
 # Whose weights a file may hold, for the message when they do not fit.
 _COMMON = (
     *("resnet18", "resnet34", "resnet50", "resnet101"),
@@ -88,7 +90,7 @@ class Encoder(nn.Module):
     def from_spec(cls, spec: Mapping[str, Any]) -> Encoder:
         """An encoder of the architecture that `spec` describes, with fresh weights."""
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
-        return cls(**settings)
+        return cls(**settings | {"pretrained": False})
 
     # -- features --------------------------------------------------------------------------------------------------
 
@@ -225,6 +227,8 @@ class Encoder(nn.Module):
 
 def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
     for key in settings:
+        if key in _FETCHING:
+            raise UserError(f"Setting {key} of {name} is not taken: give weights to `load_weights`.")
         if key in _FIXED:
             raise UserError(f"Setting {key} of {name} cannot be changed: encoders take RGB images and give features.")
     try:
@@ -304,7 +308,10 @@ def _seems(weights: Mapping[str, Tensor], wanted: str) -> str:
     fits = {name: fit(name) for name in (wanted, *_COMMON)}
     best = max(fits, key=lambda name: fits[name])
     if fits[best] < 0.9:
+        same = len(weights.keys() & _shapes(wanted).keys()) / max(len(weights), len(_shapes(wanted)))
+        best = wanted if same > 0.7 else ""  # the names of this architecture, in other shapes
+    if not best:
         return "they are of another architecture, or have other names than timm's"
     if best == wanted:
-        return "they were made with other settings, such as img_size, patch_size or stem"
+        return "they were made with other settings, such as img_size, patch_size, stem or channels"
     return f"they seem to be of {best}"

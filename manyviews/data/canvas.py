@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +20,9 @@ Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 _CHUNK = 64
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def to_canvas(image: Image.Image, size: int) -> np.ndarray:
@@ -75,6 +80,28 @@ def load_canvases(
             into_pixels[row], into_extent[row] = into_pixels[i], into_extent[i]
         pixels, extent, index = pixels[: len(good)], extent[: len(good)], torch.from_numpy(good)
     return Canvases(pixels, extent, index), [(source.where(i), reason) for i, reason in bad]
+
+
+def in_threads(
+    do: Callable[[T], R], batches: Iterable[Iterable[T]], threads: int | None = None, ahead: int = 2
+) -> Iterator[list[R]]:
+    """`[do(x) for x in batch]` for each batch in order, in `threads` (one for each core), `ahead` batches at a time.
+
+    Threads, for Pillow decodes and resizes without the interpreter lock. Unlike processes they need no shared memory,
+    which containers are short of, and no signal to the group kills them.
+    """
+    with ThreadPoolExecutor(max(1, threads or cores())) as pool:
+        under_way: deque[list[Future[R]]] = deque()
+        rest = iter(batches)
+        try:
+            while True:
+                while len(under_way) < ahead and (batch := next(rest, None)) is not None:
+                    under_way.append([pool.submit(do, x) for x in batch])
+                if not under_way:
+                    return
+                yield [future.result() for future in under_way.popleft()]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def cores() -> int:

@@ -14,6 +14,8 @@ Raw = Path | bytes | Image.Image | np.ndarray
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 MIN_SIDE = 4
+MAX_RATIO = 100
+"""A picture longer than this is refused: resized to any useful short side, a few kilobytes would become gigabytes."""
 MAX_PIXELS = 178_956_970
 """Beyond this an image is taken for a decompression bomb. It is Pillow's own limit: half a gigabyte of RGB."""
 
@@ -45,7 +47,8 @@ def decode(raw: Raw, at_least: int | None = None) -> tuple[Image.Image, tuple[in
     side shorter than `at_least`: several times faster for photographs.
 
     Raises:
-        BadImage: unreadable, corrupt, truncated, not an image, over `MAX_PIXELS`, or a side under `MIN_SIDE`.
+        BadImage: unreadable, corrupt, truncated, not an image, over `MAX_PIXELS`, longer than
+            `MAX_RATIO` times its width, or a side under `MIN_SIDE`.
     """
     try:
         return _decode(raw, at_least)
@@ -72,7 +75,9 @@ def _decode(raw: Raw, at_least: int | None) -> tuple[Image.Image, tuple[int, int
         raise BadImage(f"{width}x{height} is over {MAX_PIXELS:,} pixels, which may be a decompression bomb")
     if min(width, height) < MIN_SIDE:
         raise BadImage(f"{width}x{height} is too small: the short side needs {MIN_SIDE} pixels")
-    if at_least is not None:
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise BadImage(f"{width}x{height} is too elongated: the long side may be {MAX_RATIO} times the short one")
+    if at_least is not None and not isinstance(raw, Image.Image):  # the caller's own image must stay as it is
         image.draft(None, (at_least, at_least))
     drafted = image.size != (width, height)
     image.load()

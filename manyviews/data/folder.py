@@ -35,13 +35,16 @@ def open_folder(root: Path, files: list[str], labels: Path | None = None) -> Sou
     return Source(name, len(images), partial(_path, str(root), images), images.copy, annotate)
 
 
+_RUN = ("recipe.json", "run.json")
+
+
 def is_image(path: str) -> bool:
     """By the name alone."""
     return os.path.splitext(path)[1].lower() in EXTENSIONS
 
 
 def scan(root: Path) -> list[str]:
-    """All files under `root` as sorted relative POSIX paths, without hidden ones and macOS's `._*`.
+    """All files under `root` as sorted relative POSIX paths, without hidden ones, macOS's `._*` and run folders.
 
     Each folder is visited once, and linked folders after all real ones. That ends loops, counts no image twice, and
     lets a folder that is also linked to keep its own name.
@@ -54,6 +57,8 @@ def scan(root: Path) -> list[str]:
         if (status.st_dev, status.st_ino) in visited:
             continue
         visited.add((status.st_dev, status.st_ino))
+        if folder and all((root / folder / name).exists() for name in _RUN):
+            continue  # plots of a run that was started among the images
         with os.scandir(root / folder) as entries:
             for entry in sorted(entries, key=lambda e: e.name):
                 if entry.name.startswith("."):

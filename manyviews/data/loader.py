@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections import deque
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from manyviews.data.canvas import Progress, cores, load_canvas, load_canvases
+from manyviews.data.canvas import Progress, cores, in_threads, load_canvas, load_canvases
 from manyviews.data.decode import BadImage
 from manyviews.data.source import Source
 from manyviews.errors import UserError
@@ -25,8 +26,8 @@ class Loader:
     rank r takes the r-th, so it is the same however many ranks share it. The last, incomplete global batch is dropped.
     In the place of a bad image stands the next good one of the source.
 
-    All canvases are decoded into memory at the start if `memory` holds them; else worker processes decode each batch
-    when it is needed. The batches are the same. On machines with a GPU they are in pinned memory.
+    All canvases are decoded into memory at the start if `memory` holds them; else threads decode each batch while those
+    before it are in use. The batches are the same. On machines with a GPU they are in pinned memory.
 
     Attributes:
         steps_per_epoch: global batches in one epoch.
@@ -39,7 +40,7 @@ class Loader:
         seed: of the order.
         rank: this process's number.
         world_size: how many processes share the global batch.
-        memory: bytes that canvases may take in this process; by default half of what is free on this machine.
+        memory: bytes that canvases may take in this process, and at most half of its share of what is free.
         progress: called with (done, total) while canvases are decoded into memory.
 
     Raises:
@@ -66,9 +67,10 @@ class Loader:
         self.source, self.size, self.batch, self.seed = source, size, batch, seed
         self.rank, self.world_size = rank, world_size
         self.steps_per_epoch = len(source) // (batch * world_size)
-        budget = _free_memory() // (2 * _processes_here()) if memory is None else memory
-        self.in_memory = len(source) * 3 * size**2 <= budget
+        free = _free_memory() // (2 * _processes_here())
+        self.in_memory = len(source) * 3 * size**2 <= (free if memory is None else min(memory, free))
         self._bad: dict[str, str] = {}
+        self._skipped: set[int] = set()
         if self.in_memory:
             self._canvases, bad = load_canvases(source, size, progress)
             self._bad.update(bad)
@@ -77,7 +79,7 @@ class Loader:
 
     @property
     def bad(self) -> list[tuple[str, str]]:
-        """(where, reason) of each bad image met so far."""
+        """(where, reason) of each bad image that this rank has met so far."""
         return sorted(self._bad.items())
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Canvases]:
@@ -99,51 +101,42 @@ class Loader:
             yield Canvases(pixels, *(x.pin_memory() if pin else x for x in (extent, chosen)))
 
     def _streamed(self, batches: np.ndarray) -> Iterator[Canvases]:
-        loader = DataLoader(
-            _Decoded(self.source, self.size),
-            batch_size=None,
-            sampler=list(batches),  # each "index" is a whole batch, decoded by one worker
-            num_workers=min(16, max(1, cores() // _processes_here())),
-            collate_fn=_as_is,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else it would draw its workers' seed from the global generator
-        )
-        for pixels, extent, index, bad in loader:
-            self._bad.update((self.source.where(i), reason) for i, reason in bad.items())
-            if not len(index):
+        begun: deque[Canvases] = deque()
+
+        def jobs() -> Iterator[list[tuple[Canvases, int, int]]]:
+            n, pin = len(batches[0]) if len(batches) else 0, torch.cuda.is_available()
+            for items in batches:
+                pixels = torch.empty(n, 3, self.size, self.size, dtype=torch.uint8, pin_memory=pin)
+                extent = torch.empty(n, 2, dtype=torch.int64, pin_memory=pin)
+                begun.append(Canvases(pixels, extent, torch.empty(n, dtype=torch.int64, pin_memory=pin)))
+                yield [(begun[-1], row, item) for row, item in enumerate(items.tolist())]
+
+        for found in in_threads(self._fill, jobs(), cores() // _processes_here()):
+            if not all(found):
                 raise self._nothing_good()
-            yield Canvases(pixels, extent, index)
+            yield begun.popleft()
+
+    def _fill(self, job: tuple[Canvases, int, int]) -> bool:
+        """Decode an image, or the next good one, into its row of a batch. False when there is no good one."""
+        batch, row, item = job
+        for i in chain(range(item, len(self.source)), range(item)):
+            if i in self._skipped:
+                continue
+            try:
+                canvas, extent = load_canvas(self.source, i, self.size)
+            except BadImage as error:
+                self._skipped.add(i)
+                self._bad[self.source.where(i)] = error.reason
+                continue
+            batch.pixels[row] = torch.from_numpy(canvas)
+            batch.extent[row] = torch.tensor(extent)
+            batch.index[row] = i
+            return True
+        return False
 
     def _nothing_good(self) -> UserError:
         where, reason = self.bad[0]
         return UserError(f"None of the {len(self.source)} images of {self.source.name} can be used; {where}: {reason}.")
-
-
-class _Decoded(Dataset):
-    """Batches decoded on demand, with the bad images found on the way. Lives in a worker process."""
-
-    def __init__(self, source: Source, size: int) -> None:
-        self.source, self.size = source, size
-        self.bad: dict[int, str] = {}
-
-    def __getitem__(self, items: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[int, str]]:
-        pixels = torch.empty(len(items), 3, self.size, self.size, dtype=torch.uint8)
-        extent, index = torch.empty(len(items), 2, dtype=torch.int64), torch.empty(len(items), dtype=torch.int64)
-        found: dict[int, str] = {}
-        for row, item in enumerate(items.tolist()):
-            for i in (*range(item, len(self.source)), *range(item)):
-                if i in self.bad:
-                    continue
-                try:
-                    canvas, shape = load_canvas(self.source, i, self.size)
-                except BadImage as error:
-                    self.bad[i] = found[i] = error.reason
-                    continue
-                pixels[row], extent[row], index[row] = torch.from_numpy(canvas), torch.tensor(shape), i
-                break
-            else:
-                return pixels[:0], extent[:0], index[:0], found
-        return pixels, extent, index, found
 
 
 def order(seed: int, epoch: int, n: int) -> np.ndarray:
@@ -164,10 +157,6 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
 def _processes_here() -> int:
     """How many processes of this run share the machine, as torchrun says."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -175,11 +164,12 @@ def _processes_here() -> int:
 
 def _free_memory() -> int:
     """Bytes that this machine, and the container if there is one, can still give."""
-    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    free = [sys.maxsize]
     try:
+        free.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free.append(int(lines["MemAvailable"].split()[0]) * 1024)
         free.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, KeyError, ValueError):  # not Linux, or no limit ("max")
+    except (AttributeError, OSError, KeyError, ValueError):  # not Linux, or no limit ("max")
         pass
     return min(free)

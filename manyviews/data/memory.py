@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -43,21 +45,22 @@ def open_arrays(images: Any, labels: Any = None) -> Source:
 def open_dataset(dataset: Any) -> Source:
     """Anything with `__len__` and `__getitem__` that gives a PIL image or uint8 array, or (image, label).
 
-    Labels are its `targets` or `labels`, as in torchvision, else the items' own, for which all are read once.
+    Labels are its `targets` or `labels`, as in torchvision, else the items' own, for which all are read once. Items are
+    asked for one at a time, for other people's data sets may share a file handle; torchvision's open a file for each.
 
     Raises:
-        UserError: it is empty, or its images went through a transform.
+        UserError: it is empty, none of its items can be read, or its images went through a transform.
     """
     name = type(dataset).__name__
     if not len(dataset):
         raise UserError(f"The data set {name} is empty.")
-    first = _image(dataset[0])
+    first = _first_image(dataset, name)
     if not isinstance(first, Image.Image) and not (is_array(first) and _is_uint8(first)):
         raise UserError(
             f"The data set {name} gives a {type(first).__name__} where a PIL image or a uint8 array is needed; "
             "make it without a transform, for views are made later."
         )
-    read = partial(_read, dataset)
+    read = _Reader(dataset)
     identify, annotate = partial(_identify, dataset, read), partial(_annotate, dataset)
     return Source(name, len(dataset), read, identify, annotate, (name + "[{}]").format)
 
@@ -66,12 +69,39 @@ def _image(item: Any) -> Any:
     return item[0] if isinstance(item, tuple) else item
 
 
-def _read(dataset: Any, i: int) -> Raw:
-    try:
-        image = _image(dataset[i])
-    except Exception as error:  # whatever it raises, the other items may still be good
-        raise BadImage(f"the data set raised {type(error).__name__}: {error}") from None
-    return image if isinstance(image, Image.Image) else _channels_last(_to_numpy(image))
+def _first_image(dataset: Any, name: str) -> Any:
+    error: Exception | None = None
+    for i in range(len(dataset)):
+        try:
+            return _image(dataset[i])
+        except Exception as e:  # whatever it raises, the other items may still be good
+            error = error or e
+    raise UserError(f"None of the items of the data set {name} can be read; the first raised {error!r}.")
+
+
+class _Reader:
+    """The images of a data set."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.__setstate__({"dataset": dataset})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"dataset": self.dataset}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from torchvision.datasets import VisionDataset
+
+        self.dataset = state["dataset"]
+        self.lock = nullcontext() if isinstance(self.dataset, VisionDataset) else Lock()
+
+    def __call__(self, i: int) -> Raw:
+        try:
+            with self.lock:
+                image = _image(self.dataset[i])
+        except Exception as error:  # whatever it raises, the other items may still be good
+            raise BadImage(f"the data set raised {type(error).__name__}: {error}") from None
+        return image if isinstance(image, Image.Image) else _channels_last(_to_numpy(image))
 
 
 def _identify(dataset: Any, read: Any) -> list[str]:
@@ -82,14 +112,22 @@ def _identify(dataset: Any, read: Any) -> list[str]:
 
 
 def _annotate(dataset: Any) -> Labels | None:
-    given = [getattr(dataset, name, None) for name in ("targets", "labels")]
+    given = [getattr(dataset, name, None) for name in ("targets", "labels", "_labels")]
     targets = next((t for t in given if t is not None), None)
     if targets is None:
-        items = [dataset[i] for i in range(len(dataset))]
-        if not all(isinstance(item, tuple) and len(item) > 1 for item in items):
-            return None
-        targets = [item[1] for item in items]
-    return as_labels(_to_numpy(targets), getattr(dataset, "classes", None))
+        targets = []
+        for i in range(len(dataset)):
+            try:
+                item = dataset[i]
+            except Exception:  # its image is left out, so any label will do
+                targets.append(targets[-1] if targets else None)
+                continue
+            if not isinstance(item, tuple) or len(item) < 2:
+                return None
+            targets.append(item[1])
+        first = next((t for t in targets if t is not None), None)
+        targets = [first if t is None else t for t in targets]
+    return as_labels(_to_numpy(targets) if hasattr(targets, "detach") else targets, getattr(dataset, "classes", None))
 
 
 def is_array(x: Any) -> bool:

@@ -20,6 +20,7 @@ from manyviews.data.source import Labels, Source, as_labels, content_ids
 from manyviews.errors import UserError, unknown
 
 _CACHED_BYTES = 256 * 2**20
+_BATCH = 4096  # rows in one array: 2 GiB of images of half a megabyte
 _IMAGE_NAMES = ("image", "img")
 _LABEL_NAMES = ("label", "labels", "class", "target")
 
@@ -98,12 +99,16 @@ class Table:
             if number not in self._open_files:
                 self._open_files[number] = _open(self.files[number])
             try:
-                # No threads: pyarrow's pool does not survive a fork, and images are decoded in parallel anyway.
-                table = self._open_files[number].read_row_group(part, columns=[self._bytes], use_threads=False)
+                # No threads: pyarrow's pool does not survive a fork, and images are decoded in parallel anyway. In
+                # batches: a row group of more than 2 GiB does not fit one array, and nested ones are not split.
+                batches = self._open_files[number].iter_batches(
+                    batch_size=_BATCH, row_groups=[part], columns=[self._bytes], use_threads=False
+                )
+                chunks = [batch.column(0) for batch in batches]
             except (OSError, pa.ArrowException) as error:
                 raise BadImage(f"row group {part} cannot be read ({error})") from None
-            images = table.column(0).combine_chunks()
-            self._cache[group] = images.field("bytes") if pa.types.is_struct(images.type) else images
+            images = pa.chunked_array([c.field("bytes") if pa.types.is_struct(c.type) else c for c in chunks])
+            self._cache[group] = images
             while len(self._cache) > 1 and sum(c.nbytes for c in self._cache.values()) > _CACHED_BYTES:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(group)
@@ -174,6 +179,6 @@ def _label_column(schema: pa.Schema, wanted: str | None) -> tuple[str | None, li
     if wanted is None:
         usual = [name for name in _LABEL_NAMES if name in schema.names]
         wanted = usual[0] if usual else next(iter(named)) if len(named) == 1 else None
-    elif wanted not in schema.names:
-        raise unknown("column of labels", str(wanted), schema.names)
+    elif (wanted := str(wanted)) not in schema.names:  # the command line gives it as a path
+        raise unknown("column of labels", wanted, schema.names)
     return wanted, named.get(wanted) if wanted is not None else None

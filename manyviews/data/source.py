@@ -103,6 +103,9 @@ class Source:
         return replace(self, annotate=partial(_given, _renumbered(self._annotation, list(classes), self.name)))
 
 
+_LABELS = (str, bytes, int, float, np.generic)
+
+
 def content_ids(read: Callable[[int], Raw], size: int) -> list[str]:
     """A hash of each item's content, undecoded bytes or pixels. A bad item gets its number."""
     return [_content_id(read, i) for i in range(size)]
@@ -123,9 +126,16 @@ def as_labels(values: Any, classes: Sequence[str] | None = None) -> Labels | Non
     """Labels as people give them, integers or strings, to numbers and names of classes.
 
     Integers number `classes` if given; else the distinct values become the classes, numbers by size and strings by the
-    alphabet. A negative integer, with which STL-10 and Hugging Face mark what is unlabeled, means that there are none.
+    alphabet. A negative integer, with which STL-10 and Hugging Face mark what is unlabeled, means that there are none;
+    so does anything but one number or one string for each item: attributes, boxes and masks are no classes.
     """
-    values = np.asarray(values).ravel()
+    try:
+        values = np.asarray(values)
+    except ValueError:  # of several lengths
+        return None
+    if values.ndim == 0 or values.size != len(values) or not all(isinstance(v, _LABELS) for v in values.ravel()[:1000]):
+        return None
+    values = values.ravel()
     if np.issubdtype(values.dtype, np.integer):
         if (values < 0).any():
             return None

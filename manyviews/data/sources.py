@@ -36,6 +36,8 @@ def open_source(data: Any, labels: Any = None) -> Source:
     if isinstance(data, str) and data.partition(":")[0] == "demo":
         from manyviews.data import demo
 
+        if Path(data).exists():
+            raise UserError(f"'{data}' names the images that come with manyviews, and is here: write ./{data} for it.")
         return demo.source(data.partition(":")[2] or "train")
     if isinstance(data, str | os.PathLike):
         return _open_path(Path(data).expanduser(), labels)

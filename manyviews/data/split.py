@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
@@ -14,7 +15,8 @@ def split(ids: Sequence[str], fractions: Mapping[str, float], salt: str = "") ->
     """Indices (int64, ascending) of each part of a split, for example `{"train": 0.9, "validation": 0.1}`.
 
     An item's part depends on its id and the salt alone: not on the other items, the machine, or the order. So items
-    keep their side when the set grows, and copies with the same id never straddle it. Parts have their fractions of
+    keep their side when the set grows, and copies with the same id never straddle it. Macs write accented letters in
+    two parts, and their ids count as the same. Parts have their fractions of
     the items on average, not exactly.
 
     Raises:
@@ -32,5 +34,7 @@ def split(ids: Sequence[str], fractions: Mapping[str, float], salt: str = "") ->
 def _place(item: str, salt: str) -> float:
     """Uniform in [0, 1)."""
     # The length keeps (salt, id) pairs apart: ("a", "bc") is not ("ab", "c").
-    digest = blake2b(f"{len(salt)}:{salt}{item}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    digest = blake2b(
+        f"{len(salt)}:{salt}{unicodedata.normalize('NFC', item)}".encode("utf-8", "surrogateescape"), digest_size=8
+    ).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53

@@ -64,8 +64,8 @@ def _tensorboard(folder: Path, step: int) -> Sink:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise _missing("tensorboard") from None
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
+        raise missing("tensorboard") from None
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def sink(numbers: dict[str, float], step: int) -> None:
         for name, number in numbers.items():
@@ -78,8 +78,8 @@ def _wandb(folder: Path, step: int) -> Sink:
     try:
         import wandb
     except ImportError:
-        raise _missing("wandb") from None
-    run = wandb.init(project="manyviews", name=folder.name, dir=folder, resume="allow", id=folder.name)
+        raise missing("wandb") from None
+    run = wandb.init(project="manyviews", name=folder.name, dir=folder, resume="allow", id=files.read(folder)[1]["id"])
     return lambda numbers, step: run.log(numbers, step=step), run.finish
 
 
@@ -87,13 +87,15 @@ def _mlflow(folder: Path, step: int) -> Sink:
     try:
         import mlflow
     except ImportError:
-        raise _missing("mlflow") from None
+        raise missing("mlflow") from None
     mlflow.set_experiment("manyviews")
-    mlflow.start_run(run_name=folder.name)
+    known = folder / "mlflow_run_id"
+    run = mlflow.start_run(run_id=known.read_text() if known.exists() else None, run_name=folder.name)
+    write_text(known, run.info.run_id)
     return lambda numbers, step: mlflow.log_metrics(numbers, step=step), mlflow.end_run
 
 
-def _missing(package: str) -> UserError:
+def missing(package: str) -> UserError:
     return UserError(f"Logging to {package} needs its package: pip install 'manyviews[{package}]'.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -20,10 +22,10 @@ from manyviews.backbones import Encoder
 from manyviews.data import Loader, Source
 from manyviews.engine import folder as files
 from manyviews.engine import observe, optim
-from manyviews.engine.log import Log
+from manyviews.engine.log import Log, missing
 from manyviews.engine.step import backpropagate
-from manyviews.engine.stopping import Request, Stopped, watch
-from manyviews.errors import UserError
+from manyviews.engine.stopping import Stopped, watch
+from manyviews.errors import UserError, printable
 from manyviews.methods import Method
 from manyviews.progress import progress
 from manyviews.recipe import Recipe
@@ -55,9 +57,10 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
     device = distributed.start()
     first = distributed.rank() == 0
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(watch())
         if first:
             stack.enter_context(files.lock(folder))
+            for part in folder.glob(f".{files.CHECKPOINT}.*"):
+                part.unlink()  # of a process that was killed while it wrote
         check(recipe, source)
         train_on, held = observe.hold_out(source, recipe.data.holdout)
         loader = _loader(recipe, train_on)
@@ -69,19 +72,26 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
         steps = max(1, round(recipe.epochs * loader.steps_per_epoch))
         identity = {"images": len(source), "steps": steps}
         step, before = _restore(folder, method, optimizer, identity)
+        if distributed.anywhere(distributed.share(step) != step):
+            raise UserError(f"Not all processes see the checkpoint in {folder}: put it where they all do.")
         distributed.broadcast(method.state_dict().values())
         if recipe.step.compile:
             for module in method.modules():
                 if isinstance(module, Encoder):
                     module.compile()
+                    module.tokens = torch.compile(module.tokens)  # type: ignore[method-assign]
 
         watched = observe.prepare(train_on, held, recipe) if first else None
+        if first and recipe.data.holdout and watched is None:
+            say("Too few images to hold any out: nothing is observed while training.")
+        stop = stack.enter_context(watch())  # a signal before this point has nothing to save
         log = stack.enter_context(Log(folder, step, recipe.observe.trackers)) if first else None
         meter = _Meter(recipe.data.batch_size)
         begun = saved = time.monotonic()
         every = max(1, round(recipe.observe.epochs * loader.steps_per_epoch)) if recipe.observe.epochs else steps
         update = stack.enter_context(progress("pretrain", quiet=not first))
-        note, row, numbers = "", dict[str, float](), dict[str, float]()
+        note = ""
+        row, numbers = _logged(folder) if step == steps else ({}, {})
 
         def save() -> None:
             # Weights that are not finite must not replace the last good ones.
@@ -104,7 +114,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
             for canvases in loader.batches(step // loader.steps_per_epoch, step % loader.steps_per_epoch):
                 at = At(step, steps, loader.steps_per_epoch)
                 # Dropout and its like: from the step alone, so that a resumed run draws what an uninterrupted one did.
-                torch.manual_seed((recipe.seed * 2**40 + step) * 2**12 + distributed.rank())
+                torch.manual_seed(_noise(recipe.seed, step, distributed.rank()))
                 lr = optim.schedule(optimizer, recipe.optimizer, recipe.data.batch_size, at)
                 optimizer.zero_grad(set_to_none=True)
                 terms = backpropagate(
@@ -122,23 +132,29 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
                 meter.add(terms, norm)
                 step += 1
 
-                last = step == steps
-                if step % recipe.observe.steps == 0 or last:
+                last, stopping = step == steps, distributed.anywhere(bool(stop))
+                looking = step % every == 0 or last
+                if step % recipe.observe.steps == 0 or looking or stopping:
                     row = meter.read() | {"lr": lr, "epoch": step / loader.steps_per_epoch}
-                    if not math.isfinite(row["loss"]):
+                    if not math.isfinite(row["loss"] + row["grad_norm"]):
+                        what = "gradient" if math.isfinite(row["loss"]) else "loss"
                         raise FloatingPointError(
-                            f"The loss is {row['loss']} at step {step}. Lower the learning rate, for example --set "
-                            f"optimizer.lr={recipe.optimizer.lr / 3:.2g}; the last good checkpoint is in {folder}."
+                            f"The {what} is no longer finite at step {step}. Lower the learning rate, for example "
+                            f"--set optimizer.lr={recipe.optimizer.lr / 3:.2g}; the last good checkpoint is in "
+                            f"{folder}."
                         )
                     if log:
                         log.write({"step": step, **row})
                     note = f"{row['images_per_second']:.0f} images/s, loss {row['loss']:.3f}"
                 update(step, steps, note)
-                if step % every == 0 or last:
+                if looking:
                     look()
-                if _asked(stop, step, recipe, device):
+                if stopping:
                     save()
-                    raise Stopped(stop.signal or "another process")
+                    raise Stopped(
+                        f"stopped by {stop.signal or 'another process'} at step {step} of {steps}, and saved: continue "
+                        f"with `manyviews resume {folder}`."
+                    )
                 if last or time.monotonic() - saved > 60 * recipe.observe.checkpoint_minutes:
                     save()
                     saved = time.monotonic()
@@ -184,11 +200,17 @@ def check(recipe: Recipe, source: Source) -> None:
             "change --set data.batch_size or --set step.accumulate."
         )
     images = len(observe.hold_out(source, recipe.data.holdout)[0])
+    part = batch // (world * recipe.step.accumulate)
+    if part < 2:
+        raise UserError("A part of a batch must hold at least 2 images: raise --set data.batch_size.")
     if images < batch:
+        fewer = f", or --set data.batch_size={2 ** int(math.log2(images))}" if images > 3 else ""
         raise UserError(
-            f"{source.name} has {images} images to train on, fewer than a batch of {batch}: "
-            f"give more images, or --set data.batch_size={2 ** int(math.log2(max(2, images)))}."
+            f"{source.name} has {images} images to train on, fewer than a batch of {batch}: give more images{fewer}."
         )
+    for name in recipe.observe.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise missing(name)
 
 
 def _loader(recipe: Recipe, source: Source) -> Loader:
@@ -230,17 +252,24 @@ def _restore(
     return int(facts["step"]), float(facts["seconds"])
 
 
-def _asked(stop: Request, step: int, recipe: Recipe, device: torch.device) -> bool:
-    """Whether any process was asked to stop. Several agree at log lines only, for that costs a synchronization."""
-    if distributed.world_size() == 1:
-        return bool(stop)
-    if step % recipe.observe.steps:
-        return False
-    return bool(distributed.total(torch.tensor(float(bool(stop)), device=device)) > 0)
+def _noise(seed: int, step: int, rank: int) -> int:
+    """A seed of 32 bits, which is all that PyTorch's generator on the CPU takes of a larger one."""
+    return int.from_bytes(blake2b(f"{seed} {step} {rank}".encode(), digest_size=4).digest(), "little")
+
+
+def _logged(folder: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """The last numbers of training and of observing, for a run that was killed between its last step and its end."""
+    row, numbers = dict[str, float](), dict[str, float]()
+    for found in files.rows(folder):
+        seen = {k.removeprefix("observe/"): v for k, v in found.items() if k.startswith("observe/")}
+        numbers = seen or numbers
+        row = {k: v for k, v in found.items() if k != "step"} if "loss" in found else row
+    return row, numbers
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """One line to standard error. The text may hold names that others chose."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 @dataclass

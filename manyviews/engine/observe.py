@@ -25,9 +25,9 @@ _PAIRS = 256  # held-out images of which two views are compared
 
 def hold_out(source: Source, fraction: float) -> tuple[Source, Source]:
     """The images to train on, and those to watch: a stable hash of each image's name decides, the same everywhere."""
-    if fraction == 0:
-        return source, source.subset([])
     share = min(fraction, MOST / len(source))
+    if share * len(source) < _FEW:  # would say nothing, and be missing from training
+        return source, source.subset([])
     parts = split(source.ids, {"train": 1 - share, "watch": share}, salt="watch")
     return source.subset(parts["train"]), source.subset(parts["watch"][:MOST])
 
@@ -60,13 +60,17 @@ def prepare(train: Source, held: Source, recipe: Recipe) -> Watch | None:
         return None
     known, known_labels = pixels[:0], None
     if labels is not None and len(labels.unique()) > 1:
-        some = np.linspace(0, len(train) - 1, min(MOST, len(train))).astype(int)
-        known, known_labels = _read(train.subset(np.unique(some)), recipe.test_size)
-    canvases, _ = load_canvases(held.subset(np.arange(min(_PAIRS, len(held)))), recipe.data.canvas)
+        known, known_labels = _read(train.subset(_spread_out(len(train), MOST)), recipe.test_size)
+    canvases, _ = load_canvases(held.subset(_spread_out(len(held), _PAIRS)), recipe.data.canvas)
     empty = torch.empty(0, dtype=torch.int64)
     return Watch(
         pixels, labels if len(known) else None, known, empty if known_labels is None else known_labels, canvases
     )
+
+
+def _spread_out(n: int, most: int) -> np.ndarray:
+    """Up to `most` of n indices, from all over: the order of a set is often that of its classes."""
+    return np.linspace(0, n - 1, min(most, n)).astype(int)
 
 
 def _read(source: Source, size: int) -> tuple[Tensor, Tensor | None]:

@@ -196,7 +196,7 @@ def build(method: Method, settings: Settings, device: torch.device) -> torch.opt
 def peak_lr(settings: Settings, batch_size: int) -> float:
     """The highest learning rate, scaled to the batch (Goyal et al. 2017; the square root for adaptive optimizers)."""
     scale = batch_size / 256
-    return settings.lr * {"linear": scale, "sqrt": scale**0.5, "none": 1.0}[settings.lr_scaling]
+    return settings.lr * {"linear": scale, "sqrt": scale**0.5, "constant": 1.0}[settings.lr_scaling]
 
 
 def schedule(optimizer: torch.optim.Optimizer, settings: Settings, batch_size: int, at: At) -> float:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+PATIENCE = 3.0
+"""Seconds in which a signal that comes again counts as the same."""
 
 
 class Stopped(Exception):
@@ -17,6 +22,7 @@ class Request:
     """Whether somebody asked the run to stop, and how."""
 
     signal: str | None = None
+    at: float = 0.0
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -24,7 +30,10 @@ class Request:
 
 @contextmanager
 def watch() -> Iterator[Request]:
-    """Inside, the first SIGINT or SIGTERM is noted instead of obeyed; a second one acts as ever."""
+    """Inside, the first SIGINT or SIGTERM is noted instead of obeyed; one that comes seconds later acts as ever.
+
+    Seconds, because a launcher may pass on to its processes a signal that their whole group has received already.
+    """
     request = Request()
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread may handle signals
@@ -32,8 +41,12 @@ def watch() -> Iterator[Request]:
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: FrameType | None) -> None:
-        request.signal = signal.Signals(number).name
-        signal.signal(number, before[signal.Signals(number)])
+        if request.signal is None:
+            request.signal, request.at = signal.Signals(number).name, time.monotonic()
+            os.write(2, b"Stopping after this step, to save. Once more to stop at once.\n")
+        elif time.monotonic() - request.at > PATIENCE:
+            signal.signal(number, before[signal.Signals(number)])
+            os.kill(os.getpid(), number)
 
     for s in before:
         signal.signal(s, note)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from manyviews.checkpoint import load_tensors, save_tensors
-from manyviews.data.canvas import cores
+from manyviews.data.canvas import in_threads
 from manyviews.data.decode import BadImage
 from manyviews.data.source import Source
 from manyviews.errors import UserError
@@ -90,45 +89,40 @@ def test_images(source: Source, size: int, batch_size: int = 256) -> Iterator[tu
         except BadImage as error:
             return error.reason
 
-    with ThreadPoolExecutor(cores()) as pool:
-        # Two batches at most are under way, so memory does not grow with the source.
-        under_way: deque = deque()
-        starts = iter(range(0, len(source), batch_size))
-        try:
-            while True:
-                while len(under_way) < 2 and (start := next(starts, None)) is not None:
-                    batch = range(start, min(start + batch_size, len(source)))
-                    under_way.append([(i, pool.submit(read, i)) for i in batch])
-                if not under_way:
-                    return
-                results = {i: future.result() for i, future in under_way.popleft()}
-                good = {i: r for i, r in results.items() if not isinstance(r, str)}
-                pixels = torch.from_numpy(np.stack(list(good.values()))) if good else torch.empty(0, dtype=torch.uint8)
-                yield pixels, list(good), {i: r for i, r in results.items() if isinstance(r, str)}
-        finally:
-            pool.shutdown(cancel_futures=True)
+    starts = range(0, len(source), batch_size)
+    batches = (range(start, min(start + batch_size, len(source))) for start in starts)
+    for start, found in zip(starts, in_threads(read, batches), strict=True):
+        results = dict(enumerate(found, start))
+        good = {i: r for i, r in results.items() if not isinstance(r, str)}
+        pixels = torch.from_numpy(np.stack(list(good.values()))) if good else torch.empty(0, dtype=torch.uint8)
+        yield pixels, list(good), {i: r for i, r in results.items() if isinstance(r, str)}
+
+
+# Typed by hand: to mypy these modules lack what they set at run time.
+_BACKENDS: Any = torch.backends
+_PARTS = (_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv, _BACKENDS.mkldnn.matmul, _BACKENDS.mkldnn.conv)
 
 
 @contextmanager
 def frozen(*encoders: nn.Module) -> Iterator[None]:
     """`eval()`, no gradients, and exact float32 inside; afterwards all is as it was, submodule by submodule."""
     modes = [(m, m.training) for encoder in encoders for m in encoder.modules()]
-    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    precisions = [part.fp32_precision for part in _PARTS]
     kinds = {p.device.type for encoder in encoders for p in encoder.parameters()}
     try:
         for encoder in encoders:
             encoder.eval()
         # By default convolutions on a GPU round their inputs to 10 bits.
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
+        for part in _PARTS:
+            part.fp32_precision = "ieee"
         with ExitStack() as stack:
             for kind in kinds:
                 stack.enter_context(torch.autocast(kind, enabled=False))
             stack.enter_context(torch.inference_mode())
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = tf32
+        for part, precision in zip(_PARTS, precisions, strict=True):
+            part.fp32_precision = precision
         for module, training in modes:
             module.training = training
 
@@ -231,9 +225,12 @@ def extract_all(
     """`extract` for several encoders in one pass over the images, whose decoding often costs the most."""
     files: dict[str, Path] = {}
     if cache is not None:
-        look = f"{fingerprint(source)} {test_size} {list(mean)} {list(std)}"
+        look = f"{fingerprint(source)} {_stamps(source)} {test_size} {list(mean)} {list(std)}"
         files = {name: cache / f"{_digest(_weights(e) + look)}.safetensors" for name, e in encoders.items()}
     found = {name: stored for name, file in files.items() if (stored := _load(file)) is not None}
+    # An image that could not be read may be readable today, and rows must be of the same images for all encoders.
+    if any(stored[1:] != next(iter(found.values()))[1:] for stored in found.values()):
+        found.clear()
     missing = {name: encoder.to(device) for name, encoder in encoders.items() if name not in found}
     if missing:
         parts: dict[str, list[Tensor]] = {name: [] for name in missing}
@@ -252,6 +249,20 @@ def extract_all(
         if not index:
             reason = f" (the first: {next(iter(bad.values()))})" if bad else ""
             raise UserError(f"None of the {len(source)} images of {source.name} could be read{reason}.")
+        if any(stored[1:] != (index, bad) for stored in found.values()):
+            for name in found:
+                files[name].unlink(missing_ok=True)
+            return extract_all(
+                encoders,
+                source,
+                test_size=test_size,
+                mean=mean,
+                std=std,
+                device=device,
+                batch_size=batch_size,
+                cache=cache,
+                progress=progress,
+            )
         for name in missing:
             found[name] = torch.cat(parts.pop(name)), index, bad
             if name in files:
@@ -291,6 +302,21 @@ def fingerprint(source: Source) -> str:
             digest.update(f"{image.size}".encode() + image.tobytes())
         except BadImage as error:
             digest.update(error.reason.encode())
+    return digest.hexdigest()
+
+
+def _stamps(source: Source) -> str:
+    """A hash of the files' sizes, times and permissions, where images are files: fixed files are read again."""
+    digest = blake2b(digest_size=16)
+    for i in range(len(source)):
+        try:
+            raw = source.read(i)
+            if not isinstance(raw, Path):
+                break
+            s = raw.stat()
+            digest.update(f"{s.st_size} {s.st_mtime_ns} {s.st_mode} ".encode())
+        except (OSError, BadImage):
+            digest.update(b"gone ")
     return digest.hexdigest()
 
 

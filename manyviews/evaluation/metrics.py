@@ -36,7 +36,8 @@ def bootstrap(values: Tensor, seed: int = 0, level: float = LEVEL, resamples: in
     interval of their difference, which is narrower than their two intervals suggest.
 
     A resample of m items matters only by how often it holds each distinct value, and these counts are multinomial. So
-    they are drawn directly: the same distribution as drawing items, in time and memory that do not depend on m.
+    they are drawn directly: the same distribution as drawing items, and for hits and their differences, which have two
+    and three values, in time and memory that do not depend on m.
     """
     distinct, counts = np.unique(values.cpu().double().numpy(), return_counts=True)
     m = int(counts.sum())

@@ -33,6 +33,7 @@ K = 20
 FEWEST = 10
 """Images a class must have."""
 
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 _SPECTRUM = 10_000  # images of which a spectrum is computed, at most
 _QUERIES, _NEAREST = 8, 8  # of the nearest neighbors that a report shows
 
@@ -161,6 +162,8 @@ def evaluate(
     for name in protocols:
         if name not in PROTOCOLS:
             raise unknown("protocol", name, PROTOCOLS)
+    if not 0 <= seed < 2**32:
+        raise UserError(f"The seed must be at least 0 and less than 2**32, not {seed}.")
     classes = check_labels(source, fewest=FEWEST)
     if test is not None:
         test = test.with_classes(classes)
@@ -244,6 +247,11 @@ def check_labels(source: Source, fewest: int = 1) -> list[str]:
             f"{source.name} has no labels, which an evaluation needs: put its images into one folder for each class, "
             "or give a CSV file of path,label."
         )
+    if {c.lower() for c in classes} <= _SPLITS:
+        raise UserError(
+            f"The first-level folders of {source.name} are {', '.join(classes)}, which are parts of a set and no "
+            f"classes: give --data {source.name}/{classes[0]} and --test {source.name}/{classes[-1]}."
+        )
     numbers, counts = np.unique(labels, return_counts=True)
     if len(numbers) < 2:
         raise UserError(
@@ -260,7 +268,7 @@ def check_labels(source: Source, fewest: int = 1) -> list[str]:
 
 def untrained(encoder: Encoder, seed: int) -> Encoder:
     """An encoder of the same architecture with fresh weights; the global random state stays as it is."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Encoder.from_spec(encoder.spec)
 
@@ -321,7 +329,9 @@ def _gain(ours: Tensor, theirs: Tensor, seed: int) -> Gain:
 
 
 def _represent(task: Task, scores: dict[str, Score]) -> Representation:
-    x = task.train_x[:_SPECTRUM].cpu()
+    # From all over the set: its order is often that of the classes.
+    rows = torch.linspace(0, len(task.train_x) - 1, min(_SPECTRUM, len(task.train_x))).long()
+    x = task.train_x[rows.to(task.train_x.device)].cpu()
     return Representation(x.shape[1], rankme(x), spread(x), tuple(singular_values(x).tolist()), scores)
 
 

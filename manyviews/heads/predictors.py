@@ -15,28 +15,33 @@ class Predictors(nn.Module):
     """A predictor for each task.
 
     Args:
-        tasks: view types with distinct names, one of them "global", whose views have targets.
+        tasks: view types with distinct names.
         build: makes one predictor.
         sharing: "own" gives each task its own; "shared" gives all the same one, which is naive multi-crop.
-
-    Raises:
-        UserError: two tasks of the same name, or no global task.
     """
 
     def __init__(
         self, tasks: Sequence[View], build: Callable[[], nn.Module], sharing: Literal["own", "shared"] = "own"
     ) -> None:
         super().__init__()
-        names = [t.name for t in tasks]
-        if len(set(names)) < len(names):
-            raise UserError(f"Tasks must have distinct view types, not {', '.join(names)}: use `count` for more views.")
-        if "global" not in names:
-            raise UserError(f"Tasks need a Global view type to predict, not only {', '.join(names) or 'none'}.")
         shared = build() if sharing == "shared" else None
-        self.of = nn.ModuleDict({n: shared if shared is not None else build() for n in names})
+        self.of = nn.ModuleDict({t.name: shared if shared is not None else build() for t in tasks})
 
     def forward(self, task: View, z: Tensor) -> Tensor:
         return self.of[task.name](z)
+
+
+def task_weights(tasks: Sequence[View], weights: Sequence[float] | float) -> dict[str, float]:
+    """The weight of each task in the loss, by name: one number for all, or one for each.
+
+    Raises:
+        UserError: another number of weights than of tasks.
+    """
+    if isinstance(weights, (int, float)):
+        return {t.name: float(weights) for t in tasks}
+    if len(weights) != len(tasks):
+        raise UserError(f"There are {len(tasks)} tasks and {len(weights)} weights: give one for each, or one number.")
+    return {t.name: float(w) for t, w in zip(tasks, weights, strict=True)}
 
 
 def others(targets: Sequence[Tensor], task: View, i: int) -> list[Tensor]:

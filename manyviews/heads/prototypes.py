@@ -61,7 +61,8 @@ class DINOHead(nn.Module):
 
 
 class _Directions(nn.Linear):
-    """A weight-normalized linear layer with a gain fixed at 1 (Salimans & Kingma 2016)."""
+    """A weight-normalized linear layer with a gain of 1 (Salimans & Kingma 2016), in float32 like `Prototypes`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, normalize(self.weight))
+        with torch.autocast(x.device.type, enabled=False):
+            return linear(x.to(self.weight.dtype), normalize(self.weight))

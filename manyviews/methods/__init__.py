@@ -6,9 +6,9 @@ import importlib
 import pkgutil
 
 from manyviews.errors import unknown
-from manyviews.methods.method import Branch, Method, Terms
+from manyviews.methods.method import Branch, Method, Terms, paired
 
-__all__ = ["Branch", "Method", "Terms", "get", "names"]
+__all__ = ["Branch", "Method", "Terms", "get", "names", "paired"]
 
 
 def names() -> list[str]:
@@ -31,6 +31,6 @@ def get(name: str) -> type[Method]:
 def __getattr__(name: str) -> type[Method]:
     """`manyviews.methods.BYOL`: the class, imported when asked for."""
     for module in names():
-        if name.lower() == module.replace("_", ""):
+        if name.lower() == module.replace("_", "") and get(module).__name__ == name:
             return get(module)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

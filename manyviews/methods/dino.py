@@ -22,7 +22,7 @@ from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.heads import DINOHead, others
-from manyviews.methods.method import Branch, Method, Terms
+from manyviews.methods.method import Branch, Method, Terms, paired
 from manyviews.objectives import cross_entropy, sharpen
 from manyviews.schedules import Cosine, Linear, Schedule, value
 from manyviews.targets import EMA, Center
@@ -64,7 +64,7 @@ class DINO(Method):
         freeze_epochs: int = 1,
     ) -> None:
         super().__init__()
-        self.looks = views
+        self.looks = paired(*views, target="global")
         self.student = Branch(encoder, DINOHead(encoder.embed_dim, prototypes, hidden_dim, bottleneck_dim))
         self.teacher = EMA(self.student, momentum)
         self.center = Center(prototypes, center_momentum)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from manyviews.backbones import Encoder
+from manyviews.errors import UserError
 from manyviews.types import At
 from manyviews.views import View, Views
 
@@ -23,6 +24,23 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.projector(self.encoder(x))
+
+
+def paired(*kinds: View, target: str | None = None) -> tuple[View, ...]:
+    """The view types themselves, when two views of the target type, by default of the first, can be compared.
+
+    Raises:
+        UserError: two types of the same name, none of the target's, or fewer than two views of it.
+    """
+    names = [k.name for k in kinds]
+    if len(set(names)) < len(names):
+        raise UserError(f"View types must have distinct names, not {', '.join(names)}: use `count` for more of a kind.")
+    first = next((k for k in kinds if target in (None, k.name)), None)
+    if first is None:
+        raise UserError(f"The views need a {target} type to compare with, not only {', '.join(names) or 'none'}.")
+    if first.count < 2:
+        raise UserError(f"This method compares {first.name} views, and {first.count} is too few: set its count to 2.")
+    return kinds
 
 
 class Method(nn.Module):

@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from manyviews import distributed
 from manyviews.backbones import Encoder
 from manyviews.heads import mlp
-from manyviews.methods.method import Branch, Method, Terms
+from manyviews.methods.method import Branch, Method, Terms, paired
 from manyviews.objectives import info_nce
 from manyviews.schedules import Schedule
 from manyviews.targets import EMA, Queue
@@ -55,7 +55,7 @@ class MoCoV2(Method):
         momentum: Schedule | float = 0.999,
     ) -> None:
         super().__init__()
-        self.looks = (view,)
+        self.looks = paired(view)
         self.query = Branch(encoder, mlp(encoder.embed_dim, hidden_dim, output_dim, norm=False))
         self.key = EMA(self.query, momentum)
         self.queue = Queue(queue_size, output_dim)

@@ -9,7 +9,7 @@ where the alignment of each task is this method's own contrastive loss.
     ctr(q, k) = -2 temperature log( exp(q.k+ / temperature) / sum_k exp(q.k / temperature) )
 
 Differs from the paper: it sums its two directions; here a task is the mean of its pairs, so its own loss is
-`weights=(2.0,)`. The moving average leaves the predictor out, which the paper's pseudo-code copies along by mistake.
+`weights=2`. The moving average leaves the predictor out, which the paper's pseudo-code copies along by mistake.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Literal
 import torch
 
 from manyviews.backbones import Encoder
-from manyviews.heads import Predictors, mlp, others, pairs
-from manyviews.methods.method import Branch, Method, Terms
+from manyviews.heads import Predictors, mlp, others, pairs, task_weights
+from manyviews.methods.method import Branch, Method, Terms, paired
 from manyviews.objectives import cross_info_nce
 from manyviews.schedules import Cosine, Schedule
 from manyviews.targets import EMA
@@ -34,8 +34,8 @@ class MoCoV3(Method):
 
     Args:
         encoder: what is trained and kept.
-        tasks: view types; `(Global(2),)` is MoCo v3 itself.
-        weights: of the tasks in the loss; one each when None.
+        tasks: view types, the global ones with targets. The default is MoCo v3 itself.
+        weights: of the tasks in the loss; one for each, or one number for all.
         predictor: "own" for each task, or one "shared".
         hidden_dim: width of the heads' hidden layers.
         output_dim: dimensions of the contrasted space.
@@ -50,7 +50,7 @@ class MoCoV3(Method):
         encoder: Encoder,
         *,
         tasks: tuple[View, ...] = (Global(2, area=(0.2, 1.0), color=BYOL_PAIR),),
-        weights: tuple[float, ...] | None = None,
+        weights: tuple[float, ...] | float = 1.0,
         predictor: Literal["own", "shared"] = "own",
         hidden_dim: int = 4096,
         output_dim: int = 256,
@@ -60,8 +60,8 @@ class MoCoV3(Method):
         freeze_patch_embed: bool = False,
     ) -> None:
         super().__init__()
-        self.looks = tasks
-        self.weights = weights or (1.0,) * len(tasks)
+        self.looks = paired(*tasks, target="global")
+        self.weights = task_weights(tasks, weights)
         self.temperature = temperature
         if freeze_patch_embed:
             encoder.freeze_patch_embed()
@@ -78,11 +78,10 @@ class MoCoV3(Method):
 
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
         targets = [self.target(x) for x in views.all("global")]
-        weights = dict(zip(self.looks, self.weights, strict=True))
         for task, i, x in views.each():
             q = self.predictors(task, self.online(x))
             total = torch.stack([cross_info_nce(q, k, self.temperature) for k in others(targets, task, i)]).sum()
-            yield {task.name: weights[task] * total / pairs(task, len(targets))}
+            yield {task.name: self.weights[task.name] * total / pairs(task, len(targets))}
 
     def after_update(self, at: At) -> None:
         self.target.update(self.online, at)

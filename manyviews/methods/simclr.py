@@ -19,7 +19,7 @@ import torch
 
 from manyviews.backbones import Encoder
 from manyviews.heads import mlp
-from manyviews.methods.method import Branch, Method, Terms
+from manyviews.methods.method import Branch, Method, Terms, paired
 from manyviews.objectives import nt_xent
 from manyviews.types import At
 from manyviews.views import SIMCLR, Global, View, Views
@@ -46,7 +46,7 @@ class SimCLR(Method):
         temperature: float = 0.1,
     ) -> None:
         super().__init__()
-        self.looks = (view,)
+        self.looks = paired(view)
         self.online = Branch(encoder, mlp(encoder.embed_dim, hidden_dim, output_dim, last_norm="bn_no_affine"))
         self.temperature = temperature
 

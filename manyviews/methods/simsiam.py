@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from manyviews.backbones import Encoder
-from manyviews.heads import Predictors, mlp, others, pairs
-from manyviews.methods.method import Branch, Method, Terms
+from manyviews.heads import Predictors, mlp, others, pairs, task_weights
+from manyviews.methods.method import Branch, Method, Terms, paired
 from manyviews.objectives import negative_cosine
 from manyviews.types import At
 from manyviews.views import SIMSIAM, Global, View, Views
@@ -34,8 +34,8 @@ class SimSiam(Method):
 
     Args:
         encoder: what is trained and kept.
-        tasks: view types; `(Global(2),)` is SimSiam itself.
-        weights: of the tasks in the loss; one each when None.
+        tasks: view types, the global ones with targets. The default is SimSiam itself.
+        weights: of the tasks in the loss; one for each, or one number for all.
         predictor: "own" for each task, or one "shared".
         hidden_dim: width of the projector's two hidden layers.
         output_dim: dimensions of the space in which views are compared.
@@ -49,15 +49,15 @@ class SimSiam(Method):
         encoder: Encoder,
         *,
         tasks: tuple[View, ...] = (Global(2, area=(0.2, 1.0), color=SIMSIAM),),
-        weights: tuple[float, ...] | None = None,
+        weights: tuple[float, ...] | float = 1.0,
         predictor: Literal["own", "shared"] = "own",
         hidden_dim: int = 2048,
         output_dim: int = 2048,
         bottleneck_dim: int = 512,
     ) -> None:
         super().__init__()
-        self.looks = tasks
-        self.weights = weights or (1.0,) * len(tasks)
+        self.looks = paired(*tasks, target="global")
+        self.weights = task_weights(tasks, weights)
         self.online = Branch(
             encoder, mlp(encoder.embed_dim, hidden_dim, hidden_dim, output_dim, last_norm="bn_no_affine")
         )
@@ -68,14 +68,13 @@ class SimSiam(Method):
         return self.online.encoder
 
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
-        weights = dict(zip(self.looks, self.weights, strict=True))
         projections = [self.online(x) for x in views.all("global")]
         targets = [z.detach() for z in projections]
 
         def term(task: View, i: int, z: Tensor) -> Tensor:
             p = self.predictors(task, z)
             total = torch.stack([negative_cosine(p, t) for t in others(targets, task, i)]).sum()
-            return weights[task] * total / pairs(task, len(targets))
+            return self.weights[task.name] * total / pairs(task, len(targets))
 
         globals_ = next(t for t in self.looks if t.name == "global")
         total = torch.stack([term(globals_, i, z) for i, z in enumerate(projections)]).sum()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.heads import Prototypes, mlp
-from manyviews.methods.method import Branch, Method, Terms
+from manyviews.methods.method import Branch, Method, Terms, paired
 from manyviews.objectives import sinkhorn, swapped_prediction
 from manyviews.types import At
 from manyviews.views import SWAV, Global, Local, View, Views
@@ -59,7 +59,7 @@ class SwAV(Method):
         freeze_epochs: int = 1,
     ) -> None:
         super().__init__()
-        self.looks = views
+        self.looks = paired(*views, target="global")
         self.online = Branch(encoder, mlp(encoder.embed_dim, hidden_dim, output_dim))
         self.prototypes = Prototypes(output_dim, prototypes)
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.heads import mlp
-from manyviews.methods.method import Branch, Method, Terms
+from manyviews.methods.method import Branch, Method, Terms, paired
 from manyviews.objectives import covariance, invariance, variance
 from manyviews.types import At
 from manyviews.views import BYOL_PAIR, Global, View, Views
@@ -55,7 +55,7 @@ class VICReg(Method):
         covariance_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        self.looks = (view,)
+        self.looks = paired(view)
         self.online = Branch(encoder, mlp(encoder.embed_dim, hidden_dim, hidden_dim, output_dim))
         self.weights = (invariance_weight, variance_weight, covariance_weight)
 

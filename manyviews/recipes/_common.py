@@ -6,9 +6,16 @@ from dataclasses import replace
 
 from manyviews.recipe import CIFAR_MEAN, CIFAR_STD, Choice, Data, Observe, Optimizer, Recipe
 from manyviews.schedules import WarmupCosine
-from manyviews.views import Color, View
+from manyviews.views import BYOL_PAIR, MULAN, Color, Cutout, Global, Local, View
 
 RESNET50 = Choice("resnet50")
+
+# MULAN's three tasks (appendix A), at the cost of two global and four local views.
+MULAN_TASKS = (
+    Global(2, area=(0.25, 1.0), color=BYOL_PAIR),
+    Local(2, area=(0.08, 0.25), color=MULAN),
+    Cutout(1, area=(0.25, 1.0), color=MULAN),
+)
 
 CIFAR_DATA = Data(canvas=32, batch_size=512, mean=CIFAR_MEAN, std=CIFAR_STD)
 CIFAR_RESNET = Choice("resnet18", {"stem": "small"})
@@ -60,7 +67,9 @@ def tiny(method: str, backbone: Choice = TINY_RESNET, **settings: object) -> Rec
         backbone=backbone,
         epochs=2,
         data=TINY_DATA,
-        optimizer=Optimizer("adamw", lr=2e-3, lr_scaling="none", schedule=WarmupCosine(warmup=0.5), weight_decay=0.01),
+        optimizer=Optimizer(
+            "adamw", lr=2e-3, lr_scaling="constant", schedule=WarmupCosine(warmup=0.5), weight_decay=0.01
+        ),
         observe=Observe(epochs=1, steps=5),
         test_size=32,
     )

@@ -24,7 +24,9 @@ def imagenet() -> Recipe:
 
 
 def cifar10() -> Recipe:
-    """MAE on 32-pixel images, ViT-Ti/4, 200 epochs, batch 512: `manyviews pretrain cifar10 --recipe mae_cifar10`.
+    """MAE on 32-pixel images, ViT-Ti/4, 200 epochs, batch 512.
+
+    manyviews pretrain cifar10/train --recipe mae_cifar10
 
     One GPU. Not run by us.
     """

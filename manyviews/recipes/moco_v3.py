@@ -1,5 +1,7 @@
 """MoCo v3's recipes."""
 
+from dataclasses import replace
+
 from manyviews.recipe import Choice, Data, Optimizer, Recipe
 from manyviews.recipes import _common as common
 from manyviews.schedules import Cosine, WarmupCosine
@@ -11,11 +13,11 @@ def imagenet() -> Recipe:
 
     torchrun --nproc-per-node 4 -m manyviews pretrain imagenet/train --recipe moco_v3_imagenet
 
-    4 A100. Not run by us.
+    4 A100. Expected linear top-1 on ImageNet: 71.4. Not run by us.
     """
     return Recipe(
         name="moco_v3",
-        method=Choice("moco_v3", {"weights": (2.0,)}),
+        method=Choice("moco_v3", {"weights": 2.0}),
         backbone=common.RESNET50,
         epochs=200,
         data=Data(batch_size=1024),
@@ -23,17 +25,27 @@ def imagenet() -> Recipe:
     )
 
 
+def mulan() -> Recipe:
+    """MoCo v3 with MULAN's three tasks, each with a predictor of its own; ResNet-50, 200 epochs.
+
+    torchrun --nproc-per-node 4 -m manyviews pretrain imagenet/train --recipe moco_v3_mulan
+
+    4 A100. Expected on ImageNet: linear 75.7, k-NN 69.2. Not run by us.
+    """
+    return replace(imagenet(), method=Choice("moco_v3", {"tasks": common.MULAN_TASKS, "weights": 1.0}))
+
+
 def cifar10() -> Recipe:
     """MoCo v3 on 32-pixel images, ResNet-18, 200 epochs, batch 512.
 
-    manyviews pretrain cifar10 --recipe moco_v3_cifar10
+    manyviews pretrain cifar10/train --recipe moco_v3_cifar10
 
     One GPU. Not run by us.
     """
     return common.cifar10(
         "moco_v3",
         tasks=(common.small(Global(2, area=(0.2, 1.0))),),
-        weights=(2.0,),
+        weights=2.0,
         hidden_dim=1024,
         temperature=0.2,
         momentum=Cosine(0.99, 1.0),

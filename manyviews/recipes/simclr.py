@@ -55,7 +55,7 @@ def cifar10() -> Recipe:
 
     manyviews pretrain cifar10/train --recipe simclr_cifar10
 
-    One GPU. The bar is k-NN 84.8 (lightly's published 200-epoch run).
+    One GPU. The bar is k-NN 84.8 (lightly's published 200-epoch run). Not run by us.
     """
     return common.cifar10("simclr", view=common.small(Global(2)), hidden_dim=512, temperature=0.5)
 

@@ -24,7 +24,9 @@ def imagenet() -> Recipe:
 
 
 def cifar10() -> Recipe:
-    """SwAV on 32-pixel images, ResNet-18, 200 epochs, batch 512, 2x32 + 4x16: `--recipe swav_cifar10`.
+    """SwAV on 32-pixel images, ResNet-18, 200 epochs, batch 512, 2x32 + 4x16.
+
+    manyviews pretrain cifar10/train --recipe swav_cifar10
 
     One GPU. Not run by us.
     """

@@ -27,7 +27,7 @@ def imagenet() -> Recipe:
 def cifar10() -> Recipe:
     """VICReg on 32-pixel images, ResNet-18, 200 epochs, batch 512.
 
-    manyviews pretrain cifar10 --recipe vicreg_cifar10
+    manyviews pretrain cifar10/train --recipe vicreg_cifar10
 
     One GPU. Not run by us.
     """

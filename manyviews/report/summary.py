@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from manyviews.errors import printable
 from manyviews.evaluation.report import NAMES, TITLES, Report, Score, percent
 from manyviews.progress import duration
 from manyviews.recipe import Choice, Recipe
-from manyviews.report.text import printable
 
 WIDTH = 100  # characters, where there is no terminal to ask
 
@@ -107,14 +108,15 @@ def facts_of(run: Any) -> dict[str, Any]:
     if ended is not None and ended.get("bad_images"):
         facts["left out"] = f"{ended['bad_images']} images that cannot be read"
     facts["files"] = [str(folder / name) for name in ("encoder.safetensors", "plots") if (folder / name).exists()]
+    where = shlex.quote(str(folder))
     if ended is None:
-        facts["next"] = [f"manyviews resume {folder}"]
+        facts["next"] = [f"manyviews resume {where}"]
     else:
         form = "timm" if recipe.backbone.settings.get("stem", "native") == "native" else "onnx"
         facts["next"] = [
-            f"manyviews evaluate {folder} --data LABELED_IMAGES",
-            f"manyviews embed {folder} IMAGES --out features.parquet",
-            f"manyviews export {folder} --format {form} --out backbone{'' if form == 'timm' else '.onnx'}",
+            f"manyviews evaluate {where} --data LABELED_IMAGES",
+            f"manyviews embed {where} IMAGES --out features.parquet",
+            f"manyviews export {where} --format {form} --out backbone{'' if form == 'timm' else '.onnx'}",
         ]
     return facts
 
@@ -145,7 +147,7 @@ def _grid(rows: Sequence[tuple[str, str]]) -> Table:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(Text(printable(name)), Text(printable(value)))
+        table.add_row(Text(printable(name)), Text(printable(value, 200)))
     return table
 
 

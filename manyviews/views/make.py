@@ -95,7 +95,7 @@ def make(canvases: Canvases, kind: View, i: int, draws: Draws, mean: Triple, std
     flip = draws.bernoulli("flip", kind.flip)
     drawn = draw_distortion(draws.at("color"), color) if color else None
     out = torch.empty(b, 3, kind.size, kind.size, device=device, memory_format=torch.channels_last)
-    step = max(1, _VALUES.get(device.type, _VALUES_ELSEWHERE) // (3 * kind.size**2))
+    step = max(1, _VALUES.get(device.type, _VALUES_ELSEWHERE) // (3 * max(kind.size, *canvases.pixels.shape[-2:]) ** 2))
     # A method may ask for a view under autocast: its matrix products would lose the pixels' last bits.
     with torch.autocast(device.type, enabled=False):
         for start in range(0, b, step):

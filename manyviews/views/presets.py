@@ -1,4 +1,4 @@
-"""Color settings of the papers. Blur kernels are a tenth of the view, as SimCLR has them."""
+"""Color settings of the papers. Unless said, blur kernels are a tenth of the view, as SimCLR has them."""
 
 from manyviews.views.kinds import Color
 
@@ -14,5 +14,8 @@ BYOL_PAIR = DINO_PAIR = (
     Color(0.4, 0.4, 0.2, 0.1, blur=0.1, solarize=0.2),
 )
 
-# Caron et al. 2021 for DINO's local views; MULAN (2026) for local and cutout views.
-DINO_LOCAL = MULAN = Color(0.4, 0.4, 0.2, 0.1, blur=0.5)
+# Caron et al. 2021, for local views.
+DINO_LOCAL = Color(0.4, 0.4, 0.2, 0.1, blur=0.5)
+
+# MULAN (2026), appendix A, for local and cutout views; the kernel is that of the global ones.
+MULAN = Color(0.4, 0.4, 0.2, 0.1, blur=0.5, kernel=23)

@@ -32,8 +32,11 @@ def recomputed(module: nn.Module, make: Callable[[], Tensor]) -> Tensor:
     `make` must give the same tensor again. Dropout and its like draw the same numbers again; BatchNorm's running
     statistics are updated once.
     """
+    # `checkpoint` restores the random state of the devices of its arguments' tensors alone, and `make` has none.
+    anchor = next(module.parameters(), None)
     return checkpoint(
-        lambda: module(make()),
+        lambda _: module(make()),
+        anchor,
         use_reentrant=False,
         context_fn=lambda: (nullcontext(), frozen_statistics(module)),
     )

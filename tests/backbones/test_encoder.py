@@ -79,6 +79,14 @@ def test_patches_of_a_feature_map_go_row_by_row():
     assert torch.equal(encoder.patches(x)[:, 8 * 2 + 5], found[:, :, 2, 5])
 
 
+def test_a_specification_from_a_file_fetches_nothing(tmp_path):
+    """The header of a file of weights is other people's text."""
+    Encoder.from_spec({"name": "resnet18", "stem": "native", "pretrained": True})  # no download, no error
+    for key in ("checkpoint_path", "pretrained_cfg", "cache_dir"):
+        with pytest.raises(UserError, match=key):
+            Encoder.from_spec({"name": "resnet18", key: str(tmp_path / "x.bin")})
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet26"])
 def test_small_stems_are_as_wide_as_the_first_stage(name: str):
     encoder = Encoder(name, stem="small", channels=(8, 16, 16, 16)).train()

@@ -210,3 +210,53 @@ def test_nothing_is_overwritten(manyviews, run_folder: Path, photos: Path, tmp_p
     told(manyviews("export", run_folder, "--format", "torch", "--out", mine), "exists already")
     told(manyviews("export", run_folder, "--format", "torch", "--out", tmp_path / "no" / "w.pt"), "no folder")
     assert mine.read_text() == "precious"
+
+
+def test_what_cannot_be_trained_with(manyviews, photos: Path):
+    told(manyviews("pretrain", photos, *TINY, "--epochs", "inf"), "epochs", "finite")
+    parts = ("--set", "data.batch_size=4", "--set", "step.accumulate=4")
+    told(manyviews("pretrain", photos, "--recipe", "simclr_tiny", *parts), "at least 2 images")
+    told(manyviews("pretrain", photos, *TINY, "--set", "method.view.count=1"), "set its count to 2")
+    told(
+        manyviews("pretrain", photos, "--recipe", "byol_tiny", "--set", "method.weights=(1, 2)"),
+        "3 tasks and 2 weights",
+    )
+
+
+def test_parts_of_a_set_are_no_classes(manyviews, run_folder: Path, tmp_path: Path):
+    for part in ("train", "val"):
+        (tmp_path / part).mkdir()
+        for i in range(12):
+            picture(0, i).save(tmp_path / part / f"{i}.png")
+    told(manyviews("evaluate", run_folder, "--data", tmp_path), "train, val", "no classes", "--test")
+    told(manyviews("evaluate", run_folder, "--data", tmp_path, "--seed", "-1"), "seed")
+
+
+def test_a_folder_named_demo_is_not_mistaken(manyviews, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    told(manyviews("pretrain", "demo", *TINY), "./demo")
+
+
+def test_hostile_names_reach_no_terminal(manyviews, run_folder: Path, tmp_path: Path):
+    evil = tmp_path / "\x1b]0;owned\x07"
+    evil.mkdir()
+    for i in range(20):
+        picture(0, i).save(evil / f"{i}.png")
+    (evil / "\x1b[31m.png").write_bytes(b"no image")
+    result = manyviews("embed", run_folder, tmp_path, "--out", tmp_path / "features.parquet")
+    assert result.code == 0, result.err
+    assert "Skipped" in result.err
+    told(manyviews("evaluate", run_folder, "--data", tmp_path), "owned")
+    for text in (result.err, result.out, manyviews("evaluate", run_folder, "--data", tmp_path).err):
+        assert "\x1b" not in text and "\x07" not in text
+
+
+def test_names_that_are_no_unicode_are_embedded(manyviews, run_folder: Path, tmp_path: Path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(4):
+        picture(0, i).save(photos / f"{i}.png")
+    os.rename(photos / "0.png", os.fsencode(photos / "caf") + b"\xe9.png")
+    result = manyviews("embed", run_folder, photos, "--out", tmp_path / "features.parquet")
+    assert result.code == 0, result.err

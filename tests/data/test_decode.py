@@ -342,3 +342,20 @@ def test_scaled_decoding_of_a_jpeg_keeps_the_extent_and_the_look():
     assert extent == (1200, 900)
     whole = to_canvas(decode(raw)[0], 100)
     assert np.abs(canvas.astype(int) - whole).mean() < 3
+
+
+def test_an_elongated_image_is_bad():
+    """Resized to a useful short side, a few kilobytes would become gigabytes."""
+    file = io.BytesIO()
+    Image.new("RGB", (4, 401)).save(file, "PNG")
+    with pytest.raises(BadImage, match="elongated"):
+        decode(file.getvalue())
+    assert decode(np.zeros((400, 4, 3), np.uint8))[1] == (400, 4)
+
+
+def test_an_image_of_the_caller_is_not_shrunk():
+    file = io.BytesIO()
+    Image.new("RGB", (256, 256)).save(file, "JPEG")
+    image = Image.open(file)
+    decode(image, at_least=32)
+    assert image.size == (256, 256)

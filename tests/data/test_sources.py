@@ -80,6 +80,14 @@ def test_hidden_and_junk_files_are_ignored(tmp_path):
     assert open_source(tmp_path).ids == ["a.png"]
 
 
+def test_run_folders_among_the_images_are_ignored(tmp_path):
+    fill(tmp_path, "a.png", "runs/first/plots/views.png", "runs/mine.png")
+    for name in ("recipe.json", "run.json"):
+        (tmp_path / "runs" / "first" / name).write_text("{}")
+    assert open_source(tmp_path).ids == ["a.png", "runs/mine.png"]
+    assert open_source(tmp_path / "runs" / "first").ids == ["plots/views.png"]  # asked for by name
+
+
 def test_links_are_followed_once_and_loops_end(tmp_path):
     fill(tmp_path, "data/z/1.png", "elsewhere/2.png")
     for name in ("a_link_to_z", "zz_link_to_z"):  # before and after what it points to
@@ -226,6 +234,13 @@ def test_integer_labels_without_names_become_classes_by_size(tmp_path):
     assert source.labels.tolist() == [1, 0, 1]
 
 
+def test_the_label_column_may_be_named_by_a_path(tmp_path):
+    """The command line cannot know whether --labels is a file or a column."""
+    table = pa.table({"image": [encoded(1), encoded(2)], "breed": ["pug", "husky"]})
+    pq.write_table(table, tmp_path / "dogs.parquet")
+    assert open_source(tmp_path / "dogs.parquet", Path("breed")).classes == ["husky", "pug"]
+
+
 def test_negative_or_missing_labels_mean_unlabeled(tmp_path):
     assert open_source(hugging_face(tmp_path / "a.parquet", [1, 2], labels=[-1, -1])).labels is None
     assert open_source(hugging_face(tmp_path / "b.parquet", [1, 2], labels=[None, 1])).labels is None
@@ -314,7 +329,37 @@ def test_data_set_that_raises_has_a_bad_image():
     assert bad == [("Toy[3]", "the data set raised RuntimeError: disk on fire")]
 
 
-def test_data_set_with_a_transform_is_refused():
+class Odd:
+    """A data set of other people: three items, of which the first cannot be read, each with something beside it."""
+
+    def __init__(self, beside):
+        self.beside = beside
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        if i == 0:
+            raise OSError("broken")
+        return picture(i), self.beside[i]
+
+
+def test_a_data_set_may_begin_with_a_bad_item():
+    source = open_source(Odd([5, 3, 5]))
+    assert source.labels.tolist()[1:] == [0, 1]
+    with pytest.raises(BadImage, match="broken"):
+        source.load(0)
+    assert value(source, 2) == 2
+    assert value(pickle.loads(pickle.dumps(source)), 2) == 2
+
+
+@pytest.mark.parametrize("beside", [[{"boxes": 1}] * 3, [[0, 1]] * 3, [[0], [0, 1], []], [picture(1)] * 3])
+def test_what_is_no_label_is_none(beside):
+    """Attributes, boxes and masks: raveled, they would be labels of other images."""
+    assert open_source(Odd(beside)).labels is None
+
+
+def test_a_data_set_with_a_transform_is_refused():
     assert "without a transform" in message(Toy(2, make=lambda i: torch.zeros(3, 4, 4)))
     assert "empty" in message(Toy(0))
 

@@ -1,3 +1,5 @@
+import unicodedata
+
 import numpy as np
 import pytest
 
@@ -53,3 +55,11 @@ def test_names_that_are_not_unicode():
 def test_fractions_that_do_not_add_up(fractions):
     with pytest.raises(UserError, match="add up to 1"):
         split(IDS, fractions)
+
+
+def test_accented_names_of_any_system_have_one_place():
+    names = [f"café {i}" for i in range(50)]
+    apart = [unicodedata.normalize("NFD", name) for name in names]
+    shares = {"a": 0.5, "b": 0.5}
+    assert names != apart
+    assert split(names, shares)["a"].tolist() == split(apart, shares)["a"].tolist()

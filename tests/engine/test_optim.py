@@ -60,7 +60,7 @@ def test_biases_norms_and_tokens_do_not_decay_and_are_not_adapted():
 
 def test_simsiams_predictor_keeps_the_peak_rate():
     method = loop.build(get("simsiam_tiny"))
-    settings = Optimizer("sgd", lr=1.0, lr_scaling="none", schedule=Cosine(1.0, 0.0), weight_decay=0.5)
+    settings = Optimizer("sgd", lr=1.0, lr_scaling="constant", schedule=Cosine(1.0, 0.0), weight_decay=0.5)
     optimizer = optim.build(method, settings, torch.device("cpu"))
     optim.schedule(optimizer, settings, 256, At(75, 100, 10))
     predictor = {id(p) for n, p in method.named_parameters() if n.startswith("predictors")}
@@ -70,7 +70,7 @@ def test_simsiams_predictor_keeps_the_peak_rate():
         assert group["weight_decay"] == (0.5 if group["decays"] else 0.0)
 
 
-@pytest.mark.parametrize(("scaling", "rate"), [("linear", 0.4), ("sqrt", 0.2), ("none", 0.1)])
+@pytest.mark.parametrize(("scaling", "rate"), [("linear", 0.4), ("sqrt", 0.2), ("constant", 0.1)])
 def test_the_rate_is_scaled_to_the_batch(scaling: str, rate: float):
     assert optim.peak_lr(Optimizer(lr=0.1, lr_scaling=scaling), 1024) == pytest.approx(rate)  # type: ignore[arg-type]
 

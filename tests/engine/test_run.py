@@ -96,9 +96,10 @@ def test_an_interrupted_run_continues_to_the_same_bits(recipe: str, images: Path
         return real(*args, **kwargs)
 
     monkeypatch.setattr(loop, "backpropagate", stop_at_the_fourth)
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped, match=rf"SIGTERM at step 4 of \d+, and saved: .*manyviews resume {tmp_path / 'parts'}"):
         pretrain(images, tmp_path / "parts", recipe)
     monkeypatch.undo()
+    assert mv.Run(str(tmp_path / "parts")).log[-1]["step"] == 4  # `show` says how far it came
     assert not (tmp_path / "parts" / files.ENCODER).exists()
     run = mv.resume(tmp_path / "parts")
     assert same(weights(whole), weights(run))
@@ -237,3 +238,45 @@ def test_tensorboard_receives_the_numbers(images: Path, tmp_path: Path):
     events.Reload()
     logged = {e.step: e.value for e in events.Scalars("loss")}
     assert logged == pytest.approx({r["step"]: r["loss"] for r in run.log if "loss" in r}, rel=1e-5)
+
+
+def test_any_seed_that_a_recipe_takes_can_be_trained_with(tmp_path: Path):
+    run = mv.pretrain(noise(64), "simclr_tiny", out=tmp_path / "run", settings=SETTINGS | {"seed": 2**31 - 1}, epochs=1)
+    assert run.summary is not None
+
+
+def test_a_run_killed_between_its_last_step_and_its_end_is_completed(images: Path, tmp_path: Path):
+    run = pretrain(images, tmp_path / "run")
+    before = run.summary
+    for name in (files.SUMMARY, files.ENCODER):
+        (run.folder / name).unlink()
+    (run.folder / f".{files.CHECKPOINT}.abcd").write_bytes(b"half a checkpoint")
+    after = mv.resume(run.folder).summary
+    assert after["last"] == before["last"]
+    assert (run.folder / files.ENCODER).exists()
+    assert not (run.folder / f".{files.CHECKPOINT}.abcd").exists()
+
+
+def test_a_signal_that_is_passed_on_twice_counts_once(images: Path, tmp_path: Path, monkeypatch):
+    """Launchers send to their processes what the whole group has received already."""
+    from manyviews.engine import loop
+
+    real = loop.backpropagate
+
+    def twice(*args, **kwargs):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "backpropagate", twice)
+    with pytest.raises(mv.engine.Stopped):
+        pretrain(images, tmp_path / "run")
+
+
+def test_weights_are_as_open_as_other_new_files(images: Path, tmp_path: Path):
+    before = os.umask(0o077)
+    try:
+        run = pretrain(images, tmp_path / "run")
+    finally:
+        os.umask(before)
+    assert (run.folder / files.ENCODER).stat().st_mode & 0o777 == 0o600

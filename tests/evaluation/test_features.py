@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import numpy as np
@@ -7,7 +8,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
-from manyviews.data import open_source
+from manyviews.data import BadImage, open_source
 from manyviews.errors import UserError
 from manyviews.evaluation import features
 from manyviews.evaluation.features import Pixels, encode, extract, extract_all, frozen
@@ -173,6 +174,33 @@ def test_the_cache_is_found_by_weights_images_and_transform(tmp_path):
     (data / "cat" / "00.png").write_bytes(encoded(99))  # another image under the same name
     extract(net, open_source(data), cache=cache, **LOOK)
     assert net.seen == 56
+
+
+def test_an_image_that_was_repaired_is_read_again(tmp_path):
+    """Of 40 images, of which a sample alone is looked at to know the others by."""
+    data, cache = tmp_path / "data", tmp_path / "cache"
+    net = Counting()
+    assert len(extract(net, folder_of(data, 40, bad=(3,)), cache=cache, **LOOK)) == 39
+    for path in sorted(data.rglob("*03*")):
+        path.write_bytes(encoded(7))
+    assert len(extract(net, open_source(data), cache=cache, **LOOK)) == 40
+
+
+def test_rows_are_of_the_same_images_for_all_encoders(tmp_path, pictures, monkeypatch):
+    """A disk that fails for a moment, between two evaluations that share their cache."""
+    source, old, new = pictures(30), Counting(), Counting()
+    with torch.no_grad():
+        new.scale += 1
+
+    def flaky(i):
+        if i == 17:
+            raise BadImage("a moment's trouble")
+        return source.read(i)
+
+    assert len(extract(old, dataclasses.replace(source, read=flaky), cache=tmp_path, **LOOK)) == 29
+    both = extract_all({"old": old, "new": new}, source, cache=tmp_path, **LOOK)
+    assert torch.equal(both["old"].index, both["new"].index)
+    assert len(both["old"]) == 30
 
 
 def test_a_new_encoder_does_not_make_an_old_one_compute_again(tmp_path, pictures):

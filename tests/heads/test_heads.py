@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from manyviews.errors import UserError
-from manyviews.heads import Decoder, DINOHead, Predictors, Prototypes, mlp, others, pairs
+from manyviews.heads import Decoder, DINOHead, Predictors, Prototypes, mlp, others, pairs, task_weights
 from manyviews.views import Cutout, Global, Local
 
 
@@ -150,11 +150,11 @@ def test_pairs_are_every_view_and_every_other_global_target():
         assert task.name != "global" or listed == [(0, 1.0), (1, 0.0)]
 
 
-def test_predictors_refuse_tasks_without_targets_or_twice():
-    with pytest.raises(UserError, match="need a Global"):
-        Predictors((Local(2),), lambda: nn.Identity())
-    with pytest.raises(UserError, match="distinct"):
-        Predictors((Global(2), Global(1)), lambda: nn.Identity())
+def test_weights_are_one_for_each_task_or_one_for_all():
+    assert task_weights(TASKS, 2) == {"global": 2.0, "local": 2.0, "cutout": 2.0}
+    assert task_weights(TASKS, (1.0, 0.5, 0.0)) == {"global": 1.0, "local": 0.5, "cutout": 0.0}
+    with pytest.raises(UserError, match="3 tasks and 2 weights"):
+        task_weights(TASKS, (1.0, 0.5))
 
 
 def test_decoder_starts_near_zero_predictions_of_the_right_scale():

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ from manyviews import methods
 from manyviews.backbones import Encoder
 from manyviews.engine import loop, optim
 from manyviews.engine.step import backpropagate
+from manyviews.errors import UserError
 from manyviews.evaluation import rankme
 from manyviews.methods import Method
 from manyviews.recipe import Recipe, settings
 from manyviews.recipes import get
 from manyviews.types import At, Canvases
-from manyviews.views import Views
+from manyviews.views import Cutout, Global, Local, Views
 
 AT = At(3, 20, 5)
 every_method = pytest.mark.parametrize("name", methods.names())
@@ -50,6 +52,25 @@ def test_terms_are_finite_scalars_with_names(name: str, batch: Canvases):
     for terms in found:
         for word, term in terms.items():
             assert word and term.shape == () and term.isfinite(), word
+
+
+@pytest.mark.parametrize("name", sorted({*methods.names()} - {"mae"}))  # which compares no views
+def test_views_that_cannot_be_compared_are_refused(name: str):
+    encoder = loop.build(recipe(name)).keep
+    several = next((k for k in ("views", "tasks") if k in settings(methods.get(name))), None)
+    build = partial(methods.get(name), encoder)
+    wrong = [
+        ((Global(1, size=32), Local(2, size=16)), "set its count to 2"),
+        ((Local(2, size=16), Cutout(2, size=32)), "need a global type"),
+        ((Local(2, size=16),), "need a global type"),
+        ((Global(2, size=32), Global(2, size=32)), "distinct names"),
+    ]
+    for kinds, says in wrong if several else []:
+        with pytest.raises(UserError, match=says):
+            build(**{several: kinds})
+    if not several:
+        with pytest.raises(UserError, match="set its count to 2"):
+            build(view=Global(1, size=32))
 
 
 @every_method
@@ -188,3 +209,9 @@ def test_a_short_run_keeps_its_rank(name: str):
     with torch.no_grad():
         x = encoder((canvases(64, seed=1).pixels / 255 - 0.5) / 0.25)
     assert rankme(x) > 2, "the features have collapsed"
+
+
+def test_classes_and_modules_keep_their_names():
+    """`mv.methods.byol` must not be the class at one time and the module at another."""
+    assert methods.BYOL is methods.get("byol") and methods.MoCoV3 is methods.get("moco_v3")
+    assert not isinstance(getattr(methods, "byol", None), type)

@@ -10,10 +10,11 @@ from rich.console import Console
 
 from manyviews.backbones import Encoder
 from manyviews.data import open_source
+from manyviews.errors import printable
 from manyviews.evaluation import evaluate
 from manyviews.recipe import Choice, Recipe, override
 from manyviews.report import plots, summary
-from manyviews.report.text import printable, unmathed
+from manyviews.report.text import unmathed
 
 HOSTILE = ["[red]$x", "[/bold] \x1b[31m$\\frac{1}{$", "\udcff\n\u65e5\u672c" + "x" * 300]
 
@@ -81,7 +82,7 @@ def test_hostile_names_are_shown_and_not_obeyed(report, terminal):
 
 def test_printable_keeps_what_people_write():
     assert printable("Ätna \u65e5\u672c [x]") == "Ätna \u65e5\u672c [x]"
-    assert len(printable("x" * 500)) == 200
+    assert len(printable("x" * 500, 200)) == 200
     assert "\n" not in printable("a\nb\x1b\u2028\u202e")
     assert unmathed("$a$") == r"\$a\$"
 
