@@ -107,12 +107,14 @@ _PARTS = (_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv, _BACKENDS.mkldnn.matmul, 
 def frozen(*encoders: nn.Module) -> Iterator[None]:
     """`eval()`, no gradients, and exact float32 inside; afterwards all is as it was, submodule by submodule."""
     modes = [(m, m.training) for encoder in encoders for m in encoder.modules()]
-    precisions = [part.fp32_precision for part in _PARTS]
+    matmul, precisions = torch.get_float32_matmul_precision(), [part.fp32_precision for part in _PARTS]
     kinds = {p.device.type for encoder in encoders for p in encoder.parameters()}
     try:
         for encoder in encoders:
             encoder.eval()
-        # By default convolutions on a GPU round their inputs to 10 bits.
+        # By default convolutions on a GPU round their inputs to 10 bits. There are two ways to say so, and PyTorch
+        # raises where they disagree; the old one also sets the new one, so it comes first.
+        torch.set_float32_matmul_precision("highest")
         for part in _PARTS:
             part.fp32_precision = "ieee"
         with ExitStack() as stack:
@@ -121,6 +123,7 @@ def frozen(*encoders: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.inference_mode())
             yield
     finally:
+        torch.set_float32_matmul_precision(matmul)
         for part, precision in zip(_PARTS, precisions, strict=True):
             part.fp32_precision = precision
         for module, training in modes:

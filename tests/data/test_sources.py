@@ -273,8 +273,8 @@ def test_parquet_that_does_not_fit(tmp_path):
 def test_row_groups_are_read_when_needed(tmp_path, monkeypatch):
     path = hugging_face(tmp_path / "t.parquet", range(20), group=2)
     read = []
-    original = pq.ParquetFile.read_row_group
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda s, i, **k: read.append(i) or original(s, i, **k))
+    original = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda s, **k: read.extend(k["row_groups"]) or original(s, **k))
     source = open_source(path)
     assert read == []
     source.load(7)

@@ -73,12 +73,16 @@ def test_evaluation_is_exact_float32_whatever_surrounds_it(net, pictures):
     try:
         with torch.autocast("cpu", torch.bfloat16), frozen(net):
             assert torch.get_float32_matmul_precision() == "highest"
-            assert not torch.backends.cudnn.allow_tf32
+            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(extract(net, source, **LOOK).x, wanted)
         assert torch.get_float32_matmul_precision() == "medium"
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # the other way to say it
+        extract(net, source, **LOOK)
+        assert torch.backends.cudnn.conv.fp32_precision == "ieee"
     finally:
         torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.conv.fp32_precision = "tf32"
 
 
 def test_an_encoder_gets_its_modes_back_after_an_error(pictures):
