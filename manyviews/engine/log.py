@@ -79,7 +79,11 @@ def _wandb(folder: Path, step: int) -> Sink:
         import wandb
     except ImportError:
         raise missing("wandb") from None
-    run = wandb.init(project="manyviews", name=folder.name, dir=folder, resume="allow", id=files.read(folder)[1]["id"])
+    known = files.read(folder)[1]["id"]
+    try:
+        run = wandb.init(project="manyviews", name=folder.name, dir=folder, resume="allow", id=known)
+    except wandb.errors.UsageError as error:  # nobody is logged in
+        raise UserError(f"Weights & Biases: {error} Or set WANDB_MODE=offline.") from None
     return lambda numbers, step: run.log(numbers, step=step), run.finish
 
 
@@ -88,6 +92,8 @@ def _mlflow(folder: Path, step: int) -> Sink:
         import mlflow
     except ImportError:
         raise missing("mlflow") from None
+    if not mlflow.is_tracking_uri_set():  # without one MLflow writes a database, which its small package cannot
+        raise UserError("MLflow must know its server: set MLFLOW_TRACKING_URI, for example to http://localhost:5000.")
     mlflow.set_experiment("manyviews")
     known = folder / "mlflow_run_id"
     run = mlflow.start_run(run_id=known.read_text() if known.exists() else None, run_name=folder.name)

@@ -112,7 +112,7 @@ def demo() -> Recipe:
         data=Data(canvas=64, batch_size=128, holdout=0.1),
         optimizer=_muon(warmup=5),
         observe=Observe(epochs=15, steps=20),
-        test_size=32,
+        test_size=48,
     )
 
 

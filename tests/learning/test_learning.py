@@ -18,6 +18,7 @@ from manyviews.schedules import Cosine, WarmupCosine
 
 pytestmark = [pytest.mark.learning, pytest.mark.shared_data, pytest.mark.timeout(3600)]
 
+RESNET = Choice("resnet18", {"stem": "half", "layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)})
 VIT = Choice("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 4, "depth": 4})
 MUON = Optimizer("muon", 4e-3, "sqrt", WarmupCosine(warmup=1), weight_decay=0.01, momentum=0.95, betas=(0.9, 0.95))
 CHANGES = {  # for a run a hundred times as short as the recipe's
@@ -25,6 +26,8 @@ CHANGES = {  # for a run a hundred times as short as the recipe's
     "moco_v2": {"temperature": 0.1, "queue_size": 2048, "momentum": 0.99},
     "moco_v3": {"momentum": Cosine(0.97, 1.0)},
     "byol": {"momentum": Cosine(0.97, 1.0)},
+    "simsiam": {"output_dim": 512, "bottleneck_dim": 128},
+    "vicreg": {"hidden_dim": 512, "output_dim": 512},
     "swav": {"prototypes": 300, "freeze_epochs": 0},
     "dino": {"prototypes": 1024, "momentum": Cosine(0.97, 1.0), "freeze_epochs": 0},
 }
@@ -49,7 +52,7 @@ def short(name: str, seed: int) -> Recipe:
     return replace(
         recipe,
         method=method,
-        backbone=VIT if name == "mae" else _common.CPU_RESNET,
+        backbone=VIT if name == "mae" else RESNET,
         epochs=EPOCHS,
         data=replace(recipe.data, batch_size=128),
         optimizer=MUON,
