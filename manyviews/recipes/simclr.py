@@ -64,6 +64,8 @@ def cpu() -> Recipe:
     """SimCLR on 32-pixel images in 20 minutes on two CPU cores: a ResNet of four blocks that starts at half resolution.
 
     manyviews pretrain cifar10/train --recipe simclr_cpu
+
+    CIFAR-10: k-NN 68.6 +- 0.4, linear 70.4 +- 0.1 over three seeds (docs/results.md).
     """
     return Recipe(
         name="simclr",
