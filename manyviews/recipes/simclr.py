@@ -5,6 +5,18 @@ from manyviews.recipes import _common as common
 from manyviews.schedules import WarmupCosine
 from manyviews.views import MOCO_V2, Global
 
+# What two CPU cores learn most from in minutes: chosen on validation images (docs/log.md).
+_CPU_METHOD = Choice(
+    "simclr",
+    {"view": common.small(Global(2, area=(0.2, 1.0))), "hidden_dim": 512, "output_dim": 128, "temperature": 0.1},
+)
+
+
+def _muon(warmup: float) -> Optimizer:
+    """5 points above AdamW after two epochs of CIFAR-10."""
+    schedule = WarmupCosine(warmup=warmup)
+    return Optimizer("muon", 4e-3, "sqrt", schedule, weight_decay=0.01, momentum=0.95, betas=(0.9, 0.95))
+
 
 def imagenet() -> Recipe:
     """SimCLR, ResNet-50, 1000 epochs (Chen et al. 2020; lecture, section on SimCLR).
@@ -69,15 +81,7 @@ def cpu() -> Recipe:
     """
     return Recipe(
         name="simclr",
-        method=Choice(
-            "simclr",
-            {
-                "view": common.small(Global(2, area=(0.2, 1.0))),
-                "hidden_dim": 512,
-                "output_dim": 128,
-                "temperature": 0.1,
-            },
-        ),
+        method=_CPU_METHOD,
         backbone=common.CPU_RESNET,
         epochs=13,
         data=Data(canvas=32, batch_size=256, mean=common.CIFAR_MEAN, std=common.CIFAR_STD, holdout=0.02),
@@ -87,12 +91,6 @@ def cpu() -> Recipe:
     )
 
 
-def _muon(warmup: float) -> Optimizer:
-    """Chosen on validation images: 5 points above AdamW after two epochs of CIFAR-10 (docs/log.md)."""
-    schedule = WarmupCosine(warmup=warmup)
-    return Optimizer("muon", 4e-3, "sqrt", schedule, weight_decay=0.01, momentum=0.95, betas=(0.9, 0.95))
-
-
 def demo() -> Recipe:
     """SimCLR on 64-pixel pictures, minutes on two CPU cores: what `manyviews demo` runs.
 
@@ -100,15 +98,7 @@ def demo() -> Recipe:
     """
     return Recipe(
         name="simclr",
-        method=Choice(
-            "simclr",
-            {
-                "view": common.small(Global(2, area=(0.2, 1.0))),
-                "hidden_dim": 512,
-                "output_dim": 128,
-                "temperature": 0.1,
-            },
-        ),
+        method=_CPU_METHOD,
         backbone=common.CPU_RESNET,
         epochs=60,
         data=Data(canvas=64, batch_size=128, holdout=0.1),
