@@ -49,7 +49,7 @@ MARGIN = {
     "simsiam": 4,
     "vicreg": 5,
     "swav": 4,
-    "dino": 5,
+    "dino": 2,
     "mae": 1,
 }
 EPOCHS = 10
