@@ -18,8 +18,11 @@ class Result(NamedTuple):
 
 
 @pytest.fixture
-def manyviews(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Run `manyviews ARGS...` and return its exit code and what it printed."""
+def manyviews(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """Run `manyviews ARGS...` in a folder of the test, and return its exit code and what it printed."""
+    monkeypatch.chdir(tmp_path)
 
     def run(*args: object) -> Result:
         capfd.readouterr()
