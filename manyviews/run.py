@@ -152,6 +152,8 @@ def resume(folder: str | Path, data: Any = None) -> Run:
     if (folder / files.SUMMARY).exists():
         return Run(folder)
     source = open_source(data)
+    distributed.start()  # how many processes there are decides what fits
+    loop.check(recipe, source)
     loop.train(loop.build(recipe), recipe, source, folder)
     return _finish(folder, source)
 

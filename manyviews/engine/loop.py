@@ -45,7 +45,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
 
     Args:
         method: what `build` made of the recipe.
-        recipe: everything that decides the run but the images.
+        recipe: everything that decides the run but the images; `check` must have passed it.
         source: all the images, of which `recipe.data.holdout` are watched and not trained on.
         folder: made by `engine.folder.create`. It receives the log, checkpoints and, at the end, the encoder.
 
@@ -61,7 +61,6 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
             stack.enter_context(files.lock(folder))
             for part in folder.glob(f".{files.CHECKPOINT}.*"):
                 part.unlink()  # of a process that was killed while it wrote
-        check(recipe, source)
         train_on, held = observe.hold_out(source, recipe.data.holdout)
         loader = _loader(recipe, train_on)
         method = method.to(device).to(memory_format=torch.channels_last).train()

@@ -102,7 +102,7 @@ def test_streaming_gives_the_same_batches_as_memory(flawed):
         assert_same(held.batches(epoch), streamed.batches(epoch))
 
 
-def test_workers_read_parquet_that_their_parent_has_open():
+def test_threads_share_a_parquet_file_that_is_open_already():
     source = open_source("demo:test")
     source.load(0)
     assert_same(Loader(source, 16, 60).batches(0), Loader(source, 16, 60, memory=STREAMED).batches(0))
