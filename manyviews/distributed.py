@@ -201,6 +201,11 @@ class _Sum(torch.autograd.Function):
         return grad
 
 
+def add(x: Tensor) -> Tensor:
+    """The sum over ranks, differentiable, on every rank. Its gradients are those of `gather`."""
+    return x if not active() or world_size() == 1 else _Sum.apply(x)
+
+
 class SyncBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
     """BatchNorm over all ranks' rows on any device; PyTorch's own runs on accelerators only."""
 

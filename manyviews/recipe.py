@@ -19,7 +19,7 @@ from typing import Any, Literal
 from manyviews import schedules
 from manyviews.errors import UserError, require, unknown
 from manyviews.schedules import Schedule, WarmupCosine
-from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, kinds
+from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, Strong, augmentations, compose, kinds
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2470, 0.2435, 0.2616)
@@ -142,6 +142,25 @@ class Observe:
 
 
 @dataclass(frozen=True)
+class Rescue:
+    """A term that makes the easiest images of each batch harder ("Rescuing easy samples", Wang et al.), on any method.
+
+    Attributes:
+        scale: of the term in the loss, the paper's s.
+        k: images that are rescued, of all in a batch (of a part, when the step accumulates); N/64 if None.
+        view: what they look like; RandAugment and a hole, at the size of the method's first view, if None.
+    """
+
+    scale: float
+    k: int | None = None
+    view: Strong | None = None
+
+    def __post_init__(self) -> None:
+        require(self.scale >= 0, self, "scale", "0 or more")
+        require(self.k is None or self.k >= 2, self, "k", "2 or more")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides a run but the images.
 
@@ -150,6 +169,7 @@ class Recipe:
         method: a file name in `manyviews.methods`, with the settings that differ from the paper's defaults.
         backbone: a timm name, with `Encoder`'s settings.
         epochs: passes over the images.
+        rescue: of easy images; None for none.
         test_size: side in pixels at which the encoder is evaluated.
         seed: of the weights, the order and the views.
     """
@@ -162,6 +182,7 @@ class Recipe:
     optimizer: Optimizer = Optimizer()
     step: Step = Step()
     observe: Observe = Observe()
+    rescue: Rescue | None = None
     test_size: int = 224
     seed: int = 0
 
@@ -173,10 +194,11 @@ class Recipe:
 
 # -- saving and loading ------------------------------------------------------------------------------------------
 
-_OWN = (Choice, Data, Optimizer, Step, Observe, Recipe)
+_OWN = (Choice, Data, Optimizer, Step, Observe, Rescue, Recipe)
 _TYPES: dict[str, type] = {
     c.__name__: c
-    for c in [*_OWN, *vars(schedules).values(), *vars(kinds).values()]
+    for module in (schedules, kinds, compose, augmentations)
+    for c in [*_OWN, *vars(module).values()]
     if isinstance(c, type) and dataclasses.is_dataclass(c)
 }
 

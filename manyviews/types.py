@@ -28,6 +28,10 @@ class Canvases:
     def __len__(self) -> int:
         return len(self.index)
 
+    def __getitem__(self, rows: Tensor) -> Canvases:
+        """Some of the batch, in this order: int64 indices."""
+        return Canvases(self.pixels[rows], self.extent[rows], self.index[rows])
+
     def to(self, device: torch.device | str) -> Canvases:
         """The same batch on `device`; asynchronous when the memory is pinned."""
         move = [x.to(device, non_blocking=True) for x in (self.pixels, self.extent, self.index)]

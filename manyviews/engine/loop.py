@@ -29,6 +29,7 @@ from manyviews.errors import UserError, printable
 from manyviews.methods import Method
 from manyviews.progress import progress
 from manyviews.recipe import Recipe
+from manyviews.regularizers import Rescued
 from manyviews.types import At, Canvases
 from manyviews.views import Views
 
@@ -37,7 +38,8 @@ def build(recipe: Recipe) -> Method:
     """The method that a recipe describes, on the CPU, initialized from the recipe's seed."""
     torch.manual_seed(recipe.seed)
     encoder = Encoder(recipe.backbone.name, **recipe.backbone.settings)
-    return methods.get(recipe.method.name)(encoder, **recipe.method.settings)
+    method = methods.get(recipe.method.name)(encoder, **recipe.method.settings)
+    return method if recipe.rescue is None else Rescued(method, recipe.rescue)
 
 
 def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
@@ -230,7 +232,7 @@ def _loader(recipe: Recipe, source: Source) -> Loader:
 def _parts(canvases: Canvases, method: Method, recipe: Recipe, at: At) -> list[Callable[[], Views]]:
     def views(part: Canvases) -> Views:
         data, recompute = recipe.data, recipe.step.memory == "constant"
-        return Views(part, method.looks, recipe.seed, at.epoch, data.mean, data.std, recompute)
+        return Views(part, method.looks, recipe.seed, at.epoch, data.mean, data.std, recompute, at.progress)
 
     return [partial(views, part) for part in canvases.chunk(recipe.step.accumulate)]
 

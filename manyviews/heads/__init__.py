@@ -1,8 +1,24 @@
 """Heads: what is put on the encoder while training, and thrown away afterwards."""
 
 from manyviews.heads.decoder import Decoder
+from manyviews.heads.gaussian import GaussianProjector
+from manyviews.heads.masks import Masks
 from manyviews.heads.mlp import mlp
-from manyviews.heads.predictors import Predictors, others, pairs, task_weights
+from manyviews.heads.pooling import GeM
+from manyviews.heads.predictors import Predictors, Sharing, comparable, others, task_weights
 from manyviews.heads.prototypes import DINOHead, Prototypes
 
-__all__ = ["DINOHead", "Decoder", "Predictors", "Prototypes", "mlp", "others", "pairs", "task_weights"]
+__all__ = [
+    "DINOHead",
+    "Decoder",
+    "GaussianProjector",
+    "GeM",
+    "Masks",
+    "Predictors",
+    "Prototypes",
+    "Sharing",
+    "comparable",
+    "mlp",
+    "others",
+    "task_weights",
+]

@@ -1,34 +1,87 @@
-"""One predictor per view type (MULAN section 3.2), or one that all of them share."""
+"""One predictor per view type (MULAN section 3.2), one that all of them share, or one that is told what was done."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from manyviews.errors import UserError
-from manyviews.views import View
+from manyviews.views import View, Views, relation_dim
+
+Sharing = Literal["own", "shared", "conditioned"]
 
 
 class Predictors(nn.Module):
-    """A predictor for each task.
+    """A predictor for each task, and the pairs of a prediction and the target that it is for.
 
     Args:
         tasks: view types with distinct names.
-        build: makes one predictor.
-        sharing: "own" gives each task its own; "shared" gives all the same one, which is naive multi-crop.
+        dim: of the projections.
+        build: makes one predictor, from the dimensions of its input.
+        sharing: "own" gives each task its own; "shared" gives all the same one, which is naive multi-crop;
+            "conditioned" gives each its own, which besides the projection is told where the view lies as seen from the
+            target and what was done to it (`Views.relation`): MULAN's named next step, section 6 and appendix F.
+
+    Attributes:
+        tasks: those whose views predict something. A lone global view is a target and nothing else.
+        targets: the names of the view types that are predicted.
     """
 
-    def __init__(
-        self, tasks: Sequence[View], build: Callable[[], nn.Module], sharing: Literal["own", "shared"] = "own"
-    ) -> None:
+    def __init__(self, tasks: Sequence[View], dim: int, build: Callable[[int], nn.Module], sharing: Sharing) -> None:
         super().__init__()
-        shared = build() if sharing == "shared" else None
-        self.of = nn.ModuleDict({t.name: shared if shared is not None else build() for t in tasks})
+        self.tasks = tuple(t for t in tasks if t.aim != t.name or t.count > 1)
+        self.targets = tuple(dict.fromkeys(t.aim for t in self.tasks))
+        self.conditioned = sharing == "conditioned"
+        shared = build(dim) if sharing == "shared" else None
+        extra = {t.name: relation_dim(t) if self.conditioned else 0 for t in self.tasks}
+        self.of = nn.ModuleDict({k: shared if shared is not None else build(dim + e) for k, e in extra.items()})
 
-    def forward(self, task: View, z: Tensor) -> Tensor:
-        return self.of[task.name](z)
+    def pairs(
+        self, views: Views, task: View, i: int, z: Tensor, targets: Mapping[str, Sequence[Tensor]]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """A prediction from view `i` of a task, and the target it is for: every target but that of the view itself.
+
+        Args:
+            views: of the batch.
+            task: one of `tasks`.
+            i: which of its views.
+            z: the view's projections, `b dim`.
+            targets: of every view of the types in `self.targets`, `b dim` each.
+        """
+        predictor = self.of[task.name]
+        p = None if self.conditioned else predictor(z)
+        for j, target in others(targets[task.aim], task, i):
+            if self.conditioned:
+                p = predictor(torch.cat([z, views.relation(task.name, i, task.aim, j).to(z.dtype)], 1))
+            assert p is not None
+            yield p, views.blend(task.name, i, target)
+
+
+def others(targets: Sequence[Tensor], task: View, i: int) -> Iterator[tuple[int, Tensor]]:
+    """The targets, numbered, that view `i` of a task is compared with: all but that of the view itself."""
+    return ((j, t) for j, t in enumerate(targets) if task.name != task.aim or i != j)
+
+
+def comparable(tasks: Sequence[View]) -> tuple[View, ...]:
+    """The view types themselves, when each finds targets among them.
+
+    Raises:
+        UserError: two types of the same name, a type without targets, or nothing to compare.
+    """
+    names = [t.name for t in tasks]
+    if len(set(names)) < len(names):
+        raise UserError(f"View types must have distinct names, not {', '.join(names)}: use `count` for more of a kind.")
+    missing = next((t.aim for t in tasks if t.aim not in names), None)
+    if missing or not tasks:
+        raise UserError(
+            f"The views need a {missing or 'global'} type to compare with, not only {', '.join(names) or 'none'}."
+        )
+    if len(tasks) == 1 and tasks[0].count < 2:
+        raise UserError(f"A single {names[0]} view has nothing to be compared with: set its count to 2.")
+    return tuple(tasks)
 
 
 def task_weights(tasks: Sequence[View], weights: Sequence[float] | float) -> dict[str, float]:
@@ -42,13 +95,3 @@ def task_weights(tasks: Sequence[View], weights: Sequence[float] | float) -> dic
     if len(weights) != len(tasks):
         raise UserError(f"There are {len(tasks)} tasks and {len(weights)} weights: give one for each, or one number.")
     return {t.name: float(w) for t, w in zip(tasks, weights, strict=True)}
-
-
-def others(targets: Sequence[Tensor], task: View, i: int) -> list[Tensor]:
-    """The targets that view `i` of a task predicts: every global target but the one of the same view."""
-    return [t for j, t in enumerate(targets) if task.name != "global" or i != j]
-
-
-def pairs(task: View, targets: int) -> int:
-    """How many (view, target) pairs a task has."""
-    return task.count * (targets - (task.name == "global"))

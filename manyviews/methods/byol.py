@@ -6,6 +6,7 @@ the moving target keep the solution from collapsing.
 
 Bootstrap your own latent, Grill et al. 2020. With several tasks this is MULAN (2026), eq. 1: one predictor for each
 view type over one shared encoder and projector; each online view is compared with every global target but its own.
+A lone global view is a target only, so that cutout can stand alone (section 4.2).
 
     L = sum_tasks w_task  mean over the task's (view, target) pairs of  2 - 2 cos(predictor_task(z), sg(z'))
 
@@ -21,8 +22,8 @@ from typing import Literal
 import torch
 
 from manyviews.backbones import Encoder
-from manyviews.heads import Predictors, mlp, others, pairs, task_weights
-from manyviews.methods.method import Branch, Method, Terms, paired
+from manyviews.heads import Predictors, Sharing, comparable, mlp, task_weights
+from manyviews.methods.method import Branch, Method, Terms
 from manyviews.objectives import squared_distance
 from manyviews.schedules import Cosine, Schedule
 from manyviews.targets import EMA
@@ -37,9 +38,14 @@ class BYOL(Method):
         encoder: what is trained and kept.
         tasks: view types, the global ones with targets. The default is BYOL; the recipe `byol_mulan` adds MULAN's.
         weights: of the tasks in the loss; one for each, or one number for all.
-        predictor: "own" for each task, or one "shared" (naive multi-crop).
+        predictor: "own" for each task, one "shared" (naive multi-crop), or "conditioned": own ones that are also told
+            where a view lies as seen from its target, and what was done to it.
         hidden_dim: width of the projector's and the predictor's hidden layer.
         output_dim: dimensions of the space in which views are compared.
+        projector_layers: 2, or MoCo v3's 3, which MULAN has for vision transformers (appendix E).
+        output_norm: BatchNorm without scale and shift on the outputs of both heads, as MoCo v3 has it; MULAN's vision
+            transformers take MoCo v3's heads.
+        freeze_patch_embed: keep a transformer's patch projection as it was initialized; MULAN trains it.
         momentum: of the target's moving average.
     """
 
@@ -49,16 +55,25 @@ class BYOL(Method):
         *,
         tasks: tuple[View, ...] = (Global(2, color=BYOL_PAIR),),
         weights: tuple[float, ...] | float = 1.0,
-        predictor: Literal["own", "shared"] = "own",
+        predictor: Sharing = "own",
         hidden_dim: int = 4096,
         output_dim: int = 256,
+        projector_layers: int = 2,
+        output_norm: bool = False,
+        freeze_patch_embed: bool = False,
         momentum: Schedule | float = Cosine(0.996, 1.0),
     ) -> None:
         super().__init__()
-        self.looks = paired(*tasks, target="global")
+        self.looks = comparable(tasks)
         self.weights = task_weights(tasks, weights)
-        self.online = Branch(encoder, mlp(encoder.embed_dim, hidden_dim, output_dim))
-        self.predictors = Predictors(tasks, lambda: mlp(output_dim, hidden_dim, output_dim), predictor)
+        if freeze_patch_embed:
+            encoder.freeze_patch_embed()
+        norm: Literal["bn_no_affine"] | None = "bn_no_affine" if output_norm else None
+        hidden = [hidden_dim] * (projector_layers - 1)
+        self.online = Branch(encoder, mlp(encoder.embed_dim, *hidden, output_dim, last_norm=norm))
+        self.predictors = Predictors(
+            tasks, output_dim, lambda dim: mlp(dim, hidden_dim, output_dim, last_norm=norm), predictor
+        )
         self.target = EMA(self.online, momentum)
 
     @property
@@ -66,11 +81,11 @@ class BYOL(Method):
         return self.online.encoder
 
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
-        targets = [self.target(x) for x in views.all("global")]
-        for task, i, x in views.each():
-            p = self.predictors(task, self.online(x))
-            total = torch.stack([squared_distance(p, z) for z in others(targets, task, i)]).sum()
-            yield {task.name: self.weights[task.name] * total / pairs(task, len(targets))}
+        targets = {name: [self.target(x) for x in views.all(name)] for name in self.predictors.targets}
+        for task, i, x in views.each(self.predictors.tasks):
+            pairs = self.predictors.pairs(views, task, i, self.online(x), targets)
+            mean = torch.stack([squared_distance(p, z) for p, z in pairs]).mean()
+            yield {task.name: self.weights[task.name] * mean / task.count}
 
     def after_update(self, at: At) -> None:
         self.target.update(self.online, at)

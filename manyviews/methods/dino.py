@@ -84,7 +84,7 @@ class DINO(Method):
         pairs = len(targets) * (sum(v.count for v in self.looks) - 1)
         for kind, i, x in views.each():
             s = self.student(x)
-            terms = [cross_entropy(t, s, self.student_temperature) for t in others(targets, kind, i)]
+            terms = [cross_entropy(t, s, self.student_temperature) for _, t in others(targets, kind, i)]
             yield {kind.name: torch.stack(terms).sum() / pairs}
 
     def before_update(self, at: At) -> None:

@@ -15,13 +15,12 @@ Differs from the paper: it sums its two directions; here a task is the mean of i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 
 from manyviews.backbones import Encoder
-from manyviews.heads import Predictors, mlp, others, pairs, task_weights
-from manyviews.methods.method import Branch, Method, Terms, paired
+from manyviews.heads import Predictors, Sharing, comparable, mlp, task_weights
+from manyviews.methods.method import Branch, Method, Terms
 from manyviews.objectives import cross_info_nce
 from manyviews.schedules import Cosine, Schedule
 from manyviews.targets import EMA
@@ -36,7 +35,8 @@ class MoCoV3(Method):
         encoder: what is trained and kept.
         tasks: view types, the global ones with targets. The default is MoCo v3 itself.
         weights: of the tasks in the loss; one for each, or one number for all.
-        predictor: "own" for each task, or one "shared".
+        predictor: "own" for each task, one "shared" (naive multi-crop), or "conditioned": own ones that are also told
+            where a view lies as seen from its target, and what was done to it.
         hidden_dim: width of the heads' hidden layers.
         output_dim: dimensions of the contrasted space.
         projector_layers: 2 for ResNets, 3 for vision transformers.
@@ -51,7 +51,7 @@ class MoCoV3(Method):
         *,
         tasks: tuple[View, ...] = (Global(2, area=(0.2, 1.0), color=BYOL_PAIR),),
         weights: tuple[float, ...] | float = 1.0,
-        predictor: Literal["own", "shared"] = "own",
+        predictor: Sharing = "own",
         hidden_dim: int = 4096,
         output_dim: int = 256,
         projector_layers: int = 2,
@@ -60,7 +60,7 @@ class MoCoV3(Method):
         freeze_patch_embed: bool = False,
     ) -> None:
         super().__init__()
-        self.looks = paired(*tasks, target="global")
+        self.looks = comparable(tasks)
         self.weights = task_weights(tasks, weights)
         self.temperature = temperature
         if freeze_patch_embed:
@@ -68,7 +68,7 @@ class MoCoV3(Method):
         hidden = [hidden_dim] * (projector_layers - 1)
         self.online = Branch(encoder, mlp(encoder.embed_dim, *hidden, output_dim, last_norm="bn_no_affine"))
         self.predictors = Predictors(
-            tasks, lambda: mlp(output_dim, hidden_dim, output_dim, last_norm="bn_no_affine"), predictor
+            tasks, output_dim, lambda dim: mlp(dim, hidden_dim, output_dim, last_norm="bn_no_affine"), predictor
         )
         self.target = EMA(self.online, momentum)
 
@@ -77,11 +77,11 @@ class MoCoV3(Method):
         return self.online.encoder
 
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
-        targets = [self.target(x) for x in views.all("global")]
-        for task, i, x in views.each():
-            q = self.predictors(task, self.online(x))
-            total = torch.stack([cross_info_nce(q, k, self.temperature) for k in others(targets, task, i)]).sum()
-            yield {task.name: self.weights[task.name] * total / pairs(task, len(targets))}
+        targets = {name: [self.target(x) for x in views.all(name)] for name in self.predictors.targets}
+        for task, i, x in views.each(self.predictors.tasks):
+            pairs = self.predictors.pairs(views, task, i, self.online(x), targets)
+            mean = torch.stack([cross_info_nce(q, k, self.temperature) for q, k in pairs]).mean()
+            yield {task.name: self.weights[task.name] * mean / task.count}
 
     def after_update(self, at: At) -> None:
         self.target.update(self.online, at)

@@ -16,14 +16,13 @@ and every further view alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from manyviews.backbones import Encoder
-from manyviews.heads import Predictors, mlp, others, pairs, task_weights
-from manyviews.methods.method import Branch, Method, Terms, paired
+from manyviews.heads import Predictors, Sharing, comparable, mlp, task_weights
+from manyviews.methods.method import Branch, Method, Terms
 from manyviews.objectives import negative_cosine
 from manyviews.types import At
 from manyviews.views import SIMSIAM, Global, View, Views
@@ -36,7 +35,8 @@ class SimSiam(Method):
         encoder: what is trained and kept.
         tasks: view types, the global ones with targets. The default is SimSiam itself.
         weights: of the tasks in the loss; one for each, or one number for all.
-        predictor: "own" for each task, or one "shared".
+        predictor: "own" for each task, one "shared" (naive multi-crop), or "conditioned": own ones that are also told
+            where a view lies as seen from its target, and what was done to it.
         hidden_dim: width of the projector's two hidden layers.
         output_dim: dimensions of the space in which views are compared.
         bottleneck_dim: width of the predictor's hidden layer.
@@ -50,35 +50,37 @@ class SimSiam(Method):
         *,
         tasks: tuple[View, ...] = (Global(2, area=(0.2, 1.0), color=SIMSIAM),),
         weights: tuple[float, ...] | float = 1.0,
-        predictor: Literal["own", "shared"] = "own",
+        predictor: Sharing = "own",
         hidden_dim: int = 2048,
         output_dim: int = 2048,
         bottleneck_dim: int = 512,
     ) -> None:
         super().__init__()
-        self.looks = paired(*tasks, target="global")
+        self.looks = comparable(tasks)
         self.weights = task_weights(tasks, weights)
         self.online = Branch(
             encoder, mlp(encoder.embed_dim, hidden_dim, hidden_dim, output_dim, last_norm="bn_no_affine")
         )
-        self.predictors = Predictors(tasks, lambda: mlp(output_dim, bottleneck_dim, output_dim), predictor)
+        self.predictors = Predictors(tasks, output_dim, lambda dim: mlp(dim, bottleneck_dim, output_dim), predictor)
 
     @property
     def keep(self) -> Encoder:
         return self.online.encoder
 
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
-        projections = [self.online(x) for x in views.all("global")]
-        targets = [z.detach() for z in projections]
+        giving = [t for t in self.looks if t.name in self.predictors.targets]
+        projections = {t.name: [self.online(x) for x in views.all(t.name)] for t in giving}
+        targets = {name: [z.detach() for z in found] for name, found in projections.items()}
 
         def term(task: View, i: int, z: Tensor) -> Tensor:
-            p = self.predictors(task, z)
-            total = torch.stack([negative_cosine(p, t) for t in others(targets, task, i)]).sum()
-            return self.weights[task.name] * total / pairs(task, len(targets))
+            pairs = self.predictors.pairs(views, task, i, z, targets)
+            mean = torch.stack([negative_cosine(p, t) for p, t in pairs]).mean()
+            return self.weights[task.name] * mean / task.count
 
-        globals_ = next(t for t in self.looks if t.name == "global")
-        total = torch.stack([term(globals_, i, z) for i, z in enumerate(projections)]).sum()
-        yield {"global": total}
-        del projections, total
-        for task, i, x in views.each(t for t in self.looks if t is not globals_):
+        predicting = [t for t in giving if t in self.predictors.tasks]
+        yield {
+            t.name: torch.stack([term(t, i, z) for i, z in enumerate(projections[t.name])]).sum() for t in predicting
+        }
+        del projections
+        for task, i, x in views.each(t for t in self.predictors.tasks if t not in giving):
             yield {task.name: term(task, i, self.online(x))}

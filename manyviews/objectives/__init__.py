@@ -6,19 +6,24 @@ detached. Where rows of other images matter, they are gathered from all ranks: t
 of its gradient, is that of one process with the whole batch.
 """
 
-from manyviews.objectives.alignment import negative_cosine, squared_distance
+from manyviews.objectives.alignment import consistency, negative_cosine, squared_distance
 from manyviews.objectives.clustering import sinkhorn, swapped_prediction
 from manyviews.objectives.contrastive import cross_info_nce, info_nce, nt_xent
 from manyviews.objectives.decorrelation import covariance, invariance, variance
 from manyviews.objectives.distillation import cross_entropy, sharpen
+from manyviews.objectives.gaussian import gaussian_distance, gaussian_kl, masked_distance, sparsity
 from manyviews.objectives.reconstruction import masked_mse, patchify, random_masking
 
 __all__ = [
+    "consistency",
     "covariance",
     "cross_entropy",
     "cross_info_nce",
+    "gaussian_distance",
+    "gaussian_kl",
     "info_nce",
     "invariance",
+    "masked_distance",
     "masked_mse",
     "negative_cosine",
     "nt_xent",
@@ -26,6 +31,7 @@ __all__ = [
     "random_masking",
     "sharpen",
     "sinkhorn",
+    "sparsity",
     "squared_distance",
     "swapped_prediction",
     "variance",

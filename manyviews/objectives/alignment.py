@@ -36,3 +36,17 @@ def negative_cosine(p: Tensor, target: Tensor) -> Tensor:
         A scalar in [-1, 1]: -1 for the same direction.
     """
     return -cosine_similarity(p, target.detach(), dim=-1, eps=1e-12).mean()
+
+
+@in_float32
+def consistency(za: Tensor, zs: Tensor) -> Tensor:
+    """The term that rescues easy samples: `-cos(za, zs)`, mean over rows. Wang et al., eq. 1. Both get a gradient.
+
+    Args:
+        za: projections of ordinary views, `k d`.
+        zs: projections of strongly augmented views of the same images, `k d`.
+
+    Returns:
+        A scalar in [-1, 1]: -1 for the same direction.
+    """
+    return -cosine_similarity(za, zs, dim=-1, eps=1e-12).mean()

@@ -5,8 +5,12 @@ All take and return float32 `b 3 h w` in [0, 1], and a factor for each image, `b
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from manyviews.views.draws import Draws
 
 _RED, _GREEN, _BLUE = 0.2989, 0.587, 0.114  # torchvision's luma, which adds up to 0.9999
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
@@ -91,9 +95,69 @@ def grayscale(x: Tensor) -> Tensor:
     return _luma(x).repeat(1, 3, 1, 1)  # in memory of its own: what comes next may write to it
 
 
-def solarize(x: Tensor, threshold: float) -> Tensor:
-    """Invert all values of at least `threshold`."""
-    return torch.where(x >= threshold, 1 - x, x)
+def solarize(x: Tensor, threshold: Tensor | float) -> Tensor:
+    """Invert all values of at least `threshold`: one for each image, `b`, or one for all."""
+    limit = threshold[:, None, None, None] if isinstance(threshold, Tensor) else threshold
+    return torch.where(x >= limit, 1 - x, x)
+
+
+def invert(x: Tensor) -> Tensor:
+    """Black becomes white, and red cyan."""
+    return 1 - x
+
+
+def _levels(x: Tensor) -> Tensor:
+    """The nearest of 256 gray levels, int64."""
+    return (x * 255).round_().long()
+
+
+def posterize(x: Tensor, bits: Tensor) -> Tensor:
+    """Keep the highest `bits`, whole numbers from 1 to 8, of each value rounded to 8 bits, as PIL does."""
+    dropped = (8 - bits.long())[:, None, None, None]
+    return (_levels(x) >> dropped << dropped).float().div_(255)
+
+
+def equalize(x: Tensor) -> Tensor:
+    """Make the histogram of each channel flat, as PIL does, of values rounded to 8 bits.
+
+    A channel of one value, or with less than 255 pixels below its highest value, stays as it is but for the rounding.
+    """
+    level = _levels(x).flatten(2)
+    histogram = level.new_zeros(*level.shape[:2], 256).scatter_add_(2, level, torch.ones_like(level))
+    below = histogram.cumsum(2) - histogram
+    # PIL's width of a gray level, in pixels: what is at the highest value does not count.
+    step = below.gather(2, level.amax(2, keepdim=True)) // 255
+    table = ((below + step // 2) // step.clamp(min=1)).clamp_(max=255)
+    table = torch.where(step > 0, table, torch.arange(256, device=x.device))
+    return table.float().div_(255).gather(2, level).view_as(x)
+
+
+def autocontrast(x: Tensor) -> Tensor:
+    """Stretch each channel from black to white, as PIL does with nothing cut off, but without rounding.
+
+    A channel flatter than half a gray level stays as it is, or what resampling left in its last bits would fill it.
+    """
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    flat = high - low < 0.5 / 255
+    low, high = low.masked_fill(flat, 0), high.masked_fill(flat, 1)
+    return (x - low).div_(high - low).clamp_(0, 1)
+
+
+def gaussian_noise(x: Tensor, std: Tensor, key: Tensor) -> Tensor:
+    """Add normal noise, independent for all pixels and channels, and cut to [0, 1].
+
+    Args:
+        x: float32, `b 3 h w`, in [0, 1].
+        std: float32, `b`, standard deviations.
+        key: int64, `b`: the noise is a hash of it, on every device and in every batch.
+    """
+    n = math.prod(x.shape[1:])
+    bits = Draws(0, 0, key).bits("gaussian noise", (n + 1) // 2)
+    # Box and Muller 1958: two normals of two uniforms, of 24 bits each; the first is never 0.
+    first, second = (((bits >> shift) & 0xFFFFFF).float().mul_(2**-24) for shift in (40, 0))
+    radius, angle = (1 - first).log_().mul_(-2).sqrt_(), second.mul_(2 * math.pi)
+    noise = torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :n].view_as(x)
+    return torch.addcmul(x, noise, std[:, None, None, None]).clamp_(0, 1)
 
 
 def normalize(x: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float], out: Tensor) -> Tensor:

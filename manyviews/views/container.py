@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 
 from manyviews.errors import UserError, unknown
 from manyviews.types import Canvases
+from manyviews.views.compose import Composed
 from manyviews.views.draws import Draws
-from manyviews.views.kinds import View
-from manyviews.views.make import Triple, make
+from manyviews.views.kinds import Triple, View
+from manyviews.views.make import make, place, relation
 from manyviews.views.recompute import recomputed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -33,6 +35,7 @@ class Views:
         epoch: passes over the data completed: other views in each.
         mean, std: of the channels in [0, 1], for normalization.
         recompute: whether `map` keeps activations, or makes views and activations again in the backward pass.
+        progress: fraction of the run completed, in [0, 1], for kinds of views that change with it.
 
     Raises:
         UserError: two view types of the same name.
@@ -47,10 +50,11 @@ class Views:
         mean: Triple = IMAGENET_MEAN,
         std: Triple = IMAGENET_STD,
         recompute: bool = False,
+        progress: float = 0.0,
     ) -> None:
         self.canvases = canvases
         self.kinds = tuple(kinds)
-        self.draws = Draws(seed, epoch, canvases.index)
+        self.draws = Draws(seed, epoch, canvases.index, progress=progress)
         self.mean, self.std, self.recompute = mean, std, recompute
         self._named = {k.name: k for k in self.kinds}
         self._kept: dict[tuple[str, int], Tensor] = {}
@@ -99,6 +103,32 @@ class Views:
         if not self.recompute:
             return [module(x) for _, _, x in self.each()]
         return [recomputed(module, partial(self._make, k, i)) for k in self.kinds for i in range(k.count)]
+
+    def relation(self, name: str, i: int, target: str, j: int) -> Tensor:
+        """Where view `i` of one kind lies as seen from view `j` of another, float32 `b p`: see `make.relation`."""
+        return relation(self.canvases, (self._kind(name), i), (self._kind(target), j), self.draws)
+
+    def blend(self, name: str, i: int, targets: Tensor) -> Tensor:
+        """What view `i` of a kind should predict, given the targets of the batch's images, `b d`."""
+        kind = self._kind(name)
+        return kind.blend(targets, place(self.draws, kind, i))
+
+    def applied(self, name: str) -> Tensor:
+        """Which augmentations of a composed kind are applied in any of its views: bool, `b K`.
+
+        Raises:
+            UserError: the kind of view is not a composition.
+        """
+        kind = self._kind(name)
+        if not isinstance(kind, Composed):
+            raise UserError(f"Views of type {name} are not composed of single augmentations: use Composed views.")
+        return torch.stack([kind.applied(place(self.draws, kind, i)) for i in range(kind.count)]).any(0)
+
+    def of(self, rows: Canvases, kinds: Sequence[View]) -> Views:
+        """Views of other images, or of other kinds, at the same place in the run."""
+        found = Views(rows, kinds, mean=self.mean, std=self.std)
+        found.draws = replace(self.draws, index=rows.index)
+        return found
 
     def _make(self, kind: View, i: int) -> Tensor:
         return make(self.canvases, kind, i, self.draws, self.mean, self.std)

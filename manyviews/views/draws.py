@@ -47,12 +47,15 @@ class Draws:
         epoch: passes over the data completed.
         index: int64, `b`, each image's stable number; draws live on its device.
         place: what the draws are for, for example the view's name; see `at`.
+        progress: fraction of the run completed, in [0, 1], for kinds of views that change with it. The numbers drawn
+            do not depend on it.
     """
 
     seed: int
     epoch: int
     index: Tensor
     place: tuple[str, ...] = ()
+    progress: float = 0.0
 
     def at(self, name: str) -> Draws:
         """Draws of their own for a part, for example a view: independent of the parent's and of other parts'."""

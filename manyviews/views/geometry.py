@@ -1,4 +1,4 @@
-"""Where a view looks: random resized crops and flips, drawn and resampled for a whole batch at once."""
+"""Where a view looks: random resized crops, flips and affine maps, drawn and resampled for a whole batch at once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from manyviews.views.draws import Draws
 
@@ -76,7 +77,7 @@ def crop_resize(pixels: Tensor, boxes: Tensor, size: int, flip: Tensor | None = 
     The result is not rounded to 8 bits, as theirs is, so it is within one gray level of theirs.
 
     Args:
-        pixels: uint8, `b 3 s s`.
+        pixels: `b 3 s s`: uint8, or float32 in [0, 1].
         boxes: int64, `b 4`: top, left, height, width.
         size: height and width of the result.
         flip: bool, `b`: mirror left and right; None for none.
@@ -87,9 +88,46 @@ def crop_resize(pixels: Tensor, boxes: Tensor, size: int, flip: Tensor | None = 
     side = pixels.shape[-1]
     top, left, height, width = boxes.unbind(1)
     rows = _bicubic(top, height, side, size)
-    columns = _bicubic(left, width, side, size, flip) / 255
+    columns = _bicubic(left, width, side, size, flip) / (255 if pixels.dtype == torch.uint8 else 1)
     # Theirs cut what overshoots after each of the two passes.
     return resample_rows(resample_columns(pixels.float(), columns).clamp_(0, 1), rows).clamp_(0, 1)
+
+
+def affine(
+    x: Tensor,
+    *,
+    angle: Tensor | None = None,
+    shear_x: Tensor | None = None,
+    shear_y: Tensor | None = None,
+    translate_x: Tensor | None = None,
+    translate_y: Tensor | None = None,
+    fill: float = 0.5,
+) -> Tensor:
+    """Shear, rotate about the center and then translate, bilinearly, in torchvision's directions.
+
+    Args:
+        x: float32, `b c h w`.
+        angle: float32, `b`, degrees, clockwise.
+        shear_x, shear_y: float32, `b`, tangents of torchvision's angles: at 1 a pixel below the center moves left, one
+            to the right of it up, by its distance.
+        translate_x, translate_y: float32, `b`, to the right and down, in fractions of the width and the height.
+        fill: gray level of what comes from outside, with which the image's edge is blended once. Torchvision blends
+            twice, so its outermost pixels differ.
+    """
+    h, w = x.shape[-2:]
+    none = x.new_zeros(len(x))
+    angle, shear_x, shear_y, translate_x, translate_y = (
+        (none if v is None else v)[:, None, None] for v in (angle, shear_x, shear_y, translate_x, translate_y)
+    )
+    cos, sin = angle.deg2rad().cos(), angle.deg2rad().sin()
+    # Rotation times shear along y times shear along x is [[a, b], [c, d]], its inverse [[d, -b], [-c, a]].
+    a, c = cos + sin * shear_y, sin - cos * shear_y
+    b, d = -sin - a * shear_x, cos - c * shear_x
+    # From the center, in halves of the side. Not by `affine_grid`, whose matrix product may be of less precision.
+    u = (2 * torch.arange(w, device=x.device) + 1) / w - 1 - 2 * translate_x
+    v = (2 * torch.arange(h, device=x.device) + 1)[:, None] / h - 1 - 2 * translate_y
+    grid = torch.stack([d * u - b * (h / w) * v, a * v - c * (w / h) * u], 3)
+    return F.grid_sample(x - fill, grid, align_corners=False).add_(fill)
 
 
 # A separable linear map of the pixels is two batched matrix products. The matrices are mostly zeros, but dense products

@@ -2,70 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from manyviews.errors import UserError, require
+from manyviews.types import Canvases
+from manyviews.views.distort import Color, distort, draw_distortion
 from manyviews.views.draws import Draws
-from manyviews.views.geometry import draw_blocks
-from manyviews.views.masks import erase
+from manyviews.views.geometry import draw_blocks, draw_boxes
+from manyviews.views.masks import erase, inside
 
 Range = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Color:
-    """Photometric settings of a view, in the order in which they are applied.
-
-    Attributes:
-        brightness, contrast, saturation: strengths of the jitter, whose factors are uniform in
-            [max(0, 1 - strength), 1 + strength], applied in a random order with hue.
-        hue: its factor is uniform in [-hue, hue], at most 0.5, half the color circle.
-        jitter: probability of all four.
-        gray: probability of grayscale.
-        blur: probability of Gaussian blur.
-        sigma: range of the blur's standard deviation in pixels.
-        kernel: odd width of the blur in pixels; None for the odd number nearest to a tenth of the view, at least 3.
-        solarize: probability of inverting what is at or above `threshold`.
-        threshold: in [0, 1].
-
-    Raises:
-        UserError: a value out of its range.
-    """
-
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    jitter: float = 0.8
-    gray: float = 0.2
-    blur: float = 0.5
-    sigma: Range = (0.1, 2.0)
-    kernel: int | None = None
-    solarize: float = 0.0
-    threshold: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("jitter", "gray", "blur", "solarize", "threshold"):
-            require(0 <= getattr(self, name) <= 1, self, name, "between 0 and 1")
-        for name in ("brightness", "contrast", "saturation"):
-            require(getattr(self, name) >= 0, self, name, "0 or more")
-        require(0 <= self.hue <= 0.5, self, "hue", "between 0 and 0.5")
-        require(0 < self.sigma[0] <= self.sigma[1], self, "sigma", "a positive and increasing pair")
-        odd = self.kernel is None or (self.kernel > 0 and self.kernel % 2 == 1)
-        require(odd, self, "kernel", "odd and positive")
-
-    def kernel_at(self, size: int) -> int:
-        """The blur's width in a view of `size` pixels: 23 at 224, 9 at 96, 3 at 32."""
-        return self.kernel or max(3, 2 * (size // 20) + 1)
+Triple = tuple[float, float, float]
+Paint = Callable[[Tensor, slice], Tensor]
+"""Changes the colors of `n 3 h w` in [0, 1], perhaps in place: these rows of the batch."""
 
 
 @dataclass(frozen=True)
 class View:
     """A kind of view: how many of each image, how large, of how much of it, in which colors.
 
-    A new spatial transformation is a new subclass, whose `transform` does to the view what makes it that kind.
+    A new spatial transformation is a new subclass, which overrides one of the hooks below: each gets the draws of one
+    view, and does what it does to a whole batch.
 
     Attributes:
         count: views of each image.
@@ -109,13 +71,43 @@ class View:
         """The class's name in lower case: "global", "local", "cutout"."""
         return type(self).__name__.lower()
 
+    @property
+    def aim(self) -> str:
+        """The name of the view type whose targets these views predict."""
+        return "global"
+
     def color_of(self, i: int) -> Color | None:
         """The color settings of view `i`."""
         return self.color[i] if isinstance(self.color, tuple) else self.color
 
+    def before(self, canvases: Canvases, draws: Draws, mean: Triple) -> Tensor:
+        """The canvases' pixels, uint8 `b 3 s s`, as crops are taken from them: here as they are."""
+        return canvases.pixels
+
+    def crop(self, canvases: Canvases, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Boxes in canvas pixels (int64, `b 4`: top, left, height, width), and whether to mirror them (bool, `b`)."""
+        boxes = draw_boxes(draws.at("crop"), canvases.extent, canvases.pixels.shape[-1], self.area, self.ratio)
+        return boxes, draws.bernoulli("flip", self.flip)
+
+    def paint(self, i: int, draws: Draws) -> Paint | None:
+        """What is done to the colors of view `i`: here what `color` says."""
+        color = self.color_of(i)
+        if color is None:
+            return None
+        drawn = draw_distortion(draws.at("color"), color)
+        return lambda x, rows: distort(x, color, drawn[rows])
+
     def transform(self, x: Tensor, draws: Draws) -> Tensor:
-        """What sets this kind apart, done to the normalized views, `b 3 size size`, perhaps in place: here nothing."""
+        """Done to the normalized views, `b 3 size size`, perhaps in place: here nothing."""
         return x
+
+    def parameters(self, draws: Draws) -> Tensor:
+        """What these hooks drew, in numbers of about 1 that a predictor may be told: float32, `b p`; here none."""
+        return torch.empty(len(draws.index), 0, device=draws.index.device)
+
+    def blend(self, targets: Tensor, draws: Draws) -> Tensor:
+        """What a view predicts of the targets of the batch's images, `b d`: here that of its own image."""
+        return targets
 
 
 @dataclass(frozen=True)
@@ -138,11 +130,12 @@ class Local(View):
 
 @dataclass(frozen=True)
 class Cutout(View):
-    """A large crop with a hole of the mean color (MULAN; DeVries and Taylor 2017).
+    """A large crop with a hole of the mean color (MULAN, appendix A; DeVries and Taylor 2017).
 
     Attributes:
         hole: range of the hole's fraction of the view.
-        hole_ratio: range of the hole's width / height.
+        hole_ratio: range of the hole's width / height, of which the logarithm is uniform.
+        symmetric: predict another view with a hole instead of a complete one, which collapses (MULAN, section 4.2).
     """
 
     count: int = 1
@@ -150,11 +143,145 @@ class Cutout(View):
     area: Range = (0.25, 1.0)
     hole: Range = (0.2, 0.4)
     hole_ratio: Range = (3 / 4, 4 / 3)
+    symmetric: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.hole[0] <= self.hole[1] <= 1, self, "hole", "an increasing pair in (0, 1]")
         require(0 < self.hole_ratio[0] <= self.hole_ratio[1], self, "hole_ratio", "a positive and increasing pair")
+        require(self.count > 1 or not self.symmetric, self, "count", "2 or more when symmetric")
+
+    @property
+    def aim(self) -> str:
+        return self.name if self.symmetric else "global"
 
     def transform(self, x: Tensor, draws: Draws) -> Tensor:
-        return erase(x, draw_blocks(draws.at("hole"), self.size, self.hole, self.hole_ratio))
+        return erase(x, self._holes(draws))
+
+    def parameters(self, draws: Draws) -> Tensor:
+        """The hole's center, height and width in units of the view, the center's from the middle."""
+        return _centered(self._holes(draws), self.size)
+
+    def _holes(self, draws: Draws) -> Tensor:
+        return draw_blocks(draws.at("hole"), self.size, self.hole, self.hole_ratio)
+
+
+@dataclass(frozen=True)
+class Rotation(View):
+    """A large crop of the image turned by a random angle (MULAN, appendix F).
+
+    The paper names no angles; here all. What comes from outside the image has the mean color.
+
+    Attributes:
+        degrees: range of the angle, counter-clockwise.
+    """
+
+    count: int = 1
+    size: int = 224
+    area: Range = (0.25, 1.0)
+    degrees: Range = (-180.0, 180.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.degrees[0] <= self.degrees[1], self, "degrees", "an increasing pair")
+
+    def before(self, canvases: Canvases, draws: Draws, mean: Triple) -> Tensor:
+        cos, sin = self.parameters(draws).unbind(1)
+        # The canvas shows the image squashed to a square: it turns in the image's own proportions.
+        aspect, zero = (canvases.extent[:, 1] / canvases.extent[:, 0]).float(), torch.zeros_like(cos)
+        rows = torch.stack([cos, -sin / aspect, zero]), torch.stack([sin * aspect, cos, zero])
+        fill = 255 * torch.tensor(mean, device=cos.device)[:, None, None]
+        # In parts: float copies of all canvases of a large batch would be what the step's memory is spent on.
+        parts = zip(torch.stack(rows).permute(2, 0, 1).split(64), canvases.pixels.split(64), strict=True)
+        turned = [_sample(pixels - fill, matrix).add_(fill).round_().clamp_(0, 255).byte() for matrix, pixels in parts]
+        return torch.cat(turned)
+
+    def parameters(self, draws: Draws) -> Tensor:
+        """The angle's cosine and sine."""
+        angle = torch.deg2rad(draws.uniform("angle", 1, *self.degrees))
+        return torch.cat([angle.cos(), angle.sin()], 1)
+
+
+@dataclass(frozen=True)
+class Shuffle(View):
+    """A large crop cut into a grid of patches, which change places at random (MULAN, appendix F).
+
+    Attributes:
+        grid: patches in a row and in a column; they tile the view.
+    """
+
+    count: int = 1
+    size: int = 224
+    area: Range = (0.25, 1.0)
+    grid: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.grid >= 1 and self.size % self.grid == 0, self, "grid", f"a divisor of {self.size}")
+
+    def transform(self, x: Tensor, draws: Draws) -> Tensor:
+        b, c, h, _ = x.shape
+        g, p = self.grid, h // self.grid
+        patches = x.view(b, c, g, p, g, p).permute(0, 2, 4, 1, 3, 5).reshape(b, g * g, -1)
+        patches = patches.gather(1, self._order(draws)[:, :, None].expand_as(patches))
+        moved = patches.view(b, g, g, c, p, p).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, h)
+        return moved.contiguous(memory_format=torch.channels_last)
+
+    def parameters(self, draws: Draws) -> Tensor:
+        """For each place, the row and column where its patch came from, from -1 to 1."""
+        order = self._order(draws)
+        where = torch.stack([order // self.grid, order % self.grid], 2).flatten(1)
+        return 2 * where.float() / max(1, self.grid - 1) - 1
+
+    def _order(self, draws: Draws) -> Tensor:
+        return draws.permutation("patches", self.grid**2)
+
+
+@dataclass(frozen=True)
+class CutMix(View):
+    """A large crop with a rectangle from another image; its target is the mean of both, by their shares of the view.
+
+    MULAN, appendix F, after Yun et al. 2019: the rectangle's share is uniform in [0, 1], its sides are in proportion to
+    the view's, its center is anywhere, and what sticks out is cut off. Images mix with their neighbors in the batch,
+    the first with the second, the third with the fourth, so that views depend on the batch's order, alone of all kinds.
+    """
+
+    count: int = 1
+    size: int = 224
+    area: Range = (0.25, 1.0)
+
+    def transform(self, x: Tensor, draws: Draws) -> Tensor:
+        return torch.where(inside(self._boxes(draws), self.size, self.size), x[_neighbor(x)], x)
+
+    def parameters(self, draws: Draws) -> Tensor:
+        """The rectangle's center, height and width in units of the view, the center's from the middle."""
+        return _centered(self._boxes(draws), self.size)
+
+    def blend(self, targets: Tensor, draws: Draws) -> Tensor:
+        share = self._boxes(draws)[:, 2:].prod(1, keepdim=True) / self.size**2
+        return torch.lerp(targets, targets[_neighbor(targets)], share.to(targets.dtype))
+
+    def _boxes(self, draws: Draws) -> Tensor:
+        side = (draws.uniform("share", 1).sqrt() * self.size).round().long()
+        first = (draws.uniform("center", 2) * self.size).long() - side // 2
+        ends = (first + side).clamp(max=self.size)
+        first = first.clamp(min=0)
+        return torch.cat([first, ends - first], 1)
+
+
+def _centered(boxes: Tensor, side: int) -> Tensor:
+    """Boxes (top, left, height, width) in pixels as center, from the middle, and size in units of `side`."""
+    corner, size = boxes.float().div(side).chunk(2, 1)
+    return torch.cat([corner + size / 2 - 0.5, size], 1)
+
+
+def _neighbor(x: Tensor) -> Tensor:
+    """Row 1 for row 0 and 0 for 1, 3 for 2 and 2 for 3; the last of an odd number of rows for itself."""
+    rows = torch.arange(len(x), device=x.device)
+    return torch.where((rows ^ 1) < len(x), rows ^ 1, rows)
+
+
+def _sample(x: Tensor, matrix: Tensor) -> Tensor:
+    """Bilinear samples of `b c h w` where an affine map `b 2 3` of the unit square sends each pixel; 0 outside."""
+    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

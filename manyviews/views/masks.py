@@ -30,6 +30,19 @@ def apply_to(mask: Tensor, f: Callable[..., Tensor], x: Tensor, *parameters: Ten
     return x.index_copy_(0, chosen, f(x[chosen], *(p[chosen] for p in parameters)))
 
 
+def inside(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Which pixels are in each image's box: bool, `b 1 height width`.
+
+    Args:
+        boxes: int64, `b 4`: top, left, height, width.
+        height, width: of the images, in pixels.
+    """
+    top, left, tall, wide = boxes[:, :, None].unbind(1)
+    y, x = torch.arange(height, device=boxes.device), torch.arange(width, device=boxes.device)
+    rows, columns = (y >= top) & (y < top + tall), (x >= left) & (x < left + wide)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
 def erase(x: Tensor, boxes: Tensor) -> Tensor:
     """Set a box of each image to zero, in place; in a normalized view zero is the mean color.
 
@@ -37,7 +50,4 @@ def erase(x: Tensor, boxes: Tensor) -> Tensor:
         x: `b c h w`.
         boxes: int64, `b 4`: top, left, height, width.
     """
-    top, left, height, width = boxes[:, :, None].unbind(1)
-    y, x_ = (torch.arange(n, device=x.device) for n in x.shape[-2:])
-    rows, columns = (y >= top) & (y < top + height), (x_ >= left) & (x_ < left + width)
-    return x.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+    return x.masked_fill_(inside(boxes, *x.shape[-2:]), 0)

@@ -1,6 +1,6 @@
 """Color settings of the papers. Unless said, blur kernels are a tenth of the view, as SimCLR has them."""
 
-from manyviews.views.kinds import Color
+from manyviews.views.distort import Color
 
 # Chen et al. 2020, appendix A, strength 1. SwAV's (Caron et al. 2020) are the same.
 SIMCLR = SWAV = Color(0.8, 0.8, 0.8, 0.2)

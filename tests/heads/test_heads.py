@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from manyviews.errors import UserError
-from manyviews.heads import Decoder, DINOHead, Predictors, Prototypes, mlp, others, pairs, task_weights
+from manyviews.heads import Decoder, DINOHead, Predictors, Prototypes, comparable, mlp, others, task_weights
 from manyviews.views import Cutout, Global, Local
 
 
@@ -134,20 +134,42 @@ TASKS = (Global(2), Local(3), Cutout(1))
 
 
 def test_predictors_are_one_each_or_one_for_all():
-    own = Predictors(TASKS, lambda: nn.Linear(4, 4))
-    shared = Predictors(TASKS, lambda: nn.Linear(4, 4), "shared")
-    z = torch.randn(2, 4)
-    assert len({own(t, z).sum().item() for t in TASKS}) == 3
-    assert len({shared(t, z).sum().item() for t in TASKS}) == 1
-    assert sum(p.numel() for p in own.parameters()) == 3 * sum(p.numel() for p in shared.parameters())
+    own = Predictors(TASKS, 4, lambda dim: nn.Linear(dim, 4), "own")
+    shared = Predictors(TASKS, 4, lambda dim: nn.Linear(dim, 4), "shared")
+    told = Predictors(TASKS, 4, lambda dim: nn.Linear(dim, 4), "conditioned")
+    assert len({id(m) for m in own.of.values()}) == len({id(m) for m in told.of.values()}) == 3
+    assert len({id(m) for m in shared.of.values()}) == 1
+    assert {k: m.in_features for k, m in told.of.items()} == {"global": 9, "local": 9, "cutout": 13}
 
 
-def test_pairs_are_every_view_and_every_other_global_target():
-    targets = [torch.zeros(1), torch.ones(1)]
-    for task in TASKS:
-        listed = [(i, t.item()) for i in range(task.count) for t in others(targets, task, i)]
-        assert len(listed) == pairs(task, 2) == {"global": 2, "local": 6, "cutout": 2}[task.name]
-        assert task.name != "global" or listed == [(0, 1.0), (1, 0.0)]
+def test_every_view_is_compared_with_every_global_target_but_its_own():
+    targets = [torch.tensor(0.0), torch.tensor(1.0)]
+    listed = {t.name: [(i, j, z.item()) for i in range(t.count) for j, z in others(targets, t, i)] for t in TASKS}
+    assert listed["global"] == [(0, 1, 1.0), (1, 0, 0.0)]
+    assert listed["local"] == [(i, j, float(j)) for i in range(3) for j in (0, 1)]
+    assert listed["cutout"] == [(0, 0, 0.0), (0, 1, 1.0)]
+
+
+def test_a_lone_global_view_is_a_target_only_and_a_symmetric_cutout_is_its_own():
+    def predictors(*tasks):
+        found = Predictors(tasks, 4, lambda dim: nn.Linear(dim, 4), "own")
+        return [t.name for t in found.tasks], found.targets
+
+    assert predictors(Global(1), Cutout(2)) == (["cutout"], ("global",))
+    assert predictors(Cutout(2, symmetric=True)) == (["cutout"], ("cutout",))
+    assert predictors(Global(2), Cutout(2, symmetric=True)) == (["global", "cutout"], ("global", "cutout"))
+
+
+def test_tasks_without_anything_to_compare_are_refused():
+    for tasks, says in [
+        ((Global(1),), "set its count to 2"),
+        ((Local(2),), "need a global type"),
+        ((), "need a global type"),
+        ((Global(2), Global(2)), "distinct names"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            comparable(tasks)
+    assert comparable((Global(1), Cutout(1))) == (Global(1), Cutout(1))
 
 
 def test_weights_are_one_for_each_task_or_one_for_all():

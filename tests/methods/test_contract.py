@@ -60,7 +60,7 @@ def test_views_that_cannot_be_compared_are_refused(name: str):
     several = next((k for k in ("views", "tasks") if k in settings(methods.get(name))), None)
     build = partial(methods.get(name), encoder)
     wrong = [
-        ((Global(1, size=32), Local(2, size=16)), "set its count to 2"),
+        ((Global(1, size=32),), "set its count to 2"),
         ((Local(2, size=16), Cutout(2, size=32)), "need a global type"),
         ((Local(2, size=16),), "need a global type"),
         ((Global(2, size=32), Global(2, size=32)), "distinct names"),

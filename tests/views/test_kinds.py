@@ -6,10 +6,26 @@ import json
 import pytest
 import torch
 from scipy import stats
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
 
 from manyviews.errors import UserError
 from manyviews.types import Canvases
-from manyviews.views import BYOL_PAIR, MULAN, SIMCLR, Color, Cutout, Draws, Global, Local, View, Views
+from manyviews.views import (
+    BYOL_PAIR,
+    MULAN,
+    SIMCLR,
+    Color,
+    CutMix,
+    Cutout,
+    Draws,
+    Global,
+    Local,
+    Rotation,
+    Shuffle,
+    View,
+    Views,
+)
 from manyviews.views.geometry import draw_blocks
 from manyviews.views.masks import apply_to, erase
 
@@ -28,6 +44,9 @@ from manyviews.views.masks import apply_to, erase
         (lambda: Global(size=8, color=Color(kernel=17)), "too small for a blur of 17"),
         (lambda: Cutout(hole=(0.4, 0.2)), "Cutout.hole"),
         (lambda: Cutout(hole_ratio=(0.0, 1.0)), "Cutout.hole_ratio"),
+        (lambda: Cutout(1, symmetric=True), "Cutout.count"),
+        (lambda: Rotation(degrees=(10.0, -10.0)), "Rotation.degrees"),
+        (lambda: Shuffle(size=30), "Shuffle.grid"),
         (lambda: Color(hue=0.6), "Color.hue"),
         (lambda: Color(jitter=-0.1), "Color.jitter"),
         (lambda: Color(contrast=-1), "Color.contrast"),
@@ -45,7 +64,8 @@ def test_settings_are_plain_data():
     for kind in (Global(2, color=BYOL_PAIR), Local(color=MULAN), Cutout(color=None)):
         assert json.dumps(dataclasses.asdict(kind))
         assert hash(kind) == hash(dataclasses.replace(kind))
-    assert [k().name for k in (Global, Local, Cutout)] == ["global", "local", "cutout"]
+    kinds = (Global, Local, Cutout, Rotation, Shuffle, CutMix)
+    assert [k().name for k in kinds] == ["global", "local", "cutout", "rotation", "shuffle", "cutmix"]
 
 
 def test_blur_is_a_tenth_of_the_view():
@@ -119,3 +139,96 @@ def test_a_new_transformation_is_one_new_view_type():
         ("turned", 0, 16),
         ("turned", 1, 16),
     ]
+
+
+def smooth(n: int, height: int = 48, width: int = 48) -> Canvases:
+    """Pictures of one true shape, on square canvases of 48 pixels."""
+    draw = torch.Generator().manual_seed(1)
+    pixels = torch.nn.functional.interpolate(torch.rand(n, 3, 5, 5, generator=draw), size=(48, 48), mode="bicubic")
+    extent = torch.tensor([[height, width]] * n)
+    return Canvases((pixels.clamp(0, 1) * 255).byte(), extent, torch.arange(n))
+
+
+def whole(kind, **settings) -> View:
+    """A view of the whole canvas, with plain colors."""
+    return kind(1, 48, area=(1.0, 1.0), color=None, ratio=(1.0, 1.0), flip=0.0, **settings)
+
+
+def test_a_rotation_is_torchvisions():
+    canvases, kind = smooth(6), whole(Rotation)
+    draws = Draws(3, 0, canvases.index).at("rotation/0")
+    turned = kind.before(canvases, draws, (0.5, 0.5, 0.5))
+    for i, angle in enumerate(draws.uniform("angle", 1, -180, 180)[:, 0].tolist()):
+        expected = TF.rotate(canvases.pixels[i].float(), angle, InterpolationMode.BILINEAR, fill=[127.5] * 3)
+        # Where the border of the image runs through a pixel, torchvision fills in another way: seen on few pixels.
+        error = (turned[i] - expected).abs()
+        assert (error > 1).float().mean() < 0.06 and error.median() <= 0.5
+        assert error[:, 16:32, 16:32].max() <= 0.5 + 1e-3
+
+
+def test_a_rotation_keeps_the_proportions_of_an_image_that_its_canvas_squashes():
+    """A quarter turn of a 24 x 48 image: what was 12 pixels left of the center is 12 pixels below it."""
+    canvases, kind = smooth(1, 24, 48), whole(Rotation, degrees=(90.0, 90.0))
+    turned = kind.before(canvases, Draws(0, 0, canvases.index), (0.0, 0.0, 0.0))
+    true = TF.resize(canvases.pixels[0].float(), [24, 48], antialias=False)
+    expected = TF.resize(TF.rotate(true, 90.0, InterpolationMode.BILINEAR), [48, 48], antialias=False)
+    assert (turned[0] - expected)[:, :, 16:32].abs().max() < 30  # it was resampled twice more
+    assert (turned[0] == 0).all(0).float().mean() > 0.4  # the image is as wide as half of the canvas now
+
+
+def test_a_shuffle_moves_whole_patches():
+    canvases, kind = smooth(5), whole(Shuffle)
+    plain = Views(canvases, (whole(Global),))["global", 0]
+    views = Views(canvases, (kind,))
+    x, draws = views["shuffle", 0], views.draws.at("shuffle/0")
+    order, told = draws.permutation("patches", 16), kind.parameters(draws)
+    for n in range(5):
+        for place in range(16):
+            (r, c), (y, z) = divmod(place, 4), divmod(order[n, place].item(), 4)
+            patch = plain[n, :, 12 * y : 12 * y + 12, 12 * z : 12 * z + 12]
+            assert torch.equal(x[n, :, 12 * r : 12 * r + 12, 12 * c : 12 * c + 12], patch)
+            assert told[n, 2 * place : 2 * place + 2].tolist() == pytest.approx([2 * y / 3 - 1, 2 * z / 3 - 1])
+    assert len({tuple(o) for o in order.tolist()}) == 5
+
+
+def test_a_cutmix_holds_its_neighbor_by_the_share_of_its_target():
+    canvases, kind = smooth(7), whole(CutMix)
+    views = Views(canvases, (kind, whole(Global)))
+    x, plain = views["cutmix", 0], views["global", 0]
+    z = torch.eye(7)
+    target = views.blend("cutmix", 0, z)
+    for n, other in enumerate([1, 0, 3, 2, 5, 4, 6]):
+        its = (x[n] == plain[other]).all(0) & (plain[n] != plain[other]).any(0)
+        own = (x[n] == plain[n]).all(0)
+        assert (its | own).all()
+        expected = torch.zeros(7).index_add_(0, torch.tensor([n, other]), torch.tensor([1.0, 0.0]))
+        if other != n:
+            share = its.float().mean().item()
+            expected[n], expected[other] = 1 - share, share
+        torch.testing.assert_close(target[n], expected)
+    shares = kind.parameters(Draws(0, 0, torch.arange(4000)))[:, 2:].prod(1)
+    assert shares.min() >= 0 and shares.max() <= 1 and 0.3 < shares.mean() < 0.45  # less what sticks out
+
+
+def test_a_view_is_placed_as_its_target_shows_it():
+    """The relation against crops of a picture of coordinates: where the local view's center is in the global one."""
+    side = 96
+    ramp = torch.arange(side).float() * 255 / (side - 1)
+    rows, columns = ramp[:, None].expand(side, side), ramp[None].expand(side, side)
+    pixels = torch.stack([rows, columns, rows]).round().byte().expand(40, 3, side, side)
+    canvases = Canvases(pixels, torch.full((40, 2), side), torch.arange(40))
+    kinds = (Global(2, 64, (0.3, 1.0), None), Local(1, 64, (0.08, 0.25), None))
+    views = Views(canvases, kinds, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    told = views.relation("local", 0, "global", 1)
+    local, target = views["local", 0], views["global", 1]
+
+    def ends(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Center and signed extent of a view in the picture, by its coordinates: rows, then columns."""
+        down, right = x[:, 0].mean(2), x[:, 1].mean(1)
+        return tuple(v for line in (down, right) for v in (line.mean(1), (line[:, 60] - line[:, 3]) / 57 * 64))
+
+    y, h, x, w = ends(local)
+    ty, th, tx, tw = ends(target)
+    expected = torch.stack([(y - ty) / th, (x - tx) / tw, (h / th).log(), (w / tw).abs().log(), (w * tw < 0) + 0.0], 1)
+    torch.testing.assert_close(told, expected, atol=0.03, rtol=0)
+    assert 0.2 < told[:, 4].mean() < 0.8

@@ -1,0 +1,69 @@
+"""A projector that says where an image lies and how sure it is of that. MAST, Huang et al. 2023."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from manyviews.heads.pooling import GeM
+
+
+class GaussianProjector(nn.Module):
+    """Features of places, `b n embed_dim`, to the mean and the variances of a diagonal Gaussian, `b output_dim` each.
+
+    Two hidden layers with BatchNorm and ReLU are shared; the mean and the variance have a `GeM` and a last layer each
+    of their own (section 3.2, appendix A).
+
+    The paper does not say where in this the pooling is. "first", here the default, pools the places twice, once for
+    each head, and sends both through the shared layers: as one batch, for BatchNorm's statistics must be the same in
+    evaluation as in training. "last" sends every place through the shared layers and pools before the last ones, at n
+    times the cost: 49 times at 224 pixels.
+
+    The paper makes variances positive with a ReLU, whose zeros are infinitely sure: two views' divergence is infinite
+    then. By default it is a softplus, and a floor is added to either.
+
+    Args:
+        embed_dim: width of the features.
+        hidden_dim: of both hidden layers.
+        output_dim: dimensions of the Gaussian.
+        pooling: before or after the shared layers.
+        positive: what makes variances positive; None for no head for them, when all are one.
+        floor: the least variance.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        hidden_dim: int = 8192,
+        output_dim: int = 4096,
+        *,
+        pooling: Literal["first", "last"] = "first",
+        positive: Literal["softplus", "relu"] | None = "softplus",
+        floor: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.pooling, self.positive, self.floor = pooling, positive, floor
+        heads = 1 if positive is None else 2
+        self.pools = nn.ModuleList(GeM() for _ in range(heads))
+        self.shared = nn.Sequential(
+            *(nn.Linear(embed_dim, hidden_dim, bias=False), nn.BatchNorm1d(hidden_dim), nn.ReLU(inplace=True)),
+            *(nn.Linear(hidden_dim, hidden_dim, bias=False), nn.BatchNorm1d(hidden_dim), nn.ReLU(inplace=True)),
+        )
+        self.heads = nn.ModuleList(nn.Linear(hidden_dim, output_dim) for _ in range(heads))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.pooling == "first":
+            pooled = torch.cat([pool(x) for pool in self.pools])
+            hidden = self.shared(pooled).chunk(len(self.heads))
+        else:
+            places = self.shared(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            hidden = tuple(pool(places) for pool in self.pools)
+        mean, *spread = (head(h) for head, h in zip(self.heads, hidden, strict=True))
+        if not spread:
+            return mean, torch.ones_like(mean)
+        # In float32 even under autocast: a divergence is of small differences.
+        raw = spread[0].to(torch.promote_types(spread[0].dtype, torch.float32))
+        return mean, (softplus(raw) if self.positive == "softplus" else raw.relu()) + self.floor

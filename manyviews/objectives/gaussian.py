@@ -1,0 +1,94 @@
+"""Gaussian embeddings in masked subspaces: MAST's terms (Huang et al. 2023).
+
+An embedding is a mean `b d` and a diagonal covariance, whose diagonal is `b d` too. A subspace is the embedding times
+one column of masks, `d k`, none of them negative. Which subspaces count for an image is `applied`, bool `b k`; all of
+them when None. As printed, these are sums over dimensions, of which each scales with d.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from manyviews.objectives._precision import in_float32
+
+_TINY = 1e-12  # where a mask or a variance is zero: far below what a trained one can be, and its inverse is finite
+
+
+@in_float32
+def masked_distance(z: Tensor, z2: Tensor, masks: Tensor, applied: Tensor | None = None) -> Tensor:
+    """The squared distance of two views' embeddings in every subspace, mean over images, eq. 2.
+
+        mean over i of  sum over k of  ||z_i * m_k - z2_i * m_k||^2
+
+    Args:
+        z: `b d`, not normalized.
+        z2: `b d`, of the same images in the same order.
+        masks: `d k`.
+        applied: bool, `b k`; an image without any counts as zero.
+
+    Returns:
+        A scalar, at least 0.
+    """
+    return _counted(_squares(z, z2, masks), applied)
+
+
+@in_float32
+def sparsity(masks: Tensor) -> Tensor:
+    """The sum of the masks' absolute entries, eq. 3: `d k` to a scalar."""
+    return masks.abs().sum()
+
+
+@in_float32
+def gaussian_distance(
+    mu: Tensor, mu2: Tensor, var: Tensor, var2: Tensor, masks: Tensor, applied: Tensor | None = None
+) -> Tensor:
+    """The squared distance of two views' means over their mean variance, in every subspace, mean over images, eq. 4.
+
+        mean over i of  sum over k of  2 ||mu_i * m_k - mu2_i * m_k||^2 / (tr(S_i diag(m_k)) + tr(S2_i diag(m_k)))
+
+    A subspace whose mask is zero has distance zero. A ratio of two sums over the dimensions does not scale with d.
+
+    Args:
+        mu, mu2: the means of two views of the same images, `b d`.
+        var, var2: their variances, `b d`, not negative.
+        masks: `d k`.
+        applied: bool, `b k`; an image without any counts as zero.
+
+    Returns:
+        A scalar, at least 0.
+    """
+    traces = (var + var2) @ masks
+    return _counted(2 * _squares(mu, mu2, masks) / traces.clamp(min=_TINY), applied)
+
+
+@in_float32
+def gaussian_kl(mu: Tensor, mu2: Tensor, var: Tensor, var2: Tensor) -> Tensor:
+    """The divergences of two views' Gaussians from each other, both added, mean over images, eq. 5 and 6.
+
+        KL(N || N2) + KL(N2 || N) = 1/2 sum over j of  [(s - s2)^2 + (mu - mu2)^2 (s + s2)] / (s s2)
+
+    The logarithms cancel. The printed eq. 6 lacks the constant -d, without which equal Gaussians are d apart.
+
+    Args:
+        mu, mu2: the means of two views of the same images, `b d`.
+        var, var2: their variances s and s2, `b d`, positive; less than 1e-12 counts as that.
+
+    Returns:
+        A scalar, at least 0.
+    """
+    s, s2 = var.clamp(min=_TINY), var2.clamp(min=_TINY)
+    # Divided one after the other, for their product may underflow.
+    terms = ((s - s2).square() + (mu - mu2).square() * (s + s2)) / s / s2
+    return terms.sum(1).mean() / 2
+
+
+def _squares(z: Tensor, z2: Tensor, masks: Tensor) -> Tensor:
+    """Squared distances in the subspaces, `b k`: a product of matrices, for `b k d` would not fit into memory."""
+    return (z - z2).square() @ masks.square()
+
+
+def _counted(distances: Tensor, applied: Tensor | None) -> Tensor:
+    """`b k` to the mean over images of the sum over the subspaces that count."""
+    if applied is not None:
+        distances = distances.masked_fill(~applied, 0)
+    return distances.sum(1).mean()

@@ -1,0 +1,131 @@
+"""Rescuing easy samples: strong views of those images whose two views are already nearly the same to the network.
+
+Of all images in a batch, the k whose two projections are most similar are augmented once more, strongly, from the
+original; their strong views' projections are pulled to those of the first views.
+
+Rescuing Easy Samples in Self-Supervised Pretraining, Wang et al., algorithm 1 and eq. 1 and 2.
+
+    L = L_SSL + s L_topk,   L_topk = -mean over the k images of cos(z_a, z_s)
+
+It is the same for every method that projects two views of an image. z_a and z_b are the trained network's projections
+of the first two views it looks at, as they come out of the projector, before a predictor. As printed, the gradient
+goes through z_a as well as z_s. The paper says nothing about ranks: the k are the easiest of all ranks, and the ranks
+share the work on them evenly. Nor about BatchNorm's running statistics: they stay those of ordinary views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from manyviews import distributed
+from manyviews.backbones import Encoder
+from manyviews.errors import UserError
+from manyviews.methods import Method
+from manyviews.methods.method import Branch, Terms
+from manyviews.objectives import consistency
+from manyviews.recipe import Rescue
+from manyviews.types import At, Canvases
+from manyviews.views import Strong, Views, frozen_statistics
+
+
+class Rescued(Method):
+    """A method whose easiest images are rescued: a method itself.
+
+    The strong views are drawn after the images are chosen, on the device: the extra work is that of k more views. Where
+    the method backpropagates view by view, the first two views are backpropagated together, because the term needs
+    the projections of both.
+
+    Args:
+        method: whose loss is added to.
+        settings: of the term.
+
+    Raises:
+        UserError: the method does not project views.
+    """
+
+    def __init__(self, method: Method, settings: Rescue) -> None:
+        super().__init__()
+        self.method = method
+        self.settings = settings
+        self.looks = method.looks
+        self.view = settings.view or Strong(size=method.looks[0].size)
+        self.constant_lr = tuple(f"method.{prefix}" for prefix in method.constant_lr)
+        if not any(map(_trained_branch, method.modules())):
+            raise UserError(f"{type(method).__name__} compares no views of an image: leave out rescue.")
+
+    @property
+    def keep(self) -> Encoder:
+        return self.method.keep
+
+    def loss(self, views: Views, at: At) -> Iterator[Terms]:
+        branch = next(m for m in self.method.modules() if _trained_branch(m))
+        seen: list[Tensor] = []
+        # The method is not asked to hand out its projections: whatever it does with them, they pass through here.
+        listening = branch.register_forward_hook(lambda _, x, z: seen.append(z[0] if isinstance(z, tuple) else z))
+        try:
+            pending: Terms = {}
+            steps = self.method.loss(views, at)
+            for terms in steps:
+                for name, term in terms.items():
+                    pending[name] = pending[name] + term if name in pending else term
+                if len(seen) > 1:
+                    break
+            if len(seen) == 1:  # a method that trains on one view and compares it with a target network's
+                with torch.no_grad(), frozen_statistics(branch):
+                    branch(views[self.looks[0].name, 1])
+            listening.remove()
+            pending["rescue"] = self.settings.scale * self._term(branch, views, seen[0], seen[1].detach())
+            seen.clear()
+            yield pending
+            del pending, terms
+            yield from steps
+        finally:
+            listening.remove()
+
+    def _term(self, branch: Any, views: Views, za: Tensor, zb: Tensor) -> Tensor:
+        """Eq. 1 on the easiest images of all ranks, on every rank: `za` and `zb` are `b d`."""
+        b, world, rank = len(za), distributed.world_size(), distributed.rank()
+        k = self._k(b * world, world)
+        with torch.no_grad():
+            similarity = distributed.gather(cosine_similarity(za.float(), zb.float(), dim=1))
+            easiest = similarity.topk(k).indices
+            row = easiest - rank * b
+            ours = (row >= 0) & (row < b)
+            row = row.clamp(0, b - 1)
+            # Each rank gives what it holds of them, and takes an even share: they may all have been on one rank.
+            fields = vars(views.canvases[row]).items()
+            chosen = Canvases(
+                **{n: distributed.total(x * ours.to(x.dtype).view(-1, *[1] * (x.ndim - 1))) for n, x in fields}
+            )
+        x = views.of(chosen.chunk(world)[rank], (self.view,))[self.view.name, 0]
+        with frozen_statistics(branch):
+            z = branch(x)
+        zs = distributed.gather(z[0] if isinstance(z, tuple) else z)
+        return consistency(distributed.add(za[row] * ours[:, None]), zs)
+
+    def _k(self, n: int, world: int) -> int:
+        k = self.settings.k
+        if k is None:
+            return world * max(2, round(n / 64 / world))
+        if k % world or k < 2 * world or k > n:
+            raise UserError(
+                f"Of {n} images on {world} processes, {k} cannot be rescued: set rescue.k to a multiple of {world} "
+                f"from {2 * world} to {n}."
+            )
+        return k
+
+    def before_update(self, at: At) -> None:
+        self.method.before_update(at)
+
+    def after_update(self, at: At) -> None:
+        self.method.after_update(at)
+
+
+def _trained_branch(module: Any) -> bool:
+    """Whether this is the network that maps views to projections, and not a target that follows it."""
+    return isinstance(module, Branch) and any(p.requires_grad for p in module.parameters())

@@ -1,0 +1,137 @@
+"""View types that are compositions of single augmentations: MAST's staged ones, and the strong views of RandAugment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from manyviews.errors import require
+from manyviews.types import Canvases
+from manyviews.views.augmentations import (
+    MAST_5,
+    RANDAUGMENT,
+    Augmentation,
+    Erase,
+    HorizontalFlip,
+    ResizedCrop,
+)
+from manyviews.views.draws import Draws
+from manyviews.views.kinds import Paint, Range, View
+from manyviews.views.masks import apply_to
+
+
+@dataclass(frozen=True)
+class Composed(View):
+    """The whole image under a composition of single augmentations, staged over the run (MAST, section 3.2).
+
+    In the first half of the run an image gets one random augmentation, in both views; in the second half a random set
+    of them, whose size grows linearly from 1 to all. Both views of an image share the set. Each view draws for itself
+    with what parameters, and with its own probability whether an augmentation of the set is applied; one that is alone
+    always is. Augmentations are applied in the order of the tuple, after the crop. Without a crop a view is the central
+    square, of `area` and `ratio`.
+
+    The paper leaves open whether the set is drawn for an image or for a batch: see `choose`.
+
+    Attributes:
+        augmentations: of distinct names.
+        staged: whether the sets grow; else every image has all augmentations throughout.
+        choose: a set for each "image", or the same for the whole "batch".
+    """
+
+    count: int = 2
+    size: int = 224
+    area: Range = (1.0, 1.0)
+    color: None = None
+    ratio: Range = (1.0, 1.0)
+    flip: float = 0.0
+    augmentations: tuple[Augmentation, ...] = MAST_5
+    staged: bool = True
+    choose: Literal["image", "batch"] = "image"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = {a.name for a in self.augmentations}
+        require(0 < len(names) == len(self.augmentations), self, "augmentations", "one or more, of distinct names")
+        require(self.choose in ("image", "batch"), self, "choose", '"image" or "batch"')
+
+    def applied(self, draws: Draws) -> Tensor:
+        """Which augmentations a view gets: bool, `b K`, given the draws of that view."""
+        k = len(self.augmentations)
+        shared = replace(draws, place=(*draws.place[:-1], self.name))
+        if self.choose == "batch":
+            # The same for all images of a step, and another in the next: progress stands for the step.
+            shared = replace(shared.at(repr(draws.progress)), index=torch.zeros_like(draws.index))
+        stage = max(0.0, 2 * draws.progress - 1) if self.staged else 1.0
+        size = (1 + (k - 1) * stage + shared.uniform("rounding", 1)).floor()
+        chosen = shared.permutation("set", k) < size
+        kept = torch.stack([draws.bernoulli(a.name, a.p) for a in self.augmentations], 1)
+        return chosen & (kept | (size == 1))
+
+    def crop(self, canvases: Canvases, draws: Draws) -> tuple[Tensor, Tensor]:
+        boxes, flip = super().crop(canvases, draws)
+        applied = self.applied(draws)
+        for k, a in enumerate(self.augmentations):
+            if isinstance(a, ResizedCrop):
+                own = a.boxes(draws.at(a.name), canvases.extent, canvases.pixels.shape[-1])
+                boxes = torch.where(applied[:, k, None], own, boxes)
+            elif isinstance(a, HorizontalFlip):
+                flip = flip ^ applied[:, k]
+        return boxes, flip
+
+    def paint(self, i: int, draws: Draws) -> Paint:
+        applied = self.applied(draws)
+        drawn = [
+            (a, applied[:, k], a.draw(draws.at(a.name), self.size))
+            for k, a in enumerate(self.augmentations)
+            if not isinstance(a, ResizedCrop | HorizontalFlip)  # done with the crop
+        ]
+        return lambda x, rows: reduce(lambda x, d: apply_to(d[1][rows], d[0].apply, x, d[2][rows]), drawn, x)
+
+    def parameters(self, draws: Draws) -> Tensor:
+        """1 for each augmentation that is applied, else 0."""
+        return self.applied(draws).float()
+
+
+@dataclass(frozen=True)
+class Strong(View):
+    """The whole image, strongly augmented: RandAugment with operations of random severity, then a hole.
+
+    What "Rescuing easy samples" (Wang et al.) shows the network of its easiest images. It follows FixMatch (Sohn et
+    al. 2020): 14 operations, of which each image gets `operations` at random, with repetition, at a severity drawn for
+    it. The image is the central square.
+
+    Attributes:
+        augmentations: to draw from.
+        operations: how many each image gets, one after the other; 2 in FixMatch.
+        hole: cut out at the end, of gray; None for none.
+    """
+
+    count: int = 1
+    size: int = 224
+    area: Range = (1.0, 1.0)
+    color: None = None
+    ratio: Range = (1.0, 1.0)
+    flip: float = 0.0
+    augmentations: tuple[Augmentation, ...] = RANDAUGMENT
+    operations: int = 2
+    hole: Erase | None = Erase()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.augmentations) > 0, self, "augmentations", "one or more")
+        require(self.operations >= 0, self, "operations", "0 or more")
+
+    def paint(self, i: int, draws: Draws) -> Paint:
+        drawn: list[tuple[Augmentation, Tensor, Tensor]] = []
+        for turn in range(self.operations):
+            which = (draws.uniform(f"operation {turn}", 1)[:, 0] * len(self.augmentations)).long()
+            for k, a in enumerate(self.augmentations):
+                drawn.append((a, which == k, a.draw(draws.at(f"{turn} {a.name}"), self.size)))
+        if self.hole is not None:
+            everyone = torch.ones_like(draws.index, dtype=torch.bool)
+            drawn.append((self.hole, everyone, self.hole.draw(draws.at("hole"), self.size)))
+        return lambda x, rows: reduce(lambda x, d: apply_to(d[1][rows], d[0].apply, x, d[2][rows]), drawn, x)

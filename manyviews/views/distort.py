@@ -1,0 +1,115 @@
+"""Photometric distortion of a view: color jitter, grayscale, blur and solarization, as nearly every paper has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from manyviews.errors import require
+from manyviews.views import color as ops
+from manyviews.views.draws import Draws
+from manyviews.views.filters import gaussian_blur
+from manyviews.views.masks import apply_to
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Color:
+    """Photometric settings of a view, in the order in which they are applied.
+
+    Attributes:
+        brightness, contrast, saturation: strengths of the jitter, whose factors are uniform in
+            [max(0, 1 - strength), 1 + strength], applied in a random order with hue.
+        hue: its factor is uniform in [-hue, hue], at most 0.5, half the color circle.
+        jitter: probability of all four.
+        gray: probability of grayscale.
+        blur: probability of Gaussian blur.
+        sigma: range of the blur's standard deviation in pixels.
+        kernel: odd width of the blur in pixels; None for the odd number nearest to a tenth of the view, at least 3.
+        solarize: probability of inverting what is at or above `threshold`.
+        threshold: in [0, 1].
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    jitter: float = 0.8
+    gray: float = 0.2
+    blur: float = 0.5
+    sigma: Range = (0.1, 2.0)
+    kernel: int | None = None
+    solarize: float = 0.0
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("jitter", "gray", "blur", "solarize", "threshold"):
+            require(0 <= getattr(self, name) <= 1, self, name, "between 0 and 1")
+        for name in ("brightness", "contrast", "saturation"):
+            require(getattr(self, name) >= 0, self, name, "0 or more")
+        require(0 <= self.hue <= 0.5, self, "hue", "between 0 and 0.5")
+        require(0 < self.sigma[0] <= self.sigma[1], self, "sigma", "a positive and increasing pair")
+        odd = self.kernel is None or (self.kernel > 0 and self.kernel % 2 == 1)
+        require(odd, self, "kernel", "odd and positive")
+
+    def kernel_at(self, size: int) -> int:
+        """The blur's width in a view of `size` pixels: 23 at 224, 9 at 96, 3 at 32."""
+        return self.kernel or max(3, 2 * (size // 20) + 1)
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """Drawn photometric parameters of `b` views; see `Color` for the distributions.
+
+    Attributes:
+        jitter, gray, blur, solarize: bool, `b`: the images that get it.
+        factors: float32, `b 4`, of brightness, contrast, saturation, hue.
+        order: int64, `b 4`, in which order these four come.
+        sigma: float32, `b`, standard deviation of the blur in pixels.
+    """
+
+    jitter: Tensor
+    factors: Tensor
+    order: Tensor
+    gray: Tensor
+    blur: Tensor
+    sigma: Tensor
+    solarize: Tensor
+
+    def __getitem__(self, rows: slice) -> Distortion:
+        return Distortion(**{k: v[rows] for k, v in vars(self).items()})
+
+
+def draw_distortion(draws: Draws, color: Color) -> Distortion:
+    """Parameters for each image of the batch."""
+    around = {"brightness": color.brightness, "contrast": color.contrast, "saturation": color.saturation}
+    factors = [draws.uniform(k, 1, max(0.0, 1 - v), 1 + v) for k, v in around.items()]
+    return Distortion(
+        jitter=draws.bernoulli("jitter", color.jitter),
+        factors=torch.cat([*factors, draws.uniform("hue", 1, -color.hue, color.hue)], 1),
+        order=draws.permutation("order", 4),
+        gray=draws.bernoulli("gray", color.gray),
+        blur=draws.bernoulli("blur", color.blur),
+        sigma=draws.uniform("sigma", 1, *color.sigma)[:, 0],
+        solarize=draws.bernoulli("solarize", color.solarize),
+    )
+
+
+def distort(x: Tensor, color: Color, drawn: Distortion) -> Tensor:
+    """Color jitter, grayscale, blur and solarization of `b 3 h w` in [0, 1], which may be overwritten."""
+    if color.jitter:
+        x = apply_to(drawn.jitter, ops.jitter, x, drawn.factors, drawn.order)
+    if color.gray:
+        x = apply_to(drawn.gray, ops.grayscale, x)
+    if color.blur:
+        x = apply_to(drawn.blur, partial(gaussian_blur, kernel=color.kernel_at(x.shape[-1])), x, drawn.sigma)
+    if color.solarize:
+        x = apply_to(drawn.solarize, partial(ops.solarize, threshold=color.threshold), x)
+    return x

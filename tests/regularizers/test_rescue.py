@@ -1,0 +1,157 @@
+"""Rescuing easy samples (Wang et al.): algorithm 1 in slow steps, on every method, on one rank and on two."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+
+from manyviews import distributed, methods
+from manyviews.engine import loop
+from manyviews.engine.step import backpropagate
+from manyviews.errors import UserError
+from manyviews.recipe import Recipe, Rescue, from_json, override, to_json
+from manyviews.recipes import get
+from manyviews.regularizers import Rescued
+from manyviews.types import At, Canvases
+from manyviews.views import Strong, Views
+from tests.methods.conftest import canvases
+from tests.methods.test_ranks import Exact
+from tests.ranks import on_ranks
+
+AT = At(3, 20, 5)
+PAIRED = sorted({*methods.names()} - {"mae"})
+
+
+def rescued(name: str, scale: float = 0.75, k: int | None = 2, **changes) -> Recipe:
+    return dataclasses.replace(get(f"{name}_tiny"), rescue=Rescue(scale, k), **changes)
+
+
+def gradients(method, views, **how) -> dict[str, torch.Tensor]:
+    backpropagate(method, [lambda: views], AT, **how)
+    return {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
+
+
+def test_it_is_algorithm_1():
+    """SimCLR, with the strong views, the selection and the term written out."""
+    batch = canvases(16)
+    method = loop.build(rescued("simclr", k=3)).train()
+    plain = copy.deepcopy(method.method)
+    (terms,) = method.loss(Views(batch, method.looks), AT)
+    sum(terms.values()).backward()
+
+    branch, views = plain.online, Views(batch, plain.looks)
+    za, zb = (branch(x) for x in views.all("global"))
+    nt_xent = next(iter(copy.deepcopy(plain).loss(Views(batch, plain.looks), AT)))["nt_xent"]
+    similar = [cosine_similarity(za[i], zb[i], dim=0).item() for i in range(16)]
+    easiest = sorted(range(16), key=lambda i: -similar[i])[:3]
+    # The same strong views as if all images had been asked for.
+    strong = Views(batch, (Strong(1, 32),))["strong", 0][easiest]
+    zs = branch(strong)
+    term = -torch.stack([cosine_similarity(za[i], s, dim=0) for i, s in zip(easiest, zs, strict=True)]).mean()
+    assert terms["nt_xent"].item() == pytest.approx(nt_xent.item(), rel=1e-5)
+    assert terms["rescue"].item() == pytest.approx(0.75 * term.item(), rel=1e-5)
+
+    from manyviews.objectives import nt_xent as objective
+
+    (objective(za, zb, plain.temperature) + 0.75 * term).backward()
+    for (word, p), q in zip(method.method.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6, msg=word)
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_every_method_with_pairs_can_be_rescued(name: str):
+    batch = canvases(8)
+    method = loop.build(rescued(name)).train()
+    plain = copy.deepcopy(method.method)
+    ours = gradients(method, Views(batch, method.looks))
+    theirs = gradients(plain, Views(batch, plain.looks))
+    assert {k.removeprefix("method.") for k in ours} == set(theirs)
+    assert any(not torch.allclose(g, theirs[k.removeprefix("method.")]) for k, g in ours.items())
+    # What the term does not reach is as it was, and so is everything when it counts nothing.
+    nothing = loop.build(rescued(name, scale=0.0)).train()
+    for word, g in gradients(nothing, Views(batch, nothing.looks)).items():
+        expected = theirs[word.removeprefix("method.")]
+        torch.testing.assert_close(g, expected, rtol=1e-3, atol=2e-5 * max(1.0, expected.abs().max().item()), msg=word)
+    for word, value in plain.state_dict().items():
+        torch.testing.assert_close(nothing.state_dict()[f"method.{word}"], value, msg=f"{word} was changed by the term")
+    for m in (method, nothing):
+        m.before_update(AT)
+        m.after_update(AT)
+    assert method.keep is not None and not method.method.keep._forward_hooks
+
+
+@pytest.mark.parametrize("name", ["simclr", "byol"])
+def test_view_by_view_all_at_once_and_recomputed_steps_have_the_same_gradient(name: str):
+    batch = canvases(8)
+    built = loop.build(rescued(name)).train()
+    found = {
+        memory: gradients(
+            copy.deepcopy(built), Views(batch, built.looks, recompute=memory == "constant"), memory=memory
+        )
+        for memory in ("views", "all", "constant")
+    }
+    for memory in ("all", "constant"):
+        for word, g in found["views"].items():
+            torch.testing.assert_close(found[memory][word], g, rtol=1e-3, atol=2e-5 * max(1.0, g.abs().max().item()))
+
+
+def on_this_rank() -> dict[str, dict[str, torch.Tensor]]:
+    """Gradients with the easiest images all on the first rank, and with them spread."""
+    found = {}
+    batch = canvases(16)
+    for name in ("simclr", "byol", "moco_v3", "moco_v2"):
+        for where in ("first", "everywhere"):
+            pixels = batch.pixels.clone()
+            if where == "first":  # a picture of one color has equal crops
+                pixels[:6] = pixels[:6].float().mean((2, 3), keepdim=True).byte()
+            whole = Canvases(pixels, batch.extent, batch.index)
+            mine = whole.chunk(distributed.world_size())[distributed.rank()]
+            method = loop.build(rescued(name, k=4)).train().double()
+            method = distributed.sync_batchnorm(method, torch.device("cpu"))
+            views = ExactToo(Views(mine, method.looks))
+            found[f"{name} {where}"] = {k: g.clone() for k, g in gradients(method, views).items()}
+    return found
+
+
+class ExactToo(Exact):
+    def of(self, rows, kinds):
+        return Exact(super().of(rows, kinds))
+
+
+def test_two_ranks_rescue_what_one_does():
+    one = on_this_rank()
+    for rank in on_ranks(on_this_rank):
+        for case, found in one.items():
+            for word, g in found.items():
+                torch.testing.assert_close(rank[case][word], g, rtol=1e-4, atol=1e-7, msg=f"{case}: {word}")
+
+
+def test_k_is_a_64th_of_the_batch_and_can_be_set():
+    method = loop.build(rescued("simclr", k=None))
+    assert [method._k(n, 1) for n in (4096, 256, 64)] == [64, 4, 2]
+    assert [method._k(n, 8) for n in (4096, 64)] == [64, 16]
+    with pytest.raises(UserError, match="multiple of 4 from 8 to 64"):
+        loop.build(rescued("simclr", k=6))._k(64, 4)
+    with pytest.raises(UserError, match=r"rescue\.k"):
+        loop.build(rescued("simclr", k=100))._k(64, 1)
+    with pytest.raises(UserError, match="leave out rescue"):
+        loop.build(rescued("mae"))
+    for wrong, says in (((-1.0, None), "scale"), ((1.0, 1), r"Rescue\.k")):
+        with pytest.raises(UserError, match=says):
+            Rescue(*wrong)
+
+
+def test_it_is_a_setting_of_any_recipe():
+    recipe = override(get("simclr_tiny"), "rescue", "Rescue(scale=0.5, k=4)")
+    assert recipe.rescue == Rescue(0.5, 4)
+    assert from_json(to_json(recipe)) == recipe
+    assert override(recipe, "rescue.scale", "0.25").rescue == Rescue(0.25, 4)
+    assert override(recipe, "rescue", "none").rescue is None
+    assert isinstance(loop.build(recipe), Rescued)
+    strong = override(recipe, "rescue.view", "Strong(size=32, operations=1, hole=None)")
+    assert strong.rescue.view == Strong(size=32, operations=1, hole=None)
+    assert from_json(to_json(strong)) == strong
