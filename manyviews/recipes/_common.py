@@ -6,16 +6,21 @@ from dataclasses import replace
 
 from manyviews.recipe import CIFAR_MEAN, CIFAR_STD, Choice, Data, Observe, Optimizer, Recipe
 from manyviews.schedules import WarmupCosine
-from manyviews.views import BYOL_PAIR, MULAN, Color, Cutout, Global, Local, View
+from manyviews.views import BYOL_PAIR, MULAN, Color, CutMix, Cutout, Global, Local, Rotation, Shuffle, View
 
 RESNET50 = Choice("resnet50")
 
-# MULAN's three tasks (appendix A), at the cost of two global and four local views.
-MULAN_TASKS = (
-    Global(2, area=(0.25, 1.0), color=BYOL_PAIR),
-    Local(2, area=(0.08, 0.25), color=MULAN),
-    Cutout(1, area=(0.25, 1.0), color=MULAN),
-)
+# MULAN's view types (appendix A and F), with the crops of its runs with several tasks.
+GLOBAL = Global(2, area=(0.25, 1.0), color=BYOL_PAIR)
+LOCAL = Local(2, area=(0.08, 0.25), color=MULAN)
+CUTOUT = Cutout(1, area=(0.25, 1.0), color=MULAN)
+ROTATION = Rotation(1, area=(0.25, 1.0), color=MULAN)
+SHUFFLE = Shuffle(1, area=(0.25, 1.0), color=MULAN)
+CUTMIX = CutMix(1, area=(0.25, 1.0), color=MULAN)
+
+MULTICROP_TASKS = (GLOBAL, replace(LOCAL, count=4))
+# Its three tasks, at the cost of multi-crop: a view of 224 pixels for two of 96.
+MULAN_TASKS = (GLOBAL, LOCAL, CUTOUT)
 
 CIFAR_DATA = Data(canvas=32, batch_size=512, mean=CIFAR_MEAN, std=CIFAR_STD)
 CIFAR_RESNET = Choice("resnet18", {"stem": "small"})

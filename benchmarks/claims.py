@@ -1,0 +1,273 @@
+"""The three papers' directional claims, tried on CIFAR-10: which hold at a size that this machine can do.
+
+python benchmarks/claims.py --train cifar10_train.parquet --test cifar10_test.parquet --out benchmarks/claims.json
+
+A claim says that one arm is better than another. Every arm is one method with one change, trained with the same
+optimizer on the same images for as many epochs, from the last checkpoint, with several seeds; its number is the
+k-NN accuracy (cosine, k = 20, temperature 0.1) on the test images, voted on by all training images. Nothing is chosen
+with them. A claim is reproduced when the 95 % interval of the mean difference, paired by seed (Student's t), lies above
+zero, not reproduced when it lies below, and inconclusive at this scale otherwise.
+
+Runs that the file holds already are not repeated, so that the command can be interrupted, and two of them can share
+the work. `--table` prints what the file holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from manyviews import recipes
+from manyviews.checkpoint import write_text
+from manyviews.data import Source, open_source
+from manyviews.engine import loop
+from manyviews.evaluation import extract, knn
+from manyviews.recipe import Choice, Data, Observe, Optimizer, Recipe, Rescue
+from manyviews.recipes import _common as common
+from manyviews.run import machine
+from manyviews.schedules import Cosine, WarmupCosine
+from manyviews.views import MAST_5, MAST_15, Composed, Cutout, Global, Local, View
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That one arm is better than another."""
+
+    letter: str
+    words: str
+    better: str
+    worse: str
+
+
+CLAIMS = (
+    Claim("a", "naive multi-crop is worse than two views", "byol", "byol naive"),
+    Claim("b", "own predictors are better than a shared one", "byol multicrop", "byol naive"),
+    Claim("c", "three tasks are better than multi-crop, at the same cost", "byol mulan", "byol multicrop"),
+    Claim("d", "cutout alone learns when it is asymmetric", "byol cutout", "byol symmetric"),
+    Claim("e", "crops alone are worse than all augmentations", "byol", "byol crop"),
+    Claim("e", "all augmentations but crops are worse than crops alone", "byol crop", "byol no crop"),
+    Claim("f", "rescuing easy samples helps SimCLR", "simclr rescue", "simclr"),
+    Claim("f", "rescuing easy samples helps MoCo v3", "moco_v3 rescue", "moco_v3"),
+    Claim("g", "MAST-5 is better than VICReg with the same augmentations", "mast5", "vicreg5"),
+    Claim("g", "MAST-15 is better than VICReg with the same augmentations", "mast15", "vicreg15"),
+    Claim("h", "MAST-5 is better than without uncertainty", "mast5", "mast5 certain"),
+    Claim("h", "MAST-5 is better than with handcrafted masks", "mast5", "mast5 handcrafted"),
+)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What all arms have in common.
+
+    Attributes:
+        images: of the training set, the same for all.
+        recipe: backbone, optimizer, data and epochs.
+        hidden, output: widths of the heads.
+        momentum: of moving averages.
+    """
+
+    images: int
+    recipe: Recipe
+    hidden: int
+    output: int
+    momentum: float
+
+
+SCALES = {
+    # Minutes on one core: a ResNet of four blocks with half the channels of `simclr_cpu`'s, a fifth of the images.
+    "cpu": Scale(
+        images=10_000,
+        recipe=Recipe(
+            name="claims",
+            method=Choice("byol"),
+            backbone=Choice(common.CPU_RESNET.name, {**common.CPU_RESNET.settings, "channels": (16, 32, 64, 128)}),
+            epochs=8,
+            data=Data(canvas=32, batch_size=128, mean=common.CIFAR_MEAN, std=common.CIFAR_STD, holdout=0.0),
+            optimizer=Optimizer(
+                "muon", 4e-3, "sqrt", WarmupCosine(warmup=1), weight_decay=0.01, momentum=0.95, betas=(0.9, 0.95)
+            ),
+            observe=Observe(epochs=0, steps=100),
+            test_size=32,
+        ),
+        hidden=256,
+        output=64,
+        momentum=0.98,
+    ),
+    "gpu": Scale(
+        images=50_000,
+        recipe=replace(recipes.get("byol_cifar10"), observe=Observe(epochs=0, steps=100)),
+        hidden=1024,
+        output=256,
+        momentum=0.99,
+    ),
+}
+
+
+def arms(scale: Scale) -> dict[str, Recipe]:
+    """Every arm's recipe, by name."""
+    hidden, output = scale.hidden, scale.output
+    heads = {"hidden_dim": hidden, "output_dim": output}
+    momentum = Cosine(scale.momentum, 1.0)
+
+    def recipe(method: str, rescue: Rescue | None = None, **settings: Any) -> Recipe:
+        return recipes.resolve(replace(scale.recipe, method=Choice(method, {**heads, **settings}), rescue=rescue))
+
+    def byol(*tasks: View, **settings: Any) -> Recipe:
+        return recipe("byol", tasks=tasks, momentum=momentum, **settings)
+
+    two = common.small(Global(2, area=(0.2, 1.0)))
+    several = common.small(Global(2, area=(0.25, 1.0)))
+    local = common.small(Local(4), 16)
+    whole = {"area": (1.0, 1.0), "ratio": (1.0, 1.0)}
+    plain = {"color": None, "flip": 0.0}
+
+    def contrast(rescue: Rescue | None = None) -> Recipe:
+        return recipe("simclr", rescue, view=two, temperature=0.1)
+
+    def moco(rescue: Rescue | None = None) -> Recipe:
+        return recipe("moco_v3", rescue, tasks=(two,), weights=2.0, temperature=0.2, momentum=momentum)
+
+    def mast(augmentations: tuple[Any, ...] = MAST_5, **settings: Any) -> Recipe:
+        view = Composed(2, 32, augmentations=augmentations)
+        return recipe("mast", view=view, **{"hidden_dim": 2 * hidden, "output_dim": 4 * output}, **settings)
+
+    def vicreg(augmentations: tuple[Any, ...]) -> Recipe:
+        view = Composed(2, 32, augmentations=augmentations, staged=False)
+        return recipe("vicreg", view=view, **{"hidden_dim": 2 * hidden, "output_dim": 4 * output})
+
+    return {
+        "byol": byol(two, weights=2.0),
+        "byol naive": byol(several, local, predictor="shared"),
+        "byol multicrop": byol(several, local),
+        "byol mulan": byol(several, replace(local, count=2), common.small(Cutout(1))),
+        "byol cutout": byol(Global(1, 32, **whole, **plain), Cutout(2, 32, **whole, **plain), weights=2.0),
+        "byol symmetric": byol(Cutout(2, 32, symmetric=True, **whole, **plain), weights=2.0),
+        "byol crop": byol(replace(two, **plain), weights=2.0),
+        "byol no crop": byol(replace(two, **whole), weights=2.0),
+        "simclr": contrast(),
+        "simclr rescue": contrast(Rescue(scale=0.75)),
+        "moco_v3": moco(),
+        "moco_v3 rescue": moco(Rescue(scale=0.05)),
+        "vicreg5": vicreg(MAST_5),
+        "vicreg15": vicreg(MAST_15),
+        "mast5": mast(),
+        "mast15": mast(MAST_15),
+        "mast5 certain": mast(uncertainty=False),
+        "mast5 handcrafted": mast(masks="disjoint"),
+    }
+
+
+def accuracy(recipe: Recipe, train_on: Source, train: Source, test: Source) -> tuple[float, float]:
+    """Top-1 k-NN accuracy of the last checkpoint, in percent, and the seconds of training."""
+    method = loop.build(recipe)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        loop.train(method, recipe, train_on, Path(folder))
+    seconds = time.monotonic() - start
+    how = {"test_size": recipe.test_size, "mean": recipe.data.mean, "std": recipe.data.std}
+    device = next(method.parameters()).device
+    known, asked = (extract(method.keep, s, device=device, **how) for s in (train, test))
+    assert known.labels is not None and asked.labels is not None
+    return 100 * knn(known.x, known.labels, asked.x, asked.labels, ks=[20]).weighted[20], seconds
+
+
+# Quantiles of Student's t at 97.5 %, for 1 to 9 degrees of freedom.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def verdict(rows: list[dict[str, Any]], claim: Claim) -> dict[str, Any]:
+    """The differences between a claim's arms by seed, their mean with its 95 % interval, and what follows."""
+    scores = {(r["arm"], r["seed"]): r["knn"] for r in rows}
+    seeds = sorted(s for a, s in scores if a == claim.better and (claim.worse, s) in scores)
+    differences = [scores[claim.better, s] - scores[claim.worse, s] for s in seeds]
+    found: dict[str, Any] = {"claim": claim.letter, "words": claim.words, "seeds": len(seeds)}
+    if len(seeds) < 2:
+        return found | {"verdict": "not run"}
+    mean = statistics.mean(differences)
+    half = _T[len(seeds) - 2] * statistics.stdev(differences) / math.sqrt(len(seeds))
+    word = "reproduced" if mean > half else "not reproduced" if mean < -half else "inconclusive at this scale"
+    return found | {"difference": round(mean, 2), "interval": round(half, 2), "verdict": word}
+
+
+def table(rows: list[dict[str, Any]], names: list[str]) -> str:
+    """Both tables as Markdown: every arm's accuracy, and every claim's verdict."""
+    lines = ["| arm | seeds | k-NN | minutes |", "| --- | --- | --- | --- |"]
+    for name in names:
+        mine = [r for r in rows if r["arm"] == name]
+        if mine:
+            scores = [r["knn"] for r in mine]
+            spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+            minutes = statistics.median(r["seconds"] for r in mine) / 60
+            lines.append(f"| {name} | {len(scores)} | {statistics.mean(scores):.1f}{spread} | {minutes:.1f} |")
+    lines += ["", "| | claim | seeds | difference, 95 % interval | verdict |", "| --- | --- | --- | --- | --- |"]
+    for claim in CLAIMS:
+        v = verdict(rows, claim)
+        number = f"{v['difference']:+.1f} ± {v['interval']:.1f}" if "difference" in v else ""
+        lines.append(f"| {v['claim']} | {v['words']} | {v['seeds']} | {number} | {v['verdict']} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", help="CIFAR-10's training images, a Parquet file")
+    parser.add_argument("--test", help="its test images")
+    parser.add_argument("--out", type=Path, required=True, help="the file of results, which grows")
+    parser.add_argument("--scale", choices=sorted(SCALES), default="cpu")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", help="only these, separated by commas")
+    parser.add_argument("--table", action="store_true", help="print what the file holds, and run nothing")
+    options = parser.parse_args()
+    scale = SCALES[options.scale]
+    found = arms(scale)
+    locks = Path(tempfile.gettempdir()) / f"manyviews claims {options.out.absolute().as_posix().replace('/', ' ')}"
+    locks.mkdir(exist_ok=True)
+
+    def read() -> dict[str, Any]:
+        return json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
+
+    def add(row: dict[str, Any]) -> None:
+        with FileLock(locks / "file"):
+            state = read()
+            state["rows"].append(row)
+            write_text(options.out, json.dumps(state, indent=1) + "\n")
+
+    if not options.table:
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        facts = {"scale": options.scale, "commit": commit, "machine": machine(device)}
+        train, test = open_source(options.train), open_source(options.test)
+        train_on = train.subset(np.sort(np.random.default_rng(0).permutation(len(train))[: scale.images]))
+        names = options.arms.split(",") if options.arms else list(found)
+        for seed in range(options.seeds):  # all arms of a seed before the next: a table of two seeds is worth something
+            for name in names:
+                # Held while the run lasts, whatever ends it: another process takes the next arm meanwhile.
+                try:
+                    run = FileLock(locks / f"{options.scale} {name} {seed}", blocking=False).acquire()
+                except Timeout:
+                    continue
+                with run:
+                    if any((r["scale"], r["arm"], r["seed"]) == (options.scale, name, seed) for r in read()["rows"]):
+                        continue
+                    score, seconds = accuracy(replace(found[name], seed=seed), train_on, train, test)
+                    row = {"arm": name, "seed": seed, "knn": round(score, 2), "seconds": round(seconds), **facts}
+                    add(row)
+                print(f"{name}, seed {seed}: k-NN {score:.2f} after {seconds:.0f} s", flush=True)
+    state = read()
+    rows = [r for r in state["rows"] if r["scale"] == options.scale]
+    print(table(rows, list(found)))
+
+
+if __name__ == "__main__":
+    main()
