@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,12 +25,17 @@ from manyviews.engine.step import backpropagate
 from manyviews.methods import Method, get
 from manyviews.run import machine
 from manyviews.types import At, Canvases
-from manyviews.views import Global, Local, Views
+from manyviews.views import Cutout, Global, Local, Views
 
+# Views: global, local and, for MULAN's three tasks, cutout.
 CASES = [
-    *((name, count, memory) for name in ("byol", "dino") for memory in ("views", "all") for count in (0, 4, 8)),
-    *((name, count, memory) for name in ("simclr", "vicreg") for memory in ("constant", "all") for count in (2, 4, 8)),
+    *(("byol", views, memory) for memory in ("views", "all") for views in ("2", "2+2+1", "2+4", "2+8")),
+    *(("dino", views, memory) for memory in ("views", "all") for views in ("2", "2+4", "2+8")),
+    *((name, views, memory) for name in ("simclr", "vicreg") for memory in ("constant", "all") for views in "248"),
 ]
+# Every tensor in memory of its own that is given back at once: what the process holds is then what the step holds, and
+# the same in every repetition.
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 HEADS = {
     "byol": {"hidden_dim": 512},
     "dino": {"hidden_dim": 512, "prototypes": 4096},
@@ -38,12 +44,14 @@ HEADS = {
 }
 
 
-def build(name: str, count: int, size: int) -> Method:
-    """A method on a ResNet-18; `count` is the number of local views beside two global ones, or of global ones."""
+def build(name: str, views: str, size: int) -> Method:
+    """A method on a ResNet-18 that looks at so many global, local and cutout views."""
     torch.manual_seed(0)
     encoder = Encoder("resnet18")
+    count, locals_, cutouts = [*map(int, views.split("+")), 0, 0][:3]
     if name in ("byol", "dino"):
-        kinds = (Global(2, size=size), *([Local(count, size=size // 2)] if count else []))
+        parts = ((Global, count, size), (Local, locals_, size // 2), (Cutout, cutouts, size))
+        kinds = tuple(kind(n, size=side) for kind, n, side in parts if n)
         return get(name)(encoder, **{"byol": {"tasks": kinds}, "dino": {"views": kinds}}[name], **HEADS[name])
     return get(name)(encoder, view=Global(count, size=size, color=Global().color), **HEADS[name])
 
@@ -59,7 +67,7 @@ def reset() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def measure(name: str, count: int, memory: str, batch: int, size: int) -> dict[str, float | str | int]:
+def measure(name: str, views: str, memory: str, batch: int, size: int) -> dict[str, float | str | int]:
     """One case: peak MiB of a step, and how far its gradient is from the plain step's."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     draw = torch.Generator().manual_seed(0)
@@ -67,7 +75,7 @@ def measure(name: str, count: int, memory: str, batch: int, size: int) -> dict[s
     canvases = Canvases(pixels, torch.full((batch, 2), size), torch.arange(batch)).to(device)
 
     def gradient(memory: str) -> torch.Tensor:
-        method = build(name, count, size).to(device, memory_format=torch.channels_last).train()
+        method = build(name, views, size).to(device, memory_format=torch.channels_last).train()
         trained = [p for p in method.parameters() if p.requires_grad]
         for p in trained:  # gradients are held either way: they are not what is compared
             p.grad = torch.zeros_like(p)
@@ -77,8 +85,8 @@ def measure(name: str, count: int, memory: str, batch: int, size: int) -> dict[s
         else:
             reset()
             start = resident()
-        views = Views(canvases, method.looks, recompute=memory == "constant")
-        backpropagate(method, [lambda: views], At(0, 10, 5), memory=memory, precision="float32")
+        looks = Views(canvases, method.looks, recompute=memory == "constant")
+        backpropagate(method, [lambda: looks], At(0, 10, 5), memory=memory, precision="float32")
         end = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident()
         peaks.append((end - start) / 2**20)
         return torch.cat([p.grad.flatten() for p in trained]).cpu()
@@ -88,7 +96,7 @@ def measure(name: str, count: int, memory: str, batch: int, size: int) -> dict[s
     # In double precision the two steps would agree to the last digits; in float32 sums are taken in another order.
     plain = gradient("all")
     error = ((ours - plain).norm() / plain.norm()).item()
-    return {"method": name, "views": count, "memory": memory, "peak_mib": round(peaks[0], 1), "gradient_error": error}
+    return {"method": name, "views": views, "memory": memory, "peak_mib": round(peaks[0], 1), "gradient_error": error}
 
 
 def main() -> None:
@@ -99,21 +107,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.case:
-        name, count, memory = options.case
-        print(json.dumps(measure(name, int(count), memory, options.batch, options.size)))
+        print(json.dumps(measure(*options.case, options.batch, options.size)))
         return
     rows = []
     print(f"{'method':8} {'views':>6} {'memory':9} {'peak MiB':>9}  relative error of the gradient")
     for case in CASES:
         sizes = ["--batch", str(options.batch), "--size", str(options.size)]
         command = [sys.executable, __file__, "--case", *map(str, case), *sizes]
-        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=ENV).stdout)
         rows.append(row)
-        views = f"2+{case[1]}" if case[0] in ("byol", "dino") else str(case[1])
-        print(f"{row['method']:8} {views:>6} {row['memory']:9} {row['peak_mib']:9.1f}  {row['gradient_error']:.1e}")
+        print(
+            f"{row['method']:8} {row['views']:>6} {row['memory']:9} {row['peak_mib']:9.1f}  {row['gradient_error']:.1e}"
+        )
     if options.out:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+        torch.set_num_threads(1)  # as in the cases
         facts = {"machine": machine(device), "commit": commit, "batch": options.batch, "size": options.size}
         options.out.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
 

@@ -72,28 +72,35 @@ def evaluate(
     data: str,
     test: str | None = None,
     protocol: str = "knn,linear",
+    features: Literal["pooled", "last4", "cls_mean"] = "pooled",
+    set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PATH=VALUE")] = (),
     labels: Path | None = None,
     test_labels: Path | None = None,
     backbone: str | None = None,
     seed: int = 0,
     json: Json = None,
 ) -> None:
-    """Judge a frozen encoder on labeled images, next to an untrained encoder and raw pixels.
+    """Judge an encoder on labeled images, next to an untrained encoder and raw pixels.
 
     For example:
       manyviews evaluate runs/first --data labeled/
       manyviews evaluate runs/first --data train.parquet --test test.parquet --protocol knn,linear,logistic
       manyviews evaluate weights.safetensors --backbone resnet18 --data photos/ --labels labels.csv
+      manyviews evaluate runs/vit --data labeled/ --protocol linear_augmented --features last4
+      manyviews evaluate runs/first --data labeled/ --protocol finetune --set finetune.lrs=0.01,0.05
 
     Args:
         weights: The folder of a run, or a file of weights.
         data: Labeled images: each first-level folder is a class, or see --labels.
         test: Labeled images to test on; a fifth of DATA by default.
         protocol: Which protocols, separated by commas: see `manyviews list protocols`.
+        features: Of a vision transformer: the pooled ones, the class tokens of the last four blocks, or the class
+            token and the mean patch token.
+        set: Change a setting of a protocol that trains on images, such as finetune.epochs=30; may be repeated.
         labels: A CSV file with the columns path and label.
         test_labels: The same for the test images.
         backbone: The timm name of the architecture, if the file does not say.
-        seed: Of the untrained encoder, the probes and the intervals.
+        seed: Of the untrained encoder, what the protocols draw, and the intervals.
     """
     import manyviews as mv
     from manyviews.report import summary
@@ -103,6 +110,8 @@ def evaluate(
         data,
         test,
         protocols=[p.strip() for p in protocol.split(",") if p.strip()],
+        features=features,
+        settings=_settings(set),
         labels=labels,
         test_labels=test_labels,
         seed=seed,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -187,20 +187,26 @@ def evaluate(
     test: Any = None,
     *,
     protocols: Sequence[str] = ("knn", "linear"),
+    features: Literal["pooled", "last4", "cls_mean"] = "pooled",
+    settings: Mapping[str, Any] | None = None,
     labels: str | Path | None = None,
     test_labels: str | Path | None = None,
     seed: int = 0,
 ) -> Report:
-    """Judge a frozen encoder on labeled images, next to an untrained encoder and raw pixels.
+    """Judge an encoder on labeled images, next to an untrained encoder and raw pixels.
 
     Args:
         weights: a run folder or weights: see `load`.
         data: labeled images, to train the probes on.
         test: labeled images to test on; without, a fifth of `data` by a stable hash.
         protocols: names from `manyviews list protocols`.
+        features: of a vision transformer, "last4" are the class tokens of its last four blocks, and "cls_mean" the
+            class token and the mean patch token: see `Encoder.features`.
+        settings: of the protocols that train on images: dotted paths and new values, such as
+            `{"finetune.lrs": (0.01, 0.05), "finetune.epochs": 30, "linear_augmented.epochs": 20}`.
         labels: a CSV file of `path,label` for a folder whose first-level folders are not the labels.
         test_labels: the same for `test`.
-        seed: of the untrained encoder, the probes and the intervals.
+        seed: of the untrained encoder, what the protocols draw, and the intervals.
 
     Returns:
         A report, also written to the run folder's `evaluations` when `weights` is a run.
@@ -217,6 +223,8 @@ def evaluate(
             source,
             held,
             protocols=tuple(protocols),
+            features=features,
+            settings=settings,
             test_size=loaded.test_size,
             mean=loaded.mean,
             std=loaded.std,

@@ -6,13 +6,16 @@ import difflib
 import json
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from manyviews.backbones.positions import sincos
-from manyviews.errors import UserError
+from manyviews.errors import UserError, unknown
+
+Kind = Literal["pooled", "last4", "cls_mean"]
+"""Of features: see `Encoder.features`."""
 
 # timm is imported inside functions: it takes seconds, and listing methods or recipes does not need it.
 
@@ -98,6 +101,55 @@ class Encoder(nn.Module):
         """Pooled features, `b embed_dim`. Raises UserError when patches do not tile the image."""
         self._check_size(x)
         return self.model(x)
+
+    def features(self, x: Tensor, kind: Kind = "pooled") -> Tensor:
+        """Features of a kind, `b width(kind)`, for probes.
+
+        Those of vision transformers are DINO's (Caron et al. 2021), after the final norm, whichever block they are of.
+
+        Args:
+            x: `b 3 h w`.
+            kind: "pooled" is `forward`. "last4" is the class tokens of the last four blocks, one after the other, the
+                last block's last: for ViT-S and smaller. "cls_mean" is the last block's class token, and after it the
+                mean of its patch tokens: for ViT-B and larger.
+
+        Raises:
+            UserError: the backbone does not have them, or patches do not tile the image.
+        """
+        self.width(kind)
+        if kind == "pooled":
+            return self(x)
+        self._check_size(x)
+        found = self.model.forward_intermediates(
+            x,
+            indices=4 if kind == "last4" else 1,
+            return_prefix_tokens=True,
+            norm=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        tokens = [prefix[:, 0] for _, prefix in found]
+        return torch.cat(tokens if kind == "last4" else [*tokens, found[-1][0].mean(1)], 1)
+
+    def width(self, kind: Kind) -> int:
+        """Dimensions of `features` of a kind.
+
+        Raises:
+            UserError: no such kind, or the backbone is not a vision transformer with a class token and, for "last4",
+                four blocks.
+        """
+        if kind not in get_args(Kind):
+            raise unknown("kind of features", kind, get_args(Kind))
+        if kind == "pooled":
+            return self.embed_dim
+        vit = self._vit(f"give features '{kind}'")
+        if not vit.has_class_token:
+            raise UserError(f"{self.name} cannot give features '{kind}', for it has no class token: take 'pooled'.")
+        if kind == "last4" and len(vit.blocks) < 4:
+            raise UserError(
+                f"{self.name} cannot give features 'last4', for it has {len(vit.blocks)} blocks: take 'cls_mean'."
+            )
+        return vit.embed_dim * (4 if kind == "last4" else 2)
 
     def patches(self, x: Tensor) -> Tensor:
         """Features of each place of the last feature map, row by row, or of each patch, `b n d`.

@@ -1,4 +1,4 @@
-"""How good a frozen encoder is, and how sure one can be of it."""
+"""How good an encoder is, and how sure one can be of it."""
 
 from manyviews.evaluation.features import Features, Pixels, encode, extract, extract_all, test_images, test_transform
 from manyviews.evaluation.knn import KNN, knn, neighbors, vote
@@ -7,18 +7,22 @@ from manyviews.evaluation.metrics import bootstrap, hits, per_class, top
 from manyviews.evaluation.protocol import PROTOCOLS, evaluate
 from manyviews.evaluation.report import Gain, Nearest, Report, Representation, Score
 from manyviews.evaluation.spectrum import alignment, rankme, singular_values, spread, uniformity
+from manyviews.evaluation.task import Answer, ImageTask, Task
 
 __all__ = [
     "KNN",
     "PROTOCOLS",
+    "Answer",
     "Features",
     "Gain",
+    "ImageTask",
     "Linear",
     "Nearest",
     "Pixels",
     "Report",
     "Representation",
     "Score",
+    "Task",
     "alignment",
     "bootstrap",
     "encode",

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from manyviews.backbones.encoder import Encoder, Kind
 from manyviews.checkpoint import load_tensors, save_tensors
 from manyviews.data.canvas import in_threads
 from manyviews.data.decode import BadImage
@@ -143,6 +144,27 @@ class Pixels(nn.Module):
         if x.shape[-1] > self.side:
             x = F.interpolate(x, size=(self.side, self.side), mode="bilinear", antialias=True)
         return x.flatten(1)
+
+
+class Chosen(nn.Module):
+    """An encoder whose features are of one kind: see `Encoder.features`.
+
+    Raises:
+        UserError: the encoder does not have them.
+    """
+
+    def __init__(self, encoder: Encoder, kind: Kind) -> None:
+        super().__init__()
+        encoder.width(kind)
+        self.encoder = encoder
+        self.kind: Kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float32 `b 3 h w` to `b width`."""
+        return self.encoder.features(x, self.kind)
+
+    def extra_repr(self) -> str:
+        return self.kind  # the cache tells encoders apart by what they print
 
 
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -1,77 +1,51 @@
 """The judgment: an encoder next to what it must beat, under the same protocols, on the same images.
 
-Nothing is chosen with test labels: protocols do not see them. k-NN is fixed in advance (k = 20, temperature 0.1), and
-linear classifiers are chosen on validation images.
+Nothing is chosen with test labels: protocols do not see them. Settings are fixed in advance, such as those of k-NN
+(k = 20, temperature 0.1), or chosen on validation images.
 """
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from manyviews.backbones import Encoder
-from manyviews.data.source import Source
+from manyviews.backbones.encoder import Kind
+from manyviews.data.source import Source, unlabeled
 from manyviews.data.split import split
 from manyviews.errors import UserError, unknown
 from manyviews.evaluation import metrics
-from manyviews.evaluation.features import Features, Pixels, extract_all, fingerprint
+from manyviews.evaluation.features import Chosen, Features, Pixels, extract_all, fingerprint
+from manyviews.evaluation.finetune import finetune, linear_augmented, semi_1, semi_10
 from manyviews.evaluation.knn import KS, TEMPERATURE, neighbors, usable, vote
 from manyviews.evaluation.linear import Linear, Standard, linear_probe, logistic_regression
 from manyviews.evaluation.report import Gain, Nearest, Report, Representation, Score
 from manyviews.evaluation.spectrum import rankme, singular_values, spread
+from manyviews.evaluation.task import Answer, ImageTask, Task
 from manyviews.progress import Update
+from manyviews.recipe import check, parse
 
 K = 20
 """Neighbors of the headline k-NN."""
+
+MAJORITY_KS = (10, 20)
+"""Neighbors of the k-NN by majority, of which validation images choose."""
 
 FEWEST = 10
 """Images a class must have."""
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+_LOOKS = 100  # at each image in a protocol that trains on images, to say how long it will take
 _SPECTRUM = 10_000  # images of which a spectrum is computed, at most
 _QUERIES, _NEAREST = 8, 8  # of the nearest neighbors that a report shows
-
-
-@dataclass(frozen=True)
-class Task:
-    """A classification problem, less the labels of its test items.
-
-    Attributes:
-        train_x, train_y: what classifiers learn from: float32, `n d`, and int64, `n`.
-        val_x, val_y: what their settings are chosen with: `v d` and `v`.
-        test_x: what they are asked: `m d`.
-        classes: how many there are.
-    """
-
-    train_x: Tensor
-    train_y: Tensor
-    val_x: Tensor
-    val_y: Tensor
-    test_x: Tensor
-    classes: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a protocol says about the test items.
-
-    Attributes:
-        ranked: int64, `m min(5, classes)`: the likeliest classes, best first.
-        setting: with which.
-        validation: accuracies on the validation set from which the setting was chosen.
-        others: int64, `m`: predictions of settings that are reported, and were not chosen between.
-    """
-
-    ranked: Tensor
-    setting: dict[str, float]
-    validation: list[tuple[dict[str, float], float]]
-    others: dict[str, Tensor]
 
 
 def _knn(task: Task, seed: int) -> Answer:
@@ -89,6 +63,23 @@ def _knn(task: Task, seed: int) -> Answer:
         f"k={k} {kind}": predict(k, t)[:, 0] for kind, t in (("weighted", TEMPERATURE), ("majority", None)) for k in ks
     }
     return Answer(predict(k, TEMPERATURE, 5), {"k": k, "temperature": TEMPERATURE}, [], others)
+
+
+def _knn_majority(task: Task, seed: int) -> Answer:
+    """k-nearest neighbors by cosine similarity, one vote each; k = 10 or 20, chosen on validation images (MULAN, A)."""
+    ks = usable(MAJORITY_KS, len(task.train_x))
+
+    def voted(x: Tensor, y: Tensor, asked: Tensor) -> dict[int, Tensor]:
+        similarity, index = neighbors(x, asked, max(ks))
+        return {k: vote(similarity[:, :k], y[index[:, :k]], task.classes, None, 5) for k in ks}
+
+    held = voted(task.train_x, task.train_y, task.val_x)
+    accuracy = {k: metrics.top(ranked, task.val_y) for k, ranked in held.items()}
+    best = max(ks, key=lambda k: accuracy[k])
+    # All training images vote, as in the paper: those that chose k are among them now.
+    found = voted(torch.cat([task.train_x, task.val_x]), torch.cat([task.train_y, task.val_y]), task.test_x)
+    others = {f"k={k}": ranked[:, 0] for k, ranked in found.items()}
+    return Answer(found[best], {"k": best}, [({"k": k}, a) for k, a in accuracy.items()], others)
 
 
 def _linear(task: Task, seed: int) -> Answer:
@@ -109,8 +100,27 @@ def _answer(found: Linear) -> Answer:
     return Answer(found.logits.argsort(1, descending=True)[:, :5], found.setting, found.validation, {})
 
 
-PROTOCOLS: dict[str, Callable[[Task, int], Answer]] = {"knn": _knn, "linear": _linear, "logistic": _logistic}
-"""Name: a function of a task and a seed, whose docstring says what it does in one line."""
+ON_FEATURES: dict[str, Callable[[Task, int], Answer]] = {
+    "knn": _knn,
+    "knn_majority": _knn_majority,
+    "linear": _linear,
+    "logistic": _logistic,
+}
+"""Functions of a task and a seed, whose docstrings say in their first line what they do."""
+
+ON_IMAGES: dict[str, Callable[..., Answer]] = {
+    "linear_augmented": linear_augmented,
+    "semi_1": semi_1,
+    "semi_10": semi_10,
+    "finetune": finetune,
+}
+"""The same of an image task. Their keyword arguments can be set: see `evaluate`."""
+
+TUNING = {"semi_1", "semi_10", "finetune"}
+"""Those in which the encoder itself learns: raw pixels have nothing to learn with."""
+
+PROTOCOLS: dict[str, Callable[..., Answer]] = {**ON_FEATURES, **ON_IMAGES}
+"""All protocols by name."""
 
 
 def evaluate(
@@ -119,6 +129,8 @@ def evaluate(
     test: Source | None = None,
     *,
     protocols: Sequence[str] = ("knn", "linear"),
+    features: Kind = "pooled",
+    settings: Mapping[str, Any] | None = None,
     test_size: int,
     mean: Sequence[float],
     std: Sequence[float],
@@ -128,33 +140,38 @@ def evaluate(
     progress: Update | None = None,
     baselines: bool = True,
 ) -> Report:
-    """Judge a frozen encoder on labeled images, next to an untrained encoder and raw pixels.
+    """Judge an encoder on labeled images, next to an untrained encoder and raw pixels.
 
     Without test images, a stable hash of each image's name sends it to training (64 %), validation (16 %) or test
-    (20 %). With test images, `source` becomes training (90 %) and validation (10 %). k-NN, which chooses nothing, has
-    training and validation images together as its neighbors.
+    (20 %). With test images, `source` becomes training (90 %) and validation (10 %). Where nothing is chosen on
+    validation images, and in k-NN, they are training images too.
 
     The untrained encoder has the same architecture and fresh weights from `seed`. It is evaluated like any other, so
-    its BatchNorm layers have the statistics they start with, mean 0 and variance 1. Raw pixels (see `Pixels`) are
-    standardized by the training images under every protocol.
+    its BatchNorm layers have the statistics they start with, mean 0 and variance 1; under the protocols that tune the
+    encoder it is the supervised baseline. Raw pixels (see `Pixels`) are standardized by the training images under every
+    protocol, and absent where an encoder is tuned.
 
     Args:
-        encoder: to be judged. It is moved to `device`; its mode stays as it is.
+        encoder: to be judged. It is moved to `device`; its mode and its weights stay as they are.
         source: labeled images.
         test: labeled images of the same classes.
         protocols: names from `PROTOCOLS`.
+        features: of which kind: see `Encoder.features`.
+        settings: of protocols in `ON_IMAGES`, instead of the paper's: dotted paths and values, such as
+            `{"finetune.lrs": (0.01, 0.05), "finetune.epochs": 30}`.
         test_size: side of what the encoder sees, pixels: see `features.test_transform`.
         mean: per channel, of images in [0, 1].
         std: per channel, of images in [0, 1].
         device: for the encoder and the protocols.
-        seed: of the untrained encoder, the linear probe and the intervals.
+        seed: of the untrained encoder, what the protocols draw, and the intervals.
         cache: folder for features on disk.
         progress: called now and then.
         baselines: whether to evaluate the untrained encoder and raw pixels too.
 
     Raises:
-        UserError: an unknown protocol; labels missing, of a single class, of a class with fewer than 10 images, or not
-            the same in both sets; test images that are the training images; features that are not finite.
+        UserError: an unknown protocol, setting or kind of features; labels missing, of a single class, of a class with
+            fewer than 10 images, or not the same in both sets; test images that are the training images; features
+            that are not finite.
     """
     start = time.monotonic()
     if not protocols:
@@ -162,21 +179,25 @@ def evaluate(
     for name in protocols:
         if name not in PROTOCOLS:
             raise unknown("protocol", name, PROTOCOLS)
+    given, device = _given(protocols, settings or {}), torch.device(device)
     if not 0 <= seed < 2**32:
         raise UserError(f"The seed must be at least 0 and less than 2**32, not {seed}.")
+    encoders: dict[str, nn.Module] = {"trained": _of_kind(encoder, features)}
     classes = check_labels(source, fewest=FEWEST)
     if test is not None:
         test = test.with_classes(classes)
         check_labels(test)
         if fingerprint(source) == fingerprint(test):
             raise UserError(f"The test images are the images of {source.name} themselves: give others, or none.")
-
-    encoders: dict[str, nn.Module] = {"trained": encoder}
     if baselines:
-        encoders |= {"untrained": untrained(encoder, seed), "pixels": Pixels()}
+        encoders["untrained"] = _of_kind(untrained(encoder, seed), features)
+        if not TUNING.issuperset(protocols):
+            encoders["pixels"] = Pixels()
 
     images = len(source) + (len(test) if test is not None else 0)
-    total = images + len(encoders) * len(protocols)
+    runs = [(name, p) for name in encoders for p in protocols if name != "pixels" or p not in TUNING]
+    costs = {p: 1 if p in ON_FEATURES else _LOOKS * len(source) for p in protocols}
+    done, total = images, images + sum(costs[p] for _, p in runs)
 
     def look(images: Source, before: int) -> dict[str, Features]:
         return extract_all(
@@ -200,13 +221,29 @@ def evaluate(
     found: dict[str, Representation] = {}
     right: dict[str, dict[str, Tensor]] = {}
     for name in encoders:
-        task = _task(seen[name], held[name], parts, len(classes), torch.device(device), standardize=name == "pixels")
+        task = _task(seen[name], held[name], parts, len(classes), device, standardize=name == "pixels")
         scores: dict[str, Score] = {}
         right[name] = {}
-        for protocol in protocols:
+        for protocol in [p for n, p in runs if n == name]:
             if progress is not None:
-                progress(images + len(found) * len(protocols) + len(scores), total, f"{protocol}: {name}")
-            answer = PROTOCOLS[protocol](task, seed)
+                progress(done, total, f"{protocol}: {name}")
+            if protocol in ON_FEATURES:
+                answer = ON_FEATURES[protocol](task, seed)
+            else:
+                pictures = ImageTask(
+                    encoders[name].to(device),
+                    # Raw pixels, too, as they come out of the encoder.
+                    _task(seen[name], held[name], parts, len(classes), device, standardize=False),
+                    _pictures(source, seen[name], torch.cat([parts["train"], parts["validation"]])),
+                    _pictures(source if test is None else test, held[name], parts["test"]),
+                    test_size,
+                    _triple(mean),
+                    _triple(std),
+                    device,
+                    _within(progress, done, costs[protocol], total, f"{protocol}: {name}"),
+                )
+                answer = ON_IMAGES[protocol](pictures, seed, **given[protocol])
+            done += costs[protocol]
             scores[protocol] = _score(answer, test_y, len(classes), seed)
             right[name][protocol] = metrics.hits(answer.ranked.cpu(), test_y)
         found[name] = _represent(task, scores)
@@ -216,7 +253,7 @@ def evaluate(
         progress(total, total)
 
     gains = {
-        baseline: {p: _gain(right["trained"][p], right[baseline][p], seed) for p in protocols}
+        baseline: {p: _gain(right["trained"][p], theirs, seed) for p, theirs in right[baseline].items()}
         for baseline in encoders
         if baseline != "trained"
     }
@@ -232,7 +269,53 @@ def evaluate(
         nearest=nearest,
         bad=tuple(dict.fromkeys(seen["trained"].bad + held["trained"].bad)),
         seconds=time.monotonic() - start,
+        features=features,
     )
+
+
+def _given(protocols: Sequence[str], settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Keyword arguments of each protocol, with texts parsed and types checked."""
+    given: dict[str, dict[str, Any]] = {protocol: {} for protocol in protocols}
+    for path, value in settings.items():
+        protocol, _, name = path.partition(".")
+        if protocol not in given:
+            raise UserError(f"The setting {path} is of no protocol that was asked for: {', '.join(protocols)}.")
+        if protocol in ON_FEATURES:
+            raise UserError(f"The protocol '{protocol}' has no settings; these have: {', '.join(ON_IMAGES)}.")
+        hints = get_type_hints(ON_IMAGES[protocol])
+        known = {k: p for k, p in inspect.signature(ON_IMAGES[protocol]).parameters.items() if p.kind == p.KEYWORD_ONLY}
+        if name not in known:
+            raise unknown(f"setting of {protocol}", name, known)
+        value = parse(value) if isinstance(value, str) else value
+        several = isinstance(known[name].default, tuple)
+        if several:
+            value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        check(value, hints[name], path)
+        if not value or not all(0 < v < float("inf") for v in (value if several else (value,))):
+            raise UserError(f"The setting {path} must be positive and finite, not {value}.")
+        given[protocol][name] = value
+    return given
+
+
+def _of_kind(encoder: Encoder, features: Kind) -> nn.Module:
+    return encoder if features == "pooled" else Chosen(encoder, features)
+
+
+def _pictures(source: Source, features: Features, rows: Tensor) -> Source:
+    """The images of these rows of features, without their labels."""
+    return replace(source.subset(features.index[rows].numpy()), annotate=unlabeled)
+
+
+def _triple(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue
+
+
+def _within(progress: Update | None, before: int, share: int, total: int, what: str) -> Update | None:
+    """The progress of a part that is `share` of the whole."""
+    if progress is None:
+        return None
+    return lambda done, of, note="": progress(before + share * done // of, total, f"{what}, {note}")
 
 
 def check_labels(source: Source, fewest: int = 1) -> list[str]:

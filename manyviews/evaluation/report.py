@@ -13,7 +13,16 @@ from manyviews.evaluation.metrics import Interval
 NAMES = {"trained": "this encoder", "untrained": "untrained encoder", "pixels": "raw pixels"}
 """What to call the representations."""
 
-TITLES = {"knn": "k-NN", "linear": "linear probe", "logistic": "logistic regression"}
+TITLES = {
+    "knn": "k-NN",
+    "knn_majority": "k-NN by majority",
+    "linear": "linear probe",
+    "logistic": "logistic regression",
+    "linear_augmented": "linear probe on crops",
+    "semi_1": "fine-tuning on 1 %",
+    "semi_10": "fine-tuning on 10 %",
+    "finetune": "fine-tuning",
+}
 """What to call the protocols."""
 
 _COLLAPSED_SPREAD, _COLLAPSED_RANK = 0.05, 3.0
@@ -30,7 +39,7 @@ class Score:
         per_class: accuracy for each class, None for a class without test images.
         setting: with which setting: fixed in advance, or chosen on the validation images.
         validation: accuracy on the validation images of each setting that was tried.
-        others: test accuracy of settings that are reported and were never candidates.
+        others: test accuracy of further settings, from which nothing was chosen.
     """
 
     top1: float
@@ -51,7 +60,7 @@ class Representation:
         rankme: effective rank, in [1, dim].
         spread: 1 when features are uniform on the sphere, 0 when they are one point.
         singular_values: descending.
-        scores: by protocol.
+        scores: by protocol; raw pixels have none where the encoder is tuned.
     """
 
     dim: int
@@ -88,12 +97,13 @@ class Report:
         classes: their names.
         images: how many readable ones served for "train", "validation" and "test".
         test_size: side of what the encoder saw, pixels.
-        seed: of the untrained encoder, the probes and the intervals.
-        representations: "trained" and, with baselines, "untrained" and "pixels".
+        seed: of the untrained encoder, what the protocols draw, and the intervals.
+        representations: "trained" and, with baselines, "untrained" and "pixels", these only if a protocol takes them.
         gains: of the trained encoder, by baseline and protocol.
         nearest: for a few test images.
         bad: (where, reason) for each image that could not be read and was left out.
         seconds: that the evaluation took.
+        features: of which kind: see `Encoder.features`.
     """
 
     source: str
@@ -107,6 +117,7 @@ class Report:
     nearest: tuple[Nearest, ...]
     bad: tuple[tuple[str, str], ...]
     seconds: float
+    features: str = "pooled"
 
     @property
     def protocols(self) -> list[str]:
@@ -124,12 +135,12 @@ class Report:
         trained = self.representations["trained"]
         score = trained.scores[self.headline]
         result = f"{TITLES[self.headline]} {percent(score.top1)}"
-        if not self.gains:
+        gains = {name: found[self.headline] for name, found in self.gains.items() if self.headline in found}
+        if not gains:
             low, high = score.interval
             return f"{result} (95 % interval {percent(low)} to {percent(high)}), with no baseline to compare it with."
-        theirs = {name: self.representations[name].scores[self.headline].top1 for name in self.gains}
+        theirs = {name: self.representations[name].scores[self.headline].top1 for name in gains}
         against = " and ".join(f"{percent(top1)} for {_article(name)}" for name, top1 in theirs.items())
-        gains = {name: by_protocol[self.headline] for name, by_protocol in self.gains.items()}
         unbeaten = [name for name, gain in gains.items() if gain.interval[0] <= 0]
         if not unbeaten:
             least = min(gains.values(), key=lambda g: g.interval[0])

@@ -135,11 +135,14 @@ def per_class(report: Report, path: Path) -> Path:
         known = known[: _MOST_CLASSES // 2] + known[-_MOST_CLASSES // 2 :]
     order = [i for _, i in known]
     rows = np.arange(len(order))
-    height = 0.8 / len(report.representations)
+    scores = {
+        name: r.scores[report.headline] for name, r in report.representations.items() if report.headline in r.scores
+    }
+    height = 0.8 / len(scores)
     with _figure(path, 7, 1.2 + 0.32 * len(order)) as figure:
         axes = figure.subplots()
-        for j, (name, found) in enumerate(report.representations.items()):
-            values = [100 * (found.scores[report.headline].per_class[i] or 0.0) for i in order]
+        for j, (name, found) in enumerate(scores.items()):
+            values = [100 * (found.per_class[i] or 0.0) for i in order]
             axes.barh(rows + j * height, values, height, color=_COLORS[name], label=NAMES[name])
         axes.set_yticks(rows + 0.4 - height / 2, [unmathed(report.classes[i]) for i in order])
         axes.invert_yaxis()

@@ -25,6 +25,7 @@ from manyviews.recipe import Choice, Recipe
 WIDTH = 100  # characters, where there is no terminal to ask
 
 _SHOWN = 3  # bad images named
+_COLUMNS = 3  # protocols side by side
 
 
 def summary(facts: Mapping[str, Any], report: Report | None = None) -> RenderableType:
@@ -43,7 +44,9 @@ def summary(facts: Mapping[str, Any], report: Report | None = None) -> Renderabl
     if lines:
         parts.append(_grid([(k, str(v)) for k, v in lines.items()]))
     if report is not None:
-        parts += ["", _scores(report), "", Text(report.verdict, style="bold"), *_remarks(report)]
+        for start in range(0, len(report.protocols), _COLUMNS):
+            parts += ["", _scores(report, report.protocols[start : start + _COLUMNS])]
+        parts += ["", Text(report.verdict, style="bold"), *_remarks(report)]
     for title in ("files", "next"):
         if facts.get(title):
             parts += ["", Text(title), *(Padding(Text(printable(line)), (0, 0, 0, 2)) for line in facts[title])]
@@ -151,14 +154,14 @@ def _grid(rows: Sequence[tuple[str, str]]) -> Table:
     return table
 
 
-def _scores(report: Report) -> Table:
+def _scores(report: Report, protocols: Sequence[str]) -> Table:
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
     table.add_column(Text("top-1 (95 % interval)"))
-    for protocol in report.protocols:
+    for protocol in protocols:
         table.add_column(Text(TITLES.get(protocol, protocol)), no_wrap=True)
     for name, found in report.representations.items():
         style = "bold" if name == "trained" else ""
-        cells = [_cell(found.scores[p], style) for p in report.protocols]
+        cells = [_cell(found.scores[p], style) if p in found.scores else Text("-", style="dim") for p in protocols]
         table.add_row(Text(NAMES.get(name, name), style=style), *cells)
     return table
 
@@ -172,8 +175,17 @@ def _remarks(report: Report) -> list[Text]:
     trained = report.representations["trained"]
     score = trained.scores[report.headline]
     remarks = []
-    if score.top5 is not None:
-        remarks.append(f"Top-5 accuracy of {TITLES[report.headline]}: {percent(score.top5)}.")
+    top5 = [
+        f"{TITLES.get(p, p)} {percent(found.top5)}" for p, found in trained.scores.items() if found.top5 is not None
+    ]
+    if top5:
+        remarks.append(f"Top-5 accuracy: {', '.join(top5)}.")
+    for protocol, found in trained.scores.items():
+        if "images" in found.setting:
+            remarks.append(
+                f"{TITLES.get(protocol, protocol)}: {found.setting['images']:g} images; learning rate "
+                f"{found.setting['lr']:g} and {found.setting['epochs']:g} epochs chosen on the validation images."
+            )
     accuracies = [(a, name) for a, name in zip(score.per_class, report.classes, strict=True) if a is not None]
     if len(accuracies) > 1:
         (low, hardest), (high, easiest) = min(accuracies), max(accuracies)
@@ -184,6 +196,7 @@ def _remarks(report: Report) -> list[Text]:
     remarks.append(
         f"{count['test']} test images of {printable(report.test or report.source, 60)} in {len(accuracies)} classes, "
         f"{count['train']} to learn from, {count['validation']} to choose on; at {report.test_size} pixels, "
+        f"{'' if report.features == 'pooled' else f'features {report.features}, '}"
         f"seed {report.seed}, in {duration(report.seconds)}. RankMe {trained.rankme:.1f} of {trained.dim}."
     )
     if report.bad:

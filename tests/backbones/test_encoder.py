@@ -195,6 +195,49 @@ def test_sincos_positions():
     assert torch.equal(encoder.model.pos_embed[0, 1:], sincos((8, 8), 24))
 
 
+@pytest.mark.parametrize("settings", [{}, {"reg_tokens": 4}, {"position": "sincos"}])
+def test_kinds_of_features_are_dinos(settings: dict):
+    """What hooks see after each block, through the final norm."""
+    encoder, x = vit(depth=6, **settings), images()
+    blocks: list[torch.Tensor] = []
+    for block in encoder.model.blocks:
+        block.register_forward_hook(lambda *a: blocks.append(a[2]))
+    with torch.no_grad():
+        torch.nn.init.normal_(encoder.model.norm.weight)
+        pooled = encoder(x)
+        last = [encoder.model.norm(b) for b in blocks[-4:]]
+        prefix = 1 + settings.get("reg_tokens", 0)
+        wanted = {
+            "pooled": pooled,
+            "last4": torch.cat([t[:, 0] for t in last], 1),
+            "cls_mean": torch.cat([last[-1][:, 0], last[-1][:, prefix:].mean(1)], 1),
+        }
+        assert torch.equal(encoder.features(x), pooled)
+        for kind, features in wanted.items():
+            torch.testing.assert_close(encoder.features(x, kind), features)
+            assert encoder.width(kind) == features.shape[1]
+        assert encoder.features(images(16), "last4").shape == (2, 96)
+    with pytest.raises(UserError, match="do not tile an image of 18 x 18"):
+        encoder.features(images(18), "cls_mean")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "kind", "message"),
+    [
+        (lambda: Encoder("resnet18", stem="small"), "last4", "resnet18 cannot give features 'last4': choose a plain"),
+        (lambda: Encoder("resnet18", stem="small"), "last", "no kind of features 'last'. Did you mean 'last4'"),
+        (lambda: vit(depth=3), "last4", "has 3 blocks: take 'cls_mean'"),
+        (lambda: vit(class_token=False, global_pool="avg"), "cls_mean", "has no class token: take 'pooled'"),
+    ],
+)
+def test_features_that_a_backbone_does_not_have_are_refused(encoder, kind: str, message: str):
+    made = encoder()
+    for ask in (lambda: made.features(images(), kind), lambda: made.width(kind)):
+        with pytest.raises(UserError, match=message):
+            ask()
+    assert made.features(images()).shape == (2, made.width("pooled"))
+
+
 @pytest.mark.parametrize("ask", ["tokens", "patch_size", "grid", "num_prefix_tokens", "freeze_patch_embed"])
 def test_convolutional_networks_say_what_they_cannot(ask: str):
     encoder = Encoder("resnet18", channels=(8, 8, 8, 8), stem="small")

@@ -18,6 +18,12 @@ def encoder():
 
 
 @pytest.fixture
+def learner():
+    """An untrained ResNet that can learn: on CPUs, PyTorch 2.15 writes beyond the gradients of narrower ones."""
+    return Encoder("resnet18", stem="small", layers=(1, 1, 1, 1), channels=(8, 8, 8, 8)).eval()
+
+
+@pytest.fixture
 def pictures():
     """Makes labeled noise of 12 pixels, whose mean color nearly tells the class."""
 
@@ -31,3 +37,10 @@ def pictures():
         )
 
     return make
+
+
+QUICK = {
+    "linear_augmented.epochs": 2,
+    **{f"{p}.{k}": v for p in ("semi_1", "semi_10", "finetune") for k, v in (("lrs", (0.02, 0.1)), ("epochs", 1))},
+}
+"""Settings with which protocols that train on images take a moment."""

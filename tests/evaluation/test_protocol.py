@@ -4,17 +4,24 @@ import json
 import numpy as np
 import pytest
 import torch
+from sklearn.neighbors import KNeighborsClassifier
 
 from manyviews.backbones import Encoder
 from manyviews.data import open_source
 from manyviews.data.split import split
 from manyviews.errors import UserError
-from manyviews.evaluation import PROTOCOLS, Pixels, Report, evaluate, extract, knn
+from manyviews.evaluation import PROTOCOLS, Pixels, Report, Task, evaluate, extract, knn, linear_probe, protocol
 from manyviews.evaluation.linear import Standard
-from manyviews.evaluation.protocol import untrained
+from manyviews.evaluation.protocol import ON_FEATURES, ON_IMAGES, TUNING, untrained
 from manyviews.evaluation.report import Gain
 
+from .conftest import QUICK
+
 LOOK = {"test_size": 12, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+
+
+PARTS = {"train": 0.64, "validation": 0.16, "test": 0.2}
+QUICK_SEMI = {k: v for k, v in QUICK.items() if k.startswith("semi_10")}
 
 
 def judge(encoder, *data, **options):
@@ -25,22 +32,26 @@ def relabeled(source, labels):
     return dataclasses.replace(source, annotate=lambda: (np.asarray(labels), source.classes))
 
 
-def test_a_report_holds_every_representation_under_every_protocol(encoder, pictures):
-    report = judge(encoder, pictures(240, classes=6), protocols=tuple(PROTOCOLS))
+def test_a_report_holds_every_representation_under_every_protocol(learner, pictures):
+    """But raw pixels where an encoder is tuned: they have nothing to learn with."""
+    report = judge(learner, pictures(240, classes=6), protocols=tuple(PROTOCOLS), settings=QUICK)
     assert set(report.representations) == {"trained", "untrained", "pixels"}
     assert sum(report.images.values()) == 240
-    for found in report.representations.values():
-        assert set(found.scores) == set(PROTOCOLS)
+    for name, found in report.representations.items():
+        assert list(found.scores) == [p for p in PROTOCOLS if name != "pixels" or p not in TUNING]
         for score in found.scores.values():
             low, high = score.interval
             assert low <= score.top1 <= high
             assert score.top1 <= score.top5 <= 1
             assert len(score.per_class) == 6
-    assert set(report.gains) == {"untrained", "pixels"}
-    assert report.representations["trained"].dim == encoder.embed_dim
+    assert {name: set(gains) for name, gains in report.gains.items()} == {
+        "untrained": set(PROTOCOLS),
+        "pixels": set(PROTOCOLS) - TUNING,
+    }
+    assert report.representations["trained"].dim == learner.embed_dim
     assert report.representations["pixels"].scores["linear"].top1 > 0.9  # the mean color tells the class
     assert report.bad == ()
-    assert judge(encoder, pictures(60), baselines=False).gains == {}
+    assert judge(learner, pictures(60), baselines=False).gains == {}
 
 
 def test_the_numbers_are_those_of_the_parts(encoder, pictures):
@@ -73,7 +84,9 @@ def test_data_without_a_test_set_is_split_by_a_stable_hash(encoder, pictures):
 
 
 @pytest.mark.parametrize("with_test", [True, False])
-def test_test_labels_choose_nothing(encoder, pictures, with_test):
+def test_test_labels_choose_nothing(learner, pictures, with_test, monkeypatch):
+    answers, score = [], protocol._score
+    monkeypatch.setattr(protocol, "_score", lambda answer, *rest: answers.append(answer) or score(answer, *rest))
     source = pictures(160, noise=200)
     rng = np.random.default_rng(0)
     if with_test:
@@ -85,12 +98,177 @@ def test_test_labels_choose_nothing(encoder, pictures, with_test):
         labels[asked] = rng.permutation(labels[asked])
         data = [(source,), (relabeled(source, labels),)]
     honest, permuted = (
-        judge(encoder, *d, protocols=tuple(PROTOCOLS), baselines=False).representations["trained"].scores for d in data
+        judge(learner, *d, protocols=tuple(PROTOCOLS), settings=QUICK, baselines=False)
+        .representations["trained"]
+        .scores
+        for d in data
     )
-    for protocol, score in honest.items():
-        assert score.setting == permuted[protocol].setting
-        assert score.validation == permuted[protocol].validation
-        assert score.per_class != permuted[protocol].per_class
+    for name, found in honest.items():
+        assert found.setting == permuted[name].setting
+        assert found.validation == permuted[name].validation
+    assert honest["knn"].per_class != permuted["knn"].per_class
+    for ours, theirs in zip(answers[: len(PROTOCOLS)], answers[len(PROTOCOLS) :], strict=True):
+        assert torch.equal(ours.ranked, theirs.ranked)
+
+
+def test_protocols_see_images_and_no_labels_of_them(learner, pictures, monkeypatch):
+    source, test, seen = pictures(160), pictures(60, seed=5), []
+    monkeypatch.setitem(
+        ON_IMAGES, "finetune", lambda task, seed: seen.append(task) or ON_FEATURES["knn"](task.frozen, 0)
+    )
+    for data in ((source, test), (source,)):
+        parts = judge(learner, *data, protocols=("finetune",), baselines=False).images
+        task = seen.pop()
+        assert task.known.labels is None and task.asked.labels is None
+        y = torch.cat([task.frozen.train_y, task.frozen.val_y]).tolist()
+        assert (len(task.known), len(task.asked)) == (parts["train"] + parts["validation"], parts["test"])
+        where = dict(zip(source.ids, source.labels.tolist(), strict=True))
+        assert [where[name] for name in task.known.ids] == y
+        assert set(task.asked.ids) <= set(data[-1].ids) and not set(task.asked.ids) & set(task.known.ids)
+        # The same images in the same rows: their features are those that the task holds.
+        for images, x in (
+            (task.known, torch.cat([task.frozen.train_x, task.frozen.val_x])),
+            (task.asked, task.frozen.test_x),
+        ):
+            torch.testing.assert_close(extract(learner, images, **LOOK).x, x)
+
+
+def test_tuning_alone_is_judged_without_raw_pixels(learner, pictures):
+    report = judge(learner, pictures(120), protocols=("semi_10",), settings=QUICK_SEMI)
+    assert set(report.representations) == {"trained", "untrained"} and set(report.gains) == {"untrained"}
+    assert "fine-tuning on 10 % " in report.verdict and "pixels" not in report.verdict
+    images = report.representations["trained"].scores["semi_10"].setting["images"]
+    assert images == 3 * round(report.images["train"] / 30)
+    assert Report.from_json(report.to_json()) == report
+
+
+def test_raw_pixels_are_standardized_by_the_protocol_that_makes_crops_of_them(learner, pictures, monkeypatch):
+    seen = {}
+
+    def look(task, seed):
+        seen[type(task.encoder)] = task.frozen.train_x
+        return ON_FEATURES["knn"](task.frozen, 0)
+
+    monkeypatch.setitem(ON_IMAGES, "linear_augmented", look)
+    source = pictures(60)
+    judge(learner, source, protocols=("linear_augmented",))
+    raw = extract(Pixels(), source, **LOOK).x
+    rows = torch.from_numpy(
+        split(source.ids, {"train": 0.64, "validation": 0.16, "test": 0.2}, salt="evaluation")["train"]
+    )
+    assert torch.equal(seen[Pixels], raw[rows])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"finetune.lr": 0.1}, "no setting of finetune 'lr'. Did you mean 'lrs'"),
+        ({"semi_1.lrs": 0.1}, "semi_1.lrs is of no protocol that was asked for: knn, finetune"),
+        ({"lrs": 0.1}, "lrs is of no protocol"),
+        ({"knn.k": 10}, "'knn' has no settings; these have: linear_augmented"),
+        ({"finetune.epochs": 1.5}, "finetune.epochs must be tuple"),
+        ({"finetune.epochs": "many"}, "finetune.epochs must be tuple"),
+        ({"finetune.lrs": ()}, "finetune.lrs must be positive"),
+        ({"finetune.lrs": "0.1,-1"}, "finetune.lrs must be positive"),
+        ({"finetune.batch": 0}, "finetune.batch must be positive"),
+    ],
+)
+def test_bad_settings_are_named(learner, pictures, settings, message):
+    with pytest.raises(UserError, match=message):
+        judge(learner, pictures(40), protocols=("knn", "finetune"), settings=settings)
+
+
+@pytest.mark.parametrize("value", ["0.05, 0.1", [0.05, 0.1], (0.05, 0.1)])
+def test_settings_are_values_or_texts(value):
+    assert protocol._given(("finetune",), {"finetune.lrs": value})["finetune"] == {"lrs": (0.05, 0.1)}
+    assert protocol._given(("finetune",), {"finetune.epochs": "3"})["finetune"] == {"epochs": (3,)}
+    assert protocol._given(("linear_augmented",), {"linear_augmented.lr": 1})["linear_augmented"] == {"lr": 1}
+
+
+# -- majority --------------------------------------------------------------------------------------------------------
+
+
+def noisy(n=300, v=60, m=80, classes=4):
+    x = torch.randn(n + v + m, 12)
+    y = (x[:, :classes] + torch.randn(n + v + m, classes)).argmax(1)
+    return Task(x[:n], y[:n], x[n : n + v], y[n : n + v], x[n + v :], classes), y[n + v :]
+
+
+def test_the_majority_is_scikit_learns_with_k_from_validation_images():
+    """A tie of votes goes to the class of the lowest index, here and there."""
+    chosen = set()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        task, _ = noisy()
+        answer = ON_FEATURES["knn_majority"](task, 0)
+
+        def theirs(k, x, y, asked):
+            model = KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(x.double(), y)
+            return torch.from_numpy(model.predict(asked.double()))
+
+        held = {k: (theirs(k, task.train_x, task.train_y, task.val_x) == task.val_y).double().mean() for k in (10, 20)}
+        assert [s["k"] for s, _ in answer.validation] == [10, 20]
+        assert [a for _, a in answer.validation] == pytest.approx([float(held[k]) for k in (10, 20)])
+        best = 20 if held[20] > held[10] else 10
+        assert answer.setting == {"k": best}
+        chosen.add(best)
+        x, y = torch.cat([task.train_x, task.val_x]), torch.cat([task.train_y, task.val_y])
+        for k in (10, 20):
+            assert torch.equal(answer.others[f"k={k}"], theirs(k, x, y, task.test_x))
+        assert torch.equal(answer.ranked[:, 0], answer.others[f"k={best}"])
+    assert chosen == {10, 20}  # the rule was seen both ways
+
+
+def test_a_majority_of_few_images():
+    task, _ = noisy(n=6, v=6)
+    answer = ON_FEATURES["knn_majority"](task, 0)
+    assert answer.setting == {"k": 6} and list(answer.others) == ["k=6"]
+
+
+# -- kinds of features -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def vit():
+    torch.manual_seed(7)  # other weights than an untrained encoder's
+    return Encoder("vit_tiny_patch16_224", img_size=12, patch_size=4, embed_dim=12, depth=4, num_heads=2).eval()
+
+
+def test_features_of_a_kind_reach_every_protocol_and_baseline(vit, pictures):
+    source, protocols = pictures(90), ("knn", "linear", "linear_augmented", "semi_10")
+    settings = {k: v for k, v in QUICK.items() if k.startswith(protocols[2:])}
+    report = judge(vit, source, protocols=protocols, features="last4", settings=settings)
+    assert report.features == "last4" and Report.from_json(report.to_json()) == report
+    dims = {name: found.dim for name, found in report.representations.items()}
+    assert dims == {"trained": 48, "untrained": 48, "pixels": 432}
+
+    class Last4(torch.nn.Module):
+        def forward(self, x):
+            return vit.features(x, "last4")
+
+    x, parts = extract(Last4(), source, **LOOK), split(source.ids, PARTS, salt="evaluation")
+    (a, ya), (b, yb), (c, yc) = ((x.x[parts[k]], x.labels[parts[k]]) for k in PARTS)
+    logits = linear_probe(a, ya, b, yb, c, classes=3).logits
+    assert report.representations["trained"].scores["linear"].top1 == (logits.argmax(1) == yc).double().mean().item()
+
+
+def test_the_cache_tells_kinds_of_features_apart(vit, pictures, tmp_path):
+    first = judge(vit, pictures(60), features="last4", cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    again = judge(vit, pictures(60), features="last4", cache=tmp_path)
+    assert dataclasses.replace(first, seconds=0) == dataclasses.replace(again, seconds=0)
+    for count, kind, dim in ((5, "cls_mean", 24), (7, "pooled", 12)):
+        found = judge(vit, pictures(60), features=kind, cache=tmp_path).representations
+        assert (found["trained"].dim, found["untrained"].dim) == (dim, dim)
+        assert len(list(tmp_path.iterdir())) == count  # raw pixels are the same
+
+
+def test_features_that_an_encoder_does_not_have_are_refused_before_anything_is_read(encoder, pictures):
+    source = dataclasses.replace(pictures(40), read=None)
+    with pytest.raises(UserError, match="resnet18 cannot give features 'last4'"):
+        judge(encoder, source, features="last4")
+    with pytest.raises(UserError, match="Did you mean 'last4'"):
+        judge(encoder, source, features="last")
 
 
 def test_labels_of_the_test_set_are_aligned_by_name(encoder, pictures):
@@ -208,9 +386,26 @@ def test_a_diverged_encoder_is_named(pictures):
         judge(encoder, pictures(40))
 
 
-def test_every_protocol_says_what_it_does():
-    for protocol in PROTOCOLS.values():
-        assert len(protocol.__doc__.splitlines()) == 1
+def test_every_protocol_says_what_it_does_in_a_line():
+    for described in PROTOCOLS.values():
+        line = described.__doc__.splitlines()[0]
+        assert line.endswith(".") and len(line) < 120
+
+
+def test_progress_of_long_protocols_grows_to_the_total(learner, pictures):
+    calls = []
+    settings = {"linear_augmented.epochs": 2, "semi_10.epochs": (1, 2), "semi_10.lrs": 0.1}
+    judge(
+        learner,
+        pictures(60),
+        protocols=("semi_10", "knn", "linear_augmented"),
+        settings=settings,
+        progress=lambda *call: calls.append(call),
+    )
+    done, total = [c[0] for c in calls], {c[1] for c in calls}
+    assert done == sorted(done) and total == {done[-1]}
+    notes = [c[2] for c in calls if len(c) > 2]
+    assert "semi_10: trained, lr 0.1, epoch 2 of 2" in notes and "linear_augmented: pixels, epoch 2 of 2" in notes
 
 
 def with_gains(report, *, pixels, untrained, spread=0.8, rankme=20.0):

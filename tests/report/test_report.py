@@ -144,6 +144,44 @@ def test_labels_reach_the_figure_escaped(report, source, tmp_path, monkeypatch):
     assert texts.count(r"[red]\$x") > 1
 
 
+def tuned(report):
+    """The report with protocols that raw pixels are no part of, and these first."""
+    score = dataclasses.replace(
+        report.representations["trained"].scores["linear"],
+        top5=0.987,
+        setting={"lr": 0.02, "epochs": 30.0, "images": 12},
+    )
+    more = {p: score for p in ("semi_1", "semi_10", "finetune")}
+    found = {
+        name: dataclasses.replace(r, scores=(more if name != "pixels" else {}) | {"linear": r.scores["linear"]})
+        for name, r in report.representations.items()
+    }
+    gains = {
+        name: {p: g["linear"] for p in (*(more if name != "pixels" else ()), "linear")}
+        for name, g in report.gains.items()
+    }
+    return dataclasses.replace(report, representations=found, gains=gains, features="last4")
+
+
+def test_a_representation_may_lack_a_score(report, source, tmp_path):
+    found = tuned(report)
+    assert found.headline == "semi_1" and "raw pixels" not in found.verdict and "untrained" in found.verdict
+    text = summary.plain({}, found)
+    assert len(text.splitlines()) <= 40
+    assert max(map(len, text.splitlines())) <= summary.WIDTH
+    titles, *rows = [line for line in text.splitlines() if "top-1" in line or line.startswith("raw pixels")]
+    assert titles.split("  ")[0] == "top-1 (95 % interval)" and "fine-tuning on 1 %" in titles
+    assert rows[0].split() == ["raw", "pixels", "-", "-", "-"]
+    assert "linear probe" in rows[1]  # a second table, for four columns are too wide
+    words = " ".join(text.split())
+    assert "fine-tuning on 1 %: 12 images; learning rate 0.02 and 30 epochs chosen on the validation images." in words
+    assert "Top-5 accuracy: fine-tuning on 1 % 98.7 %, fine-tuning on 10 % 98.7 %" in words
+    assert "features last4" in words
+    files = plots.evaluation(found, tmp_path, source)
+    assert [f.name for f in files] == ["classes.png", "spectrum.png", "nearest.png"]
+    assert all(map(is_picture, files))
+
+
 def test_views_are_shown_in_true_colors(tmp_path, monkeypatch):
     from matplotlib.axes import Axes
 
