@@ -93,7 +93,7 @@ SCALES = {
             name="claims",
             method=Choice("byol"),
             backbone=Choice(common.CPU_RESNET.name, {**common.CPU_RESNET.settings, "channels": (16, 32, 64, 128)}),
-            epochs=8,
+            epochs=6,
             data=Data(canvas=32, batch_size=128, mean=common.CIFAR_MEAN, std=common.CIFAR_STD, holdout=0.0),
             optimizer=Optimizer(
                 "muon", 4e-3, "sqrt", WarmupCosine(warmup=1), weight_decay=0.01, momentum=0.95, betas=(0.9, 0.95)

@@ -83,8 +83,8 @@ def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, facts:
     save_tensors(path, tensors, facts)
 
 
-def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore what `save` wrote, in place, and return its facts.
+def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+    """Restore what `save` wrote, in place, and return its facts; without an optimizer, the method alone.
 
     Raises:
         UserError: the file does not fit this method and encoder.
@@ -94,6 +94,8 @@ def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> dic
         method.load_state_dict({k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")})
     except RuntimeError as e:
         raise UserError(f"The checkpoint {path} does not fit the recipe beside it: {e}") from e
+    if optimizer is None:
+        return facts
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():

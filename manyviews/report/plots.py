@@ -229,6 +229,63 @@ def views(pictures: Sequence[tuple[str, Tensor]], path: Path, mean: Sequence[flo
     return path
 
 
+def sweep(found: Mapping[str, Any], path: Path) -> Path:
+    """A panel for each setting that was varied: the metric by its values, with the seeds' spread and the baseline.
+
+    As figures 5 and 6 of "Rescuing easy samples"; a cross is a value of which a run collapsed.
+
+    Args:
+        found: `manyviews.sensitivity.Sweep.to_dict()`.
+        path: of the PNG file.
+    """
+    settings = list(dict.fromkeys(p["setting"] for p in found["points"]))
+    scale = 1 if found["metric"] == "rankme" else 100
+    title = {"knn": "held-out k-NN, %", "linear": "held-out linear probe, %", "rankme": "RankMe"}[found["metric"]]
+
+    def summary(point: Mapping[str, Any]) -> tuple[float, float]:
+        scores = scale * np.array(point["scores"])
+        return float(scores.mean()), float(scores.std(ddof=1)) if len(scores) > 1 else 0.0
+
+    with _figure(path, 1 + 4 * len(settings), 3.6) as figure:
+        panels = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
+        for axes, setting in zip(panels, settings, strict=True):
+            points = [p for p in found["points"] if p["setting"] == setting]
+            numbers = [_number(p["value"]) for p in points]
+            x = [n for n in numbers if n is not None]
+            if len(x) < len(points):  # words, or None: in their order
+                x = list(range(len(points)))
+                axes.set_xticks(x, [unmathed(p["value"], 14) for p in points])
+            else:
+                if min(x) > 0 and max(x) > 8 * min(x):
+                    axes.set_xscale("log")
+                    axes.minorticks_off()
+                axes.set_xticks(x, [f"{v:g}" for v in x])
+            y, error = zip(*map(summary, points), strict=True)
+            order = np.argsort(x)
+            axes.errorbar(np.array(x)[order], np.array(y)[order], np.array(error)[order], color=_COLORS["trained"],
+                          marker="o", markersize=4, capsize=3)  # fmt: skip
+            for place, value, point in zip(x, y, points, strict=True):
+                if point["collapsed"]:
+                    axes.plot([place], [value], "x", color=_WRONG, markersize=10, label="collapsed")
+            if found["baseline"]:
+                mean, spread = summary(found["baseline"])
+                axes.axhline(mean, color=_WRONG, linestyle="--", linewidth=1, label="baseline")
+                axes.axhspan(mean - spread, mean + spread, color=_WRONG, alpha=0.08)
+            axes.set_xlabel(unmathed(setting))
+            handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+            if handles:
+                axes.legend(handles.values(), handles.keys())
+        panels[0].set_ylabel(title)
+    return path
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     """An empty figure, in inches, that is written to `path` in the end."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -55,8 +56,12 @@ def summary(facts: Mapping[str, Any], report: Report | None = None) -> Renderabl
 
 def plain(facts: Mapping[str, Any], report: Report | None = None, width: int = WIDTH) -> str:
     """`summary` as text without colors, for files and pipes."""
+    return _plain(summary(facts, report), width)
+
+
+def _plain(content: RenderableType, width: int = WIDTH) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
-    console.print(summary(facts, report))
+    console.print(content)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 
@@ -71,12 +76,35 @@ def show_run(run: Any) -> None:
     _print(facts_of(run), latest(run.folder))
 
 
+def show_sweep(found: Mapping[str, Any]) -> None:
+    """Print a sweep (`manyviews.sensitivity.Sweep.to_dict()`) to standard output: a line for each value, the best bold."""
+    scale, unit = (1.0, "") if found["metric"] == "rankme" else (100.0, " %")
+    points = [*([found["baseline"]] if found["baseline"] else []), *found["points"]]
+    best = max(points, key=lambda p: sum(p["scores"]) / len(p["scores"]))
+    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
+    for column in ("setting", "value", f"held-out {found['metric']}", "seeds", ""):
+        table.add_column(Text(column))
+    for point in points:
+        scores = np.array(point["scores"]) * scale
+        spread = f" ± {scores.std(ddof=1):.1f}" if len(scores) > 1 else ""
+        collapsed = f"{point['collapsed']} collapsed" if point["collapsed"] else ""
+        cells = (point["setting"] or "baseline", point["value"], f"{scores.mean():.1f}{unit}{spread}")
+        style = "bold" if point is best else ""
+        table.add_row(*(Text(printable(c), style=style) for c in (*cells, str(len(scores)), collapsed)))
+    files = [f"{found['folder']}/sweep.png", f"{found['folder']}/sweep.json"]
+    _show(Group(table, "", Text("files"), *(Padding(Text(printable(f)), (0, 0, 0, 2)) for f in files)))
+
+
 def _print(facts: Mapping[str, Any], report: Report | None) -> None:
+    _show(summary(facts, report))
+
+
+def _show(content: RenderableType) -> None:
     console = Console()
     if console.is_terminal:
-        console.print(summary(facts, report))
+        console.print(content)
     else:
-        print(plain(facts, report), end="")
+        print(_plain(content), end="")
 
 
 def latest(folder: Path) -> Report | None:

@@ -8,13 +8,32 @@ import torch
 from manyviews import distributed, methods
 from manyviews.engine import loop
 from manyviews.engine.step import backpropagate
+from manyviews.recipe import Recipe, override
 from manyviews.recipes import get
 from manyviews.types import At
-from manyviews.views import Views
+from manyviews.views import CutMix, Cutout, Global, Local, Rotation, Shuffle, Views
 from tests.methods.conftest import canvases
 from tests.ranks import on_ranks
 
 AT = At(3, 20, 5)
+
+ALL_TASKS = (
+    Global(2, 32, (0.25, 1.0)),
+    Local(2, 16),
+    Cutout(1, 32),
+    Rotation(1, 32),
+    Shuffle(1, 32),
+    CutMix(1, 32),
+)
+
+
+def cases() -> dict[str, Recipe]:
+    """Every method, and every kind of task with a predictor that is told of it."""
+    found = {name: get(f"{name}_tiny") for name in methods.names()}
+    for name in ("byol", "moco_v3", "simsiam"):
+        told = override(override(get(f"{name}_tiny"), "method.tasks", ALL_TASKS), "method.predictor", "conditioned")
+        found[f"{name} with all tasks"] = told
+    return found
 
 
 def steps() -> dict[str, dict[str, torch.Tensor]]:
@@ -22,9 +41,9 @@ def steps() -> dict[str, dict[str, torch.Tensor]]:
     found = {}
     batch = canvases(8)
     mine = batch.chunk(distributed.world_size())[distributed.rank()]
-    for name in methods.names():
+    for name, recipe in cases().items():
         # Double precision: a difference is then an error and not a rounding.
-        method = distributed.sync_batchnorm(loop.build(get(f"{name}_tiny")).train().double(), torch.device("cpu"))
+        method = distributed.sync_batchnorm(loop.build(recipe).train().double(), torch.device("cpu"))
         found[name] = {}
         for k in range(2):
             method.zero_grad()
@@ -53,13 +72,16 @@ class Exact(Views):
     def _make(self, kind, i):
         return super()._make(kind, i).double()
 
+    def relation(self, *view):
+        return super().relation(*view).double()
+
 
 @pytest.fixture(scope="module")
 def both() -> tuple[dict, list[dict]]:
     return steps(), on_ranks(steps)
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", cases())
 def test_two_ranks_give_the_gradient_and_the_state_of_one(name: str, both):
     one, (first, second) = both
     for word, value in one[name].items():
