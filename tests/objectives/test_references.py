@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from manyviews import objectives
+from manyviews.objectives import contrastive
 
 
 def cos(a: Tensor, b: Tensor) -> float:
@@ -59,6 +60,40 @@ def test_cross_info_nce():
     for i in range(5):
         total -= math.log(softmax([cos(q[i], k[j]) / 0.2 for j in range(5)])[i])
     assert objectives.cross_info_nce(q, k, 0.2).item() == pytest.approx(2 * 0.2 * total / 5, abs=1e-10)
+
+
+@pytest.mark.parametrize(("block", "keys"), [(1, 1), (12, 4), (100, 7), (10**6, 1024)])
+@pytest.mark.parametrize("leave_out", [False, True])
+def test_blocks_of_any_size_add_up_to_the_whole(block: int, keys: int, leave_out: bool, monkeypatch):
+    """Value and both gradients against the plain formula, with blocks that do and do not divide the sizes."""
+    monkeypatch.setattr(contrastive, "_BLOCK", block)
+    monkeypatch.setattr(contrastive, "_KEYS", keys)
+    q, k = randn(13, 5).requires_grad_(), randn(17, 5).requires_grad_()
+    itself = torch.randint(0, 17, (13,)) if leave_out else None
+    found = contrastive.similarities_logsumexp(q, k, 0.3, itself)
+    plain = q @ k.T / 0.3
+    if itself is not None:
+        plain = plain.masked_fill(torch.arange(17) == itself[:, None], -math.inf)
+    torch.testing.assert_close(found, plain.logsumexp(1))
+    weights = randn(13)
+    ours = torch.autograd.grad((found * weights).sum(), (q, k))
+    theirs = torch.autograd.grad((plain.logsumexp(1) * weights).sum(), (q, k))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_no_matrix_of_all_similarities_is_held():
+    """NT-Xent of 2 x 3,000 rows: autograd keeps less than a tenth of the 6,000 x 6,000 similarities."""
+    kept = 0
+
+    def keep(x: Tensor) -> Tensor:
+        nonlocal kept
+        kept += x.numel()
+        return x
+
+    za, zb = torch.randn(3000, 8, requires_grad=True), torch.randn(3000, 8)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        objectives.nt_xent(za, zb, 0.1).backward()
+    assert kept < 6000**2 / 10
 
 
 def test_distillation():
