@@ -52,6 +52,57 @@ def pretrain(
     _finished(run, json)
 
 
+def sweep(
+    data: Images,
+    /,
+    recipe: Annotated[str, arg(metavar="NAME")],
+    vary: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PATH=VALUE,VALUE,...")],
+    out: Annotated[Path, arg(metavar="FOLDER")],
+    seeds: int = 3,
+    epochs: Annotated[float | None, arg(metavar="N")] = None,
+    set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PATH=VALUE")] = (),
+    baseline: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PATH=VALUE")] = (),
+    metric: Literal["knn", "linear", "rankme"] | None = None,
+    json: Json = None,
+) -> None:
+    """Train with several values of a setting, and plot how sensitive the result is to it.
+
+    For example:
+      manyviews sweep photos/ --recipe simclr_photos --vary method.temperature=0.05,0.1,0.2 --out sweeps/temperature
+      manyviews sweep photos/ --recipe simclr_photos --set "rescue=Rescue(0.75)" --baseline rescue=none \\
+        --vary rescue.scale=0.25,0.5,0.75,1 --vary rescue.k=2,4,8,16 --out sweeps/rescue
+
+    Args:
+        data: A folder of images, a Parquet file, or "demo".
+        recipe: Which recipe: see `manyviews list recipes`.
+        vary: A setting and its values, one setting at a time; may be repeated.
+        out: The sweep's folder. The same command again continues a sweep that was interrupted.
+        seeds: Runs of each value.
+        epochs: Passes over the images, instead of the recipe's.
+        set: Change a setting of all runs; may be repeated.
+        baseline: A setting of the runs to compare with; may be repeated.
+        metric: Of held-out training images; k-NN if there are labels, else the effective rank.
+    """
+    import manyviews as mv
+    from manyviews.recipe import parse
+    from manyviews.report import summary
+
+    found = mv.sweep(
+        data,
+        recipe,
+        {k: parse(f"({v},)") for k, v in _settings(vary).items()},
+        out,
+        seeds=seeds,
+        epochs=epochs,
+        settings=_settings(set),
+        baseline=_settings(baseline) or None,
+        metric=metric,
+    )
+    summary.show_sweep(found.to_dict())
+    if json:
+        _write(json, found.to_dict())
+
+
 def resume(run: Folder, /, json: Json = None) -> None:
     """Continue an interrupted run, exactly where it stopped.
 
@@ -119,6 +170,27 @@ def evaluate(
     summary.show(report)
     if json:
         _write(json, report.to_json())
+
+
+def subspaces(run: Folder, data: Images, /, out: Out, labels: Path | None = None, json: Json = None) -> None:
+    """Show what a MAST run learned of its augmentations: masks, correlations, invariances, uncertainties.
+
+    For example:
+      manyviews subspaces runs/mast labeled/ --out subspaces/
+
+    Args:
+        run: The folder of a run of mast.
+        data: Images; with labels, also what each subspace is good for.
+        out: A new folder, for plots and subspaces.json.
+        labels: A CSV file with the columns path and label.
+    """
+    import manyviews as mv
+
+    found = mv.subspaces(run, data, out, labels)
+    print(f"Wrote {len(list(out.glob('*.png')))} plots and subspaces.json to {out}.")
+    print(f"The most diverse augmentations first: {printable(', '.join(found['order']))}.")
+    if json:
+        _write(json, found)
 
 
 def embed(weights: Weights, data: Images, /, out: Out, backbone: str | None = None, json: Json = None) -> None:
@@ -247,8 +319,10 @@ def demo(out: Annotated[Path | None, arg(metavar="RUN")] = None, json: Json = No
 
 VERBS: dict[str, Callable[..., None]] = {
     "pretrain": pretrain,
+    "sweep": sweep,
     "resume": resume,
     "evaluate": evaluate,
+    "subspaces": subspaces,
     "embed": embed,
     "export": export,
     "show": show,

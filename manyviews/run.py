@@ -67,6 +67,13 @@ class Run:
         """The pretrained encoder. Raises UserError while the run is unfinished."""
         return load(self.folder).encoder
 
+    @property
+    def method(self) -> Method:
+        """The method with all its heads, as of the latest checkpoint. Raises UserError when there is none."""
+        method = loop.build(self.recipe)
+        checkpoint.load(self.folder / files.CHECKPOINT, method)
+        return method.eval()
+
     def resume(self) -> Run:
         """Continue after an interruption."""
         return resume(self.folder)
@@ -164,7 +171,8 @@ def _draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) ->
 
     canvases, _ = load_canvases(source.subset(np.arange(min(8, len(source)))), recipe.data.canvas)
     if len(canvases):
-        views = Views(canvases, method.looks, recipe.seed, 0, recipe.data.mean, recipe.data.std)
+        data = recipe.data
+        views = Views(canvases, method.looks, recipe.seed, 0, data.mean, data.std, progress=1.0)  # at their strongest
         pictures = [(f"{kind.name} {i}", x) for kind, i, x in views.each()]
         (folder / files.PLOTS).mkdir()
         plots.views(pictures, folder / files.PLOTS / "views.png", recipe.data.mean, recipe.data.std)
@@ -243,6 +251,47 @@ def evaluate(
         except OSError as e:  # the judgment took minutes, and is returned all the same
             loop.say(f"The evaluation could not be written to {folder} ({e.strerror}).")
     return report
+
+
+def subspaces(run: str | Path | Run, data: Any, out: str | Path, labels: str | Path | None = None) -> dict[str, Any]:
+    """What a MAST run learned of its augmentations: numbers, as `subspaces.json`, and plots, in a new folder.
+
+    Args:
+        run: a run of the method "mast", or its folder.
+        data: images; labels, if they have them, show what each subspace is good for.
+        out: a new folder.
+        labels: a CSV file of `path,label` for a folder whose first-level folders are not the labels.
+
+    Returns:
+        The numbers: see `manyviews.evaluation.subspaces.analyze`.
+
+    Raises:
+        UserError: another method's run, or `out` exists.
+    """
+    from manyviews.evaluation import subspaces as numbers
+    from manyviews.methods.mast import MAST
+    from manyviews.report import subspaces as pictures
+
+    run = run if isinstance(run, Run) else Run(Path(run))
+    if run.recipe.method.name != "mast":
+        raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only mast learns subspaces.")
+    out = _new_file(out)
+    source = open_source(data, labels)
+    method = getattr(run.method, "method", run.method)  # without what is around it
+    with progress("subspaces"):
+        found = numbers.analyze(
+            cast(MAST, method),
+            source,
+            test_size=run.recipe.test_size,
+            mean=run.recipe.data.mean,
+            std=run.recipe.data.std,
+            device=_device(),
+            seed=run.recipe.seed,
+        )
+    out.mkdir()
+    checkpoint.write_text(out / "subspaces.json", json.dumps(found))
+    pictures.draw(found, out)
+    return found
 
 
 def embed(weights: str | Path | Pretrained, data: Any, out: str | Path, labels: str | Path | None = None) -> Path:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import importlib
 import inspect
 import itertools
+import pkgutil
 import re
+import runpy
 import shlex
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +20,18 @@ from typing import Any
 import pytest
 
 import manyviews as mv
-from manyviews import cli, evaluation, methods, recipes, schedules, views
-from manyviews.recipe import Choice, override, settings
+from manyviews import cli, evaluation, methods, recipes, regularizers, schedules, views
+from manyviews.recipe import Choice, Recipe, override, settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
 DOCS = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *PAGES) if p.exists()]
 INDEX = ROOT / "docs" / "methods" / "README.md"
+REGULARIZERS = sorted(m.name for m in pkgutil.iter_modules(regularizers.__path__))
 
 documents = pytest.mark.parametrize("doc", DOCS, ids=lambda p: str(p.relative_to(ROOT)))
 every_method = pytest.mark.parametrize("name", methods.names())
+every_regularizer = pytest.mark.parametrize("name", REGULARIZERS)
 
 
 def text_of(path: Path) -> str:
@@ -66,37 +72,79 @@ def value_of(cell: str) -> Any:
 
 
 @every_method
-def test_every_method_has_a_page_and_a_row_in_the_index(name: str) -> None:
+def test_every_method_has_a_page_and_its_rows_in_the_index(name: str) -> None:
     assert INDEX.with_name(f"{name}.md") in PAGES
-    (row,) = [r for r in rows_with(text_of(INDEX), "method") if r["method"] == f"[{name}]({name}.md)"]
-    known = {r for r in recipes.names() if recipes.get(r).method.name == name}
-    assert set(re.findall(r"`(\w+)`", row["recipes"])) == known
+    (_,) = [r for r in rows_with(text_of(INDEX), "method") if r["method"] == f"[{name}]({name}.md)"]
+    (row,) = [r for r in rows_with(text_of(INDEX), "recipes of") if r["recipes of"] == name]
+    assert sorted(re.findall(r"`(\w+)`", row["names"])) == recipes_of(name)
 
 
-def test_every_page_is_of_a_method() -> None:
-    assert {p.stem for p in PAGES} == {*methods.names(), "README"}
+@every_regularizer
+def test_every_regularizer_has_a_page_and_a_link_in_the_index(name: str) -> None:
+    assert INDEX.with_name(f"{name}.md") in PAGES
+    assert f"[{name}]({name}.md)" in text_of(INDEX)
+
+
+def test_every_page_is_of_a_method_or_a_regularizer() -> None:
+    assert {p.stem for p in PAGES} == {*methods.names(), *REGULARIZERS, "README"}
 
 
 @every_method
 def test_the_table_of_settings_is_the_constructor(name: str) -> None:
+    check_settings(name, {k: p.default for k, p in settings(methods.get(name)).items()})
+
+
+@every_regularizer
+def test_the_table_of_settings_is_the_dataclass(name: str) -> None:
+    """A regularizer's settings are the recipe's field of its name."""
+    (kind,) = [k for k in typing.get_args(typing.get_type_hints(Recipe)[name]) if k is not type(None)]
+    check_settings(name, {f.name: f.default for f in dataclasses.fields(kind)})
+
+
+def check_settings(name: str, defaults: dict[str, Any]) -> None:
     rows = rows_with(text_of(INDEX.with_name(f"{name}.md")), "setting")
-    written = {row["setting"].strip("`"): value_of(row["default"]) for row in rows}
-    defaults = {k: p.default for k, p in settings(methods.get(name)).items()}
+    written = {row["setting"].strip("`"): row["default"] for row in rows}
     assert list(written) == list(defaults)
     for key, default in defaults.items():
-        assert repr(written[key]) == repr(default), key
+        if default is dataclasses.MISSING:
+            assert written[key] == "required", key
+        else:
+            assert repr(value_of(written[key])) == repr(default), key
 
 
 @every_method
 def test_the_table_of_recipes_is_what_the_recipes_say(name: str) -> None:
-    rows = {r["recipe"].strip("`"): r for r in rows_with(text_of(INDEX.with_name(f"{name}.md")), "recipe")}
-    assert set(rows) == {r for r in recipes.names() if recipes.get(r).method.name == name}
-    for recipe_name, row in rows.items():
-        recipe = recipes.get(recipe_name)
-        assert row["backbone"].split()[0] == recipe.backbone.name, recipe_name
-        assert (float(row["epochs"]), int(row["batch"])) == (recipe.epochs, recipe.data.batch_size), recipe_name
-        not_run = "Not run by us" in recipes.describe(recipe_name)
-        assert ("not run by us" in row["hardware and expectation"]) == not_run, recipe_name
+    check_recipes(name, recipes_of(name))
+
+
+@every_regularizer
+def test_the_table_of_a_regularizers_recipes_is_what_they_say(name: str) -> None:
+    having = [r for r in recipes.names() if getattr(recipes.get(r), name) is not None]
+    for recipe_name, row in check_recipes(name, having).items():
+        chosen = dataclasses.asdict(getattr(recipes.get(recipe_name), name))
+        assert {k: float(row[k]) for k in row if k in chosen} == {k: chosen[k] for k in row if k in chosen}
+
+
+def recipes_of(method: str) -> list[str]:
+    return [r for r in recipes.names() if recipes.get(r).method.name == method]
+
+
+def check_recipes(page: str, expected: list[str]) -> dict[str, dict[str, str]]:
+    """The rows of a page's tables of recipes, by name, each of which is as the recipe and its docstring."""
+    found = rows_with(text_of(INDEX.with_name(f"{page}.md")), "recipe")
+    rows = {r["recipe"].strip("`"): r for r in found}
+    assert sorted(rows) == expected and len(rows) == len(found)
+    for name, row in rows.items():
+        recipe, told = recipes.get(name), recipes.describe(name)
+        expectation = row.get("expectation") or row["hardware and expectation"]
+        assert row["backbone"].split()[0] == recipe.backbone.name, name
+        assert (float(row["epochs"]), int(row["batch"])) == (recipe.epochs, recipe.data.batch_size), name
+        assert ("not run by us" in expectation) == ("Not run by us" in told), name
+        assert {*re.findall(r"\d+\.\d+", expectation)} <= {*re.findall(r"\d+\.\d+", told)}, name
+        if "views" in row:
+            tasks = recipe.method.settings["tasks"]
+            assert row["views"] == ", ".join(f"{t.count} {t.name}" for t in tasks), name
+    return rows
 
 
 def test_the_table_of_view_types_is_the_constructors() -> None:
@@ -107,16 +155,43 @@ def test_the_table_of_view_types_is_the_constructors() -> None:
         assert [value_of(row[k]) for k in ("count", "size", "area")] == [kind.count, kind.size, kind.area]
 
 
+def test_the_table_of_hooks_says_who_overrides_them() -> None:
+    kinds = [k for k in views.View.__subclasses__() if in_package(k)]
+    hooks = [k for k, v in vars(views.View).items() if k[0] != "_" and (callable(v) or isinstance(v, property))]
+    known = {h: {k.__name__ for k in kinds if h in vars(k)} for h in hooks}
+    rows = rows_with(text_of(ROOT / "docs" / "concepts.md"), "hook")
+    written = {r["hook"].strip("`"): set(re.findall(r"`(\w+)`", r["overridden by"])) for r in rows}
+    assert written == {h: names for h, names in known.items() if names}
+
+
 def in_package(kind: type) -> bool:
     return kind.__module__.startswith("manyviews.")  # other tests may have made kinds of their own
 
 
 @documents
 def test_recipes_that_are_named_exist(doc: Path) -> None:
-    named = set(re.findall(rf"\b(?:{'|'.join(methods.names())})_[a-z0-9_]+\b", text_of(doc)))
+    text = re.sub(r"\(figures/\w+\.png\)", "", text_of(doc))
+    named = set(re.findall(rf"\b(?:{'|'.join(methods.names())})_[a-z0-9_]+\b", text))
     named |= set(re.findall(r"--recipe[= ](\w+)", text_of(doc)))
     named |= set(re.findall(r"recipe=[\"'](\w+)", text_of(doc)))
     assert named <= {*recipes.names(), *methods.names()}
+
+
+# -- figures -----------------------------------------------------------------------------------------------------
+
+FIGURES = ROOT / "docs" / "methods" / "figures"
+
+
+@pytest.mark.parametrize("name", [*methods.names(), *REGULARIZERS])
+def test_every_page_shows_its_figure(name: str) -> None:
+    assert re.search(rf"^!\[[^\]]+\]\(figures/{name}\.png\)$", text_of(INDEX.with_name(f"{name}.md")), re.MULTILINE)
+
+
+def test_the_figures_are_what_the_script_draws_and_light() -> None:
+    drawn = set(runpy.run_path(str(ROOT / "docs" / "figures.py"))["FIGURES"])
+    assert drawn >= {*methods.names(), *REGULARIZERS}
+    assert {p.name for p in FIGURES.iterdir()} == {f"{name}.png" for name in drawn}
+    assert all(p.stat().st_size < 400_000 for p in FIGURES.iterdir())
 
 
 # -- commands ----------------------------------------------------------------------------------------------------
@@ -200,7 +275,7 @@ def test_commands_parse(
 def test_settings_in_the_text_exist(doc: Path) -> None:
     """`optimizer.lr`, `method.temperature`, with or without a value: settings of some recipe."""
     paths = re.findall(
-        r"`(?:--set )?((?:method|backbone|data|optimizer|step|observe)\.[\w.]+)(?:=[^`]*)?`", text_of(doc)
+        r"`(?:--set )?((?:method|backbone|data|optimizer|step|observe|rescue)\.[\w.]+)(?:=[^`]*)?`", text_of(doc)
     )
     everything = [recipes.get(name) for name in recipes.names()]
     for path in paths:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 Kind = Literal["learned", "disjoint", "none"]
 
@@ -20,6 +21,10 @@ class Masks(nn.Module):
     "disjoint" masks are fixed at one on each one's own dimensions and at zero elsewhere (table 5, row 7). "none" is a
     single mask of ones, whatever the `count` (table 6, "uncertainty only").
 
+    The ReLU alone leaves masks "free" to shrink, and they do in MAST's loss, whose terms are the smaller the smaller
+    they are, until they are zero and stay so. "fixed" gives each the length of a disjoint one, the root of
+    `dim / count`, so that it changes its shape and not its size; this is not in the paper.
+
     An optimizer that tells weights from biases by their shape treats learned masks as it does a layer's weights: they
     decay, LARS gives all of them one rate by the norm of the matrix, and Muon makes their updates orthogonal.
 
@@ -29,8 +34,11 @@ class Masks(nn.Module):
 
     weight: Tensor
 
-    def __init__(self, dim: int, count: int, kind: Kind = "learned") -> None:
+    def __init__(
+        self, dim: int, count: int, kind: Kind = "learned", *, norm: Literal["free", "fixed"] = "free"
+    ) -> None:
         super().__init__()
+        self.length = (dim / count) ** 0.5 if norm == "fixed" and kind == "learned" else None
         # Parts differ by one dimension where `count` does not divide `dim`, as 5 does not divide 4096.
         owner = torch.arange(dim) * count // dim
         own = (owner[:, None] == torch.arange(count)).float()
@@ -41,4 +49,5 @@ class Masks(nn.Module):
             self.register_buffer("weight", own if kind == "disjoint" else torch.ones(dim, 1), persistent=False)
 
     def forward(self) -> Tensor:
-        return self.weight.relu()
+        masks = self.weight.relu()
+        return masks if self.length is None else self.length * normalize(masks, dim=0)

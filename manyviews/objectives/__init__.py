@@ -11,7 +11,7 @@ from manyviews.objectives.clustering import sinkhorn, swapped_prediction
 from manyviews.objectives.contrastive import cross_info_nce, info_nce, nt_xent
 from manyviews.objectives.decorrelation import covariance, invariance, variance
 from manyviews.objectives.distillation import cross_entropy, sharpen
-from manyviews.objectives.gaussian import gaussian_distance, gaussian_kl, masked_distance, sparsity
+from manyviews.objectives.gaussian import gaussian_distance, gaussian_kl, masked_distance, sparsity, unit_prior
 from manyviews.objectives.reconstruction import masked_mse, patchify, random_masking
 
 __all__ = [
@@ -34,5 +34,6 @@ __all__ = [
     "sparsity",
     "squared_distance",
     "swapped_prediction",
+    "unit_prior",
     "variance",
 ]

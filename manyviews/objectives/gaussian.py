@@ -82,6 +82,22 @@ def gaussian_kl(mu: Tensor, mu2: Tensor, var: Tensor, var2: Tensor) -> Tensor:
     return terms.sum(1).mean() / 2
 
 
+@in_float32
+def unit_prior(var: Tensor) -> Tensor:
+    """The divergence of Gaussians from ones of unit variances and the same means, mean over images; not in the paper.
+
+        1/2 sum over j of  s - log s - 1
+
+    Args:
+        var: variances s, `b d`, positive; less than 1e-12 counts as that.
+
+    Returns:
+        A scalar, at least 0.
+    """
+    s = var.clamp(min=_TINY)
+    return (s - s.log() - 1).sum(1).mean() / 2
+
+
 def _squares(z: Tensor, z2: Tensor, masks: Tensor) -> Tensor:
     """Squared distances in the subspaces, `b k`: a product of matrices, for `b k d` would not fit into memory."""
     return (z - z2).square() @ masks.square()

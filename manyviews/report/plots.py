@@ -223,7 +223,7 @@ def views(pictures: Sequence[tuple[str, Tensor]], path: Path, mean: Sequence[flo
             for i, picture in enumerate(pixels.clip(0, 1)):
                 top, left = cell * i + margin, cell * j + margin
                 sheet[top : top + side, left : left + side] = picture
-            axes.text(cell * (j + 0.5), -2, unmathed(title), size=8, ha="center")
+            axes.text(cell * (j + 0.5), -2, unmathed(title), size=8, ha="center", va="bottom")
         axes.imshow(sheet)
         axes.axis("off")
     return path

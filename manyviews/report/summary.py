@@ -77,7 +77,7 @@ def show_run(run: Any) -> None:
 
 
 def show_sweep(found: Mapping[str, Any]) -> None:
-    """Print a sweep (`manyviews.sensitivity.Sweep.to_dict()`) to standard output: a line for each value, the best bold."""
+    """Print a sweep (`manyviews.sensitivity.Sweep.to_dict()`) to standard output, the best value bold."""
     scale, unit = (1.0, "") if found["metric"] == "rankme" else (100.0, " %")
     points = [*([found["baseline"]] if found["baseline"] else []), *found["points"]]
     best = max(points, key=lambda p: sum(p["scores"]) / len(p["scores"]))

@@ -28,13 +28,14 @@ from manyviews.views.masks import apply_to
 class Composed(View):
     """The whole image under a composition of single augmentations, staged over the run (MAST, section 3.2).
 
-    In the first half of the run an image gets one random augmentation, in both views; in the second half a random set
-    of them, whose size grows linearly from 1 to all. Both views of an image share the set. Each view draws for itself
-    with what parameters, and with its own probability whether an augmentation of the set is applied; one that is alone
-    always is. Augmentations are applied in the order of the tuple, after the crop. Without a crop a view is the central
-    square, of `area` and `ratio`.
+    In the first half of the run an image gets one random augmentation; in the second half a random set of them, whose
+    size grows linearly from 1 to all. All views of an image share the set. Each view draws for itself with what
+    parameters, and with the augmentation's own probability whether one of the set is applied. Augmentations are
+    applied in the order of the tuple, after the crop. Without a crop a view is the central square, of `area` and
+    `ratio`.
 
-    The paper leaves open whether the set is drawn for an image or for a batch: see `choose`.
+    The paper leaves open whether the set is drawn for an image or for a batch: see `choose`. And an augmentation that
+    is alone is always applied to one of the views, a random one, or the mask of a rare one would hardly be trained.
 
     Attributes:
         augmentations: of distinct names.
@@ -69,7 +70,9 @@ class Composed(View):
         size = (1 + (k - 1) * stage + shared.uniform("rounding", 1)).floor()
         chosen = shared.permutation("set", k) < size
         kept = torch.stack([draws.bernoulli(a.name, a.p) for a in self.augmentations], 1)
-        return chosen & (kept | (size == 1))
+        view = int(draws.place[-1].rpartition("/")[2])
+        surely = (shared.uniform("surely", 1) * self.count).long() == view
+        return chosen & (kept | ((size == 1) & surely))
 
     def crop(self, canvases: Canvases, draws: Draws) -> tuple[Tensor, Tensor]:
         boxes, flip = super().crop(canvases, draws)

@@ -7,8 +7,8 @@ from torchvision.transforms.v2 import functional as F
 
 from manyviews.views import Color, Draws
 from manyviews.views import color as ops
-from manyviews.views.filters import gaussian_blur
 from manyviews.views.distort import Distortion, distort, draw_distortion
+from manyviews.views.filters import gaussian_blur
 
 N = 48
 

@@ -1,0 +1,146 @@
+"""Draw what methods look at, with the library itself: the figures of the pages in docs/methods.
+
+python docs/figures.py [NAME ...]
+
+The photographs come with scikit-learn: china.jpg by danielbuechele and flower.jpg by vultilion, both CC BY 2.0.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from itertools import chain
+from pathlib import Path
+from typing import cast
+
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import Tensor
+from torch.nn.functional import pad
+
+from manyviews import methods, recipes
+from manyviews.backbones import Encoder
+from manyviews.data.canvas import to_canvas
+from manyviews.methods.mae import MAE
+from manyviews.objectives import random_masking
+from manyviews.report import plots
+from manyviews.types import Canvases
+from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, Global, Strong, View, Views
+
+FOLDER = Path(__file__).parent / "methods" / "figures"
+WIDTH = 840  # pixels: as wide as a page shows them
+
+Pictures = list[tuple[str, Tensor]]
+"""(title, normalized views `2 3 size size`) for each column."""
+
+
+def looks(name: str) -> Pictures:
+    """Every view of a method's default settings."""
+    return [*image(), *columns(*build(name).looks)]
+
+
+def tasks() -> Pictures:
+    """One view of each of MULAN's types, as its recipes have them."""
+    given = (recipes.get(name).method.settings["tasks"] for name in ("byol_conditioned", "byol_cutmix"))
+    kinds = {kind.name: kind for kind in chain(*given)}
+    views = Views(photos(), tuple(kinds.values()), seed=6)
+    return [*image(), *((name, views[name, 0]) for name in kinds)]
+
+
+def masked() -> Pictures:
+    """MAE's view, and its two parts: what the encoder is shown, and what is to be predicted."""
+    method = cast(MAE, build("mae"))
+    views = Views(photos(), method.looks)
+    x, size = views["global", 0], method.patch_size
+    _, mask = random_masking(views.draws.uniform("mask", method.patches), method.mask_ratio)
+    side = method.looks[0].size // size
+    hidden = mask.view(-1, 1, side, side).repeat_interleave(size, 2).repeat_interleave(size, 3)
+    return [*image(), ("global 0", x), ("seen", x.masked_fill(hidden, 0)), ("hidden", x.masked_fill(~hidden, 0))]
+
+
+def staged() -> Pictures:
+    """MAST's pairs of views, in the first half of a run and at its end."""
+    (kind,) = build("mast").looks
+    found = image()
+    for progress in (0.25, 1.0):
+        pair = columns(kind, seed=3, progress=progress)
+        found += [(f"{i} at {100 * progress:.0f} %", x) for i, (_, x) in enumerate(pair)]
+    return found
+
+
+def rescue() -> Pictures:
+    """SimCLR's two views, and strong ones: the rescue's figure 3."""
+    return [*image(), *columns(*build("simclr").looks), *columns(Strong(3), seed=2)]
+
+
+FIGURES: dict[str, Callable[[], Pictures]] = {
+    **{name: partial(looks, name) for name in methods.names()},
+    "mae": masked,
+    "mast": staged,
+    "rescue": rescue,
+    "byol_tasks": tasks,
+}
+
+
+@cache
+def photos() -> Canvases:
+    """The photographs, as every source gives them."""
+    images = load_sample_images().images
+    pixels = torch.stack([torch.from_numpy(to_canvas(Image.fromarray(x), 256)) for x in images])
+    return Canvases(pixels, torch.tensor([x.shape[:2] for x in images]), torch.arange(len(images)))
+
+
+def image() -> Pictures:
+    """The central square of each photograph."""
+    whole = Global(1, area=(1.0, 1.0), ratio=(1.0, 1.0), color=None, flip=0.0)
+    return [("image", Views(photos(), (whole,))["global", 0])]
+
+
+def columns(*kinds: View, seed: int = 0, progress: float = 0.0) -> Pictures:
+    """A column for each view; small views share one, by fours."""
+    views, largest = Views(photos(), kinds, seed, progress=progress), max(k.size for k in kinds)
+    found: Pictures = []
+    for kind in kinds:
+        each = views.all(kind.name)
+        step = 4 if 2 * kind.size <= largest else 1
+        for i in range(0, kind.count, step):
+            several = each[i : i + step]
+            last = i + len(several) - 1
+            title = f"{kind.name} {i}" if last == i else f"{kind.name} {i}-{last}"
+            found.append((title, tiled(several) if step > 1 else several[0]))
+    return found
+
+
+def tiled(views: Sequence[Tensor]) -> Tensor:
+    """Up to four views `b 3 s s` in a square, on white."""
+    mean, std = (torch.tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
+    white = (1 - mean) / std
+    framed = [pad(x - white, (4, 4, 4, 4)) for x in views]
+    framed += [torch.zeros_like(framed[0])] * (4 - len(framed))
+    return torch.cat([torch.cat(framed[:2], 3), torch.cat(framed[2:], 3)], 2) + white
+
+
+def build(name: str) -> methods.Method:
+    """A method with its default settings and without memory for its weights."""
+    with torch.device("meta"):
+        return methods.get(name)(Encoder("vit_tiny_patch16_224"))
+
+
+def draw(name: str) -> Path:
+    """Draw one figure into the folder."""
+    path = plots.views(FIGURES[name](), FOLDER / f"{name}.png", IMAGENET_MEAN, IMAGENET_STD)
+    with Image.open(path) as drawn:
+        figure = drawn.convert("RGB")
+    figure.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
+    figure.save(path, optimize=True)
+    return path
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Draw what methods look at.")
+    parser.add_argument("name", nargs="*", help="figures to draw; by default all")
+    FOLDER.mkdir(exist_ok=True)
+    for name in parser.parse_args().name or FIGURES:
+        print(draw(name))
