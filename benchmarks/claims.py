@@ -232,6 +232,8 @@ def main() -> None:
     parser.add_argument("--arms", help="only these, separated by commas")
     parser.add_argument("--table", action="store_true", help="print what the file holds, and run nothing")
     options = parser.parse_args()
+    if options.seeds > len(_T) + 1:
+        parser.error(f"up to {len(_T) + 1} seeds")
     scale = SCALES[options.scale]
     found = arms(scale)
     locks = Path(tempfile.gettempdir()) / f"manyviews claims {options.out.absolute().as_posix().replace('/', ' ')}"

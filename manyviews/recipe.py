@@ -74,10 +74,12 @@ class Optimizer:
         lr: base learning rate, for a batch of 256 unless `lr_scaling` is "constant".
         lr_scaling: the peak rate is `lr * batch/256` ("linear"), `lr * sqrt(batch/256)` ("sqrt") or `lr` ("constant").
         schedule: factor on the peak rate.
-        weight_decay: decoupled for adamw and muon, added to the gradient for sgd and lars; biases and norms have none.
+        weight_decay: decoupled for adamw and muon, added to the gradient for sgd and lars; biases and norms have none
+            unless `decay_all`.
         momentum: of sgd, lars and muon.
         betas: of adamw, and of muon for biases and norms.
         clip: largest norm of the whole gradient; None leaves it.
+        decay_all: whether biases and norms decay too.
     """
 
     name: Literal["adamw", "muon", "sgd", "lars"] = "adamw"
@@ -88,6 +90,7 @@ class Optimizer:
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = None
+    decay_all: bool = False
 
     def __post_init__(self) -> None:
         require(self.lr >= 0, self, "lr", "0 or more")
@@ -147,7 +150,7 @@ class Rescue:
 
     Attributes:
         scale: of the term in the loss, the paper's s.
-        k: images that are rescued, of all in a batch (of a part, when the step accumulates); N/64 if None.
+        k: images that are rescued, of all in a batch; N/64 if None, but no fewer than 8 where there is BatchNorm.
         view: what they look like; RandAugment and a hole, at the size of the method's first view, if None.
     """
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ class Point:
     Attributes:
         setting: dotted path; empty for the baseline.
         value: as text.
-        scores: the metric of each seed's last observation.
-        collapsed: how many of the runs have collapsed features.
+        scores: the metric of each seed's last observation; runs whose loss was no longer finite have none.
+        collapsed: how many of the runs have collapsed features or no finite loss.
         runs: their folders, relative to the sweep's.
     """
 
@@ -42,15 +42,6 @@ class Point:
     scores: list[float]
     collapsed: int
     runs: list[str]
-
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.scores)
-
-    @property
-    def std(self) -> float:
-        """Over the seeds; 0 of one."""
-        return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
 
 
 @dataclass(frozen=True)
@@ -120,6 +111,7 @@ def sweep(
     wanted = [(path, value, _with(base, {path: value})) for path, values in vary.items() for value in values]
     if baseline is not None:
         wanted.append(("", ", ".join(f"{k}={v}" for k, v in baseline.items()), _with(base, baseline)))
+    distributed.start()  # of several processes the first one makes the folder
     _claim(folder, wanted)
 
     found: list[tuple[str, str, list[Run]]] = []
@@ -130,15 +122,16 @@ def sweep(
             seeded = override(changed, "seed", seed)
             key = to_json(seeded)
             if key not in done:
-                where = folder / f"{_name(path, value)}-seed{seed}"
+                where = folder / f"{_name(path, value)}-seed{seed}-{blake2b(key.encode(), digest_size=3).hexdigest()}"
                 if distributed.rank() == 0:
                     say(f"Sweep: {path or 'baseline'} {value}, seed {seed} ({i + 1} of {len(wanted)})")
-                exists = (where / files.RECIPE).exists()
-                done[key] = resume(where, data) if exists else pretrain(data, seeded, out=where)
+                done[key] = _train(data, seeded, where)
             runs.append(done[key])
         found.append((path, str(value), runs))
 
     seen = [run.summary["last"] for _, _, runs in found for run in runs if run.summary]
+    if not seen:
+        raise UserError("None of these runs came to an end: their losses are not finite.")
     metric = metric or ("knn" if all("observe/knn" in last for last in seen) else "rankme")
     if not all(f"observe/{metric}" in last for last in seen):
         raise UserError(f"These runs did not observe {metric}: it needs labels, and enough images to hold some out.")
@@ -152,6 +145,20 @@ def sweep(
     return result
 
 
+def _train(data: Any, recipe: Recipe, where: Path) -> Run:
+    """A run to its end, or as far as its loss is finite: what breaks down is a result of a sweep, and not its end."""
+    try:
+        if not distributed.share((where / files.RECIPE).exists()):
+            return pretrain(data, recipe, out=where)
+        if files.read(where)[0] != recipe:
+            raise UserError(f"{where} holds a run of another recipe: give another --out.")
+        return resume(where, data)
+    except FloatingPointError as e:
+        if distributed.rank() == 0:
+            say(f"Sweep: this run broke down. {e}")
+        return Run(where)
+
+
 def _with(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     for path, value in settings.items():
         recipe = override(recipe, path, value)
@@ -159,7 +166,19 @@ def _with(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 
 def _claim(folder: Path, wanted: Sequence[tuple[str, Any, Recipe]]) -> None:
-    """The folder is this sweep's: new, or begun by the same command."""
+    """The folder is this sweep's: new, or begun by the same command. The first process finds out for all."""
+    refusal = None
+    if distributed.rank() == 0:
+        try:
+            _make(folder, wanted)
+        except UserError as e:
+            refusal = str(e)
+    refusal = distributed.share(refusal)
+    if refusal:
+        raise UserError(refusal)
+
+
+def _make(folder: Path, wanted: Sequence[tuple[str, Any, Recipe]]) -> None:
     plan = json.dumps([[p, str(v), json.loads(to_json(r))] for p, v, r in wanted], indent=2)
     path = folder / "plan.json"
     if path.exists():
@@ -168,9 +187,8 @@ def _claim(folder: Path, wanted: Sequence[tuple[str, Any, Recipe]]) -> None:
         return
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} exists and is not an empty folder: give another --out.")
-    if distributed.rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, plan)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, plan)
 
 
 def _name(path: str, value: Any) -> str:
@@ -184,6 +202,6 @@ def _point(folder: Path, path: str, value: str, runs: Sequence[Run], metric: str
         path,
         value,
         [float(row[f"observe/{metric}"]) for row in last],
-        sum(row["observe/spread"] < COLLAPSED for row in last),
+        sum(row["observe/spread"] < COLLAPSED for row in last) + len(runs) - len(last),
         [str(run.folder.relative_to(folder)) for run in runs],
     )

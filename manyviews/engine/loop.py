@@ -39,7 +39,7 @@ def build(recipe: Recipe) -> Method:
     torch.manual_seed(recipe.seed)
     encoder = Encoder(recipe.backbone.name, **recipe.backbone.settings)
     method = methods.get(recipe.method.name)(encoder, **recipe.method.settings)
-    return method if recipe.rescue is None else Rescued(method, recipe.rescue)
+    return method if recipe.rescue is None else Rescued(method, recipe.rescue, recipe.step.accumulate)
 
 
 def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
@@ -208,6 +208,12 @@ def check(recipe: Recipe, source: Source) -> None:
         fewer = f", or --set data.batch_size={2 ** int(math.log2(images))}" if images > 3 else ""
         raise UserError(
             f"{source.name} has {images} images to train on, fewer than a batch of {batch}: give more images{fewer}."
+        )
+    k = recipe.rescue.k if recipe.rescue else None
+    if k is not None and (k % (world * recipe.step.accumulate) or k > batch):
+        raise UserError(
+            f"{k} images cannot be rescued of a batch of {batch}, shared evenly by {world} processes in "
+            f"{recipe.step.accumulate} parts: change --set rescue.k."
         )
     for name in recipe.observe.trackers:
         if importlib.util.find_spec(name) is None:

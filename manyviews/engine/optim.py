@@ -194,7 +194,7 @@ def schedule(optimizer: torch.optim.Optimizer, settings: Settings, batch_size: i
     lr, decay = peak * value(settings.schedule, at), value(settings.weight_decay, at)
     for group in optimizer.param_groups:
         group["lr"] = peak if group["constant"] else lr
-        group["weight_decay"] = decay if group["decays"] else 0.0
+        group["weight_decay"] = decay if group["decays"] or settings.decay_all else 0.0
     return lr
 
 

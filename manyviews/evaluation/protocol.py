@@ -273,6 +273,13 @@ def evaluate(
     )
 
 
+# Settings that are not just positive.
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "momentum": (lambda v: 0 <= v < 1, "at least 0 and less than 1"),
+    "share": (lambda v: 0 < v <= 1, "more than 0 and at most 1"),
+}
+
+
 def _given(protocols: Sequence[str], settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Keyword arguments of each protocol, with texts parsed and types checked."""
     given: dict[str, dict[str, Any]] = {protocol: {} for protocol in protocols}
@@ -291,8 +298,9 @@ def _given(protocols: Sequence[str], settings: Mapping[str, Any]) -> dict[str, d
         if several:
             value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
         check(value, hints[name], path)
-        if not value or not all(0 < v < float("inf") for v in (value if several else (value,))):
-            raise UserError(f"The setting {path} must be positive and finite, not {value}.")
+        fits, wanted = _RANGES.get(name, (lambda v: 0 < v < float("inf"), "positive and finite"))
+        if (several and not value) or not all(map(fits, value if several else (value,))):
+            raise UserError(f"The setting {path} must be {wanted}, not {value}.")
         given[protocol][name] = value
     return given
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from manyviews.errors import UserError
+from manyviews.errors import UserError, unknown
 from manyviews.views import View, Views, relation_dim
 
 Sharing = Literal["own", "shared", "conditioned"]
@@ -25,6 +25,9 @@ class Predictors(nn.Module):
             "conditioned" gives each its own, which besides the projection is told where the view lies as seen from the
             target and what was done to it (`Views.relation`): MULAN's named next step, section 6 and appendix F.
 
+    Raises:
+        UserError: another way of sharing.
+
     Attributes:
         tasks: those whose views predict something. A lone global view is a target and nothing else.
         targets: the names of the view types that are predicted.
@@ -32,6 +35,8 @@ class Predictors(nn.Module):
 
     def __init__(self, tasks: Sequence[View], dim: int, build: Callable[[int], nn.Module], sharing: Sharing) -> None:
         super().__init__()
+        if sharing not in get_args(Sharing):
+            raise unknown("way to share predictors", sharing, get_args(Sharing))
         self.tasks = tuple(t for t in tasks if t.aim != t.name or t.count > 1)
         self.targets = tuple(dict.fromkeys(t.aim for t in self.tasks))
         self.conditioned = sharing == "conditioned"

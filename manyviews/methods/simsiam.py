@@ -68,19 +68,23 @@ class SimSiam(Method):
         return self.online.encoder
 
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
-        giving = [t for t in self.looks if t.name in self.predictors.targets]
+        # Views that give targets and predict some themselves are projected once for both.
+        giving = [t for t in self.predictors.tasks if t.name in self.predictors.targets]
         projections = {t.name: [self.online(x) for x in views.all(t.name)] for t in giving}
         targets = {name: [z.detach() for z in found] for name, found in projections.items()}
+        with torch.no_grad():
+            for name in self.predictors.targets:
+                if name not in targets:
+                    targets[name] = [self.online(x) for x in views.all(name)]
 
         def term(task: View, i: int, z: Tensor) -> Tensor:
             pairs = self.predictors.pairs(views, task, i, z, targets)
             mean = torch.stack([negative_cosine(p, t) for p, t in pairs]).mean()
             return self.weights[task.name] * mean / task.count
 
-        predicting = [t for t in giving if t in self.predictors.tasks]
-        yield {
-            t.name: torch.stack([term(t, i, z) for i, z in enumerate(projections[t.name])]).sum() for t in predicting
-        }
-        del projections
+        if giving:
+            found = {t.name: [term(t, i, z) for i, z in enumerate(projections[t.name])] for t in giving}
+            yield {name: torch.stack(terms).sum() for name, terms in found.items()}
+            del projections, found
         for task, i, x in views.each(t for t in self.predictors.tasks if t not in giving):
             yield {task.name: term(task, i, self.online(x))}

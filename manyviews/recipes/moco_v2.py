@@ -19,7 +19,7 @@ def imagenet() -> Recipe:
         backbone=common.RESNET50,
         epochs=800,
         data=Data(batch_size=256),
-        optimizer=Optimizer("sgd", lr=0.03, weight_decay=1e-4, schedule=WarmupCosine(warmup=0)),
+        optimizer=Optimizer("sgd", lr=0.03, weight_decay=1e-4, schedule=WarmupCosine(warmup=0), decay_all=True),
         step=Step(sync_batchnorm=False),
     )
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from manyviews.recipe import Choice, Data, Optimizer, Recipe, Rescue
 from manyviews.recipes import _common as common
 from manyviews.schedules import Cosine, WarmupCosine
-from manyviews.views import Global, Local
+from manyviews.views import BYOL_PAIR, Global, Local
 
 
 def imagenet() -> Recipe:
@@ -108,7 +108,15 @@ def rescue_vit_b() -> Recipe:
 
 
 def _vit(name: str) -> Recipe:
-    settings = {"weights": 2.0, "projector_layers": 3, "temperature": 0.2, "freeze_patch_embed": True}
+    # The authors' commands raise the crops' least area to 20 % for ResNets only.
+    tasks = (Global(2, area=(0.08, 1.0), color=BYOL_PAIR),)
+    settings = {
+        "tasks": tasks,
+        "weights": 2.0,
+        "projector_layers": 3,
+        "temperature": 0.2,
+        "freeze_patch_embed": True,
+    }
     return Recipe(
         name="moco_v3",
         method=Choice("moco_v3", {**settings, "momentum": Cosine(0.99, 1.0)}),

@@ -21,7 +21,9 @@ def imagenet() -> Recipe:
         backbone=common.RESNET50,
         epochs=200,
         data=Data(batch_size=512),
-        optimizer=Optimizer("sgd", lr=0.05, weight_decay=1e-4, schedule=WarmupCosine(warmup=0, per_epoch=True)),
+        optimizer=Optimizer(
+            "sgd", lr=0.05, weight_decay=1e-4, schedule=WarmupCosine(warmup=0, per_epoch=True), decay_all=True
+        ),
     )
 
 

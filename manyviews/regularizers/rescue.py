@@ -10,17 +10,21 @@ Rescuing Easy Samples in Self-Supervised Pretraining, Wang et al., algorithm 1 a
 It is the same for every method that projects two views of an image. z_a and z_b are the trained network's projections
 of the first two views it looks at, as they come out of the projector, before a predictor. As printed, the gradient
 goes through z_a as well as z_s. The paper says nothing about ranks: the k are the easiest of all ranks, and the ranks
-share the work on them evenly. Nor about BatchNorm's running statistics: they stay those of ordinary views.
+share the work on them evenly. Nor about BatchNorm: strong views are normalized by their own statistics, of which
+running ones learn nothing. Its k is a 64th of a batch of thousands; of small batches more are taken, because a
+BatchNorm over two images would make their projections exactly opposite.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews import distributed
 from manyviews.backbones import Encoder
@@ -32,24 +36,29 @@ from manyviews.recipe import Rescue
 from manyviews.types import At, Canvases
 from manyviews.views import Strong, Views, frozen_statistics
 
+_FEW = 8  # images over which a BatchNorm begins to be one
+
 
 class Rescued(Method):
     """A method whose easiest images are rescued: a method itself.
 
-    The strong views are drawn after the images are chosen, on the device: the extra work is that of k more views. Where
-    the method backpropagates view by view, the first two views are backpropagated together, because the term needs
-    the projections of both.
+    The strong views are drawn after the images are chosen, on the device: the extra work is that of k more views. (A
+    method that trains on one view, MoCo v2, has to project the other one as well, without gradient.) Where the method
+    backpropagates view by view, the first two views are backpropagated together, because the term needs the
+    projections of both.
 
     Args:
         method: whose loss is added to.
         settings: of the term.
+        parts: that a batch is accumulated in: each rescues its share of k.
 
     Raises:
-        UserError: the method does not project views.
+        UserError: the method does not project two views of an image.
     """
 
-    def __init__(self, method: Method, settings: Rescue) -> None:
+    def __init__(self, method: Method, settings: Rescue, parts: int = 1) -> None:
         super().__init__()
+        self.parts = parts
         self.method = method
         self.settings = settings
         self.looks = method.looks
@@ -57,6 +66,10 @@ class Rescued(Method):
         self.constant_lr = tuple(f"method.{prefix}" for prefix in method.constant_lr)
         if not any(map(_trained_branch, method.modules())):
             raise UserError(f"{type(method).__name__} compares no views of an image: leave out rescue.")
+        if sum(kind.count for kind in method.looks if kind.name == method.looks[0].name) < 2:
+            raise UserError(
+                f"To rescue easy images takes two {method.looks[0].name} views of each: set its count to 2."
+            )
 
     @property
     def keep(self) -> Encoder:
@@ -90,7 +103,7 @@ class Rescued(Method):
     def _term(self, branch: Any, views: Views, za: Tensor, zb: Tensor) -> Tensor:
         """Eq. 1 on the easiest images of all ranks, on every rank: `za` and `zb` are `b d`."""
         b, world, rank = len(za), distributed.world_size(), distributed.rank()
-        k = self._k(b * world, world)
+        k = self._k(branch, b * world, world)
         with torch.no_grad():
             similarity = distributed.gather(cosine_similarity(za.float(), zb.float(), dim=1))
             easiest = similarity.topk(k).indices
@@ -108,14 +121,16 @@ class Rescued(Method):
         zs = distributed.gather(z[0] if isinstance(z, tuple) else z)
         return consistency(distributed.add(za[row] * ours[:, None]), zs)
 
-    def _k(self, n: int, world: int) -> int:
-        k = self.settings.k
-        if k is None:
-            return world * max(2, round(n / 64 / world))
-        if k % world or k < 2 * world or k > n:
+    def _k(self, branch: nn.Module, n: int, world: int) -> int:
+        """How many of n images, so that every rank has as many."""
+        norm = any(isinstance(m, _BatchNorm) for m in branch.modules())
+        if self.settings.k is None:
+            return min(n, world * math.ceil(max(_FEW if norm else 1, n / 64) / world))
+        k, least = self.settings.k // self.parts, world * (2 if norm else 1)
+        if k % world or not least <= k <= n:
             raise UserError(
-                f"Of {n} images on {world} processes, {k} cannot be rescued: set rescue.k to a multiple of {world} "
-                f"from {2 * world} to {n}."
+                f"Of {n} images on {world} processes, {k} cannot be rescued: set rescue.k to a multiple of "
+                f"{world * self.parts} from {least * self.parts} to {n * self.parts}."
             )
         return k
 

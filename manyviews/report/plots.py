@@ -232,7 +232,7 @@ def views(pictures: Sequence[tuple[str, Tensor]], path: Path, mean: Sequence[flo
 def sweep(found: Mapping[str, Any], path: Path) -> Path:
     """A panel for each setting that was varied: the metric by its values, with the seeds' spread and the baseline.
 
-    As figures 5 and 6 of "Rescuing easy samples"; a cross is a value of which a run collapsed.
+    As figures 5 and 6 of "Rescuing easy samples": gray is where a run collapsed.
 
     Args:
         found: `manyviews.sensitivity.Sweep.to_dict()`.
@@ -260,14 +260,13 @@ def sweep(found: Mapping[str, Any], path: Path) -> Path:
                     axes.set_xscale("log")
                     axes.minorticks_off()
                 axes.set_xticks(x, [f"{v:g}" for v in x])
-            y, error = zip(*map(summary, points), strict=True)
-            order = np.argsort(x)
-            axes.errorbar(np.array(x)[order], np.array(y)[order], np.array(error)[order], color=_COLORS["trained"],
-                          marker="o", markersize=4, capsize=3)  # fmt: skip
-            for place, value, point in zip(x, y, points, strict=True):
+            scored = sorted((place, *summary(p)) for place, p in zip(x, points, strict=True) if p["scores"])
+            if scored:
+                axes.errorbar(*zip(*scored, strict=True), color=_COLORS["trained"], marker="o", markersize=4, capsize=3)
+            for place, point in zip(x, points, strict=True):
                 if point["collapsed"]:
-                    axes.plot([place], [value], "x", color=_WRONG, markersize=10, label="collapsed")
-            if found["baseline"]:
+                    axes.axvline(place, color="#cccccc", linewidth=8, zorder=0, label="collapsed")
+            if found["baseline"] and found["baseline"]["scores"]:
                 mean, spread = summary(found["baseline"])
                 axes.axhline(mean, color=_WRONG, linestyle="--", linewidth=1, label="baseline")
                 axes.axhspan(mean - spread, mean + spread, color=_WRONG, alpha=0.08)

@@ -80,7 +80,7 @@ def show_sweep(found: Mapping[str, Any]) -> None:
     """Print a sweep (`manyviews.sensitivity.Sweep.to_dict()`) to standard output, the best value bold."""
     scale, unit = (1.0, "") if found["metric"] == "rankme" else (100.0, " %")
     points = [*([found["baseline"]] if found["baseline"] else []), *found["points"]]
-    best = max(points, key=lambda p: sum(p["scores"]) / len(p["scores"]))
+    best = max(points, key=lambda p: sum(p["scores"]) / len(p["scores"]) if p["scores"] else -np.inf)
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
     for column in ("setting", "value", f"held-out {found['metric']}", "seeds", ""):
         table.add_column(Text(column))
@@ -88,7 +88,8 @@ def show_sweep(found: Mapping[str, Any]) -> None:
         scores = np.array(point["scores"]) * scale
         spread = f" ± {scores.std(ddof=1):.1f}" if len(scores) > 1 else ""
         collapsed = f"{point['collapsed']} collapsed" if point["collapsed"] else ""
-        cells = (point["setting"] or "baseline", point["value"], f"{scores.mean():.1f}{unit}{spread}")
+        score = f"{scores.mean():.1f}{unit}{spread}" if len(scores) else "-"
+        cells = (point["setting"] or "baseline", point["value"], score)
         style = "bold" if point is best else ""
         table.add_row(*(Text(printable(c), style=style) for c in (*cells, str(len(scores)), collapsed)))
     files = [f"{found['folder']}/sweep.png", f"{found['folder']}/sweep.json"]

@@ -31,14 +31,15 @@ def make(canvases: Canvases, kind: View, i: int, draws: Draws, mean: Triple, std
     Returns:
         float32, `b 3 size size`, channels last in memory, normalized, without gradient.
     """
-    draws = place(draws, kind, i)
-    device, b, pixels = canvases.pixels.device, len(canvases), kind.before(canvases, draws, mean)
-    boxes, flip = kind.crop(canvases, draws)
-    paint = kind.paint(i, draws)
-    out = torch.empty(b, 3, kind.size, kind.size, device=device, memory_format=torch.channels_last)
-    step = max(1, _VALUES.get(device.type, _VALUES_ELSEWHERE) // (3 * max(kind.size, *pixels.shape[-2:]) ** 2))
+    draws, device, b = place(draws, kind, i), canvases.pixels.device, len(canvases)
     # A method may ask for a view under autocast: its matrix products would lose the pixels' last bits.
     with torch.autocast(device.type, enabled=False):
+        pixels = kind.before(canvases, draws, mean)
+        boxes, flip = kind.crop(canvases, draws)
+        paint = kind.paint(i, draws)
+        out = torch.empty(b, 3, kind.size, kind.size, device=device, memory_format=torch.channels_last)
+        values = _VALUES.get(device.type, _VALUES_ELSEWHERE)
+        step = max(1, values // (3 * max(kind.size, *pixels.shape[-2:]) ** 2))
         for start in range(0, b, step):
             rows = slice(start, start + step)
             x = crop_resize(pixels[rows], boxes[rows], kind.size, flip[rows])

@@ -13,6 +13,7 @@ import manyviews as mv
 from manyviews import cli
 from manyviews.errors import UserError
 from manyviews.recipe import Rescue
+from manyviews.views import Strong
 
 FEW = {"data.batch_size": 16, "data.holdout": 0.3, "observe.steps": 1000}
 
@@ -63,6 +64,22 @@ def test_a_sweep_trains_every_value_once_and_continues(pictures: Path, tmp_path:
     with pytest.raises(SystemExit) as e:
         cli.main(["sweep", str(pictures), "--recipe", "simclr_tiny", "--vary", "rescue.scale=0.25", "--out", "x"])
     assert e.value.code == 2 and "rescue" in capsys.readouterr().err
+
+
+def test_values_of_long_or_odd_names_have_runs_of_their_own_and_a_run_may_break_down(pictures: Path, tmp_path: Path):
+    strong = (Strong(size=32, operations=1), Strong(size=32, operations=6))
+    how = {"seeds": 1, "epochs": 1, "settings": FEW | {"rescue": Rescue(0.5)}}
+    vary = {"rescue.view": strong, "optimizer.lr": (1e-3, 1e38)}
+
+    def run():
+        return mv.sweep(pictures, "simclr_tiny", vary, tmp_path / "s", **how)
+
+    found = run()
+    views = [mv.Run(tmp_path / "s" / p.runs[0]).recipe.rescue.view for p in found.points[:2]]
+    assert tuple(views) == strong
+    assert [len(p.scores) for p in found.points] == [1, 1, 1, 0]
+    assert [p.collapsed for p in found.points[2:]] == [0, 1]
+    assert run() == found
 
 
 def test_the_verb_prints_a_table_and_writes_json(pictures: Path, tmp_path: Path, capsys):

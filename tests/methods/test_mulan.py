@@ -10,6 +10,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 from manyviews.backbones import Encoder
 from manyviews.engine.step import backpropagate
+from manyviews.errors import UserError
 from manyviews.methods import get
 from manyviews.types import At, Canvases
 from manyviews.views import CutMix, Cutout, Global, Local, Rotation, Shuffle, Views
@@ -86,20 +87,39 @@ def test_asymmetric_cutout_predicts_the_whole_and_symmetric_cutout_another_hole(
     """Section 4.2: cutout as the only augmentation."""
     plain = {"area": (1.0, 1.0), "ratio": (1.0, 1.0), "flip": 0.0, "color": None}
     whole, holes = Global(1, 32, **plain), Cutout(2, 32, **plain)
-    method = build(name, (whole, holes))
-    (terms,) = [t for t in copy.deepcopy(method).loss(Views(batch, method.looks), AT) if t][-1:]
-    assert list(terms) == ["cutout"]
-    method = build(name, (Cutout(2, 32, symmetric=True, **plain),))
-    views = Views(batch, method.looks)
-    total = sum(t["cutout"] for t in copy.deepcopy(method).loss(views, AT) if t)
-    with torch.no_grad():
-        online = [method.online(x) for x in views.all("cutout")]
-        targets = [(method.online if name == "simsiam" else method.target)(x) for x in views.all("cutout")]
-        predictor = method.predictors.of["cutout"]
-        expected = (
-            aligned(name, predictor(online[0]), targets[1]) + aligned(name, predictor(online[1]), targets[0])
-        ) / 2
-    assert total.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-5)
+
+    def value(*tasks) -> tuple[float, float]:
+        """Of the loss, and of the mean over the views with a hole and what each of them is to predict."""
+        method = build(name, tasks)
+        views = Views(batch, method.looks)
+        with torch.no_grad():
+            plain = copy.deepcopy(method)
+            target = plain.online if name == "simsiam" else plain.target
+            online = [plain.online(x) for x in views.all("cutout")]
+            targets = [target(x) for x in views.all(tasks[0].name)]
+            aims = [targets[0]] * 2 if len(targets) == 1 else targets[::-1]
+            expected = sum(
+                aligned(name, plain.predictors.of["cutout"](z), t) for z, t in zip(online, aims, strict=True)
+            )
+        terms = backpropagate(method, [lambda: Views(batch, method.looks)], AT)
+        assert list(terms) == ["cutout"]
+        return terms["cutout"].item(), float(expected) / 2
+
+    for tasks in ((whole, holes), (Cutout(2, 32, symmetric=True, **plain),)):
+        found, expected = value(*tasks)
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["byol", "moco_v3", "simsiam"])
+def test_a_predictor_that_is_shared_in_no_known_way_is_refused(name: str):
+    with pytest.raises(UserError, match="Did you mean 'shared'"):
+        build(name, predictor="sharde")
+
+
+def test_the_target_network_can_be_what_is_kept():
+    method = build("byol", kept="target")
+    assert method.keep is method.target.module.encoder
+    assert build("byol").keep.state_dict().keys() == method.keep.state_dict().keys()
 
 
 def test_moco_v3s_heads_for_vision_transformers(batch: Canvases):

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from manyviews import distributed, methods
+import manyviews as mv
+from manyviews import distributed, methods, recipes
 from manyviews.engine import loop
 from manyviews.engine.step import backpropagate
 from manyviews.errors import UserError
-from manyviews.recipe import Recipe, Rescue, from_json, override, to_json
+from manyviews.methods import Branch
+from manyviews.recipe import Recipe, Rescue, Step, from_json, override, to_json
 from manyviews.recipes import get
 from manyviews.regularizers import Rescued
 from manyviews.types import At, Canvases
-from manyviews.views import Strong, Views
+from manyviews.views import Cutout, Global, Strong, Views
 from tests.methods.conftest import canvases
 from tests.methods.test_ranks import Exact
 from tests.ranks import on_ranks
@@ -26,7 +30,7 @@ AT = At(3, 20, 5)
 PAIRED = sorted({*methods.names()} - {"mae"})
 
 
-def rescued(name: str, scale: float = 0.75, k: int | None = 2, **changes) -> Recipe:
+def rescued(name: str, scale: float = 0.75, k: int | None = 4, **changes) -> Recipe:
     return dataclasses.replace(get(f"{name}_tiny"), rescue=Rescue(scale, k), **changes)
 
 
@@ -81,7 +85,25 @@ def test_every_method_with_pairs_can_be_rescued(name: str):
     for m in (method, nothing):
         m.before_update(AT)
         m.after_update(AT)
-    assert method.keep is not None and not method.method.keep._forward_hooks
+    assert not listening(method)
+
+
+def listening(method) -> list[str]:
+    return [name for name, m in method.named_modules() if m._forward_hooks]
+
+
+def test_nobody_listens_after_an_exception_or_a_step_that_is_given_up():
+    batch = canvases(8)
+    method = loop.build(rescued("byol")).train()
+    steps = method.loss(Views(batch, method.looks), AT)
+    next(steps)
+    assert not listening(method)
+    steps.close()
+    broken = loop.build(rescued("simclr")).train()
+    broken.method.temperature = None  # the loss raises after both views have passed
+    with pytest.raises(TypeError):
+        list(broken.loss(Views(batch, broken.looks), AT))
+    assert not listening(broken)
 
 
 @pytest.mark.parametrize("name", ["simclr", "byol"])
@@ -131,18 +153,47 @@ def test_two_ranks_rescue_what_one_does():
 
 
 def test_k_is_a_64th_of_the_batch_and_can_be_set():
-    method = loop.build(rescued("simclr", k=None))
-    assert [method._k(n, 1) for n in (4096, 256, 64)] == [64, 4, 2]
-    assert [method._k(n, 8) for n in (4096, 64)] == [64, 16]
+    def k(name: str, n: int, world: int, k: int | None = None, parts: int = 1) -> int:
+        recipe = dataclasses.replace(rescued(name, k=k), step=Step(accumulate=parts))
+        method = loop.build(recipe)
+        return method._k(next(m for m in method.modules() if isinstance(m, Branch)), n, world)
+
+    assert [k("simclr", n, 1) for n in (4096, 1024, 512, 64, 4)] == [64, 16, 8, 8, 4]
+    assert [k("simclr", n, 8) for n in (4096, 640, 64)] == [64, 16, 8]
+    # Without BatchNorm there is no least number: a DINO on a transformer.
+    vit = dataclasses.replace(get("dino_tiny"), backbone=get("mae_tiny").backbone, rescue=Rescue(1.0, 16))
+    method = loop.build(override(vit, "method.views", (Global(2, 32),)))
+    assert method._k(method.method.student, 2048, 16) == 16
+    assert k("simclr", 1024, 2, k=128, parts=4) == 32
     with pytest.raises(UserError, match="multiple of 4 from 8 to 64"):
-        loop.build(rescued("simclr", k=6))._k(64, 4)
+        k("simclr", 64, 4, k=6)
     with pytest.raises(UserError, match=r"rescue\.k"):
-        loop.build(rescued("simclr", k=100))._k(64, 1)
+        k("simclr", 64, 1, k=100)
     with pytest.raises(UserError, match="leave out rescue"):
         loop.build(rescued("mae"))
+    alone = override(rescued("byol"), "method.tasks", (Global(1, 32), Cutout(2, 32)))
+    with pytest.raises(UserError, match="two global views"):
+        loop.build(alone)
     for wrong, says in (((-1.0, None), "scale"), ((1.0, 1), r"Rescue\.k")):
         with pytest.raises(UserError, match=says):
             Rescue(*wrong)
+
+
+@pytest.mark.parametrize("name", [n for n in recipes.names() if recipes.get(n).rescue])
+def test_every_recipe_rescues_with_the_processes_its_command_names(name: str):
+    recipe, world = get(name), int(re.search(r"--nproc-per-node (\d+)", recipes.describe(name))[1])
+    assert recipe.rescue.k % world == 0
+    norm = "resnet" in recipe.backbone.name or recipe.method.name == "moco_v3"
+    assert recipe.rescue.k >= world * (2 if norm else 1)
+
+
+def test_what_cannot_be_rescued_is_refused_before_anything_is_made(tmp_path):
+    pixels = np.zeros((64, 32, 32, 3), np.uint8)
+    for k, says in ((100, "batch of 32"), (5, "2 parts")):
+        with pytest.raises(UserError, match=says):
+            settings = {"rescue": Rescue(0.5, k), "step.accumulate": 2, "data.holdout": 0.0}
+            mv.pretrain(pixels, "simclr_tiny", settings=settings, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_it_is_a_setting_of_any_recipe():

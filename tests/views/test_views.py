@@ -10,7 +10,24 @@ from torchvision.transforms import v2
 
 from manyviews.errors import UserError
 from manyviews.types import Canvases
-from manyviews.views import BYOL_PAIR, SIMCLR, Color, Cutout, Global, Local, Views, container, frozen_statistics, make
+from manyviews.views import (
+    BYOL_PAIR,
+    MAST_15,
+    SIMCLR,
+    Color,
+    Composed,
+    CutMix,
+    Cutout,
+    Global,
+    Local,
+    Rotation,
+    Shuffle,
+    Strong,
+    Views,
+    container,
+    frozen_statistics,
+    make,
+)
 
 KINDS = (Global(2, 24, color=BYOL_PAIR), Local(3, 12, color=SIMCLR), Cutout(1, 24))
 
@@ -203,3 +220,12 @@ def test_frozen_statistics():
         net(x)
         1 / 0  # noqa: B018
     assert net.state_dict()["1.num_batches_tracked"] == 2
+
+
+@pytest.mark.parametrize("kind", [Global(1, 24), Cutout(1, 24), Rotation(1, 24), Shuffle(1, 24), CutMix(1, 24),
+                                  Composed(1, 24, augmentations=MAST_15, staged=False), Strong(1, 24)],
+                         ids=lambda k: k.name)  # fmt: skip
+def test_every_kind_is_the_same_under_autocast(kind):
+    plain = Views(canvases(), (kind,))[kind.name, 0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(Views(canvases(), (kind,))[kind.name, 0], plain)
