@@ -15,6 +15,7 @@ import importlib
 from typing import Any
 
 _FUNCTIONS = {
+    "prepare": "manyviews.run",
     "pretrain": "manyviews.run",
     "resume": "manyviews.run",
     "evaluate": "manyviews.run",

@@ -22,6 +22,55 @@ Images = Annotated[Positional[str], arg(metavar="DATA")]
 Folder = Annotated[Positional[Path], arg(metavar="RUN")]
 
 
+def prepare(
+    data: Images,
+    /,
+    out: Annotated[Path, arg(metavar="FOLDER")],
+    canvas: Annotated[int, arg(metavar="PIXELS")] = 256,
+    labels: Path | None = None,
+    verify: bool = False,
+    json: Json = None,
+) -> None:
+    """Decode images once, to canvases on disk: every further run reads them without a decode.
+
+    For example:
+      manyviews prepare photos/ --out canvases/
+      manyviews prepare photos/ --out canvases160/ --canvas 160
+      manyviews pretrain canvases/ --recipe simclr_imagenet
+
+    Args:
+        data: A folder of images, or a Parquet file.
+        out: A new folder, or one that was begun by the same command: the same command again, or several at once,
+            continue it.
+        canvas: Their side, data.canvas of the recipe.
+        labels: A CSV file with the columns path and label.
+        verify: Read everything that was written again, and compare checksums.
+    """
+    import json as plain
+
+    import manyviews as mv
+    from manyviews.data import verify as damaged
+    from manyviews.progress import progress
+
+    folder = mv.prepare(data, out, canvas, labels)
+    manifest = plain.loads((folder / "canvases.json").read_text(encoding="utf-8"))
+    images = sum(s["images"] for s in manifest["shards"])
+    print(f"{images} canvases of {canvas} pixels in {len(manifest['shards'])} shards in {printable(str(folder))}.")
+    for where, reason in manifest["bad"][:5]:
+        print(printable(f"Left out {where}: {reason}"))
+    if len(manifest["bad"]) > 5:
+        print(f"Left out {len(manifest['bad']) - 5} more images: see {printable(str(folder / 'canvases.json'))}.")
+    if verify:
+        with progress("verify") as update:
+            wrong = damaged(folder, update)
+        if wrong:
+            names = ", ".join(f.name for f in wrong)
+            raise UserError(f"Shards in {folder} are damaged: remove {names} and canvases.json, and prepare again.")
+        print("All checksums are right.")
+    if json:
+        _write(json, {"folder": str(folder), "images": images, "bad": manifest["bad"]})
+
+
 def pretrain(
     data: Images,
     /,
@@ -318,6 +367,7 @@ def demo(out: Annotated[Path | None, arg(metavar="RUN")] = None, json: Json = No
 
 
 VERBS: dict[str, Callable[..., None]] = {
+    "prepare": prepare,
     "pretrain": pretrain,
     "sweep": sweep,
     "resume": resume,

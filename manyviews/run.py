@@ -91,6 +91,28 @@ class Run:
         return export(self.folder, format, out)
 
 
+def prepare(data: Any, out: str | Path, canvas: int = 256, labels: str | Path | None = None) -> Path:
+    """Decode images once, to canvases on disk from which every further run reads without a decode.
+
+    May be interrupted and called again, and called by several processes at once: see `manyviews.data.prepare`.
+
+    Args:
+        data: see `manyviews.data.open_source`.
+        out: a new folder, or one that was begun in the same way. It is then what other verbs take as their data.
+        canvas: side of the canvases in pixels; a recipe's `data.canvas`.
+        labels: a CSV file of `path,label` for a folder whose first-level folders are not the labels.
+
+    Raises:
+        UserError: bad input, or the folder holds something else.
+    """
+    from manyviews import data as images
+
+    if canvas < 1:
+        raise UserError(f"Canvases need a side of 1 pixel or more, not {canvas}.")
+    with progress("prepare") as update:
+        return images.prepare(open_source(data, labels), Path(out), canvas, update)
+
+
 def pretrain(
     data: Any,
     recipe: str | Recipe,

@@ -3,6 +3,7 @@
 from manyviews.data.canvas import load_canvas, load_canvases, to_canvas
 from manyviews.data.decode import BadImage, decode
 from manyviews.data.loader import Loader
+from manyviews.data.prepared import prepare, verify
 from manyviews.data.source import Source
 from manyviews.data.sources import open_source
 from manyviews.data.split import split
@@ -15,6 +16,8 @@ __all__ = [
     "load_canvas",
     "load_canvases",
     "open_source",
+    "prepare",
     "split",
     "to_canvas",
+    "verify",
 ]

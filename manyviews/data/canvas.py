@@ -51,6 +51,8 @@ def load_canvases(
     `index` numbers the images in the source, so it has gaps where images were bad. Takes 3 * size**2 bytes an image.
     """
     total = len(source)
+    if source.canvases is not None and source.side == size:
+        return source.canvases(np.arange(total)), []
     pixels = torch.empty(total, 3, size, size, dtype=torch.uint8)
     extent = torch.zeros(total, 2, dtype=torch.int64)
     into_pixels, into_extent = pixels.numpy(), extent.numpy()

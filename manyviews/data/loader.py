@@ -87,7 +87,9 @@ class Loader:
         whole = self.batch * self.world_size
         steps = order(self.seed, epoch, len(self.source))[: self.steps_per_epoch * whole].reshape(-1, whole)
         mine = steps[start_step:, self.rank * self.batch : (self.rank + 1) * self.batch]
-        return self._held(mine) if self.in_memory else self._streamed(mine)
+        if self.in_memory:
+            return self._held(mine)
+        return self._mapped(mine) if self.source.side == self.size else self._streamed(mine)
 
     def _held(self, batches: np.ndarray) -> Iterator[Canvases]:
         held, pin = self._canvases, torch.cuda.is_available()
@@ -99,6 +101,14 @@ class Loader:
             torch.index_select(held.pixels, 0, rows, out=pixels)
             extent, chosen = held.extent[rows], held.index[rows]
             yield Canvases(pixels, *(x.pin_memory() if pin else x for x in (extent, chosen)))
+
+    def _mapped(self, batches: np.ndarray) -> Iterator[Canvases]:
+        """From canvases on disk: threads fetch what the disk has not given yet while earlier batches are in use."""
+        ready, pin = self.source.canvases, torch.cuda.is_available()
+        assert ready is not None
+        for (found,) in in_threads(ready, ([items] for items in batches), 2):
+            fields = (found.pixels, found.extent, found.index)
+            yield Canvases(*(x.pin_memory() if pin else x for x in fields))
 
     def _streamed(self, batches: np.ndarray) -> Iterator[Canvases]:
         begun: deque[Canvases] = deque()

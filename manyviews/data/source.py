@@ -9,10 +9,12 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from manyviews.data.decode import BadImage, Raw, decode
 from manyviews.errors import UserError
+from manyviews.types import Canvases
 
 Labels = tuple[np.ndarray, list[str]]
 """int64 numbers of classes, one for each item, and the classes' names."""
@@ -36,6 +38,8 @@ class Source:
         identify: the names that stay with the images wherever they lie: see `ids`.
         annotate: their labels: see `labels` and `classes`.
         locate: where image `i` is, for people; its id if not given.
+        canvases: ready-made canvases of these items, if the source has them; int64 indices to their `Canvases`.
+        side: of the ready-made canvases, pixels.
     """
 
     name: str
@@ -44,6 +48,8 @@ class Source:
     identify: Callable[[], list[str]]
     annotate: Callable[[], Labels | None] = unlabeled
     locate: Callable[[int], str] | None = None
+    canvases: Callable[[np.ndarray], Canvases] | None = None
+    side: int | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -92,6 +98,8 @@ class Source:
             partial(_chosen_ids, self, chosen),
             partial(_chosen_labels, self, chosen),
             partial(_chosen_item, self.where, chosen),
+            None if self.canvases is None else partial(_chosen_canvases, self.canvases, chosen),
+            self.side,
         )
 
     def with_classes(self, classes: Sequence[str]) -> Source:
@@ -153,6 +161,10 @@ def _given(labels: Labels) -> Labels:
 
 def _chosen_item(function: Callable[[int], Any], chosen: np.ndarray, i: int) -> Any:
     return function(int(chosen[i]))
+
+
+def _chosen_canvases(canvases: Callable[[np.ndarray], Canvases], chosen: np.ndarray, items: np.ndarray) -> Canvases:
+    return replace(canvases(chosen[items]), index=torch.from_numpy(np.asarray(items, dtype=np.int64)))
 
 
 def _chosen_ids(source: Source, chosen: np.ndarray) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from manyviews.data.folder import is_image, open_folder, scan
 from manyviews.data.memory import is_array, open_arrays, open_dataset
+from manyviews.data.prepared import MANIFEST, open_prepared
 from manyviews.data.source import Source
 from manyviews.errors import UserError
 
@@ -21,6 +22,7 @@ def open_source(data: Any, labels: Any = None) -> Source:
     `data` is one of
     - a folder of images, nested as you like. Labels are its first-level folders, or those of a CSV file, given as
       `labels`, with the columns `path` (relative to the folder) and `label`: the source then holds what it lists;
+    - a folder of canvases that `manyviews prepare` made;
     - a Parquet file, or a folder of them, with a column of encoded images in Hugging Face's layout or as plain bytes.
       `labels` may name the column of labels;
     - a data set as in torchvision, `dataset[i] -> (PIL image or uint8 array, label)`, without a transform;
@@ -56,6 +58,10 @@ def open_source(data: Any, labels: Any = None) -> Source:
 def _open_path(path: Path, labels: Any) -> Source:
     try:
         if path.is_dir():
+            if (path / MANIFEST).is_file():
+                return open_prepared(path)
+            if (path / "plan.json").is_file() and any(path.glob("shard-*.safetensors")):
+                raise UserError(f"{path} is not finished: run `manyviews prepare` with the same arguments again.")
             files = scan(path)
             tables = [path / f for f in files if f.lower().endswith(".parquet")]
             if tables and not any(is_image(f) for f in files):

@@ -138,3 +138,29 @@ def test_a_stem_that_timm_cannot_build_is_refused(manyviews, run_folder: Path, t
     result = manyviews("export", run_folder, "--format", "timm", "--out", tmp_path / "timm")
     assert result.code == 2 and "stem" in result.err
     assert not (tmp_path / "timm").exists()
+
+
+def test_prepare_decodes_once_and_what_it_wrote_can_be_trained_on(tmp_path, capsys):
+    import numpy as np
+    from PIL import Image
+
+    for i in range(40):
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+    (tmp_path / "photos" / "7.png").write_bytes(b"broken")
+    arguments = ["prepare", str(tmp_path / "photos"), "--out", str(tmp_path / "canvases"), "--canvas", "32", "--verify"]
+    for _ in range(2):  # the second time there is nothing left to do
+        cli.main(arguments)
+        out = capsys.readouterr().out
+        assert "39 canvases of 32 pixels" in out and "7.png" in out and "checksums are right" in out
+    run = mv.pretrain(tmp_path / "canvases", "simclr_tiny", epochs=1, out=tmp_path / "run")
+    direct = mv.pretrain(tmp_path / "photos", "simclr_tiny", epochs=1, out=tmp_path / "direct")
+    assert run.summary["images"] == direct.summary["images"] - 1
+    shard = next((tmp_path / "canvases").glob("shard-*"))
+    raw = bytearray(shard.read_bytes())
+    raw[-1] ^= 1
+    shard.write_bytes(raw)
+    with pytest.raises(SystemExit) as e:
+        cli.main(arguments)
+    assert e.value.code == 2 and "damaged" in capsys.readouterr().err

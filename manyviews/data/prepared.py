@@ -1,0 +1,242 @@
+"""Canvases on disk: decoded once, mapped into memory, read without a decode.
+
+A folder of shards, each a safetensors file of pixels, true extents and, in its header, names, labels and a checksum. A
+shard is written whole or not at all. `canvases.json` is written last: a folder without it is unfinished.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from manyviews.checkpoint import load_tensors, save_tensors, write_text
+from manyviews.data.canvas import Progress, load_canvases
+from manyviews.data.source import Labels, Source
+from manyviews.errors import UserError
+from manyviews.types import Canvases
+
+MANIFEST = "canvases.json"
+_PLAN = "plan.json"
+_SHARD = 2**27  # bytes of pixels: little to lose in a crash, and few files
+_VERSION = 1
+
+
+def prepare(source: Source, out: Path, size: int = 256, progress: Progress | None = None) -> Path:
+    """Decode a source's images to canvases in a folder, which `open_source` then opens.
+
+    May be called again after an interruption, and by any number of processes at once: finished shards stay, and each
+    process takes shards that no other one is at. Images that cannot be read are left out and named in the manifest.
+
+    Args:
+        source: the images.
+        out: a new folder, or one that was begun with the same source and size.
+        size: side of the canvases, pixels.
+        progress: called with (images, of how many) as shards are finished, by whichever process.
+
+    Raises:
+        UserError: the folder holds something else, or no image could be read.
+    """
+    per = max(1, _SHARD // (3 * size**2))
+    names = blake2b("\n".join(source.ids).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    plan = {"version": _VERSION, "size": size, "images": len(source), "shard": per, "names": names}
+    _begin(out, plan)
+    starts = range(0, len(source), per)
+    files = [out / f"shard-{k:05}.safetensors" for k in range(len(starts))]
+    while not (out / MANIFEST).exists():
+        waiting = False
+        for file, start in zip(files, starts, strict=True):
+            if file.exists():
+                continue
+            try:
+                with FileLock(out / f".{file.name}.lock", blocking=False):
+                    if not file.exists():
+                        _write(source, range(start, min(start + per, len(source))), size, file)
+            except Timeout:
+                waiting = True
+            if progress is not None:
+                progress(sum(f.exists() for f in files) * per, len(files) * per)
+        if waiting:
+            time.sleep(0.2)  # another process is at the last ones
+        else:
+            _finish(source, out, plan, files)
+    return out
+
+
+def _begin(out: Path, plan: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / f".{_PLAN}.lock"):
+        if not (out / _PLAN).exists():
+            if any(not p.name.startswith(".") for p in out.iterdir()):
+                raise UserError(f"{out} exists and is not an empty folder: give another --out.")
+            write_text(out / _PLAN, json.dumps(plan))
+    if json.loads((out / _PLAN).read_text(encoding="utf-8")) != plan:
+        raise UserError(f"{out} holds canvases of other images or of another size: give another --out.")
+
+
+def _write(source: Source, rows: range, size: int, file: Path) -> None:
+    found, bad = load_canvases(source.subset(rows), size)
+    good = found.index.numpy() + rows.start
+    facts = {
+        "ids": [source.ids[i] for i in good],
+        "labels": None if source.labels is None else source.labels[good].tolist(),
+        "bad": bad,
+        "checksum": _checksum(found.pixels),
+    }
+    save_tensors(file, {"pixels": found.pixels, "extent": found.extent}, facts)
+
+
+def _checksum(pixels: torch.Tensor) -> str:
+    return blake2b(pixels.numpy().data, digest_size=16).hexdigest()
+
+
+def _finish(source: Source, out: Path, plan: dict[str, Any], files: list[Path]) -> None:
+    with FileLock(out / f".{_PLAN}.lock"):
+        if (out / MANIFEST).exists():
+            return
+        shards, bad = [], []
+        for file in files:
+            count, facts = _header(file)
+            shards.append({"file": file.name, "images": count, "checksum": facts["checksum"]})
+            bad += facts["bad"]
+        if not sum(s["images"] for s in shards):
+            where, reason = bad[0]
+            raise UserError(f"None of the {len(source)} images of {source.name} can be used; {where}: {reason}.")
+        manifest = {**plan, "name": source.name, "classes": source.classes, "shards": shards, "bad": bad}
+        write_text(out / MANIFEST, json.dumps(manifest, indent=1))
+        for lock in out.glob(".shard-*.lock"):
+            lock.unlink(missing_ok=True)
+
+
+@cache
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """How many images a shard holds, and the facts beside them."""
+    offset, shape, header = _layout(file, "pixels")
+    facts = json.loads(header["__metadata__"]["manyviews"])
+    if file.stat().st_size < offset + int(np.prod(shape)):
+        raise UserError(f"{file} is cut short: remove it, and prepare the images again.")
+    return int(shape[0]), facts
+
+
+def _layout(file: Path, name: str) -> tuple[int, tuple[int, ...], dict[str, Any]]:
+    """Where in a safetensors file a tensor begins, its shape, and the file's header."""
+    try:
+        with file.open("rb") as f:
+            length = int.from_bytes(f.read(8), "little")
+            header = json.loads(f.read(length))
+        return 8 + length + header[name]["data_offsets"][0], tuple(header[name]["shape"]), header
+    except (OSError, ValueError, KeyError) as e:
+        raise UserError(f"{file} is not a readable shard of canvases ({e}): prepare the images again.") from e
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Canvases in a folder, by their number, read from mapped memory.
+
+    Attributes:
+        folder: that `prepare` made.
+        size: side of the canvases, pixels.
+        ends: after how many images each shard ends.
+        files: the shards' names.
+    """
+
+    folder: Path
+    size: int
+    ends: tuple[int, ...]
+    files: tuple[str, ...]
+
+    def __call__(self, items: np.ndarray) -> Canvases:
+        """The canvases of these images, numbered as they are: pixels are copied, once."""
+        items = np.asarray(items, dtype=np.int64)
+        pixels = np.empty((len(items), 3, self.size, self.size), dtype=np.uint8)
+        extent = np.empty((len(items), 2), dtype=np.int64)
+        for k, rows, places in self._shards(items):
+            mapped, extents = _mapped(self.folder / self.files[k])
+            pixels[places], extent[places] = mapped[rows], extents[rows]
+        return Canvases(torch.from_numpy(pixels), torch.from_numpy(extent), torch.from_numpy(items))
+
+    def _shards(self, items: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """For each shard that has some of the items: its number, their rows in it, and their places among the items."""
+        shard = np.searchsorted(self.ends, items, side="right")
+        first = np.concatenate([[0], self.ends])
+        for k in np.unique(shard):
+            places = np.flatnonzero(shard == k)
+            yield int(k), items[places] - first[k], places
+
+    def read(self, i: int) -> Image.Image:
+        """A canvas in the image's own proportions again, its short side that of the canvas."""
+        found = self(np.array([i]))
+        height, width = found.extent[0].tolist()
+        scale = self.size / min(height, width)
+        image = Image.fromarray(found.pixels[0].permute(1, 2, 0).contiguous().numpy())
+        return image.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+
+    def ids(self) -> list[str]:
+        return [name for file in self.files for name in _header(self.folder / file)[1]["ids"]]
+
+
+@cache
+def _mapped(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A shard's pixels, mapped and not read, and its extents."""
+    offset, shape, header = _layout(file, "pixels")
+    begin, end = header["extent"]["data_offsets"]
+    start = offset - header["pixels"]["data_offsets"][0]
+    extents = np.fromfile(file, dtype="<i8", count=(end - begin) // 8, offset=start + begin).reshape(-1, 2)
+    return np.memmap(file, dtype=np.uint8, mode="r", offset=offset, shape=shape), extents
+
+
+def open_prepared(folder: Path) -> Source:
+    """The canvases that `prepare` wrote, as a source of images whose canvases need no decode.
+
+    Raises:
+        UserError: shards are missing or damaged.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"{folder / MANIFEST} is damaged ({e}): prepare the images again.") from e
+    if manifest["version"] != _VERSION:
+        raise UserError(f"{folder} was prepared by another version of manyviews: prepare the images again.")
+    for shard in manifest["shards"]:
+        if _header(folder / shard["file"])[0] != shard["images"]:
+            raise UserError(f"{folder / shard['file']} is not the shard that was prepared: prepare the images again.")
+    counts = [s["images"] for s in manifest["shards"]]
+    ends = tuple(np.cumsum(counts).tolist())
+    ready = Prepared(folder, manifest["size"], ends, tuple(s["file"] for s in manifest["shards"]))
+    annotate = partial(_labels, ready, manifest["classes"])
+    return Source(manifest["name"], sum(counts), ready.read, ready.ids, annotate, canvases=ready, side=ready.size)
+
+
+def _labels(ready: Prepared, classes: list[str] | None) -> Labels | None:
+    if classes is None:
+        return None
+    labels = [y for file in ready.files for y in _header(ready.folder / file)[1]["labels"]]
+    return np.array(labels, dtype=np.int64), classes
+
+
+def verify(folder: Path, progress: Progress | None = None) -> list[Path]:
+    """Read every shard and compare its checksum: the damaged ones."""
+    shards = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["shards"]
+    damaged = []
+    for k, shard in enumerate(shards):
+        file = folder / shard["file"]
+        try:
+            tensors, _ = load_tensors(file)
+            right = _checksum(tensors["pixels"]) == shard["checksum"]
+        except UserError:
+            right = False
+        if not right:
+            damaged.append(file)
+        if progress is not None:
+            progress(k + 1, len(shards))
+    return damaged

@@ -1,0 +1,143 @@
+"""Canvases on disk: the same as decoded ones, written whole or not at all, by one process or by many."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from manyviews.data import Loader, load_canvases, open_source, prepare, prepared, verify
+from manyviews.errors import UserError
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """40 images of several shapes in two classes, two of them broken."""
+    folder = tmp_path / "photos"
+    draw = np.random.default_rng(0)
+    for i in range(40):
+        where = folder / ("cat" if i % 2 else "dog")
+        where.mkdir(parents=True, exist_ok=True)
+        pixels = draw.integers(0, 256, (20 + i, 30 + 2 * (i % 5), 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(where / f"{i:02}.png")
+    (folder / "cat" / "03.png").write_bytes(b"broken")
+    (folder / "dog" / "39.png").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(prepared, "_SHARD", 7 * 3 * 16**2)  # seven canvases of 16 pixels
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(getattr(a, k), getattr(b, k)) for k in ("pixels", "extent"))
+
+
+def test_prepared_canvases_are_the_decoded_ones(photos: Path, tmp_path: Path):
+    source = open_source(photos)
+    folder = prepare(source, tmp_path / "out", 16)
+    ready = open_source(folder)
+    decoded, bad = load_canvases(source, 16)
+    assert len(ready) == len(decoded) == len(source) - len(bad) == 39
+    assert same(load_canvases(ready, 16)[0], decoded)
+    good = decoded.index.numpy()
+    assert ready.ids == [source.ids[i] for i in good]
+    assert ready.classes == source.classes and ready.labels.tolist() == source.labels[good].tolist()
+    assert len(list(folder.glob("shard-*.safetensors"))) == 6
+    assert json.loads((folder / "canvases.json").read_text())["bad"] == [list(b) for b in bad]
+    assert verify(folder) == []
+    some = ready.subset([30, 2, 11])
+    assert same(some.canvases(np.array([2, 0])), decoded[torch.tensor([11, 30])])
+    assert some.canvases(np.array([2, 0])).index.tolist() == [2, 0]
+
+
+def test_training_batches_are_the_same_from_disk_from_memory_and_decoded_anew(photos: Path, tmp_path: Path):
+    (photos / "cat" / "03.png").unlink()
+    (photos / "dog" / "39.png").unlink(missing_ok=True)
+    source = open_source(photos)
+    ready = open_source(prepare(source, tmp_path / "out", 16))
+    loaders = [Loader(s, 16, 5, memory=m) for s in (source, ready) for m in (0, 2**30)]
+    assert [loader.in_memory for loader in loaders] == [False, True, False, True]
+    for batches in zip(*(loader.batches(1, 2) for loader in loaders), strict=True):
+        for batch in batches[1:]:
+            assert same(batch, batches[0]) and torch.equal(batch.index, batches[0].index)
+
+
+def test_an_image_comes_back_in_its_own_proportions(photos: Path, tmp_path: Path):
+    source = open_source(photos)
+    ready = open_source(prepare(source, tmp_path / "out", 16))
+    first = ready.load(0)
+    height, width = source.load(source.ids.index(ready.ids[0])).size[::-1]
+    assert min(first.size) == 16 and first.size[0] / first.size[1] == pytest.approx(width / height, rel=0.05)
+
+
+def test_a_killed_preparation_continues_and_is_not_mistaken_for_a_finished_one(
+    photos: Path, tmp_path: Path, monkeypatch
+):
+    source, out, written = open_source(photos), tmp_path / "out", []
+    write = prepared._write
+
+    def dies(source, rows, size, file):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(file)
+        write(source, rows, size, file)
+
+    monkeypatch.setattr(prepared, "_write", dies)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, out, 16)
+    with pytest.raises(UserError, match="not finished"):
+        open_source(out)
+    stamps = {f: f.stat().st_mtime_ns for f in written}
+    monkeypatch.setattr(prepared, "_write", write)
+    prepare(source, out, 16)
+    assert stamps == {f: f.stat().st_mtime_ns for f in written}
+    assert same(load_canvases(open_source(out), 16)[0], load_canvases(source, 16)[0])
+    for changed in (lambda: prepare(source, out, 24), lambda: prepare(source.subset(range(9)), out, 16)):
+        with pytest.raises(UserError, match="other images or of another size"):
+            changed()
+    with pytest.raises(UserError, match="not an empty folder"):
+        prepare(source, photos, 16)
+
+
+def at_work(photos: Path, out: Path) -> None:
+    prepared._SHARD = 7 * 3 * 16**2
+    prepare(open_source(photos), out, 16)
+
+
+def test_several_processes_share_the_work(photos: Path, tmp_path: Path):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=at_work, args=(photos, tmp_path / "out")) for _ in range(3)]
+    for p in processes:
+        p.start()
+    for p in processes:
+        p.join(60)
+    assert [p.exitcode for p in processes] == [0, 0, 0]
+    assert same(load_canvases(open_source(tmp_path / "out"), 16)[0], load_canvases(open_source(photos), 16)[0])
+
+
+def test_damage_is_found(photos: Path, tmp_path: Path):
+    folder = prepare(open_source(photos), tmp_path / "out", 16)
+    shards = sorted(folder.glob("shard-*.safetensors"))
+    raw = bytearray(shards[1].read_bytes())
+    raw[-5] ^= 255
+    shards[1].write_bytes(raw)
+    offset, _, _ = prepared._layout(shards[2], "pixels")
+    raw = bytearray(shards[2].read_bytes())
+    raw[offset + 40] ^= 1
+    shards[2].write_bytes(raw)
+    assert shards[2] in verify(folder)
+    shards[4].write_bytes(shards[4].read_bytes()[:-200])
+    prepared._header.cache_clear()
+    with pytest.raises(UserError, match="cut short"):
+        open_source(folder)
+    shards[0].unlink()
+    prepared._header.cache_clear()
+    with pytest.raises(UserError, match="prepare the images again"):
+        open_source(folder)
