@@ -21,6 +21,7 @@ test-learning: $(VENV)/installed-dev
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/rescue.py
 
 # A virtual environment is a folder; it is made again when the project's requirements change.
 $(BIN)/python:

@@ -39,7 +39,7 @@ def stepper(name: str, rescue: bool, canvases: Canvases, size: int) -> Callable[
     settings = {"simclr": {"view": looks}, "moco_v3": {"tasks": (looks,)}}[name]
     method = get(name)(Encoder("resnet18"), **settings, **HEADS[name])
     if rescue:
-        method = Rescued(method, Rescue(scale=0.5))
+        method = Rescued(method, Rescue(scale=0.5, k=len(canvases) // 64))
     device = canvases.pixels.device
     method = method.to(device, memory_format=torch.channels_last).train()
 
@@ -59,9 +59,9 @@ def stepper(name: str, rescue: bool, canvases: Canvases, size: int) -> Callable[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -70,7 +70,7 @@ def main() -> None:
     extent = torch.full((options.batch, 2), options.size)
     canvases = Canvases(pixels, extent, torch.arange(options.batch)).to(device)
     rows = []
-    print(f"ResNet-18, batch {options.batch}, {options.size} pixels, k = {max(2, round(options.batch / 64))}")
+    print(f"ResNet-18, batch {options.batch}, {options.size} pixels, k = {options.batch // 64}")
     for name in HEADS:
         without, with_ = (stepper(name, rescue, canvases, options.size) for rescue in (False, True))
         without(), with_()  # the first steps allocate

@@ -7,12 +7,12 @@ Rescuing Easy Samples in Self-Supervised Pretraining, Wang et al., algorithm 1 a
 
     L = L_SSL + s L_topk,   L_topk = -mean over the k images of cos(z_a, z_s)
 
-It is the same for every method that projects two views of an image. z_a and z_b are the trained network's projections
-of the first two views it looks at, as they come out of the projector, before a predictor. As printed, the gradient
-goes through z_a as well as z_s. The paper says nothing about ranks: the k are the easiest of all ranks, and the ranks
-share the work on them evenly. Nor about BatchNorm: strong views are normalized by their own statistics, of which
-running ones learn nothing. Its k is a 64th of a batch of thousands; of small batches more are taken, because a
-BatchNorm over two images would make their projections exactly opposite.
+It is the same for every method that projects two views of an image. z_a and z_b are projections of the first two views
+as they come out of the projector, before a predictor: z_a the trained network's, z_b the target network's where a
+method has one. As printed, the gradient goes through z_a as well as z_s. The paper says nothing about ranks: the k are
+the easiest of all ranks, and the ranks share the work on them evenly. Nor about BatchNorm: strong views are normalized
+by their own statistics, of which running ones learn nothing. Its k is a 64th of a batch of thousands; of small batches
+more are taken, because a BatchNorm over two images would make their projections exactly opposite.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ class Rescued(Method):
     """A method whose easiest images are rescued: a method itself.
 
     The strong views are drawn after the images are chosen, on the device: the extra work is that of k more views. (A
-    method that trains on one view, MoCo v2, has to project the other one as well, without gradient.) Where the method
-    backpropagates view by view, the first two views are backpropagated together, because the term needs the
-    projections of both.
+    method that trains on one view, MoCo v2, has to project the other one as well, without gradient.)
 
     Args:
         method: whose loss is added to.
@@ -78,27 +76,30 @@ class Rescued(Method):
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
         branch = next(m for m in self.method.modules() if _trained_branch(m))
         seen: list[Tensor] = []
+        targets: list[Tensor] = []
         # The method is not asked to hand out its projections: whatever it does with them, they pass through here.
-        listening = branch.register_forward_hook(lambda _, x, z: seen.append(z[0] if isinstance(z, tuple) else z))
+        listening = [
+            m.register_forward_hook(lambda _, x, z, heard=heard: heard.append(_projection(z)))
+            for m in self.method.modules()
+            if isinstance(m, Branch)
+            for heard in (seen if m is branch else targets,)
+        ]
         try:
-            pending: Terms = {}
             steps = self.method.loss(views, at)
-            for terms in steps:
-                for name, term in terms.items():
-                    pending[name] = pending[name] + term if name in pending else term
-                if len(seen) > 1:
-                    break
-            if len(seen) == 1:  # a method that trains on one view and compares it with a target network's
+            terms = next(steps)
+            for hook in listening:
+                hook.remove()
+            za, zb = seen[0], next((z[1] for z in (seen, targets) if len(z) > 1), None)
+            if zb is None:  # a method that trains on one view and shuffles the other one's batch
                 with torch.no_grad(), frozen_statistics(branch):
-                    branch(views[self.looks[0].name, 1])
-            listening.remove()
-            pending["rescue"] = self.settings.scale * self._term(branch, views, seen[0], seen[1].detach())
+                    zb = _projection(branch(views[self.looks[0].name, 1]))
+            yield terms | {"rescue": self.settings.scale * self._term(branch, views, za, zb.detach())}
+            del terms, za, zb
             seen.clear()
-            yield pending
-            del pending, terms
             yield from steps
         finally:
-            listening.remove()
+            for hook in listening:
+                hook.remove()
 
     def _term(self, branch: Any, views: Views, za: Tensor, zb: Tensor) -> Tensor:
         """Eq. 1 on the easiest images of all ranks, on every rank: `za` and `zb` are `b d`."""
@@ -118,7 +119,7 @@ class Rescued(Method):
         x = views.of(chosen.chunk(world)[rank], (self.view,))[self.view.name, 0]
         with frozen_statistics(branch):
             z = branch(x)
-        zs = distributed.gather(z[0] if isinstance(z, tuple) else z)
+        zs = distributed.gather(_projection(z))
         return consistency(distributed.add(za[row] * ours[:, None]), zs)
 
     def _k(self, branch: nn.Module, n: int, world: int) -> int:
@@ -139,6 +140,11 @@ class Rescued(Method):
 
     def after_update(self, at: At) -> None:
         self.method.after_update(at)
+
+
+def _projection(z: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """Of a Gaussian, its mean."""
+    return z[0] if isinstance(z, tuple) else z
 
 
 def _trained_branch(module: Any) -> bool:
