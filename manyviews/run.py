@@ -26,6 +26,7 @@ from manyviews.methods import Method
 from manyviews.pretrained import Pretrained, load, write
 from manyviews.progress import progress
 from manyviews.recipe import Recipe, override
+from manyviews.regularizers import Rescued
 from manyviews.views import Views
 
 if TYPE_CHECKING:
@@ -299,7 +300,8 @@ def subspaces(run: str | Path | Run, data: Any, out: str | Path, labels: str | P
         raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only mast learns subspaces.")
     out = _new_file(out)
     source = open_source(data, labels)
-    method = getattr(run.method, "method", run.method)  # without what is around it
+    method = run.method
+    method = method.method if isinstance(method, Rescued) else method
     with progress("subspaces"):
         found = numbers.analyze(
             cast(MAST, method),

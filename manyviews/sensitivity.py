@@ -14,15 +14,13 @@ from manyviews import distributed, recipes
 from manyviews.checkpoint import write_text
 from manyviews.engine import folder as files
 from manyviews.engine.loop import say
+from manyviews.engine.observe import COLLAPSED
 from manyviews.errors import UserError
 from manyviews.recipe import Recipe, override, to_json
 from manyviews.run import Run, pretrain, resume
 
 METRICS = ("knn", "linear", "rankme")
 """What a run can be judged by: accuracies on held-out training images, which need labels, and their effective rank."""
-
-COLLAPSED = 0.05
-"""The spread of features below which all images look the same to the encoder."""
 
 
 @dataclass(frozen=True)

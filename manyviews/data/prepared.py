@@ -42,7 +42,7 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
         source: the images.
         out: a new folder, or one that was begun with the same source and size.
         size: side of the canvases, pixels.
-        progress: called with (images, of how many) as shards are finished, by whichever process.
+        progress: called with (images, of how many) as this process passes their shards.
 
     Raises:
         UserError: the folder holds something else, or no image could be read.
@@ -56,16 +56,16 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
     while not (out / MANIFEST).exists():
         waiting = False
         for file, start in zip(files, starts, strict=True):
-            if file.exists():
-                continue
+            end = min(start + per, len(source))
             try:
-                with FileLock(out / f".{file.name}.lock", blocking=False):
-                    if not file.exists():
-                        _write(source, range(start, min(start + per, len(source))), size, file)
+                if not file.exists():
+                    with FileLock(out / f".{file.name}.lock", blocking=False):
+                        if not file.exists():
+                            _write(source, range(start, end), size, file)
             except Timeout:
                 waiting = True
             if progress is not None:
-                progress(sum(f.exists() for f in files) * per, len(files) * per)
+                progress(end, len(source))
         if waiting:
             time.sleep(0.2)  # another process is at the last ones
         else:
@@ -118,7 +118,6 @@ def _finish(source: Source, out: Path, plan: dict[str, Any], files: list[Path]) 
             lock.unlink(missing_ok=True)
 
 
-@cache
 def _header(file: Path) -> tuple[int, dict[str, Any]]:
     """How many images a shard holds, and the facts beside them."""
     offset, shape, header = _layout(file, "pixels")
@@ -161,7 +160,8 @@ class Prepared:
         pixels = np.empty((len(items), 3, self.size, self.size), dtype=np.uint8)
         extent = np.empty((len(items), 2), dtype=np.int64)
         for k, rows, places in self._shards(items):
-            mapped, extents = _mapped(self.folder / self.files[k])
+            file = self.folder / self.files[k]
+            mapped, extents = _mapped(file, file.stat().st_mtime_ns)
             pixels[places], extent[places] = mapped[rows], extents[rows]
         return Canvases(torch.from_numpy(pixels), torch.from_numpy(extent), torch.from_numpy(items))
 
@@ -186,8 +186,8 @@ class Prepared:
 
 
 @cache
-def _mapped(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A shard's pixels, mapped and not read, and its extents."""
+def _mapped(file: Path, stamp: int) -> tuple[np.ndarray, np.ndarray]:
+    """A shard's pixels, mapped and not read, and its extents; `stamp` tells a file from one it has replaced."""
     offset, shape, header = _layout(file, "pixels")
     begin, end = header["extent"]["data_offsets"]
     start = offset - header["pixels"]["data_offsets"][0]

@@ -19,6 +19,9 @@ from manyviews.views import Views
 MOST = 1000
 """Images that are held out, and training images with which their labels are predicted, at most."""
 
+COLLAPSED = 0.05
+"""The spread of features below which all images look the same to the encoder."""
+
 _FEW = 16  # held-out images below which a spectrum says nothing
 _PAIRS = 256  # held-out images of which two views are compared
 
@@ -140,7 +143,7 @@ def warn(numbers: dict[str, float], step: int, say: Callable[[str], None]) -> No
     """Say in plain words when the features have collapsed. What an untrained encoder has is no collapse."""
     if step == 0:
         return
-    if numbers["spread"] < 0.05:
+    if numbers["spread"] < COLLAPSED:
         say(
             f"Warning: the features have collapsed: all images look nearly the same to the encoder (spread "
             f"{numbers['spread']:.3f} of 1). A lower learning rate or a larger batch may help."
