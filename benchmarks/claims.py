@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from scipy.stats import t as student
 
 from manyviews import recipes
 from manyviews.checkpoint import write_text
@@ -186,10 +187,6 @@ def accuracy(recipe: Recipe, train_on: Source, train: Source, test: Source) -> t
     return 100 * knn(known.x, known.labels, asked.x, asked.labels, ks=[20]).weighted[20], seconds
 
 
-# Quantiles of Student's t at 97.5 %, for 1 to 9 degrees of freedom.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-
-
 def verdict(rows: list[dict[str, Any]], claim: Claim) -> dict[str, Any]:
     """The differences between a claim's arms by seed, their mean with its 95 % interval, and what follows."""
     scores = {(r["arm"], r["seed"]): r["knn"] for r in rows}
@@ -199,7 +196,7 @@ def verdict(rows: list[dict[str, Any]], claim: Claim) -> dict[str, Any]:
     if len(seeds) < 2:
         return found | {"verdict": "not run"}
     mean = statistics.mean(differences)
-    half = _T[len(seeds) - 2] * statistics.stdev(differences) / math.sqrt(len(seeds))
+    half = float(student.ppf(0.975, len(seeds) - 1)) * statistics.stdev(differences) / math.sqrt(len(seeds))
     word = "reproduced" if mean > half else "not reproduced" if mean < -half else "inconclusive at this scale"
     return found | {"difference": round(mean, 2), "interval": round(half, 2), "verdict": word}
 
@@ -232,8 +229,6 @@ def main() -> None:
     parser.add_argument("--arms", help="only these, separated by commas")
     parser.add_argument("--table", action="store_true", help="print what the file holds, and run nothing")
     options = parser.parse_args()
-    if options.seeds > len(_T) + 1:
-        parser.error(f"up to {len(_T) + 1} seeds")
     scale = SCALES[options.scale]
     found = arms(scale)
     locks = Path(tempfile.gettempdir()) / f"manyviews claims {options.out.absolute().as_posix().replace('/', ' ')}"

@@ -4,6 +4,17 @@ import pytest
 import torch
 
 from manyviews.types import Canvases
+from manyviews.views import CutMix, Cutout, Global, Local, Rotation, Shuffle
+
+TASKS = (
+    Global(2, 32, (0.25, 1.0)),
+    Local(2, 16),
+    Cutout(1, 32),
+    Rotation(1, 32),
+    Shuffle(1, 32),
+    CutMix(1, 32),
+)
+"""Every spatial transformation as a task."""
 
 
 def canvases(n: int = 8, size: int = 32, seed: int = 0) -> Canvases:

@@ -13,18 +13,11 @@ from manyviews.engine.step import backpropagate
 from manyviews.errors import UserError
 from manyviews.methods import get
 from manyviews.types import At, Canvases
-from manyviews.views import CutMix, Cutout, Global, Local, Rotation, Shuffle, Views
+from manyviews.views import Cutout, Global, Views
+from tests.methods.conftest import TASKS
 
 AT = At(3, 20, 5)
 SMALL = {"hidden_dim": 16, "output_dim": 8}
-TASKS = (
-    Global(2, 32, (0.25, 1.0)),
-    Local(2, 16),
-    Cutout(1, 32),
-    Rotation(1, 32),
-    Shuffle(1, 32),
-    CutMix(1, 32),
-)
 
 
 def build(name: str, tasks=TASKS, **settings):

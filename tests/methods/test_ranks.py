@@ -11,27 +11,18 @@ from manyviews.engine.step import backpropagate
 from manyviews.recipe import Recipe, override
 from manyviews.recipes import get
 from manyviews.types import At
-from manyviews.views import CutMix, Cutout, Global, Local, Rotation, Shuffle, Views
-from tests.methods.conftest import canvases
+from manyviews.views import Views
+from tests.methods.conftest import TASKS, canvases
 from tests.ranks import on_ranks
 
 AT = At(3, 20, 5)
-
-ALL_TASKS = (
-    Global(2, 32, (0.25, 1.0)),
-    Local(2, 16),
-    Cutout(1, 32),
-    Rotation(1, 32),
-    Shuffle(1, 32),
-    CutMix(1, 32),
-)
 
 
 def cases() -> dict[str, Recipe]:
     """Every method, and every kind of task with a predictor that is told of it."""
     found = {name: get(f"{name}_tiny") for name in methods.names()}
     for name in ("byol", "moco_v3", "simsiam"):
-        told = override(override(get(f"{name}_tiny"), "method.tasks", ALL_TASKS), "method.predictor", "conditioned")
+        told = override(override(get(f"{name}_tiny"), "method.tasks", TASKS), "method.predictor", "conditioned")
         found[f"{name} with all tasks"] = told
     return found
 
