@@ -113,3 +113,19 @@ def distort(x: Tensor, color: Color, drawn: Distortion) -> Tensor:
     if color.solarize:
         x = apply_to(drawn.solarize, partial(ops.solarize, threshold=color.threshold), x)
     return x
+
+
+@dataclass(frozen=True)
+class Distorting:
+    """What a view's hook `paint` gives when it is nothing but `distort`.
+
+    Attributes:
+        color: the settings.
+        drawn: the parameters of all images of the batch.
+    """
+
+    color: Color
+    drawn: Distortion
+
+    def __call__(self, x: Tensor, rows: slice) -> Tensor:
+        return distort(x, self.color, self.drawn[rows])

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from manyviews.errors import UserError, require
 from manyviews.types import Canvases
-from manyviews.views.distort import Color, distort, draw_distortion
+from manyviews.views.distort import Color, Distorting, draw_distortion
 from manyviews.views.draws import Draws
 from manyviews.views.geometry import draw_blocks, draw_boxes
 from manyviews.views.masks import erase, inside
@@ -94,8 +94,7 @@ class View:
         color = self.color_of(i)
         if color is None:
             return None
-        drawn = draw_distortion(draws.at("color"), color)
-        return lambda x, rows: distort(x, color, drawn[rows])
+        return Distorting(color, draw_distortion(draws.at("color"), color))
 
     def transform(self, x: Tensor, draws: Draws) -> Tensor:
         """Done to the normalized views, `b 3 size size`, perhaps in place: here nothing."""

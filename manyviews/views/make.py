@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from manyviews.types import Canvases
 from manyviews.views import color as ops
+from manyviews.views.distort import Distorting
 from manyviews.views.draws import Draws
 from manyviews.views.geometry import crop_resize
 from manyviews.views.kinds import Triple, View
@@ -37,12 +40,19 @@ def make(canvases: Canvases, kind: View, i: int, draws: Draws, mean: Triple, std
         pixels = kind.before(canvases, draws, mean)
         boxes, flip = kind.crop(canvases, draws)
         paint = kind.paint(i, draws)
+        crop: Callable[[Tensor, Tensor, int, Tensor], Tensor] = crop_resize
+        if device.type == "cpu":
+            from manyviews.views import compiled  # Numba takes half a second to import
+
+            if paint is None or isinstance(paint, Distorting):
+                return kind.transform(compiled.render(pixels, boxes, flip, kind.size, mean, std, paint), draws)
+            crop = compiled.crop
         out = torch.empty(b, 3, kind.size, kind.size, device=device, memory_format=torch.channels_last)
         values = _VALUES.get(device.type, _VALUES_ELSEWHERE)
         step = max(1, values // (3 * max(kind.size, *pixels.shape[-2:]) ** 2))
         for start in range(0, b, step):
             rows = slice(start, start + step)
-            x = crop_resize(pixels[rows], boxes[rows], kind.size, flip[rows])
+            x = crop(pixels[rows], boxes[rows], kind.size, flip[rows])
             if paint:
                 x = paint(x, rows)
             ops.normalize(x, mean, std, out[rows])

@@ -1,0 +1,374 @@
+"""Views on a CPU, one image at a time from the canvas to the finished view, compiled.
+
+The same views as the batched operations of `geometry`, `color` and `filters` make, which run on all devices and which
+the tests hold this against, up to the last bits of float32. What is faster here: an image stays in the core's cache
+from its crop to its normalization, the crop's weights are not multiplied with zeros, and only images that drew a
+change go through it. Numba compiles at the first use and keeps the result on disk.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from manyviews.views.distort import Color, Distorting, Distortion
+
+# Compiled code takes a plain 1.0 for a float64, and with it everything it touches.
+_f = np.float32
+_ZERO, _ONE, _TWO, _THREE, _FOUR, _SIX = (_f(x) for x in (0, 1, 2, 3, 4, 6))
+_RED, _GREEN, _BLUE = _f(0.2989), _f(0.587), _f(0.114)  # torchvision's luma
+_TINY = _f(np.finfo(np.float32).tiny)
+_SIXTH = _f(1 / 6)
+_BRIGHTNESS, _CONTRAST, _SATURATION = 0, 1, 2
+_REACH = 5.3  # sigmas of a Gaussian: 1e-7 of it lies beyond
+_TILE = 2048  # pixels that go through several operations before the next ones do: 24 KiB
+
+
+def _compile(f: Any) -> Any:
+    # Sums may be added up in any order, or they would not be vectorized; nothing here is NaN.
+    fast = {"contract", "reassoc", "nsz", "nnan", "arcp"}
+    try:
+        return numba.njit(f, cache=True, nogil=True, error_model="numpy", fastmath=fast)
+    except RuntimeError:  # no folder may be written to keep the result in
+        return numba.njit(f, nogil=True, error_model="numpy", fastmath=fast)
+
+
+def render(
+    pixels: Tensor,
+    boxes: Tensor,
+    flip: Tensor,
+    size: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    paint: Distorting | None = None,
+) -> Tensor:
+    """Crop, resize, distort and normalize each image, in as many threads as PyTorch uses.
+
+    Args:
+        pixels: uint8, `b 3 s s`, on the CPU.
+        boxes: int64, `b 4`: top, left, height, width.
+        flip: bool, `b`.
+        size: height and width of the views.
+        mean, std: of the channels in [0, 1].
+        paint: the photometric settings and what was drawn of them; None to leave the colors alone.
+
+    Returns:
+        float32, `b 3 size size`, channels last in memory.
+    """
+    b = len(pixels)
+    out = torch.empty(b, size, size, 3)
+    color, drawn = (paint.color, paint.drawn) if paint else (Color(jitter=0, gray=0, blur=0), _nothing(b))
+    on = torch.stack([drawn.jitter, drawn.gray, drawn.blur, drawn.solarize], 1)
+    on &= torch.tensor([p > 0 for p in (color.jitter, color.gray, color.blur, color.solarize)])
+    scale = np.array([1 / s for s in std], np.float32)
+    shift = np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
+    do = partial(
+        _render,
+        np.ascontiguousarray(pixels.numpy()),
+        boxes.numpy(),
+        flip.numpy(),
+        on.numpy(),
+        drawn.factors.numpy(),
+        drawn.order.numpy(),
+        drawn.sigma.numpy(),
+        color.kernel_at(size),
+        _f(color.threshold),
+        scale,
+        shift,
+        out.numpy(),
+    )
+    _share(b, 3 * size**2, do)
+    return out.permute(0, 3, 1, 2)
+
+
+def crop(pixels: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tensor:
+    """`geometry.crop_resize` of uint8 images on the CPU: float32, `b 3 size size`, in [0, 1]."""
+    out = torch.empty(len(pixels), 3, size, size)
+    do = partial(_crops, np.ascontiguousarray(pixels.numpy()), boxes.numpy(), flip.numpy(), out.flatten(2).numpy())
+    _share(len(pixels), 3 * size**2, do)
+    return out
+
+
+def _nothing(b: int) -> Distortion:
+    """No change of `b` images."""
+    no = torch.zeros(b, dtype=torch.bool)
+    return Distortion(no, torch.ones(b, 4), torch.zeros(b, 4, dtype=torch.int64), no, no, torch.ones(b), no)
+
+
+def _share(n: int, values: int, do: Callable[[int, int], None]) -> None:
+    """`do(begin, end)` for parts of `n` images of so many values, in threads if there is enough for them to do."""
+    threads = min(torch.get_num_threads(), n * values // 2**15)
+    if threads < 2:
+        do(0, n)
+        return
+    parts = min(n, 4 * threads)  # more than threads, for one image takes longer than another
+    ends = [n * i // parts for i in range(parts + 1)]
+    list(_threads(os.getpid(), threads).map(do, ends[:-1], ends[1:]))
+
+
+@cache
+def _threads(process: int, n: int) -> ThreadPoolExecutor:
+    """Threads of this process: a forked one has none of its parent's."""
+    return ThreadPoolExecutor(n, "views")
+
+
+@_compile
+def _render(pixels, boxes, flip, on, factors, order, sigma, kernel, threshold, scale, shift, out, begin, end):
+    size = out.shape[1]
+    image, spare = np.empty((3, size * size), np.float32), np.empty((3, size * size), np.float32)
+    for i in range(begin, end):
+        top, left, height, width = boxes[i]
+        _crop(pixels[i], top, left, height, width, flip[i], image)
+        if on[i, 0]:
+            _jitter(image, factors[i], order[i])
+        if on[i, 1]:
+            _grayscale(image)
+        if on[i, 2]:
+            _blur(image, spare, sigma[i], kernel)
+        if on[i, 3]:
+            _solarize(image, threshold)
+        _normalize(image, scale, shift, out[i].reshape(size * size, 3))
+
+
+@_compile
+def _crops(pixels, boxes, flip, out, begin, end):
+    for i in range(begin, end):
+        top, left, height, width = boxes[i]
+        _crop(pixels[i], top, left, height, width, flip[i], out[i])
+
+
+@_compile
+def _cut(x):
+    return min(max(x, _ZERO), _ONE)
+
+
+@_compile
+def _weights(length, size):
+    """Of `geometry.crop_resize`: for each place in the result the first pixel in the box, and the pixels' weights."""
+    scale = length / size
+    stretch = max(scale, 1.0)
+    taps = min(math.ceil(4 * stretch), length)
+    first, weights = np.empty(size, np.int64), np.zeros((size, taps), np.float32)
+    found = np.empty(taps)
+    for i in range(size):
+        center = (i + 0.5) * scale
+        start = math.floor(center - 2 * stretch + 0.5)
+        start = min(max(start, 0), length - taps)
+        total = 0.0
+        for t in range(taps):
+            x = abs((start + t + 0.5 - center) / stretch)
+            found[t] = 0.0
+            if x < 1:
+                found[t] = (1.5 * x - 2.5) * x * x + 1
+            elif x < 2:
+                found[t] = ((-0.5 * x + 2.5) * x - 4) * x + 2
+            total += found[t]
+        first[i] = start
+        for t in range(taps):
+            weights[i, t] = found[t] / total
+    return first, weights
+
+
+@_compile
+def _crop(pixels, top, left, height, width, flip, image):
+    n = image.shape[1]
+    size = round(math.sqrt(n))
+    first, weights = _weights(width, size)
+    if flip:
+        first, weights = first[::-1].copy(), weights[::-1].copy()
+    weights /= _f(255)
+    taps = weights.shape[1]
+    lines, narrow = np.empty((3, width), np.float32), np.empty((3, height, size), np.float32)
+    for y in range(height):
+        for c in range(3):
+            line = pixels[c, top + y, left : left + width]
+            for x in range(width):
+                lines[c, x] = line[x]
+        if taps == 4:  # as nearly all crops that are not shrunk have
+            for x in range(size):
+                s = first[x]
+                a, b, c, d = weights[x, 0], weights[x, 1], weights[x, 2], weights[x, 3]
+                for k in range(3):
+                    line = lines[k]
+                    narrow[k, y, x] = _cut(a * line[s] + b * line[s + 1] + c * line[s + 2] + d * line[s + 3])
+        else:
+            for x in range(size):
+                s = first[x]
+                r, g, b = _ZERO, _ZERO, _ZERO
+                for t in range(taps):
+                    w = weights[x, t]
+                    r += w * lines[0, s + t]
+                    g += w * lines[1, s + t]
+                    b += w * lines[2, s + t]
+                narrow[0, y, x], narrow[1, y, x], narrow[2, y, x] = _cut(r), _cut(g), _cut(b)
+    first, weights = _weights(height, size)
+    taps = weights.shape[1]
+    for c in range(3):
+        for y in range(size):
+            line = image[c, y * size : (y + 1) * size]
+            w, s = weights[y], first[y]
+            if taps == 4:
+                p, q, r, t = narrow[c, s], narrow[c, s + 1], narrow[c, s + 2], narrow[c, s + 3]
+                for x in range(size):
+                    line[x] = _cut(w[0] * p[x] + w[1] * q[x] + w[2] * r[x] + w[3] * t[x])
+            else:
+                line[:] = _ZERO
+                for k in range(taps):
+                    v, p = w[k], narrow[c, s + k]
+                    for x in range(size):
+                        line[x] += v * p[x]
+                for x in range(size):
+                    line[x] = _cut(line[x])
+
+
+@_compile
+def _luma(r, g, b):
+    return _RED * r + _GREEN * g + _BLUE * b
+
+
+@_compile
+def _jitter(image, factors, order):
+    """Two rounds over tiles: contrast needs the mean gray of what comes before it."""
+    n = image.shape[1]
+    contrast = 0
+    while order[contrast] != _CONTRAST:
+        contrast += 1
+    total = 0.0
+    for start in range(0, n, _TILE):
+        r, g, b = image[0, start : start + _TILE], image[1, start : start + _TILE], image[2, start : start + _TILE]
+        for k in range(contrast):
+            _adjust(r, g, b, order[k], factors[order[k]])
+        part: Any = _ZERO
+        for i in range(len(r)):
+            part += _luma(r[i], g[i], b[i])
+        total += part
+    mean, factor = _f(total / n), factors[_CONTRAST]
+    for start in range(0, n, _TILE):
+        r, g, b = image[0, start : start + _TILE], image[1, start : start + _TILE], image[2, start : start + _TILE]
+        _toward(r, mean, factor)
+        _toward(g, mean, factor)
+        _toward(b, mean, factor)
+        for k in range(contrast + 1, 4):
+            _adjust(r, g, b, order[k], factors[order[k]])
+
+
+@_compile
+def _adjust(r, g, b, which, factor):
+    if which == _BRIGHTNESS:
+        _toward(r, _ZERO, factor)
+        _toward(g, _ZERO, factor)
+        _toward(b, _ZERO, factor)
+    elif which == _SATURATION:
+        _saturation(r, g, b, factor)
+    else:
+        _hue(r, g, b, factor)
+
+
+@_compile
+def _toward(x, gray, factor):
+    """Blend with one gray level."""
+    for i in range(len(x)):
+        x[i] = _cut(gray + factor * (x[i] - gray))
+
+
+@_compile
+def _saturation(r, g, b, factor):
+    for i in range(len(r)):
+        gray = _luma(r[i], g[i], b[i])
+        r[i] = _cut(gray + factor * (r[i] - gray))
+        g[i] = _cut(gray + factor * (g[i] - gray))
+        b[i] = _cut(gray + factor * (b[i] - gray))
+
+
+@_compile
+def _hue(r, g, b, factor):
+    """As `color.adjust_hue` does it, without branches."""
+    turn = _SIX * factor
+    for i in range(len(r)):
+        x, y, z = r[i], g[i], b[i]
+        high, low = max(max(x, y), z), min(min(x, y), z)
+        chroma = high - low
+        hue = x - y + _FOUR * chroma
+        hue = z - x + _TWO * chroma if high == y else hue
+        hue = y - z if high == x else hue
+        hue = hue / max(chroma, _TINY) + turn
+        hue -= _SIX * np.floor(hue * _SIXTH)
+        r[i] = low + chroma * _cut(abs(hue - _THREE) - _ONE)
+        g[i] = low + chroma * _cut(_TWO - abs(hue - _TWO))
+        b[i] = low + chroma * _cut(_TWO - abs(hue - _FOUR))
+
+
+@_compile
+def _grayscale(image):
+    r, g, b = image[0], image[1], image[2]
+    for i in range(len(r)):
+        gray = _luma(r[i], g[i], b[i])
+        r[i], g[i], b[i] = gray, gray, gray
+
+
+@_compile
+def _blur(image, spare, sigma, kernel):
+    """As `filters.gaussian_blur`; taps too light to change a float32, beyond 5.3 sigma, are left out."""
+    n = image.shape[1]
+    size = round(math.sqrt(n))
+    radius = min(kernel // 2, int(_REACH * sigma))
+    weights = np.empty(radius + 1, np.float32)
+    for t in range(radius + 1):
+        weights[t] = math.exp(-0.5 * (t / sigma) ** 2)
+    weights /= 2 * weights.sum() - weights[0]
+    padded = np.empty(size + 2 * radius, np.float32)
+    for c in range(3):
+        source, target = image[c], spare[c]
+        for y in range(size):
+            line, out = source[y * size : (y + 1) * size], target[y * size : (y + 1) * size]
+            padded[radius : radius + size] = line
+            for t in range(1, radius + 1):
+                padded[radius - t], padded[radius + size - 1 + t] = line[t], line[size - 1 - t]
+            _scaled(weights[0], line, out)
+            for t in range(1, radius + 1):
+                _add_both(weights[t], padded[radius - t :], padded[radius + t :], out)
+        source, target = target, source
+        for y in range(size):
+            out = target[y * size : (y + 1) * size]
+            _scaled(weights[0], source[y * size : (y + 1) * size], out)
+            for t in range(1, radius + 1):
+                up, down = abs(y - t), size - 1 - abs(size - 1 - y - t)
+                _add_both(weights[t], source[up * size : (up + 1) * size], source[down * size : (down + 1) * size], out)
+
+
+@_compile
+def _scaled(w, x, out):
+    for i in range(len(out)):
+        out[i] = w * x[i]
+
+
+@_compile
+def _add_both(w, x, y, out):
+    for i in range(len(out)):
+        out[i] += w * (x[i] + y[i])
+
+
+@_compile
+def _solarize(image, threshold):
+    for c in range(3):
+        line = image[c]
+        for i in range(len(line)):
+            line[i] = _ONE - line[i] if line[i] >= threshold else line[i]
+
+
+@_compile
+def _normalize(image, scale, shift, out):
+    r, g, b = image[0], image[1], image[2]
+    for i in range(len(r)):
+        out[i, 0] = r[i] * scale[0] + shift[0]
+        out[i, 1] = g[i] * scale[1] + shift[1]
+        out[i, 2] = b[i] * scale[2] + shift[2]

@@ -1,0 +1,139 @@
+"""The compiled views of a CPU against the batched operations, which other tests hold against torchvision and PIL."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from manyviews.types import Canvases
+from manyviews.views import Color, Draws, Global, compiled
+from manyviews.views import color as ops
+from manyviews.views.distort import Distorting, Distortion, distort, draw_distortion
+from manyviews.views.geometry import crop_resize
+from tests.views.test_geometry import boxes_of, pictures
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+NO_MEAN, NO_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+
+def batched(pixels, boxes, flip, size, mean, std, paint=None):
+    x = crop_resize(pixels, boxes, size, flip)
+    if paint is not None:
+        x = distort(x, paint.color, paint.drawn)
+    return ops.normalize(x, mean, std, torch.empty_like(x))
+
+
+def some(b, side, size):
+    pixels, boxes = pictures(b, side), boxes_of(b, (side, side), side, (0.05, 1.0))
+    boxes[0], boxes[1] = torch.tensor([0, 0, side, side]), torch.tensor([side - 1, side - 1, 1, 1])
+    boxes[2], boxes[3] = torch.tensor([0, side - 2, side, 2]), torch.tensor([1, 0, 3, side])
+    return pixels, boxes, torch.arange(b) % 2 == 0, size
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, 32), (40, 17), (16, 48), (64, 96), (200, 24), (9, 5)])
+def test_crops(side, size):
+    """Up and down, boxes of a single pixel, and of fewer pixels than the kernel reaches."""
+    arguments = some(24, side, size)
+    expected = batched(*arguments, MEAN, STD)
+    found = compiled.render(*arguments, MEAN, STD)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected, atol=4e-5, rtol=0)
+    torch.testing.assert_close(
+        compiled.crop(*arguments[:2], size, arguments[2]), crop_resize(*arguments[:2], size, arguments[2])
+    )
+
+
+def one_change(b, **changed):
+    no = torch.zeros(b, dtype=torch.bool)
+    drawn = Distortion(no, torch.ones(b, 4), torch.arange(4).expand(b, 4), no, no, torch.ones(b), no)
+    return replace(drawn, **changed)
+
+
+ALL = {"jitter": 1.0, "gray": 1.0, "blur": 1.0, "solarize": 1.0}
+
+
+def compare(drawn, b=24, color=None, atol=1e-5, side=48, size=40):
+    arguments, color = some(b, side, size), color or Color(**ALL)
+    expected = batched(*arguments, NO_MEAN, NO_STD, Distorting(color, drawn))
+    found = compiled.render(*arguments, NO_MEAN, NO_STD, Distorting(color, drawn))
+    torch.testing.assert_close(found, expected, atol=atol, rtol=0)
+    assert not torch.equal(found, compiled.render(*arguments, NO_MEAN, NO_STD)), "nothing was changed"
+
+
+def test_jitter_in_every_order():
+    orders = torch.tensor(list(itertools.permutations(range(4))))
+    factors = torch.rand(24, 4, generator=torch.Generator().manual_seed(0)) * 2 - torch.tensor([0, 0, 0, 1.5])
+    factors[:, 3] /= 3
+    # Where the resampling left gray but for its last bits, the hue is that of the last bits: it has no effect.
+    compare(one_change(24, jitter=torch.ones(24, dtype=torch.bool), factors=factors, order=orders), atol=3e-5)
+
+
+@pytest.mark.parametrize("hue", [-0.5, -0.2, 0.0, 1e-3, 0.5])
+def test_hue_alone(hue):
+    factors = torch.ones(24, 4)
+    factors[:, 3] = hue
+    arguments = some(24, 48, 40)
+    drawn = one_change(24, jitter=torch.ones(24, dtype=torch.bool), factors=factors)
+    paint = Distorting(Color(**ALL), drawn)
+    expected = batched(*arguments, NO_MEAN, NO_STD, paint)
+    torch.testing.assert_close(compiled.render(*arguments, NO_MEAN, NO_STD, paint), expected, atol=3e-5, rtol=0)
+
+
+def test_gray():
+    compare(one_change(24, gray=torch.arange(24) % 3 == 0))
+
+
+@pytest.mark.parametrize("kernel", [None, 3, 23, 61])
+def test_blur(kernel):
+    sigma = torch.linspace(0.1, 8, 24)
+    compare(one_change(24, blur=torch.ones(24, dtype=torch.bool), sigma=sigma), color=Color(kernel=kernel, **ALL))
+
+
+def test_solarize():
+    arguments, drawn = some(24, 48, 40), one_change(24, solarize=torch.arange(24) % 2 == 0)
+    paint = Distorting(Color(threshold=0.3, **ALL), drawn)
+    plain = batched(*arguments, NO_MEAN, NO_STD)
+    away = (plain - 0.3).abs() > 1e-5  # the last bits of a value at the threshold decide about it
+    expected, found = (f(*arguments, NO_MEAN, NO_STD, paint) for f in (batched, compiled.render))
+    torch.testing.assert_close(found[away], expected[away], atol=1e-5, rtol=0)
+    assert (found - plain).abs().max() > 0.5
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, 32), (96, 64)])
+def test_everything_as_it_is_drawn(side, size):
+    b = 200
+    arguments, color = some(b, side, size), Color(0.8, 0.8, 0.8, 0.2, solarize=0.0)
+    paint = Distorting(color, draw_distortion(Draws(3, 1, torch.arange(b)), color))
+    expected, found = (f(*arguments, MEAN, STD, paint) for f in (batched, compiled.render))
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+
+
+def test_a_probability_of_zero_is_never():
+    """The draws are made whatever the settings; the settings decide."""
+    arguments = some(24, 32, 32)
+    yes = torch.ones(24, dtype=torch.bool)
+    drawn = Distortion(yes, torch.zeros(24, 4), torch.arange(4).expand(24, 4), yes, yes, torch.ones(24), yes)
+    paint = Distorting(Color(jitter=0, gray=0, blur=0, solarize=0), drawn)
+    assert torch.equal(compiled.render(*arguments, MEAN, STD, paint), compiled.render(*arguments, MEAN, STD))
+
+
+def test_views_do_not_depend_on_threads_or_on_the_rest_of_the_batch():
+    b = 70
+    canvases = Canvases(pictures(b, 64), torch.full((b, 2), 64), torch.arange(b))
+    kind, draws = Global(1, 48), Draws(0, 0, canvases.index)
+
+    def render(rows):
+        boxes, flip = kind.crop(canvases[rows], replace(draws, index=rows))
+        paint = kind.paint(0, replace(draws, index=rows))
+        return compiled.render(canvases.pixels[rows], boxes, flip, 48, MEAN, STD, paint)
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = render(torch.arange(b))
+        torch.set_num_threads(3)
+        assert torch.equal(render(torch.arange(b)), one)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(render(torch.tensor([5, 3, 60])), one[[5, 3, 60]])
