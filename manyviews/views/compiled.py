@@ -13,14 +13,15 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from manyviews.views.distort import Color, Distorting, Distortion
+if TYPE_CHECKING:
+    from manyviews.views.distort import Distorting
 
 # Compiled code takes a plain 1.0 for a float64, and with it everything it touches.
 _f = np.float32
@@ -28,6 +29,7 @@ _ZERO, _ONE, _TWO, _THREE, _FOUR, _SIX = (_f(x) for x in (0, 1, 2, 3, 4, 6))
 _RED, _GREEN, _BLUE = _f(0.2989), _f(0.587), _f(0.114)  # torchvision's luma
 _TINY = _f(np.finfo(np.float32).tiny)
 _SIXTH = _f(1 / 6)
+_GOLDEN, _FIRST, _SECOND = (x - (1 << 64) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _BRIGHTNESS, _CONTRAST, _SATURATION = 0, 1, 2
 _REACH = 5.3  # sigmas of a Gaussian: 1e-7 of it lies beyond
 _TILE = 2048  # pixels that go through several operations before the next ones do: 24 KiB
@@ -66,9 +68,15 @@ def render(
     """
     b = len(pixels)
     out = torch.empty(b, size, size, 3)
-    color, drawn = (paint.color, paint.drawn) if paint else (Color(jitter=0, gray=0, blur=0), _nothing(b))
-    on = torch.stack([drawn.jitter, drawn.gray, drawn.blur, drawn.solarize], 1)
-    on &= torch.tensor([p > 0 for p in (color.jitter, color.gray, color.blur, color.solarize)])
+    if paint is None:
+        on, threshold, kernel = torch.zeros(b, 4, dtype=torch.bool), 0.0, 0
+        factors, order, sigma = torch.ones(b, 4), torch.zeros(b, 4, dtype=torch.int64), torch.ones(b)
+    else:
+        color, drawn = paint.color, paint.drawn
+        on = torch.stack([drawn.jitter, drawn.gray, drawn.blur, drawn.solarize], 1)
+        on &= torch.tensor([p > 0 for p in (color.jitter, color.gray, color.blur, color.solarize)])
+        threshold, kernel = color.threshold, color.kernel_at(size)
+        factors, order, sigma = drawn.factors, drawn.order, drawn.sigma
     scale = np.array([1 / s for s in std], np.float32)
     shift = np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
     do = partial(
@@ -77,11 +85,11 @@ def render(
         boxes.numpy(),
         flip.numpy(),
         on.numpy(),
-        drawn.factors.numpy(),
-        drawn.order.numpy(),
-        drawn.sigma.numpy(),
-        color.kernel_at(size),
-        _f(color.threshold),
+        factors.numpy(),
+        order.numpy(),
+        sigma.numpy(),
+        kernel,
+        _f(threshold),
         scale,
         shift,
         out.numpy(),
@@ -98,10 +106,25 @@ def crop(pixels: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tensor:
     return out
 
 
+def crop(pixels: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tensor:
+    """`geometry.crop_resize` of uint8 images on the CPU: float32, `b 3 size size`, in [0, 1]."""
+    out = torch.empty(len(pixels), 3, size, size)
+    do = partial(_crops, np.ascontiguousarray(pixels.numpy()), boxes.numpy(), flip.numpy(), out.flatten(2).numpy())
+    _share(len(pixels), 3 * size**2, do)
+    return out
+
+
 def _nothing(b: int) -> Distortion:
     """No change of `b` images."""
     no = torch.zeros(b, dtype=torch.bool)
     return Distortion(no, torch.ones(b, 4), torch.zeros(b, 4, dtype=torch.int64), no, no, torch.ones(b), no)
+
+
+def bits(index: Tensor, stream: int, n: int) -> Tensor:
+    """`Draws.bits` of int64 indices on the CPU, `b`: int64, `b n`."""
+    out = torch.empty(len(index), n, dtype=torch.int64)
+    _bits(index.numpy(), stream, out.numpy())
+    return out
 
 
 def _share(n: int, values: int, do: Callable[[int, int], None]) -> None:
@@ -119,6 +142,22 @@ def _share(n: int, values: int, do: Callable[[int, int], None]) -> None:
 def _threads(process: int, n: int) -> ThreadPoolExecutor:
     """Threads of this process: a forked one has none of its parent's."""
     return ThreadPoolExecutor(n, "views")
+
+
+@_compile
+def _bits(index, stream, out):
+    for i in range(len(index)):
+        start = _mix(index[i] + stream)
+        for k in range(out.shape[1]):
+            out[i, k] = _mix(start + (k + 1) * _GOLDEN)
+
+
+@_compile
+def _mix(x):
+    """Of `draws`, on signed integers as there."""
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _FIRST
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _SECOND
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
 @_compile

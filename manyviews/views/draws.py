@@ -66,6 +66,10 @@ class Draws:
         # All but image and column is the same for the whole batch, so a slow hash is free here.
         text = repr((int(self.seed), int(self.epoch), self.place, name)).encode()
         stream = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
+        if self.index.device.type == "cpu":  # the same in one go, and not in thirty small operations
+            from manyviews.views import compiled  # Numba takes half a second to import
+
+            return compiled.bits(self.index, stream, n)
         columns = torch.arange(1, n + 1, device=self.index.device) * _GOLDEN
         return _mix(_mix(self.index + stream)[:, None] + columns)
 

@@ -10,6 +10,7 @@ from manyviews.types import Canvases
 from manyviews.views import Color, Draws, Global, compiled
 from manyviews.views import color as ops
 from manyviews.views.distort import Distorting, Distortion, distort, draw_distortion
+from manyviews.views.draws import _GOLDEN, _mix
 from manyviews.views.geometry import crop_resize
 from tests.views.test_geometry import boxes_of, pictures
 
@@ -137,3 +138,10 @@ def test_views_do_not_depend_on_threads_or_on_the_rest_of_the_batch():
     finally:
         torch.set_num_threads(before)
     assert torch.equal(render(torch.tensor([5, 3, 60])), one[[5, 3, 60]])
+
+
+def test_bits_are_those_of_other_devices():
+    index = torch.tensor([0, 1, 7, 2**40, -3, 2**63 - 1])
+    for stream in (0, 12345, -(2**62), 2**63 - 1):
+        columns = torch.arange(1, 6) * _GOLDEN
+        assert torch.equal(compiled.bits(index, stream, 5), _mix(_mix(index + stream)[:, None] + columns))
