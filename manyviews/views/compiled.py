@@ -65,7 +65,11 @@ def render(
 
     Returns:
         float32, `b 3 size size`, channels last in memory.
+
+    Raises:
+        ValueError: a box is empty or not within the canvas.
     """
+    _check(boxes, pixels.shape[-1])
     b = len(pixels)
     out = torch.empty(b, size, size, 3)
     if paint is None:
@@ -100,24 +104,18 @@ def render(
 
 def crop(pixels: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tensor:
     """`geometry.crop_resize` of uint8 images on the CPU: float32, `b 3 size size`, in [0, 1]."""
+    _check(boxes, pixels.shape[-1])
     out = torch.empty(len(pixels), 3, size, size)
     do = partial(_crops, np.ascontiguousarray(pixels.numpy()), boxes.numpy(), flip.numpy(), out.flatten(2).numpy())
     _share(len(pixels), 3 * size**2, do)
     return out
 
 
-def crop(pixels: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tensor:
-    """`geometry.crop_resize` of uint8 images on the CPU: float32, `b 3 size size`, in [0, 1]."""
-    out = torch.empty(len(pixels), 3, size, size)
-    do = partial(_crops, np.ascontiguousarray(pixels.numpy()), boxes.numpy(), flip.numpy(), out.flatten(2).numpy())
-    _share(len(pixels), 3 * size**2, do)
-    return out
-
-
-def _nothing(b: int) -> Distortion:
-    """No change of `b` images."""
-    no = torch.zeros(b, dtype=torch.bool)
-    return Distortion(no, torch.ones(b, 4), torch.zeros(b, 4, dtype=torch.int64), no, no, torch.ones(b), no)
+def _check(boxes: Tensor, side: int) -> None:
+    """Compiled code reads where it is told to."""
+    corner, size = boxes.chunk(2, 1)
+    if not bool(((corner >= 0) & (size > 0) & (corner + size <= side)).all()):
+        raise ValueError(f"A view's crop must be boxes of a pixel or more within the canvas of {side} pixels.")
 
 
 def bits(index: Tensor, stream: int, n: int) -> Tensor:
@@ -135,7 +133,7 @@ def _share(n: int, values: int, do: Callable[[int, int], None]) -> None:
         return
     parts = min(n, 4 * threads)  # more than threads, for one image takes longer than another
     ends = [n * i // parts for i in range(parts + 1)]
-    list(_threads(os.getpid(), threads).map(do, ends[:-1], ends[1:]))
+    list(_threads(os.getpid(), torch.get_num_threads()).map(do, ends[:-1], ends[1:]))
 
 
 @cache

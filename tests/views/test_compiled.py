@@ -145,3 +145,11 @@ def test_bits_are_those_of_other_devices():
     for stream in (0, 12345, -(2**62), 2**63 - 1):
         columns = torch.arange(1, 6) * _GOLDEN
         assert torch.equal(compiled.bits(index, stream, 5), _mix(_mix(index + stream)[:, None] + columns))
+
+
+@pytest.mark.parametrize("box", [(-1, 0, 8, 8), (0, 0, 0, 4), (4, 0, 29, 8), (0, 30, 8, 3)])
+def test_boxes_outside_the_canvas_are_refused(box):
+    boxes = torch.tensor([box])
+    for make in (compiled.crop, lambda p, b, s, f: compiled.render(p, b, f, s, MEAN, STD)):
+        with pytest.raises(ValueError, match="within the canvas of 32 pixels"):
+            make(pictures(1, 32), boxes, 16, torch.tensor([False]))
