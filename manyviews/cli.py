@@ -39,7 +39,7 @@ def prepare(
       manyviews pretrain canvases/ --recipe simclr_imagenet
 
     Args:
-        data: A folder of images, or a Parquet file.
+        data: A folder of images, or Parquet or tar files: see `manyviews pretrain --help`.
         out: A new folder, or one that was begun by the same command: the same command again, or several at once,
             continue it.
         canvas: Their side, data.canvas of the recipe.
@@ -89,7 +89,8 @@ def pretrain(
       torchrun --nproc-per-node 8 -m manyviews pretrain imagenet/train --recipe byol_imagenet
 
     Args:
-        data: A folder of images, a Parquet file, or "demo".
+        data: A folder of images, or "demo"; Parquet or tar files, by a path, a URL, or a pattern such as
+            "s3://photos/{00..99}.tar".
         recipe: Which recipe: see `manyviews list recipes`.
         epochs: Passes over the images, instead of the recipe's.
         set: Change a setting by its dotted path; may be repeated.
@@ -122,7 +123,8 @@ def sweep(
         --vary rescue.scale=0.25,0.5,0.75,1 --vary rescue.k=2,4,8,16 --out sweeps/rescue
 
     Args:
-        data: A folder of images, a Parquet file, or "demo".
+        data: A folder of images, or "demo"; Parquet or tar files, by a path, a URL, or a pattern such as
+            "s3://photos/{00..99}.tar".
         recipe: Which recipe: see `manyviews list recipes`.
         vary: A setting and its values, one setting at a time; may be repeated.
         out: The sweep's folder. The same command again continues a sweep that was interrupted.
@@ -250,7 +252,7 @@ def embed(weights: Weights, data: Images, /, out: Out, backbone: str | None = No
 
     Args:
         weights: The folder of a run, or a file of weights.
-        data: A folder of images, or a Parquet file.
+        data: A folder of images, or Parquet or tar files: see `manyviews pretrain --help`.
         out: A new Parquet file, with the columns id, embedding and, if there are labels, label.
         backbone: The timm name of the architecture, if the file does not say.
     """

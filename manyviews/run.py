@@ -125,7 +125,7 @@ def pretrain(
     """Pretrain a backbone on unlabeled images.
 
     Args:
-        data: a folder, a Parquet file, a data set, arrays, or "demo": see `manyviews.data.open_source`.
+        data: a folder, Parquet or tar files, a URL, a data set, arrays, or "demo": see `manyviews.data.open_source`.
         recipe: a name (`manyviews list recipes`), or a recipe of one's own.
         epochs: passes over the images; the recipe's if None.
         settings: dotted paths and new values, such as `{"optimizer.lr": 0.1, "method.temperature": 0.2}`.
@@ -390,7 +390,7 @@ def _device() -> torch.device:
 
 def _address(data: Any) -> str | None:
     """Where to find the images again; None for those in memory."""
-    if isinstance(data, str) and data.partition(":")[0] == "demo":
+    if isinstance(data, str) and (data.partition(":")[0] == "demo" or "://" in data):
         return data
     return str(Path(data).expanduser().absolute()) if isinstance(data, (str, os.PathLike)) else None
 

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import numpy as np
@@ -19,7 +20,8 @@ from manyviews.types import Canvases
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
-_CHUNK = 64
+_CHUNK = 16
+_AHEAD = 8  # blocks under way
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -60,6 +62,7 @@ def load_canvases(
     def fill(start: int) -> list[tuple[int, str]]:
         bad = []
         for i in range(start, min(start + _CHUNK, total)):
+            reached(i)
             try:
                 into_pixels[i], into_extent[i] = load_canvas(source, i, size)
             except BadImage as error:
@@ -67,9 +70,9 @@ def load_canvases(
         return bad
 
     # Threads, for Pillow decodes and resizes without the interpreter lock, and a chunk of neighbors each, for
-    # sources that read in blocks.
+    # sources that read in blocks: a small one, for the blocks of all threads must stay in memory together.
     bad: list[tuple[int, str]] = []
-    with ThreadPoolExecutor(cores()) as pool:
+    with reading_ahead(source, np.arange(total)) as reached, ThreadPoolExecutor(cores()) as pool:
         for start, found in zip(range(0, total, _CHUNK), pool.map(fill, range(0, total, _CHUNK)), strict=True):
             bad += found
             if progress is not None:
@@ -82,6 +85,39 @@ def load_canvases(
             into_pixels[row], into_extent[row] = into_pixels[i], into_extent[i]
         pixels, extent, index = pixels[: len(good)], extent[: len(good)], torch.from_numpy(good)
     return Canvases(pixels, extent, index), [(source.where(i), reason) for i, reason in bad]
+
+
+@contextmanager
+def reading_ahead(source: Source, items: np.ndarray) -> Iterator[Callable[[int], None]]:
+    """Read the blocks of the source that will soon be needed, while others are in use.
+
+    Gives a function to call with the place in `items` that is next. Whenever it comes upon a new block, a thread begins
+    to read one that comes later. So many are under way at a time that their latency is waited for once, not for each.
+    """
+    if source.blocks is None:
+        yield lambda place: None
+        return
+    ahead = max(1, min(_AHEAD, source.window // 2))
+    _, places = np.unique(np.searchsorted(source.blocks, items, side="right"), return_index=True)
+    places.sort()
+    later = dict(zip(places[:-ahead].tolist(), items[places[ahead:]].tolist(), strict=True))
+
+    def read(i: int) -> None:
+        with suppress(BadImage):  # whoever needs it will meet it
+            source.read(i)
+
+    with ThreadPoolExecutor(ahead) as pool:
+
+        def reached(place: int) -> None:
+            if place in later:
+                pool.submit(read, later.pop(place))
+
+        try:
+            for i in items[places[:ahead]].tolist():
+                pool.submit(read, i)
+            yield reached
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def in_threads(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from manyviews.data.canvas import Progress, cores, in_threads, load_canvas, load_canvases
+from manyviews.data.canvas import Progress, cores, in_threads, load_canvas, load_canvases, reading_ahead
 from manyviews.data.decode import BadImage
 from manyviews.data.source import Source
 from manyviews.errors import UserError
@@ -26,8 +26,14 @@ class Loader:
     rank r takes the r-th, so it is the same however many ranks share it. The last, incomplete global batch is dropped.
     In the place of a bad image stands the next good one of the source.
 
+    A source with blocks that are best read together, whose canvases are not in memory, is streamed: its order keeps the
+    images of a block near each other, so that a rank reads its own blocks only, about once an epoch (see `nearby`).
+    This order depends on the number of ranks too: a run that is resumed with another one reads images in another order.
+    The ranks of a run should all be given the memory, or all not.
+
     All canvases are decoded into memory at the start if `memory` holds them; else threads decode each batch while those
-    before it are in use. The batches are the same. On machines with a GPU they are in pinned memory.
+    before it are in use. The batches are the same, but for a streamed source's. On machines with a GPU they are in
+    pinned memory.
 
     Attributes:
         steps_per_epoch: global batches in one epoch.
@@ -84,12 +90,20 @@ class Loader:
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Canvases]:
         """This rank's batches of an epoch, from the step `start_step` of that epoch on, on the CPU."""
-        whole = self.batch * self.world_size
-        steps = order(self.seed, epoch, len(self.source))[: self.steps_per_epoch * whole].reshape(-1, whole)
-        mine = steps[start_step:, self.rank * self.batch : (self.rank + 1) * self.batch]
+        mine = self._order(epoch)[start_step:]
         if self.in_memory:
             return self._held(mine)
         return self._mapped(mine) if self.source.side == self.size else self._streamed(mine)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Items of this rank's steps of an epoch, `steps batch`."""
+        whole, blocks, near = self.batch * self.world_size, self.source.blocks, self.source.window
+        # Few or sparse blocks are read as fast in any order: all stay in memory, or each gives one image.
+        if self.in_memory or blocks is None or len(blocks) <= near or len(self.source) < 2 * len(blocks):
+            steps = order(self.seed, epoch, len(self.source))[: self.steps_per_epoch * whole].reshape(-1, whole)
+            return steps[:, self.rank * self.batch : (self.rank + 1) * self.batch]
+        items = nearby(self.seed, epoch, blocks, near, self.rank, self.world_size)
+        return items[: self.steps_per_epoch * self.batch].reshape(-1, self.batch)
 
     def _held(self, batches: np.ndarray) -> Iterator[Canvases]:
         held, pin = self._canvases, torch.cuda.is_available()
@@ -113,22 +127,26 @@ class Loader:
     def _streamed(self, batches: np.ndarray) -> Iterator[Canvases]:
         begun: deque[Canvases] = deque()
 
-        def jobs() -> Iterator[list[tuple[Canvases, int, int]]]:
+        def fill(job: tuple[Canvases, int, int, int]) -> bool:
+            reached(job[-1])
+            return self._fill(*job[:-1])
+
+        def jobs() -> Iterator[list[tuple[Canvases, int, int, int]]]:
             n, pin = len(batches[0]) if len(batches) else 0, torch.cuda.is_available()
-            for items in batches:
+            for step, items in enumerate(batches):
                 pixels = torch.empty(n, 3, self.size, self.size, dtype=torch.uint8, pin_memory=pin)
                 extent = torch.empty(n, 2, dtype=torch.int64, pin_memory=pin)
                 begun.append(Canvases(pixels, extent, torch.empty(n, dtype=torch.int64, pin_memory=pin)))
-                yield [(begun[-1], row, item) for row, item in enumerate(items.tolist())]
+                yield [(begun[-1], row, item, step * n + row) for row, item in enumerate(items.tolist())]
 
-        for found in in_threads(self._fill, jobs(), cores() // _processes_here()):
-            if not all(found):
-                raise self._nothing_good()
-            yield begun.popleft()
+        with reading_ahead(self.source, batches.ravel()) as reached:
+            for found in in_threads(fill, jobs(), cores() // _processes_here()):
+                if not all(found):
+                    raise self._nothing_good()
+                yield begun.popleft()
 
-    def _fill(self, job: tuple[Canvases, int, int]) -> bool:
+    def _fill(self, batch: Canvases, row: int, item: int) -> bool:
         """Decode an image, or the next good one, into its row of a batch. False when there is no good one."""
-        batch, row, item = job
         for i in chain(range(item, len(self.source)), range(item)):
             if i in self._skipped:
                 continue
@@ -154,11 +172,33 @@ def order(seed: int, epoch: int, n: int) -> np.ndarray:
 
     The items are sorted by a hash (splitmix64's finalizer) of the seed, the epoch and their number.
     """
+    return np.argsort(_hashes(seed, epoch, n), kind="stable")
+
+
+def nearby(seed: int, epoch: int, blocks: np.ndarray, window: int, rank: int, world_size: int) -> np.ndarray:
+    """A rank's share of a permutation that reads blocks at about one time, int64: a pure function of its arguments.
+
+    The blocks are shuffled and laid end to end; each rank takes an equal piece, so that it shares two of them at most.
+    An item comes after a delay, uniform in [0, window) blocks, from where its block begins. So at any time the items
+    come from `window` blocks, as many new ones come as are used up, and any place is found without those before it.
+    """
+    sizes = np.diff(blocks, prepend=0)
+    hashes = _hashes(seed, epoch, len(blocks) + int(blocks[-1]))
+    shuffled = np.argsort(hashes[: len(blocks)], kind="stable")
+    share = int(blocks[-1]) // world_size
+    mine = slice(rank * share, (rank + 1) * share)
+    place = np.repeat(np.arange(len(blocks)), sizes[shuffled])[mine]
+    ends = np.cumsum(sizes[shuffled])
+    items = np.arange(rank * share, (rank + 1) * share) - ends[place] + blocks[shuffled][place]
+    delay = hashes[len(blocks) + items] / 2.0**64 * window
+    return items[np.argsort(place + delay, kind="stable")]
+
+
+def _hashes(seed: int, epoch: int, n: int) -> np.ndarray:
+    """uint64, of the seed, the epoch and the numbers below n."""
     with np.errstate(over="ignore"):
         key = _mix(_mix(np.array([seed % 2**64], np.uint64)) ^ np.uint64(epoch))
-        return np.argsort(
-            _mix(key + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)), kind="stable"
-        )
+        return _mix(key + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -4,115 +4,103 @@ from __future__ import annotations
 
 import bisect
 import json
-import os
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from manyviews.data.blocks import Blocks, window
 from manyviews.data.decode import BadImage
+from manyviews.data.files import THREADS, File, Ranges, Unreachable
 from manyviews.data.source import Labels, Source, as_labels, content_ids
 from manyviews.errors import UserError, unknown
 
-_CACHED_BYTES = 256 * 2**20
 _BATCH = 4096  # rows in one array: 2 GiB of images of half a megabyte
 _IMAGE_NAMES = ("image", "img")
 _LABEL_NAMES = ("label", "labels", "class", "target")
 
 
-def open_parquet(files: Sequence[Path], label: str | None = None) -> Source:
+def open_parquet(files: Sequence[File], label: str | None = None) -> Source:
     """The images in a column of Parquet files of one schema, in order; `label` names the column of labels.
 
     Raises:
         UserError: a file that cannot be read, no column of images or several, no such label column.
     """
     table = Table(files, label)
-    return Source(table.files[0].stem, len(table), table.read, table.ids, table.labels, table.locate)
+    name = table.files[0].name.rpartition(".")[0]
+    source = Source(name, len(table), table.read, table.ids, table.labels, table.locate)
+    return replace(source, blocks=table.blocks, window=table.window)
 
 
 class Table:
     """The rows of several Parquet files.
 
-    A row group is the least that Parquet can read, so the last ones stay in memory, within `_CACHED_BYTES`. Reading in
-    order decodes each once. Reading at random decodes one for each image, unless they all stay.
+    A row group is the least that Parquet can read, so the last ones stay in memory: see `Blocks`. Reading in order
+    decodes each once. Reading at random decodes one for each image, unless they all stay.
+
+    Attributes:
+        files: the files, in order.
+        blocks: after how many rows each row group ends that has any.
+        window: how many row groups may be read in turns.
     """
 
-    def __init__(self, files: Sequence[Path], label: str | None) -> None:
+    def __init__(self, files: Sequence[File], label: str | None) -> None:
         self.files = list(files)
-        self._groups: list[tuple[int, int]] = []
-        self._starts = [0]
-        self._first_row = []
-        schemas = []
-        for number, path in enumerate(self.files):
-            with _open(path) as file:
-                schemas.append(file.schema_arrow)
-                self._first_row.append(self._starts[-1])
-                for group in range(file.num_row_groups):
-                    self._groups.append((number, group))
-                    self._starts.append(self._starts[-1] + file.metadata.row_group(group).num_rows)
-            if not schemas[-1].equals(schemas[0]):
-                raise UserError(f"{path} has other columns than {self.files[0]}; give the files of one data set.")
+        with ThreadPoolExecutor(THREADS) as pool:
+            self._metadata = list(pool.map(_metadata, self.files))
+        schemas = [metadata.schema.to_arrow_schema() for metadata in self._metadata]
+        for file, schema in zip(self.files, schemas, strict=True):
+            if not schema.equals(schemas[0]):
+                raise UserError(f"{file} has other columns than {self.files[0]}; give the files of one data set.")
+        self._groups = [(k, g) for k, metadata in enumerate(self._metadata) for g in range(metadata.num_row_groups)]
+        rows = [self._metadata[k].row_group(g).num_rows for k, g in self._groups]
+        self._starts = [0, *np.cumsum(rows).tolist()]
+        self._first_row = np.cumsum([0, *(metadata.num_rows for metadata in self._metadata)]).tolist()
         if not len(self):
             raise UserError(f"{self.files[0]} has no rows.")
         self._bytes, self._path = _image_columns(schemas[0], self.files[0])
         self._label, self._classes = _label_column(schemas[0], label)
-        self._forget()
+        self.blocks = np.setdiff1d(self._starts, [0])
+        self.window = window(np.array([self._group_bytes(k, g) for k, g in self._groups]))
+        self._held = Blocks()
 
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def _forget(self) -> None:
-        """What belongs to one process: open files, what was read from them, and the lock around both."""
-        self._cache: OrderedDict[int, Any] = OrderedDict()
-        self._open_files: dict[int, pq.ParquetFile] = {}
-        self._lock = threading.Lock()
-        self._process = os.getpid()
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = ("_cache", "_open_files", "_lock", "_process")
-        return {key: value for key, value in self.__dict__.items() if key not in own}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
+    def _group_bytes(self, number: int, group: int) -> int:
+        """Of the images in a row group."""
+        found = self._metadata[number].row_group(group)
+        columns = (found.column(k) for k in range(found.num_columns))
+        return sum(c.total_uncompressed_size for c in columns if c.path_in_schema == self._bytes)
 
     def read(self, i: int) -> bytes:
         """The encoded image of row `i`."""
-        if self._process != os.getpid():  # a forked worker must not share file positions and locks with its parent
-            self._forget()
         group = bisect.bisect_right(self._starts, i) - 1
-        with self._lock:
-            images = self._read_group(group)
-        content = images[i - self._starts[group]].as_py()
+        content = self._held.get(group, self._fetch)[i - self._starts[group]].as_py()
         if not content:
             raise BadImage("the row holds no image")
         return content
 
-    def _read_group(self, group: int) -> Any:
-        if group not in self._cache:
-            number, part = self._groups[group]
-            if number not in self._open_files:
-                self._open_files[number] = _open(self.files[number])
-            try:
+    def _fetch(self, group: int) -> Any:
+        number, part = self._groups[group]
+        try:
+            with _open(self.files[number], self._metadata[number]) as file:
                 # No threads: pyarrow's pool does not survive a fork, and images are decoded in parallel anyway. In
                 # batches: a row group of more than 2 GiB does not fit one array, and nested ones are not split.
-                batches = self._open_files[number].iter_batches(
+                batches = file.iter_batches(
                     batch_size=_BATCH, row_groups=[part], columns=[self._bytes], use_threads=False
                 )
                 chunks = [batch.column(0) for batch in batches]
-            except (OSError, pa.ArrowException) as error:
-                raise BadImage(f"row group {part} cannot be read ({error})") from None
-            images = pa.chunked_array([c.field("bytes") if pa.types.is_struct(c.type) else c for c in chunks])
-            self._cache[group] = images
-            while len(self._cache) > 1 and sum(c.nbytes for c in self._cache.values()) > _CACHED_BYTES:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(group)
-        return self._cache[group]
+        except Unreachable:
+            raise
+        except (OSError, pa.ArrowException) as error:
+            raise BadImage(f"row group {part} cannot be read ({error})") from None
+        return pa.chunked_array([c.field("bytes") if pa.types.is_struct(c.type) else c for c in chunks])
 
     def locate(self, i: int) -> str:
         """File and row, for people."""
@@ -121,8 +109,14 @@ class Table:
 
     def column(self, name: str) -> Any:
         """All values of a column or, with a dot, of a field, as one chunked array."""
-        chunks = [chunk for file in self.files for chunk in _open(file).read(columns=[name]).column(0).chunks]
-        column = pa.chunked_array(chunks)
+
+        def chunks(file: File, metadata: pq.FileMetaData) -> list[Any]:
+            with _open(file, metadata) as opened:
+                return opened.read(columns=[name]).column(0).chunks
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            found = pool.map(chunks, self.files, self._metadata)
+            column = pa.chunked_array([chunk for several in found for chunk in several])
         return pc.struct_field(column, 0) if "." in name else column
 
     def ids(self) -> list[str]:
@@ -140,16 +134,24 @@ class Table:
         return None if values.null_count else as_labels(values.to_pylist(), self._classes)
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def _open(file: File, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """Opened anew for each use, so that threads and forked workers share no position in it; a known footer helps."""
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(file.path if file.local else Ranges(file), metadata=metadata)
+    except Unreachable:
+        raise
     except PermissionError:
-        raise UserError(f"There is no permission to read {path}.") from None
+        raise UserError(f"There is no permission to read {file}.") from None
     except (OSError, pa.ArrowException):
-        raise UserError(f"{path} is not a readable Parquet file; it may be damaged or half downloaded.") from None
+        raise UserError(f"{file} is not a readable Parquet file; it may be damaged or half downloaded.") from None
 
 
-def _image_columns(schema: pa.Schema, file: Path) -> tuple[str, str | None]:
+def _metadata(file: File) -> pq.FileMetaData:
+    with _open(file) as opened:
+        return opened.metadata
+
+
+def _image_columns(schema: pa.Schema, file: File) -> tuple[str, str | None]:
     """The column or field of encoded bytes, and the field of paths beside it if there is one."""
     found = {}
     for field in schema:
@@ -179,6 +181,6 @@ def _label_column(schema: pa.Schema, wanted: str | None) -> tuple[str | None, li
     if wanted is None:
         usual = [name for name in _LABEL_NAMES if name in schema.names]
         wanted = usual[0] if usual else next(iter(named)) if len(named) == 1 else None
-    elif (wanted := str(wanted)) not in schema.names:  # the command line gives it as a path
+    elif wanted not in schema.names:
         raise unknown("column of labels", wanted, schema.names)
     return wanted, named.get(wanted) if wanted is not None else None

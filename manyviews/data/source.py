@@ -40,6 +40,9 @@ class Source:
         locate: where image `i` is, for people; its id if not given.
         canvases: ready-made canvases of these items, if the source has them; int64 indices to their `Canvases`.
         side: of the ready-made canvases, pixels.
+        blocks: after how many items each run ends that is best read together, int64, ascending; None where reading in
+            any order is as good.
+        window: how many blocks may be read in turns without reading one twice.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Source:
     locate: Callable[[int], str] | None = None
     canvases: Callable[[np.ndarray], Canvases] | None = None
     side: int | None = None
+    blocks: np.ndarray | None = None
+    window: int = 1
 
     def __len__(self) -> int:
         return self.size
@@ -100,6 +105,8 @@ class Source:
             partial(_chosen_item, self.where, chosen),
             None if self.canvases is None else partial(_chosen_canvases, self.canvases, chosen),
             self.side,
+            _chosen_blocks(self.blocks, chosen),
+            self.window,
         )
 
     def with_classes(self, classes: Sequence[str]) -> Source:
@@ -165,6 +172,14 @@ def _chosen_item(function: Callable[[int], Any], chosen: np.ndarray, i: int) -> 
 
 def _chosen_canvases(canvases: Callable[[np.ndarray], Canvases], chosen: np.ndarray, items: np.ndarray) -> Canvases:
     return replace(canvases(chosen[items]), index=torch.from_numpy(np.asarray(items, dtype=np.int64)))
+
+
+def _chosen_blocks(blocks: np.ndarray | None, chosen: np.ndarray) -> np.ndarray | None:
+    """What is left of each block; none where another order tears them apart."""
+    if blocks is None or (np.diff(chosen) <= 0).any():
+        return None
+    ends = np.unique(np.searchsorted(chosen, blocks))
+    return ends[ends > 0]
 
 
 def _chosen_ids(source: Source, chosen: np.ndarray) -> list[str]:

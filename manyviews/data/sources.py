@@ -7,10 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fsspec.implementations.local import LocalFileSystem
+
+from manyviews.data.files import File, Unreachable, file_system, find, is_pattern, local
 from manyviews.data.folder import is_image, open_folder, scan
 from manyviews.data.memory import is_array, open_arrays, open_dataset
 from manyviews.data.prepared import MANIFEST, open_prepared
 from manyviews.data.source import Source
+from manyviews.data.tar import COMPRESSED, open_tars
 from manyviews.errors import UserError
 
 __all__ = ["Source", "open_source"]
@@ -25,6 +29,10 @@ def open_source(data: Any, labels: Any = None) -> Source:
     - a folder of canvases that `manyviews prepare` made;
     - a Parquet file, or a folder of them, with a column of encoded images in Hugging Face's layout or as plain bytes.
       `labels` may name the column of labels;
+    - a tar file in webdataset's layout, or a folder of them: see `manyviews.data.tar.open_tars`, also for `labels`;
+    - a pattern of Parquet or tar files, with braces, `shards-{000..099}.tar`, or wildcards;
+    - a URL of such files, of a folder of them or a pattern, `s3://`, `gs://`, `https://` or another protocol of fsspec.
+      They are not copied: what is read of them stays in memory for a while. See `Loader` for the order;
     - a data set as in torchvision, `dataset[i] -> (PIL image or uint8 array, label)`, without a transform;
     - uint8 arrays or tensors, `n h w 3`, `n 3 h w` or `n h w`, with `labels`, or a tuple (images, labels);
     - "demo" or "demo:test", the training or the test images that come with the package;
@@ -41,6 +49,8 @@ def open_source(data: Any, labels: Any = None) -> Source:
         if Path(data).exists():
             raise UserError(f"'{data}' names the images that come with manyviews, and is here: write ./{data} for it.")
         return demo.source(data.partition(":")[2] or "train")
+    if isinstance(data, str) and "://" in data:
+        return _open_url(data, labels)
     if isinstance(data, str | os.PathLike):
         return _open_path(Path(data).expanduser(), labels)
     if isinstance(data, tuple) and len(data) == 2 and labels is None:
@@ -63,24 +73,56 @@ def _open_path(path: Path, labels: Any) -> Source:
             if (path / "plan.json").is_file() and any(path.glob("shard-*.safetensors")):
                 raise UserError(f"{path} is not finished: run `manyviews prepare` with the same arguments again.")
             files = scan(path)
-            tables = [path / f for f in files if f.lower().endswith(".parquet")]
-            if tables and not any(is_image(f) for f in files):
-                return _open_parquet(tables, labels)
+            shards = [] if any(is_image(f) for f in files) else [local(path / f) for f in files if _is_shard(f)]
+            if shards:
+                return _open_shards(shards, labels)
             return open_folder(path, files, None if labels is None else _existing(labels))
+        if is_pattern(str(path)) and not path.exists():
+            return _open_shards(_shards(str(path)), labels)
         _existing(path)
+        if _is_shard(path.name):
+            return _open_shards([local(path)], labels)
     except PermissionError as error:
         raise UserError(f"There is no permission to read {error.filename or path}.") from None
-    if path.suffix.lower() == ".parquet":
-        return _open_parquet([path], labels)
     if is_image(path.name):
         raise UserError(f"{path} is a single image; give the folder that holds the images.")
-    raise UserError(f"{path} is a file of an unknown kind; give a folder of images, or a .parquet file.")
+    raise UserError(f"{path} is a file of an unknown kind; give a folder of images, a .parquet or a .tar file.")
 
 
-def _open_parquet(files: list[Path], labels: Any) -> Source:
-    from manyviews.data.parquet import open_parquet  # pyarrow takes a while to import
+def _open_url(url: str, labels: Any) -> Source:
+    fs, path = file_system(url)
+    if isinstance(fs, LocalFileSystem):
+        return _open_path(Path(path), labels)
+    return _open_shards(_shards(url), labels)
 
-    return open_parquet(files, labels)
+
+def _shards(where: str) -> list[File]:
+    found = find(where)
+    shards = [file for file in found if _is_shard(file.name)]
+    if not shards:
+        raise UserError(
+            f"{where} holds no .tar or .parquet file (the first of {len(found)} is {found[0].name}); single images are "
+            "read from folders on disk."
+        )
+    return shards
+
+
+def _is_shard(name: str) -> bool:
+    return name.lower().endswith((".parquet", ".tar", *COMPRESSED))
+
+
+def _open_shards(files: list[File], labels: Any) -> Source:
+    """Parquet files if there are any, else tars."""
+    label = None if labels is None else str(labels)  # the command line gives it as a path
+    tables = [file for file in files if file.name.lower().endswith(".parquet")]
+    try:
+        if not tables:
+            return open_tars(files, label)
+        from manyviews.data.parquet import open_parquet  # pyarrow takes a while to import
+
+        return open_parquet(tables, label)
+    except Unreachable as error:
+        raise UserError(f"{error}.") from None
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
+from manyviews.data.files import local
 from manyviews.data.parquet import Table
 from manyviews.data.source import Source
 from manyviews.errors import unknown
@@ -23,6 +24,6 @@ def source(split: str = "train") -> Source:
     """
     if split not in SPLITS:
         raise unknown("split of the demo images", split, SPLITS)
-    table = Table([FILE], "label")
+    table = Table([local(FILE)], "label")
     whole = Source("demo", len(table), table.read, table.ids, table.labels)
     return whole.subset([i for i, side in enumerate(table.column("split").to_pylist()) if side == split])

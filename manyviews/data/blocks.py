@@ -1,0 +1,74 @@
+"""Blocks of a source: runs of items that are read together, kept in memory for a while."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+HELD = 2**29
+"""Bytes of blocks that a process keeps."""
+
+
+def window(sizes: np.ndarray) -> int:
+    """How many blocks of these sizes, bytes, may be read in turns: half of what is kept, for others are on their way.
+
+    It is a mean weighted by size that counts, so that neither small blocks nor a single large one mislead.
+    """
+    sizes = np.asarray(sizes, dtype=np.float64)
+    return max(1, int(HELD / 2 / max(1.0, (sizes**2).sum() / max(1.0, sizes.sum()))))
+
+
+class Blocks:
+    """The blocks that were read last, within `HELD` bytes, and two at least: one in use and the next.
+
+    Threads share them. One thread fetches a block while the others that want it wait; different blocks are fetched at
+    the same time. A copy in another process begins empty.
+    """
+
+    def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        self._held: OrderedDict[int, Future[Any]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def __reduce__(self) -> tuple[type[Blocks], tuple[()]]:
+        return Blocks, ()
+
+    def get(self, block: int, fetch: Callable[[int], Any]) -> Any:
+        """`fetch(block)`, which has `nbytes`, or what it gave before. What it raises, it raises in all who wait."""
+        if self._process != os.getpid():  # a forked worker must not wait for its parent's threads
+            self._forget()
+        with self._lock:
+            found = self._held.get(block)
+            if mine := found is None:
+                found = self._held[block] = Future()
+            self._held.move_to_end(block)
+        if not mine:
+            return found.result()
+        try:
+            found.set_result(fetch(block))
+        except BaseException as error:
+            with self._lock:
+                del self._held[block]
+            found.set_exception(error)
+            raise
+        self._drop()
+        return found.result()
+
+    def _drop(self) -> None:
+        with self._lock:
+            done = {block: future.result().nbytes for block, future in self._held.items() if future.done()}
+            total = sum(done.values())
+            for block in list(done)[:-2]:
+                if total <= HELD:
+                    break
+                total -= done[block]
+                del self._held[block]

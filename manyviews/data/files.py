@@ -1,0 +1,232 @@
+"""Files wherever they lie: on disk or behind a URL, one by one, in a folder, or by a pattern."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import product
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from manyviews.errors import UserError
+
+THREADS = 16
+"""Requests at a time: they wait for a network, not for a core."""
+
+_BUFFER = 2**22  # bytes read at once where a request takes long
+_WAITS = (1.0, 5.0)  # seconds before another try, for networks that fail for a moment
+_PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "hf": "huggingface_hub",
+    "http": "aiohttp",
+    "https": "aiohttp",
+}
+_STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")  # the best first
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+class Unreachable(OSError):
+    """A file system that does not answer: no property of the images, and no reason to skip them."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a file system of fsspec. Pickles.
+
+    Attributes:
+        fs: where it lies.
+        path: its name there.
+        size: bytes.
+        stamp: changes when the file does.
+    """
+
+    fs: AbstractFileSystem
+    path: str
+    size: int
+    stamp: str
+
+    def __str__(self) -> str:
+        """For people: a path or a URL, without a query, which may hold secrets."""
+        return self.path if self.local else str(self.fs.unstrip_protocol(self.path)).partition("?")[0]
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.path) if self.local else str(self).rpartition("/")[2]
+
+    @property
+    def local(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """These bytes, in one request; fewer where the file ends.
+
+        Raises:
+            Unreachable: the file system does not answer, after a few tries.
+            FileNotFoundError, PermissionError: as open() does.
+            OSError: a local file that cannot be read.
+        """
+        for wait in (*_WAITS, None):
+            try:
+                content: bytes = self.fs.cat_file(self.path, start=start, end=stop)
+            except (FileNotFoundError, PermissionError):
+                raise
+            except Exception as error:  # each file system has its own
+                if self.local:
+                    raise
+                if wait is None:
+                    raise Unreachable(f"{self} cannot be read ({type(error).__name__}: {error})") from error
+                time.sleep(wait)
+            else:
+                break
+        if len(content) > stop - start:
+            raise Unreachable(f"{self} is on a server that gives whole files only; copy it to disk")
+        return content
+
+    def open(self) -> BinaryIO:
+        """The file as a stream that seeks, and that asks a distant server for pieces of some megabytes."""
+        return open(self.path, "rb") if self.local else io.BufferedReader(Ranges(self), _BUFFER)
+
+
+class Ranges(io.RawIOBase):
+    """A file whose every read is one request."""
+
+    def __init__(self, file: File) -> None:
+        self._file, self._at = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._file.size)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._at + len(buffer), self._file.size)
+        content = self._file.read(self._at, stop) if stop > self._at else b""
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+
+def local(path: Path) -> File:
+    """A file on disk."""
+    path = path.absolute()
+    found = path.stat()
+    return File(LocalFileSystem(), str(path), found.st_size, str(found.st_mtime_ns))
+
+
+def is_pattern(path: str) -> bool:
+    """Whether it has braces, as in `shard-{000..099}.tar`, or wildcards."""
+    return _BRACES.search(path) is not None or _is_glob(path)
+
+
+def find(where: str) -> list[File]:
+    """The files that a path or a URL names, sorted where a folder or a wildcard names several.
+
+    Raises:
+        UserError: an unknown protocol, a package for it that is missing, or nothing is there.
+    """
+    names = _expand(where)
+    with ThreadPoolExecutor(THREADS) as pool:
+        files = [file for found in pool.map(_find, names) for file in found]
+    if not files:
+        raise UserError(f"Nothing matches {where}; look for a typing error in it.")
+    return files
+
+
+def file_system(url: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a URL, and the name in it.
+
+    Raises:
+        UserError: an unknown protocol, or a package for it that is missing.
+    """
+    protocol = url.partition("://")[0].rpartition("::")[2]
+    try:
+        fs, path = url_to_fs(url)
+    except ImportError as error:
+        if protocol in _PACKAGES:
+            raise UserError(f"{url} needs a package: run `pip install {_PACKAGES[protocol]}`.") from None
+        raise UserError(f"{url} needs a package ({error}).") from None
+    except ValueError as error:
+        if "not known" in str(error):
+            raise UserError(
+                f"{url} begins with '{protocol}://', which is no known protocol; give a path, or a URL with s3, gs, "
+                "https, or another one of fsspec's protocols."
+            ) from None
+        raise UserError(f"{url} is not a URL that can be opened ({error}).") from None
+    return fs, path
+
+
+def _find(where: str) -> list[File]:
+    fs, path = file_system(where) if "://" in where else (LocalFileSystem(), os.path.abspath(where))
+    try:
+        if _is_glob(path):
+            entries = fs.glob(path, detail=True)
+        else:
+            info = fs.info(path)
+            entries = fs.find(path, detail=True) if info["type"] == "directory" else {path: info}
+        return [_file(fs, name, info) for name, info in sorted(entries.items()) if info["type"] == "file"]
+    except FileNotFoundError:
+        reached = ", or its server does not answer" if "://" in where else ""
+        raise UserError(f"There is no {where}{reached}; look for a typing error in it.") from None
+    except PermissionError:
+        raise UserError(f"There is no permission to read {where}.") from None
+    except Exception as error:  # each file system has its own: no network, no credentials, no such bucket
+        raise UserError(f"{where} cannot be opened ({type(error).__name__}: {error}).") from None
+
+
+def _file(fs: AbstractFileSystem, path: str, info: dict[str, Any]) -> File:
+    if isinstance(fs, LocalFileSystem):
+        return local(Path(path))
+    if info.get("size") is None:  # not every listing has it
+        info = fs.info(path)
+    if info.get("size") is None:
+        raise UserError(f"{path} is on a server that does not say how large it is; copy it to disk.")
+    stamp = next((info[k] for k in _STAMPS if info.get(k)), "")
+    # Listings have the same time in another form.
+    return File(fs, path, int(info["size"]), str(stamp.timestamp() if isinstance(stamp, datetime) else stamp))
+
+
+def _is_glob(path: str) -> bool:
+    # In a URL of the web a question mark begins the query.
+    return any(c in path for c in ("*" if path.startswith(("http://", "https://")) else "*?["))
+
+
+def _expand(pattern: str) -> list[str]:
+    """Braces as in a shell: `{000..099}` counts and `{a,b}` chooses; others stand for themselves."""
+    parts: list[Sequence[str]] = []
+    end = 0
+    for match in _BRACES.finditer(pattern):
+        parts += [[pattern[end : match.start()]], _choices(match)]
+        end = match.end()
+    return ["".join(chosen) for chosen in product(*parts, [pattern[end:]])]
+
+
+def _choices(match: re.Match[str]) -> Sequence[str]:
+    if count := _RANGE.fullmatch(match[1]):
+        first, last = count.groups()
+        wide = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+        return [str(k).zfill(wide) for k in range(int(first), int(last) + 1)]
+    return match[1].split(",") if "," in match[1] else [match[0]]

@@ -1,0 +1,270 @@
+"""Images in tar files, the layout of webdataset, read by ranges of bytes.
+
+Members of one name up to the first dot of its last part are one sample: an image, and perhaps its label. Files behind
+a URL are asked for the megabytes that are needed, and for each only once in an epoch: see `Loader`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from filelock import FileLock
+
+from manyviews.checkpoint import write_text
+from manyviews.data.blocks import Blocks, window
+from manyviews.data.decode import EXTENSIONS, BadImage
+from manyviews.data.files import THREADS, File
+from manyviews.data.folder import is_image
+from manyviews.data.source import Labels, Source, as_labels
+from manyviews.errors import UserError
+from manyviews.progress import progress
+
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+"""Endings of tars that cannot be read from the middle."""
+
+_BLOCK = 2**22  # bytes read together: as long on the way as the answer to a request takes to come
+_MOST = 256  # samples read together
+_LABELS = ("cls", "label")
+_LABEL_BYTES = 2**20  # a longer one is none
+_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
+_VERSION = 1
+_REST = "(the rest)"
+
+
+def open_tars(files: Sequence[File], label: str | None = None) -> Source:
+    """The images in tar files, in order.
+
+    Of a sample's images the first is taken whose whole ending is that of an image: `7.jpg`, not `7.mask.png`. Its label
+    is its member `.cls`, an integer or text, or `label` in its `.json`; with the argument `label`, the member of that
+    ending or the field of that name. Where a tar is cut short, the samples before are read, and the rest is one bad
+    image.
+
+    The headers of each tar are read through once; where the images lie in it is kept in the user's cache folder, for
+    as long as the file stays the same.
+
+    Raises:
+        UserError: a compressed tar, no tar, no images, or no such label.
+    """
+    packed = next((file for file in files if file.name.lower().endswith(COMPRESSED)), None)
+    if packed is not None:
+        raise _compressed(packed)
+    found = []
+    quiet = os.environ.get("RANK", "0") != "0"  # as torchrun says
+    with progress("index", quiet) as update, ThreadPoolExecutor(min(THREADS, len(files))) as pool:
+        for index in pool.map(partial(_index, label=label), files):
+            found.append(index)
+            update(len(found), len(files))
+    if not any(index["names"] for index in found):
+        raise UserError(f"{files[0]} holds no images; they end in {', '.join(sorted(EXTENSIONS))}.")
+    tars = Tars(files, found)
+    if label is not None and all(value is None for value in tars.values):
+        raise UserError(f"No sample of {files[0]} has the label '{label}', as a member or as a field of its .json.")
+    name = files[0].name.removesuffix(".tar") if len(files) == 1 else Path(str(files[0])).parent.name
+    source = Source(name, len(tars), tars.read, tars.ids, tars.labels, tars.locate)
+    return replace(source, blocks=tars.blocks, window=tars.window)
+
+
+class Tars:
+    """The images of several tars.
+
+    Attributes:
+        files: the tars, in order.
+        names: of the images' members, tar by tar in the order in which they lie there.
+        values: their labels, integers or text; None where there is none.
+        blocks: after how many images each block ends: some megabytes of one tar.
+        window: how many blocks may be read in turns.
+    """
+
+    def __init__(self, files: Sequence[File], indices: Sequence[dict[str, list[Any]]]) -> None:
+        self.files = list(files)
+        self.names = [name for index in indices for name in index["names"]]
+        self.values = [value for index in indices for value in index["labels"]]
+        self._starts = np.array([start for index in indices for start in index["starts"]], dtype=np.int64)
+        self._stops = np.array([stop for index in indices for stop in index["stops"]], dtype=np.int64)
+        self._ends = np.cumsum([len(index["names"]) for index in indices])
+        runs = [_runs(index["starts"], index["stops"]) for index in indices]
+        first = [0, *self._ends[:-1].tolist()]
+        self.blocks = np.array([at + end for at, ends in zip(first, runs, strict=True) for end in ends], dtype=np.int64)
+        begins = np.concatenate([[0], self.blocks[:-1]]).astype(np.int64)
+        self.window = window(self._stops[self.blocks - 1] - self._starts[begins])
+        self._held = Blocks()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, i: int) -> bytes:
+        """The encoded image `i`, with all of its block in one request."""
+        block = int(np.searchsorted(self.blocks, i, side="right"))
+        content = self._held.get(block, self._fetch)
+        first = self._starts[self._begin(block)]
+        image = bytes(content[self._starts[i] - first : self._stops[i] - first])
+        if len(image) < self._stops[i] - self._starts[i]:
+            raise BadImage("the tar is cut short or damaged here")
+        return image
+
+    def _begin(self, block: int) -> int:
+        return int(self.blocks[block - 1]) if block else 0
+
+    def _fetch(self, block: int) -> memoryview:
+        begin, end = self._begin(block), int(self.blocks[block])
+        file = self.files[int(np.searchsorted(self._ends, begin, side="right"))]
+        start, stop = int(self._starts[begin]), min(int(self._stops[end - 1]), file.size)
+        try:
+            return memoryview(file.read(start, stop) if stop > start else b"")
+        except FileNotFoundError:
+            raise BadImage("the tar is gone") from None
+        except PermissionError:
+            raise BadImage("no permission to read the tar") from None
+
+    def locate(self, i: int) -> str:
+        """Tar and member, for people."""
+        return f"{self.files[int(np.searchsorted(self._ends, i, side='right'))].name}: {self.names[i]}"
+
+    def ids(self) -> list[str]:
+        """The names of the samples under those of their tars, which have their folders where those differ."""
+        names = [str(file) for file in self.files]
+        folders = [name.rpartition("/")[0] + "/" for name in names]
+        common = os.path.commonprefix(folders).rpartition("/")[0]  # noqa: RUF071 - cut back to a folder
+        shards = [name[len(common) + 1 :].removesuffix(".tar") for name in names]
+        ends = [0, *self._ends.tolist()]
+        return [
+            f"{shard}/{_parts(name)[0]}"
+            for shard, start, end in zip(shards, ends, ends[1:], strict=False)
+            for name in self.names[start:end]
+        ]
+
+    def labels(self) -> Labels | None:
+        return None if any(value is None for value in self.values) else as_labels(self.values)
+
+
+def _runs(starts: list[int], stops: list[int]) -> list[int]:
+    """After how many images each block of a tar ends."""
+    ends, first = [], 0
+    for i in range(1, len(starts)):
+        if stops[i] - starts[first] > _BLOCK or i - first == _MOST:
+            ends.append(i)
+            first = i
+    return [*ends, len(starts)] if starts else []
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """A member's sample, and its ending without the first dot."""
+    folder, slash, last = name.rpartition("/")
+    stem, _, ending = last.partition(".")
+    return folder + slash + stem, ending.lower()
+
+
+def _index(file: File, label: str | None) -> dict[str, list[Any]]:
+    """`_scan`, or what it found another time. One process of several reads a tar, and the others wait for it."""
+    facts = f"{_VERSION} {file} {file.size} {file.stamp} {label}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "manyviews" / "tars"
+    path = cache / f"{blake2b(facts.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()}.json"
+    with ExitStack() as stack:
+        # A folder that cannot be written or locked costs time at the next start, and no more.
+        with suppress(OSError, NotImplementedError):
+            cache.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(path.with_suffix(".lock")))
+        with suppress(OSError, ValueError):
+            return json.loads(path.read_text(encoding="utf-8"))
+        found = _scan(file, label)
+        with suppress(OSError):
+            write_text(path, json.dumps(found))
+        return found
+
+
+def _scan(file: File, label: str | None) -> dict[str, list[Any]]:
+    """Where the images lie in a tar, in order: `names`, `starts` and `stops` in bytes, and `labels`, None without one.
+
+    Where the tar is cut short or damaged, what is missing is one more image beyond its end.
+    """
+    wanted = _LABELS if label is None else (label.lower(),)
+    fields = _LABELS if label is None else (label,)
+    images: dict[str, tuple[int, int, str]] = {}
+    labels: dict[str, Any] = {}
+    whole = False
+    with file.open() as stream:
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    name = member.name.removeprefix("./")
+                    sample, ending = _parts(name)
+                    if not member.isreg() or not ending or not sample or sample.endswith("/"):
+                        continue  # folders, links, names without an ending, and hidden files
+                    if is_image(name):
+                        known = images.get(sample)
+                        # In a tar a later file of the same name replaces the one before.
+                        if known is None or known[2] == name or (_plain(name) and not _plain(known[2])):
+                            images[sample] = (member.offset_data, member.offset_data + member.size, name)
+                    elif ending in wanted and (value := _text(tar, member)) is not None:
+                        labels[sample] = value
+                    elif ending == "json" and (value := _field(tar, member, fields)) is not None:
+                        labels.setdefault(sample, value)
+                whole = _ends_at(stream, tar.offset)
+        except tarfile.TarError as error:
+            if not images:
+                raise _no_tar(file, error) from None
+    found = sorted((*where, sample) for sample, where in images.items())
+    if images and not whole and found[-1][1] <= file.size:
+        found.append((file.size, file.size + 1, _REST, _REST))
+    starts, stops, names, samples = (list(column) for column in zip(*found, strict=True)) if found else ([],) * 4
+    return {"names": names, "starts": starts, "stops": stops, "labels": [labels.get(sample) for sample in samples]}
+
+
+def _plain(name: str) -> bool:
+    """Whether its whole ending is that of an image."""
+    return "." + _parts(name)[1] in EXTENSIONS
+
+
+def _ends_at(stream: BinaryIO, offset: int) -> bool:
+    """Whether the mark of a tar's end, a block of zeros, is there."""
+    stream.seek(offset)
+    return stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+
+
+def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int | str | None:
+    content = tar.extractfile(member) if member.size <= _LABEL_BYTES else None
+    try:
+        return None if content is None else _label(content.read().decode())
+    except UnicodeDecodeError:
+        return None
+
+
+def _field(tar: tarfile.TarFile, member: tarfile.TarInfo, names: Iterable[str]) -> int | str | None:
+    content = tar.extractfile(member) if member.size <= _LABEL_BYTES else None
+    try:
+        found = None if content is None else json.loads(content.read())
+    except ValueError:
+        return None
+    values = (found[name] for name in names if name in found) if isinstance(found, dict) else iter(())
+    value = next(values, None)
+    return _label(value) if isinstance(value, str) else value if type(value) is int else None
+
+
+def _label(text: str) -> int | str | None:
+    """An integer, other text, or None where there is nothing."""
+    text = text.strip()
+    try:
+        return int(text)
+    except ValueError:
+        return text or None
+
+
+def _no_tar(file: File, error: Exception) -> UserError:
+    if file.read(0, 8).startswith(_MAGIC):
+        return _compressed(file)
+    return UserError(f"{file} is not a tar that can be read ({error}); it may be damaged or half downloaded.")
+
+
+def _compressed(file: File) -> UserError:
+    return UserError(f"{file} is compressed, and cannot be read from the middle: decompress it to a .tar.")
