@@ -22,6 +22,7 @@ from manyviews.backbones import Encoder
 from manyviews.data import Loader, Source
 from manyviews.engine import folder as files
 from manyviews.engine import observe, optim
+from manyviews.engine.feed import feed
 from manyviews.engine.log import Log, missing
 from manyviews.engine.step import backpropagate
 from manyviews.engine.stopping import Stopped, watch
@@ -65,6 +66,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
                 part.unlink()  # of a process that was killed while it wrote
         train_on, held = observe.hold_out(source, recipe.data.holdout)
         loader = _loader(recipe, train_on)
+        torch.backends.cudnn.benchmark = True  # shapes are the same in every step
         method = method.to(device).to(memory_format=torch.channels_last).train()
         if recipe.step.sync_batchnorm:
             method = distributed.sync_batchnorm(method, device)
@@ -112,7 +114,8 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
         if step == 0:
             look()
         while step < steps:
-            for canvases in loader.batches(step // loader.steps_per_epoch, step % loader.steps_per_epoch):
+            batches = loader.batches(step // loader.steps_per_epoch, step % loader.steps_per_epoch)
+            for canvases, waited in feed(batches, device):
                 at = At(step, steps, loader.steps_per_epoch)
                 # Dropout and its like: from the step alone, so that a resumed run draws what an uninterrupted one did.
                 torch.manual_seed(_noise(recipe.seed, step, distributed.rank()))
@@ -120,7 +123,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
                 optimizer.zero_grad(set_to_none=True)
                 terms = backpropagate(
                     method,
-                    _parts(canvases.to(device), method, recipe, at),
+                    _parts(canvases, method, recipe, at),
                     at,
                     precision=recipe.step.precision,
                     memory=recipe.step.memory,
@@ -130,7 +133,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
                 norm = optim.clip(method, recipe.optimizer.clip)
                 optimizer.step()
                 method.after_update(at)
-                meter.add(terms, norm)
+                meter.add(terms, norm, waited)
                 step += 1
 
                 last, stopping = step == steps, distributed.anywhere(bool(stop))
@@ -286,24 +289,30 @@ class _Meter:
     batch: int
     sums: dict[str, Tensor] = field(default_factory=dict)
     count: int = 0
+    waited: float = 0.0
     since: float = field(default_factory=time.monotonic)
 
-    def add(self, terms: dict[str, Tensor], norm: Tensor) -> None:
+    def add(self, terms: dict[str, Tensor], norm: Tensor, waited: float) -> None:
         for name, value in (terms | {"grad_norm": norm}).items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.count += 1
+        self.waited += waited
 
     def read(self) -> dict[str, float]:
-        """Means over the steps and ranks since the last reading, and images per second."""
+        """Means over the steps and ranks since the last reading, images per second, and the share of the time waited.
+
+        What was waited for are images; views are made within the step.
+        """
         names = list(self.sums)
         means = (distributed.mean(torch.stack([self.sums[n].float() for n in names])) / self.count).tolist()
-        rate = self.count * self.batch / max(1e-9, time.monotonic() - self.since)
+        seconds = max(1e-9, time.monotonic() - self.since)
+        speed = {"images_per_second": self.count * self.batch / seconds, "data_wait": min(1.0, self.waited / seconds)}
         found = dict(zip(names, means, strict=True))
         norm = found.pop("grad_norm")
         self.sums.clear()
-        self.count, self.since = 0, time.monotonic()
+        self.count, self.waited, self.since = 0, 0.0, time.monotonic()
         terms = {f"loss/{k}": v for k, v in found.items()} if len(found) > 1 else {}
-        return {"loss": sum(found.values())} | terms | {"grad_norm": norm, "images_per_second": rate}
+        return {"loss": sum(found.values())} | terms | {"grad_norm": norm} | speed
 
     def finite(self) -> bool:
         """Whether everything since the last log line is finite."""

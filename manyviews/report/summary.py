@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import shlex
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,11 @@ def facts_of(run: Any) -> dict[str, Any]:
         facts["state"] = f"unfinished, {last.get('epoch', 0):.1f} of {recipe.epochs:g} epochs"
     else:
         facts["time"] = duration(ended["seconds"])
-    rates = sorted(row["images_per_second"] for row in logged if _is_number(row.get("images_per_second")))
+    rates = [row["images_per_second"] for row in logged if _is_number(row.get("images_per_second"))]
     if rates:
-        facts["speed"] = f"{rates[len(rates) // 2]:.0f} images/s"
+        waits = [row["data_wait"] for row in logged if _is_number(row.get("data_wait"))]
+        waiting = f", waiting for images {statistics.median(waits):.1%} of the time" if waits else ""
+        facts["speed"] = f"{statistics.median(rates):.0f} images/s{waiting}"
     if _is_number(last.get("loss")):
         facts["loss"] = f"{logged[0]['loss']:.3f} at first, {last['loss']:.3f} at last"
     if ended is not None and ended.get("bad_images"):

@@ -52,11 +52,11 @@ def adjust_hue(x: Tensor, factor: Tensor) -> Tensor:
     hue.div_(chroma.clamp(min=torch.finfo(x.dtype).tiny))  # gray has no hue; any will do
     hue.add_(6 * factor[:, None, None]).remainder_(6)
     # Each channel is at its highest within one sixth of its own hue and at its lowest beyond two.
-    out = torch.empty_like(x)
-    for c, (center, sign, offset) in enumerate(((3, 1, -1), (2, -1, 2), (4, -1, 2))):
+    turned = []
+    for center, sign, offset in ((3, 1, -1), (2, -1, 2), (4, -1, 2)):
         share = (hue - center).abs_().mul_(sign).add_(offset).clamp_(0, 1)
-        torch.addcmul(low, chroma, share, out=out[:, c])
-    return out
+        turned.append(torch.addcmul(low, chroma, share))
+    return torch.stack(turned, 1)
 
 
 def jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:

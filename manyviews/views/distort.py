@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -104,6 +105,29 @@ def draw_distortion(draws: Draws, color: Color) -> Distortion:
 
 def distort(x: Tensor, color: Color, drawn: Distortion) -> Tensor:
     """Color jitter, grayscale, blur and solarization of `b 3 h w` in [0, 1], which may be overwritten."""
+    global _fuse
+    if x.is_cuda and _fuse:
+        try:
+            return _fused()(x, color, drawn)
+        except Exception as error:
+            from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+            if not isinstance(error, TorchDynamoException):
+                raise
+            _fuse = False  # no Triton, or no compiler for its stub
+    return _distort(x, color, drawn)
+
+
+_fuse = True
+
+
+@cache
+def _fused() -> Callable[[Tensor, Color, Distortion], Tensor]:
+    """On a GPU sixty operations on single values become some ten passes over the memory."""
+    return torch.compile(_distort, dynamic=False)
+
+
+def _distort(x: Tensor, color: Color, drawn: Distortion) -> Tensor:
     if color.jitter:
         x = apply_to(drawn.jitter, ops.jitter, x, drawn.factors, drawn.order)
     if color.gray:

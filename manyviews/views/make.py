@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -49,7 +50,8 @@ def make(canvases: Canvases, kind: View, i: int, draws: Draws, mean: Triple, std
             crop = compiled.crop
         out = torch.empty(b, 3, kind.size, kind.size, device=device, memory_format=torch.channels_last)
         values = _VALUES.get(device.type, _VALUES_ELSEWHERE)
-        step = max(1, values // (3 * max(kind.size, *pixels.shape[-2:]) ** 2))
+        parts = max(1, math.ceil(3 * max(kind.size, *pixels.shape[-2:]) ** 2 * b / values))
+        step = math.ceil(b / parts)  # parts of one size, as far as that goes: each size is compiled for
         for start in range(0, b, step):
             rows = slice(start, start + step)
             x = crop(pixels[rows], boxes[rows], kind.size, flip[rows])

@@ -57,9 +57,10 @@ def test_a_run_leaves_its_encoder_its_log_and_its_plots(images: Path, tmp_path: 
     assert run.summary is not None and run.summary["images"] == 100
     steps = [row["step"] for row in run.log if "loss" in row]
     assert steps == sorted(steps) and steps[-1] == run.summary["steps"]
-    assert {"loss", "lr", "grad_norm", "images_per_second", "loss/global", "loss/local"} <= set(
+    assert {"loss", "lr", "grad_norm", "images_per_second", "data_wait", "loss/global", "loss/local"} <= set(
         run.log[-2] | run.log[-1]
     )
+    assert all(0 <= row["data_wait"] < 1 for row in run.log if "loss" in row)
     seen = [row for row in run.log if "observe/rankme" in row]
     assert {"observe/knn", "observe/linear", "observe/spread", "observe/alignment", "observe/uniformity"} <= set(
         seen[-1]

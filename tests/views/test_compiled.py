@@ -153,3 +153,14 @@ def test_boxes_outside_the_canvas_are_refused(box):
     for make in (compiled.crop, lambda p, b, s, f: compiled.render(p, b, f, s, MEAN, STD)):
         with pytest.raises(ValueError, match="within the canvas of 32 pixels"):
             make(pictures(1, 32), boxes, 16, torch.tensor([False]))
+
+
+def test_what_a_gpu_runs_compiles_to_one_graph(monkeypatch):
+    """A break in the graph costs more than it saves; here with what a GPU does in place of choosing images."""
+    monkeypatch.setattr(
+        "manyviews.views.distort.apply_to", lambda m, f, x, *p: torch.where(m[:, None, None, None], f(x, *p), x)
+    )
+    color, x = Color(0.8, 0.8, 0.8, 0.2, solarize=0.2), torch.rand(8, 3, 24, 24)
+    drawn = draw_distortion(Draws(0, 0, torch.arange(8)), color)
+    compiled_graph = torch.compile(distort, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled_graph(x.clone(), color, drawn), distort(x.clone(), color, drawn))

@@ -1,0 +1,40 @@
+"""Batches on their way to the device, and how long the step waits for them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from manyviews.types import Canvases
+
+
+def feed(batches: Iterator[Canvases], device: torch.device) -> Iterator[tuple[Canvases, float]]:
+    """Each batch on the device, and the seconds that the host waited for it.
+
+    To a GPU a batch travels on a stream of its own while the one before it is in use.
+    """
+    waited, batch = _next(batches)
+    if device.type != "cuda":
+        while batch is not None:
+            yield batch.to(device), waited
+            waited, batch = _next(batches)
+        return
+    stream = torch.cuda.Stream(device)
+    while batch is not None:
+        with torch.cuda.stream(stream):
+            there = batch.to(device)
+        # What is computed from here on may use it; the memory is not given away before that is done.
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(stream)
+        for tensor in (there.pixels, there.extent, there.index):
+            tensor.record_stream(current)
+        yield there, waited
+        waited, batch = _next(batches)
+
+
+def _next(batches: Iterator[Canvases]) -> tuple[float, Canvases | None]:
+    start = time.monotonic()
+    batch = next(batches, None)
+    return time.monotonic() - start, batch
