@@ -29,11 +29,11 @@ class Loader:
     A source with blocks that are best read together, whose canvases are not in memory, is streamed: its order keeps the
     images of a block near each other, so that a rank reads its own blocks only, about once an epoch (see `nearby`).
     This order depends on the number of ranks too: a run that is resumed with another one reads images in another order.
-    The ranks of a run should all be given the memory, or all not.
+    The ranks of a run should all be given the memory, or all not: see `fits`.
 
-    All canvases are decoded into memory at the start if `memory` holds them; else threads decode each batch while those
-    before it are in use. The batches are the same, but for a streamed source's. On machines with a GPU they are in
-    pinned memory.
+    All canvases are decoded into memory at the start if `memory` holds them; else threads, as many as there are cores,
+    decode each batch while those before it are in use. The batches are the same, but for a streamed source's. Canvases
+    in memory that take no more than a quarter of a GPU's are held there; others come to it from pinned memory.
 
     Attributes:
         steps_per_epoch: global batches in one epoch.
@@ -47,6 +47,7 @@ class Loader:
         rank: this process's number.
         world_size: how many processes share the global batch.
         memory: bytes that canvases may take in this process, and at most half of its share of what is free.
+        device: where batches will be used; they are there already if their canvases fit, else on the CPU.
         progress: called with (done, total) while canvases are decoded into memory.
 
     Raises:
@@ -63,6 +64,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         memory: int | None = None,
+        device: torch.device | None = None,
         progress: Progress | None = None,
     ) -> None:
         if len(source) < batch * world_size:
@@ -73,8 +75,7 @@ class Loader:
         self.source, self.size, self.batch, self.seed = source, size, batch, seed
         self.rank, self.world_size = rank, world_size
         self.steps_per_epoch = len(source) // (batch * world_size)
-        free = _free_memory() // (2 * _processes_here())
-        self.in_memory = len(source) * 3 * size**2 <= (free if memory is None else min(memory, free))
+        self.in_memory = fits(len(source), size, memory)
         self._bad: dict[str, str] = {}
         self._skipped: set[int] = set()
         if self.in_memory:
@@ -82,6 +83,7 @@ class Loader:
             self._bad.update(bad)
             if not len(self._canvases):
                 raise self._nothing_good()
+            self._canvases = _near(self._canvases, device)
 
     @property
     def bad(self) -> list[tuple[str, str]]:
@@ -89,7 +91,7 @@ class Loader:
         return sorted(self._bad.items())
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Canvases]:
-        """This rank's batches of an epoch, from the step `start_step` of that epoch on, on the CPU."""
+        """This rank's batches of an epoch, from the step `start_step` of that epoch on."""
         mine = self._order(epoch)[start_step:]
         if self.in_memory:
             return self._held(mine)
@@ -107,10 +109,13 @@ class Loader:
 
     def _held(self, batches: np.ndarray) -> Iterator[Canvases]:
         held, pin = self._canvases, torch.cuda.is_available()
-        index = held.index.numpy()
+        index = held.index.cpu().numpy()
         for items in batches:
             # Where bad images left gaps, the insertion point is the next good one; after the last comes the first.
             rows = torch.from_numpy(np.searchsorted(index, items) % len(index))
+            if held.pixels.is_cuda:
+                yield held[rows.pin_memory().to(held.pixels.device, non_blocking=True)]
+                continue
             pixels = torch.empty(len(rows), *held.pixels.shape[1:], dtype=torch.uint8, pin_memory=pin)
             torch.index_select(held.pixels, 0, rows, out=pixels)
             extent, chosen = held.extent[rows], held.index[rows]
@@ -165,6 +170,20 @@ class Loader:
     def _nothing_good(self) -> UserError:
         where, reason = self.bad[0]
         return UserError(f"None of the {len(self.source)} images of {self.source.name} can be used; {where}: {reason}.")
+
+
+def fits(images: int, size: int, memory: int | None = None) -> bool:
+    """Whether canvases are held in memory: `Loader` says how much they may take."""
+    free = _free_memory() // (2 * _processes_here())
+    return images * 3 * size**2 <= (free if memory is None else min(memory, free))
+
+
+def _near(canvases: Canvases, device: torch.device | None) -> Canvases:
+    """On the GPU if there is one with room."""
+    if device is None or device.type != "cuda":
+        return canvases
+    free, _ = torch.cuda.mem_get_info(device)
+    return canvases.to(device) if canvases.pixels.numel() <= free // 4 else canvases
 
 
 def order(seed: int, epoch: int, n: int) -> np.ndarray:

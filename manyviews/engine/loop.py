@@ -20,6 +20,7 @@ from torch import Tensor
 from manyviews import checkpoint, distributed, methods
 from manyviews.backbones import Encoder
 from manyviews.data import Loader, Source
+from manyviews.data.loader import fits
 from manyviews.engine import folder as files
 from manyviews.engine import observe, optim
 from manyviews.engine.feed import feed
@@ -65,7 +66,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
             for part in folder.glob(f".{files.CHECKPOINT}.*"):
                 part.unlink()  # of a process that was killed while it wrote
         train_on, held = observe.hold_out(source, recipe.data.holdout)
-        loader = _loader(recipe, train_on)
+        loader = _loader(recipe, train_on, device)
         torch.backends.cudnn.benchmark = True  # shapes are the same in every step
         method = method.to(device).to(memory_format=torch.channels_last).train()
         if recipe.step.sync_batchnorm:
@@ -223,8 +224,11 @@ def check(recipe: Recipe, source: Source) -> None:
             raise missing(name)
 
 
-def _loader(recipe: Recipe, source: Source) -> Loader:
+def _loader(recipe: Recipe, source: Source, device: torch.device) -> Loader:
     world = distributed.world_size()
+    memory = int(recipe.data.memory_gb * 2**30) // world
+    if distributed.anywhere(not fits(len(source), recipe.data.canvas, memory)):
+        memory = 0  # for all, or they would not share one order
     with progress("decode", quiet=distributed.rank() > 0) as update:
         return Loader(
             source,
@@ -233,7 +237,8 @@ def _loader(recipe: Recipe, source: Source) -> Loader:
             seed=recipe.seed,
             rank=distributed.rank(),
             world_size=world,
-            memory=int(recipe.data.memory_gb * 2**30) // world,
+            memory=memory,
+            device=device,
             progress=update,
         )
 
