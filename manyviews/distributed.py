@@ -7,7 +7,7 @@ there are.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -82,6 +82,43 @@ def gather(x: Tensor) -> Tensor:
     if not (torch.is_grad_enabled() and x.requires_grad):
         return _all_gather(x)
     return _Gather.apply(x)
+
+
+def pass_on(x: Tensor) -> Callable[[], Tensor]:
+    """Begin to send a tensor to the next rank, and return a function that waits for the previous rank's and gives it.
+
+    Every rank calls it, in the same order among its other collectives, with the same shape and dtype; the last one's
+    next is the first. Until the wait is over `x` must not be written to. Without gradient.
+    """
+    if world_size() == 1:
+        return lambda: x
+    x = x.contiguous()
+    received = torch.empty_like(x)
+    # Both at once, so that no rank waits to send until its neighbor has received, whatever the number of ranks.
+    to_next = dist.P2POp(dist.isend, x, (rank() + 1) % world_size())
+    from_previous = dist.P2POp(dist.irecv, received, (rank() - 1) % world_size())
+    under_way = dist.batch_isend_irecv([to_next, from_previous])
+
+    def wait() -> Tensor:
+        for work in under_way:
+            work.wait()
+        return received
+
+    return wait
+
+
+def ring(x: Tensor) -> Iterator[Tensor]:
+    """Every rank's tensor, one after the other: our own, then the previous rank's, and so on. Without gradient.
+
+    The next one travels while this one is in use, so no rank ever holds them all. What is yielded must not be written
+    to, and every rank must take all of it.
+    """
+    held = x
+    for _ in range(world_size() - 1):
+        arrives = pass_on(held)
+        yield held
+        held = arrives()
+    yield held
 
 
 def mean(x: Tensor) -> Tensor:

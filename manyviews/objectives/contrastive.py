@@ -1,11 +1,13 @@
 """Contrast: pick out the other view of the same image among those of other images.
 
 The matrix of all similarities is never held: its rows' normalizers are summed up over blocks, in the backward pass
-again, so memory grows with the batch and not with its square.
+again, so memory grows with the batch and not with its square. Nor does a rank hold the batch of all ranks: their keys
+go round, in both passes, and each rank compares its rows with one rank's keys while the next ones travel.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -34,13 +36,11 @@ def nt_xent(za: Tensor, zb: Tensor, temperature: float) -> Tensor:
     Returns:
         A scalar, at least 0, mean over this rank's 2b views; log(2N - 1) when all projections are equal.
     """
-    b = len(za)
-    z = normalize(torch.stack([za, zb], 1), dim=-1)
-    everyone = distributed.gather(z).transpose(0, 1).flatten(0, 1)  # all first views, then all second ones
-    first = torch.arange(b, device=za.device) + b * distributed.rank()
-    itself = torch.cat([first, first + len(everyone) // 2])
-    positive = (z[:, 0] * z[:, 1]).sum(1).repeat(2) / temperature
-    return (similarities_logsumexp(z.transpose(0, 1).flatten(0, 1), everyone, temperature, itself) - positive).mean()
+    z = normalize(torch.cat([za, zb]), dim=-1)
+    first, second = z.chunk(2)
+    positive = (first * second).sum(1).repeat(2) / temperature
+    itself = torch.arange(len(z), device=z.device)
+    return (similarities_logsumexp(z, z, temperature, itself, all_ranks=True) - positive).mean()
 
 
 @in_float32
@@ -87,68 +87,84 @@ def cross_info_nce(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     """
     q, k = normalize(q, dim=-1), normalize(k.detach(), dim=-1)
     positive = (q * k).sum(1) / temperature
-    return 2 * temperature * (similarities_logsumexp(q, distributed.gather(k), temperature) - positive).mean()
+    return 2 * temperature * (similarities_logsumexp(q, k, temperature, all_ranks=True) - positive).mean()
 
 
-def similarities_logsumexp(q: Tensor, keys: Tensor, temperature: float, itself: Tensor | None = None) -> Tensor:
+def similarities_logsumexp(
+    q: Tensor, keys: Tensor, temperature: float, itself: Tensor | None = None, all_ranks: bool = False
+) -> Tensor:
     """`log sum_j exp(q_i . k_j / temperature)` for every row of q, in blocks of keys and rows.
 
     Args:
         q: `n d`.
         keys: `m d`.
         temperature: above 0.
-        itself: int64, `n`: the key that each row leaves out; None to leave out none.
+        itself: int64, `n`: the key, of this rank's, that each row leaves out; None to leave out none.
+        all_ranks: whether the sum is over the keys of all ranks, of which each holds `m`, and not over ours alone. The
+            keys' gradient is then the sum over ranks, as that of `distributed.gather`.
 
     Returns:
         `n`.
     """
-    return _LogSumExp.apply(q, keys, temperature, itself)
+    return _LogSumExp.apply(q, keys, temperature, itself, all_ranks)
 
 
 _BLOCK = 2**22  # similarities held at once, 16 MiB in float32
 _KEYS = 1024  # of a block, at least
 
 
-def _blocks(n: int, m: int) -> tuple[int, int]:
-    """Rows and keys of a block: all rows if they are few."""
+def _blocks(n: int, m: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and keys of each block: all rows if they are few."""
     rows = min(n, max(1, _BLOCK // min(m, _KEYS)))
-    return rows, min(m, max(_KEYS, _BLOCK // rows))
+    columns = min(m, max(_KEYS, _BLOCK // rows))
+    for i in range(0, n, rows):
+        for j in range(0, m, columns):
+            yield slice(i, i + rows), slice(j, j + columns)
 
 
 class _LogSumExp(torch.autograd.Function):
     """The softmax's weights are computed once more in the backward pass instead of being kept."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, keys: Tensor, temperature: float, itself: Tensor | None) -> Tensor:
-        ctx.temperature = temperature
-        rows, columns = _blocks(len(q), len(keys))
-        found = torch.empty_like(q[:, 0])
-        for i in range(0, len(q), rows):
-            total = found.new_full((min(rows, len(q) - i),), -torch.inf)
-            for j in range(0, len(keys), columns):
-                block = _similarities(q, keys, temperature, itself, slice(i, i + rows), slice(j, j + columns))
-                total = torch.logaddexp(total, block.logsumexp(1))
-            found[i : i + rows] = total
+    def forward(
+        ctx: Any, q: Tensor, keys: Tensor, temperature: float, itself: Tensor | None, all_ranks: bool
+    ) -> Tensor:
+        ctx.temperature, ctx.all_ranks = temperature, all_ranks
+        found = q.new_full((len(q),), -torch.inf)
+        for held, left_out in _rounds(keys, itself, all_ranks):
+            for rows, columns in _blocks(len(q), len(held)):
+                block = _similarities(q, held, temperature, left_out, rows, columns)
+                found[rows] = torch.logaddexp(found[rows], block.logsumexp(1))
         ctx.save_for_backward(q, keys, itself, found)
         return found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         q, keys, itself, found = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         dq = torch.zeros_like(q) if wanted[0] else None
-        dk = torch.zeros_like(keys) if wanted[1] else None
-        rows, columns = _blocks(len(q), len(keys))
-        for i in range(0, len(q), rows):
-            for j in range(0, len(keys), columns):
-                these, those = slice(i, i + rows), slice(j, j + columns)
-                weights = _similarities(q, keys, ctx.temperature, itself, these, those)
-                weights.sub_(found[these, None]).exp_().mul_(grad[these, None] / ctx.temperature)
+        dk: Tensor | None = None
+        arrives: Callable[[], Tensor] | None = None
+        for held, left_out in _rounds(keys, itself, ctx.all_ranks):
+            dk = torch.zeros_like(held) if wanted[1] else None
+            for rows, columns in _blocks(len(q), len(held)):
+                weights = _similarities(q, held, ctx.temperature, left_out, rows, columns)
+                weights.sub_(found[rows, None]).exp_().mul_(grad[rows, None] / ctx.temperature)
                 if dq is not None:
-                    dq[these].addmm_(weights, keys[those])
+                    dq[rows].addmm_(weights, held[columns])
                 if dk is not None:
-                    dk[those].addmm_(weights.T, q[these])
-        return dq, dk, None, None
+                    dk[columns].addmm_(weights.T, q[rows])
+            if dk is not None and ctx.all_ranks:
+                # A round behind its keys comes what the ranks before us found for them; the last one sends it home.
+                dk = dk if arrives is None else dk.add_(arrives())
+                arrives = distributed.pass_on(dk)
+        return dq, dk if arrives is None else arrives(), None, None, None
+
+
+def _rounds(keys: Tensor, itself: Tensor | None, all_ranks: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The keys of each rank, or ours alone, with what our rows leave out of them."""
+    for turn, held in enumerate(distributed.ring(keys) if all_ranks else [keys]):
+        yield held, None if turn else itself
 
 
 def _similarities(

@@ -1,12 +1,14 @@
-"""Two ranks with half a batch each give the values and gradients of one process with all of it."""
+"""Ranks with a part of a batch each give the values and gradients of one process with all of it."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from manyviews import distributed, objectives
+from manyviews.objectives import contrastive
 from manyviews.targets import Center, Queue
 from tests.ranks import on_ranks
 
@@ -66,3 +68,56 @@ def test_the_gradients_compared_are_not_zero(ranks: list[dict[str, Tensor]]):
     for name, found in ranks[0].items():
         if name.endswith("gradient"):
             assert found.abs().max() > 1e-3, name
+
+
+class Largest(TorchDispatchMode):
+    """The elements of the largest tensor that an operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.elements = max(self.elements, out.numel())
+        return out
+
+
+def contrast() -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Value and both inputs' gradients of the losses whose keys go round, and the largest tensor that each made.
+
+    In blocks of four rows and three keys, which divide no rank's share of the 24 rows.
+    """
+    contrastive._BLOCK, contrastive._KEYS = 12, 3
+    torch.manual_seed(0)
+    xa, xb = (torch.randn(24, 5, dtype=torch.float64) for _ in range(2))
+    found, largest = {}, {}
+    for name in ("nt_xent", "cross_info_nce"):
+        a, b = share(xa).requires_grad_(), share(xb).requires_grad_()
+        with Largest() as mode:
+            value = LOSSES[name](a, b)
+            value.backward()
+        largest[name] = mode.elements
+        found[f"{name}: value"] = distributed.mean(value.detach())
+        for side, x in (("a", a), ("b", b)):
+            if x.grad is not None:  # the gradient of the mean over ranks, whose rows lie with their owners
+                found[f"{name}: gradient {side}"] = distributed.gather(x.grad) / distributed.world_size()
+    return found, largest
+
+
+@pytest.mark.parametrize("world", [3, 4])
+def test_keys_that_go_round_are_one_batch(world: int, monkeypatch: pytest.MonkeyPatch):
+    """Rings of an even and an odd number of ranks, and none that holds the keys of all."""
+    ranks = on_ranks(contrast, world=world)
+    for name in ("_BLOCK", "_KEYS"):
+        monkeypatch.setattr(contrastive, name, getattr(contrastive, name))  # to be set back
+    one, _ = contrast()
+    assert sorted(one) == [
+        "cross_info_nce: gradient a",
+        "cross_info_nce: value",
+        "nt_xent: gradient a",
+        "nt_xent: gradient b",
+        "nt_xent: value",
+    ]
+    for found, largest in ranks:
+        torch.testing.assert_close(found, one, rtol=1e-12, atol=1e-14)
+        assert largest["nt_xent"] <= 2 * 24 // world * 5 and largest["cross_info_nce"] <= 24 // world * 5
