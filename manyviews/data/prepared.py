@@ -120,11 +120,16 @@ def _finish(source: Source, out: Path, plan: dict[str, Any], files: list[Path]) 
 
 def _header(file: Path) -> tuple[int, dict[str, Any]]:
     """How many images a shard holds, and the facts beside them."""
+    count, header = _count(file)
+    return count, json.loads(header["__metadata__"]["manyviews"])
+
+
+def _count(file: Path) -> tuple[int, dict[str, Any]]:
+    """How many images a shard holds, and its header, in which the facts are one string not yet taken apart."""
     offset, shape, header = _layout(file, "pixels")
-    facts = json.loads(header["__metadata__"]["manyviews"])
     if file.stat().st_size < offset + int(np.prod(shape)):
         raise UserError(f"{file} is cut short: remove it, and prepare the images again.")
-    return int(shape[0]), facts
+    return int(shape[0]), header
 
 
 def _layout(file: Path, name: str) -> tuple[int, tuple[int, ...], dict[str, Any]]:
@@ -208,7 +213,7 @@ def open_prepared(folder: Path) -> Source:
     if manifest["version"] != _VERSION:
         raise UserError(f"{folder} was prepared by another version of manyviews: prepare the images again.")
     for shard in manifest["shards"]:
-        if _header(folder / shard["file"])[0] != shard["images"]:
+        if _count(folder / shard["file"])[0] != shard["images"]:
             raise UserError(f"{folder / shard['file']} is not the shard that was prepared: prepare the images again.")
     counts = [s["images"] for s in manifest["shards"]]
     ends = tuple(np.cumsum(counts).tolist())
