@@ -35,7 +35,12 @@ CASES = [
 ]
 # Every tensor in memory of its own that is given back at once: what the process holds is then what the step holds, and
 # the same in every repetition.
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+ENV = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "THP_MEM_ALLOC_ENABLE": "0",  # rounds up to 2 MiB
+}
 HEADS = {
     "byol": {"hidden_dim": 512},
     "dino": {"hidden_dim": 512, "prototypes": 4096},
