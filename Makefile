@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH := .venv-bench
+DATA ?= ../shared/data
 
 .PHONY: demo test test-learning bench clean
 
@@ -19,9 +21,14 @@ test: $(VENV)/installed-dev
 test-learning: $(VENV)/installed-dev
 	$(BIN)/pytest -m learning
 
-bench: $(VENV)/installed
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/rescue.py
+# Each prints a table and writes the JSON beside it; DATA is the folder of image sets they read. The machine must be
+# otherwise idle: 35 minutes on two cores.
+bench: $(BENCH)/installed
+	$(BENCH)/bin/python benchmarks/views.py --data $(DATA) --out benchmarks/views.json
+	$(BENCH)/bin/python benchmarks/step.py --data $(DATA) --out benchmarks/step.json
+	$(BENCH)/bin/python benchmarks/growth.py --data $(DATA) --out benchmarks/growth.json
+	$(BENCH)/bin/python benchmarks/memory.py --out benchmarks/memory.json
+	$(BENCH)/bin/python benchmarks/rescue.py --out benchmarks/rescue.json
 
 # A virtual environment is a folder; it is made again when the project's requirements change.
 $(BIN)/python:
@@ -37,5 +44,11 @@ $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/installed
 
+# The other libraries that benchmarks compare with have an environment of their own.
+$(BENCH)/installed: benchmarks/peers.txt pyproject.toml
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) .pytest_cache .mypy_cache .ruff_cache
