@@ -193,6 +193,7 @@ def _weights(length, size):
     """Of `geometry.crop_resize`: for each place in the result the first pixel in the box, and the pixels' weights."""
     scale = length / size
     stretch = max(scale, 1.0)
+    narrow = 1 / stretch
     taps = min(math.ceil(4 * stretch), length)
     first, weights = np.empty(size, np.int64), np.zeros((size, taps), np.float32)
     found = np.empty(taps)
@@ -202,7 +203,7 @@ def _weights(length, size):
         start = min(max(start, 0), length - taps)
         total = 0.0
         for t in range(taps):
-            x = abs((start + t + 0.5 - center) / stretch)
+            x = abs(start + t + 0.5 - center) * narrow
             found[t] = 0.0
             if x < 1:
                 found[t] = (1.5 * x - 2.5) * x * x + 1
@@ -210,8 +211,9 @@ def _weights(length, size):
                 found[t] = ((-0.5 * x + 2.5) * x - 4) * x + 2
             total += found[t]
         first[i] = start
+        total = 1 / total
         for t in range(taps):
-            weights[i, t] = found[t] / total
+            weights[i, t] = found[t] * total
     return first, weights
 
 
