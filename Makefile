@@ -22,10 +22,11 @@ test-learning: $(VENV)/installed-dev
 	$(BIN)/pytest -m learning
 
 # Each prints a table and writes the JSON beside it; DATA is the folder of image sets they read. The machine must be
-# otherwise idle: 35 minutes on two cores.
+# otherwise idle: an hour on two cores.
 bench: $(BENCH)/installed
 	$(BENCH)/bin/python benchmarks/views.py --data $(DATA) --out benchmarks/views.json
 	$(BENCH)/bin/python benchmarks/step.py --data $(DATA) --out benchmarks/step.json
+	$(BENCH)/bin/python benchmarks/faithful.py --data $(DATA) --out benchmarks/faithful.json
 	$(BENCH)/bin/python benchmarks/growth.py --data $(DATA) --out benchmarks/growth.json
 	$(BENCH)/bin/python benchmarks/memory.py --out benchmarks/memory.json
 	$(BENCH)/bin/python benchmarks/rescue.py --out benchmarks/rescue.json

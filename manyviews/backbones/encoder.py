@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from manyviews.backbones.convolution import quicken
 from manyviews.backbones.positions import sincos
 from manyviews.errors import UserError, unknown
 
@@ -88,6 +89,7 @@ class Encoder(nn.Module):
             _small_stem(name, self.model, stride=1 if stem == "small" else 2)
         if position == "sincos":
             self._fix_positions()
+        quicken(self.model)
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Encoder:

@@ -1,0 +1,56 @@
+"""Convolutions of the smallest maps as matrix products, for CPUs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_FEWEST = 16  # images in a batch: below, to lay out the weights takes longer than the product
+
+
+class SmallMapConv2d(nn.Conv2d):
+    """A 3x3 convolution that takes maps of 2x2 pixels or less as one dense layer on a CPU.
+
+    On such a map most of what a padded 3x3 kernel meets is padding: 20 of 36 products for 2x2 pixels, 8 of 9 for
+    one. A CPU's convolution multiplies it all, and is slow on small maps besides. The function is the same, up to the
+    order of its sums.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        exported = torch.compiler.is_exporting() or torch.jit.is_tracing()  # of any batch, and as a convolution
+        if not exported and max(x.shape[-2:]) <= 2 and len(x) >= _FEWEST and x.device.type == "cpu":
+            return dense_conv3x3(x, self.weight, self.bias, self.stride[0])
+        return super().forward(x)
+
+
+def quicken(model: nn.Module) -> None:
+    """Make `SmallMapConv2d` of all convolutions of a model that can be, with the parameters they have."""
+    for m in model.modules():
+        usual = type(m) is nn.Conv2d and m.kernel_size == (3, 3) and m.padding == (1, 1) and m.padding_mode == "zeros"
+        if usual and m.stride in ((1, 1), (2, 2)) and m.dilation == (1, 1) and m.groups == 1:
+            m.__class__ = SmallMapConv2d  # a new module would have to be put in every place that holds this one
+
+
+def dense_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """`conv2d(x, weight, bias, stride, padding=1)` of a map on which a kernel at any place covers every pixel.
+
+    Args:
+        x: `b i h w`, with h and w 1 or 2.
+        weight: `o i 3 3`.
+        bias: `o`, or None.
+        stride: 1 or 2.
+
+    Returns:
+        `b o h' w'`, channels last in memory; h' and w' are those of x, or 1 for a stride of 2.
+    """
+    (b, inputs, h, w), outputs = x.shape, len(weight)
+    tall, wide = (1, 1) if stride == 2 else (h, w)
+    # The tap that a result at (p, q) has for a pixel at (y, x) is (y - p + 1, x - q + 1).
+    rows = torch.arange(h) - torch.arange(tall)[:, None] + 1
+    columns = torch.arange(w) - torch.arange(wide)[:, None] + 1
+    taps = (3 * rows[:, None, :, None] + columns[None, :, None, :]).flatten()
+    layers = weight.permute(2, 3, 0, 1).reshape(9, outputs, inputs)[taps]
+    layers = layers.view(tall * wide, h * w, outputs, inputs).transpose(1, 2).reshape(-1, h * w * inputs)
+    y = x.permute(0, 2, 3, 1).reshape(b, -1) @ layers.T
+    y = y.view(b, tall, wide, outputs)
+    return (y if bias is None else y + bias).permute(0, 3, 1, 2)
