@@ -1,0 +1,53 @@
+"""What only a GPU can show. Run there; skipped elsewhere."""
+
+import pytest
+import torch
+
+from manyviews.data import Loader, open_source
+from manyviews.engine.feed import feed
+from manyviews.types import Canvases
+from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, SIMCLR, Cutout, Draws, Global
+from manyviews.views.make import make
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def some(b: int, side: int) -> Canvases:
+    g = torch.Generator().manual_seed(0)
+    pixels = torch.rand(b, 3, 8, 8, generator=g)
+    pixels = (torch.nn.functional.interpolate(pixels, size=side, mode="bilinear") * 255).byte()
+    return Canvases(pixels, torch.tensor([[300, 200]]).repeat(b, 1), torch.arange(b))
+
+
+@pytest.mark.parametrize("kind", [Global(1, 48, color=SIMCLR), Cutout(1, 48)])
+def test_views_are_those_of_a_cpu(kind):
+    canvases = some(200, 64)
+    here, there = canvases, canvases.to("cuda")
+    one, two = (make(c, kind, 0, Draws(0, 0, c.index), IMAGENET_MEAN, IMAGENET_STD) for c in (here, there))
+    off = (one - two.cpu()).abs()
+    assert off.median() < 1e-5
+    # A rounding may send a crop to another pixel, or a value over the threshold.
+    assert (off.amax((1, 2, 3)) > 1e-2).float().mean() < 0.02
+
+
+def test_views_do_not_change_when_made_again():
+    canvases = some(64, 64).to("cuda")
+    make_one = lambda: make(canvases, Global(1, 48), 0, Draws(0, 0, canvases.index), IMAGENET_MEAN, IMAGENET_STD)  # noqa: E731
+    assert torch.equal(make_one(), make_one())
+
+
+def test_canvases_that_fit_are_held_there():
+    pixels = torch.randint(0, 256, (40, 16, 16, 3), dtype=torch.uint8).numpy()
+    device = torch.device("cuda")
+    on_gpu, on_cpu = (Loader(open_source(pixels), 16, 8, device=d) for d in (device, None))
+    for a, b in zip(on_gpu.batches(0), on_cpu.batches(0), strict=True):
+        assert a.pixels.is_cuda and not b.pixels.is_cuda
+        assert torch.equal(a.pixels.cpu(), b.pixels) and torch.equal(a.index.cpu(), b.index)
+
+
+def test_batches_travel_beside_the_step():
+    given = [some(16, 32) for _ in range(6)]
+    busy = torch.randn(2048, 2048, device="cuda")
+    for expected, (found, _) in zip(given, feed(iter(given), torch.device("cuda")), strict=True):
+        busy = busy @ busy / 50
+        assert torch.equal(found.pixels.cpu(), expected.pixels)
