@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 import numba
@@ -127,6 +129,7 @@ def bits(index: Tensor, stream: int, n: int) -> Tensor:
 
 def _share(n: int, values: int, do: Callable[[int, int], None]) -> None:
     """`do(begin, end)` for parts of `n` images of so many values, in threads if there is enough for them to do."""
+    _compile_all()
     threads = min(torch.get_num_threads(), n * values // 2**15)
     if threads < 2:
         do(0, n)
@@ -134,6 +137,24 @@ def _share(n: int, values: int, do: Callable[[int, int], None]) -> None:
     parts = min(n, 4 * threads)  # more than threads, for one image takes longer than another
     ends = [n * i // parts for i in range(parts + 1)]
     list(_threads(os.getpid(), torch.get_num_threads()).map(do, ends[:-1], ends[1:]))
+
+
+@cache
+def _compile_all() -> None:
+    """Compile for this machine, or load what was compiled; say so if it takes a while."""
+    words = "Compiling what makes the views, once on this machine: about ten seconds."
+    say = Timer(2.0, partial(print, words, file=sys.stderr, flush=True))
+    if os.environ.get("RANK", "0") == "0":  # as torchrun says
+        say.start()
+    try:
+        no, one = np.zeros(1, bool), np.ones(1, np.float32)
+        pixels, boxes = np.zeros((1, 3, 1, 1), np.uint8), np.array([[0, 0, 1, 1]])
+        _crops(pixels, boxes, no, np.empty((1, 3, 1), np.float32), 0, 1)
+        drawn = (np.zeros((1, 4), bool), np.ones((1, 4), np.float32), np.zeros((1, 4), np.int64), one)
+        three = np.ones(3, np.float32)
+        _render(pixels, boxes, no, *drawn, 1, _ONE, three, three, np.empty((1, 1, 1, 3), np.float32), 0, 1)
+    finally:
+        say.cancel()
 
 
 @cache
