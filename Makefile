@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
-DATA ?= ../shared/data
+DATA ?= data
 
 .PHONY: demo test test-learning bench clean
 
@@ -21,8 +21,9 @@ test: $(VENV)/installed-dev
 test-learning: $(VENV)/installed-dev
 	$(BIN)/pytest -m learning
 
-# Each prints a table and writes the JSON beside it; DATA is the folder of image sets they read. The machine must be
-# otherwise idle: an hour on two cores.
+# Each prints a table and writes the JSON beside it. DATA is a folder with cifar10_train.parquet and cifar10_test.parquet
+# (Hugging Face's layout) and imagewoof160_mini.zip (train/*/*.jpg: any photographs). The machine must be otherwise
+# idle, for an hour on two cores.
 bench: $(BENCH)/installed
 	$(BENCH)/bin/python benchmarks/views.py --data $(DATA) --out benchmarks/views.json
 	$(BENCH)/bin/python benchmarks/step.py --data $(DATA) --out benchmarks/step.json

@@ -1,6 +1,6 @@
 """Whether runs on the compiled views of a CPU learn what runs on the batched operations of other devices learn.
 
-python benchmarks/faithful.py --data ../shared/data --out benchmarks/faithful.json
+python benchmarks/faithful.py --data data --out benchmarks/faithful.json
 
 The recipe `simclr_cpu`, shortened, on CIFAR-10's training images, with each kind of views and several seeds; the number
 is the k-NN accuracy (cosine, k = 20, temperature 0.1) on the test images of the last checkpoint. Both kinds make the
@@ -66,7 +66,7 @@ def run(job: tuple[str, int, float, Path]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of CIFAR-10's Parquet files")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of CIFAR-10's Parquet files")
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)

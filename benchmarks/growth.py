@@ -1,6 +1,6 @@
 """How time and memory grow: with the batch, the ranks, the views, the images and the processes.
 
-python benchmarks/growth.py [--data ../shared/data] [--out benchmarks/growth.json] [--threads 2] [--quick]
+python benchmarks/growth.py [--data data] [--out benchmarks/growth.json] [--threads 2] [--quick]
 
 About eight minutes on two cores, Linux. Every case has a process of its own, in which a step is repeated. Its peak is
 the growth of the resident set over what the process held before; times are medians with quartiles. So that the memory
@@ -292,7 +292,7 @@ def run(case: Row, threads: int, data: Path) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", help="one case, in this process, as JSON: its name and what it is called with")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of imagewoof160_mini.zip")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of imagewoof160_mini.zip")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
     parser.add_argument("--out", type=Path)

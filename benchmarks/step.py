@@ -1,6 +1,6 @@
 """Images per second of whole training steps, data included: this library, lightly and stable-pretraining.
 
-.venv-bench/bin/python benchmarks/step.py [--data ../shared/data] [--out benchmarks/step.json] [--gpu [only]]
+.venv-bench/bin/python benchmarks/step.py [--data data] [--out benchmarks/step.json] [--gpu [only]]
 
 The environment is that of `benchmarks/peers.txt`; a quarter of an hour on two cores. SimCLR, BYOL and DINO train a
 ResNet-18 with the standard stem on photographs at 224 pixels and on CIFAR-10 at 32, from decoded images in memory: the
@@ -618,7 +618,7 @@ def show(row: _bench.Answer) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one round of small batches: whether it works")

@@ -1,6 +1,6 @@
 """Views per second of this library and of others, for the same distributions of the same size.
 
-.venv-bench/bin/python benchmarks/views.py [--data ../shared/data] [--out benchmarks/views.json] [--gpu [only]]
+.venv-bench/bin/python benchmarks/views.py [--data data] [--out benchmarks/views.json] [--gpu [only]]
 
 The environment is that of `benchmarks/peers.txt`; ten minutes on two cores.
 
@@ -440,7 +440,7 @@ def show(row: _bench.Answer) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="two short rounds: whether it works")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-_FEWEST = 16  # images in a batch: below, to lay out the weights takes longer than the product
+_FEWEST = 16  # images in a batch; fewer are a convolution, with other last bits
 
 
 class SmallMapConv2d(nn.Conv2d):
@@ -17,8 +17,10 @@ class SmallMapConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        exported = torch.compiler.is_exporting() or torch.jit.is_tracing()  # of any batch, and as a convolution
-        if not exported and max(x.shape[-2:]) <= 2 and len(x) >= _FEWEST and x.device.type == "cpu":
+        # What is exported is of any batch, and may not ask how large one is.
+        exported = torch.compiler.is_exporting() or torch.jit.is_tracing()
+        here = not exported and x.ndim == 4 and x.device.type == "cpu"
+        if here and max(x.shape[-2:]) <= 2 and len(x) >= _FEWEST:
             return dense_conv3x3(x, self.weight, self.bias, self.stride[0])
         return super().forward(x)
 
@@ -53,4 +55,4 @@ def dense_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -
     layers = layers.view(tall * wide, h * w, outputs, inputs).transpose(1, 2).reshape(-1, h * w * inputs)
     y = x.permute(0, 2, 3, 1).reshape(b, -1) @ layers.T
     y = y.view(b, tall, wide, outputs)
-    return (y if bias is None else y + bias).permute(0, 3, 1, 2)
+    return (y if bias is None else y + bias.to(y.dtype)).permute(0, 3, 1, 2)

@@ -57,7 +57,7 @@ class Blocks:
             found.set_result(fetch(block))
         except BaseException as error:
             with self._lock:
-                del self._held[block]
+                self._held.pop(block, None)
             found.set_exception(error)
             raise
         self._drop()

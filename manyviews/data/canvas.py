@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TypeVar
@@ -127,7 +127,7 @@ def reading_ahead(source: Source, items: np.ndarray) -> Iterator[Callable[[int],
 
 def in_threads(
     do: Callable[[T], R], batches: Iterable[Iterable[T]], threads: int | None = None, ahead: int = 2
-) -> Iterator[list[R]]:
+) -> Generator[list[R], None, None]:
     """`[do(x) for x in batch]` for each batch in order, in `threads` (one for each core), `ahead` batches at a time.
 
     Threads, for Pillow decodes and resizes without the interpreter lock. Unlike processes they need no shared memory,

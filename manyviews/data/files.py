@@ -36,7 +36,8 @@ _PACKAGES = {
     "http": "aiohttp",
     "https": "aiohttp",
 }
-_STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")  # the best first
+# The best first.
+_STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -134,7 +135,7 @@ def local(path: Path) -> File:
     """A file on disk."""
     path = path.absolute()
     found = path.stat()
-    return File(LocalFileSystem(), str(path), found.st_size, str(found.st_mtime_ns))
+    return File(LocalFileSystem(), path.as_posix(), found.st_size, str(found.st_mtime_ns))
 
 
 def is_pattern(path: str) -> bool:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 
@@ -26,14 +27,13 @@ class Loader:
     rank r takes the r-th, so it is the same however many ranks share it. The last, incomplete global batch is dropped.
     In the place of a bad image stands the next good one of the source.
 
-    A source with blocks that are best read together, whose canvases are not in memory, is streamed: its order keeps the
-    images of a block near each other, so that a rank reads its own blocks only, about once an epoch (see `nearby`).
-    This order depends on the number of ranks too: a run that is resumed with another one reads images in another order.
-    The ranks of a run should all be given the memory, or all not: see `fits`.
+    A source of many blocks that are best read together has another order, in memory too, so that a run does not depend
+    on how much of it is free: it keeps the images of a block near each other, and a rank reads its own blocks only,
+    about once an epoch (see `nearby`). This order alone depends on the number of ranks.
 
     All canvases are decoded into memory at the start if `memory` holds them; else threads, as many as there are cores,
-    decode each batch while those before it are in use. The batches are the same, but for a streamed source's. Canvases
-    in memory that take no more than a quarter of a GPU's are held there; others come to it from pinned memory.
+    decode each batch while those before it are in use. The batches are the same. Canvases in memory that take no more
+    than a quarter of what a GPU has free are held there; others come to it from pinned memory.
 
     Attributes:
         steps_per_epoch: global batches in one epoch.
@@ -75,7 +75,8 @@ class Loader:
         self.source, self.size, self.batch, self.seed = source, size, batch, seed
         self.rank, self.world_size = rank, world_size
         self.steps_per_epoch = len(source) // (batch * world_size)
-        self.in_memory = fits(len(source), size, memory)
+        free = _free_memory() // (2 * _processes_here())
+        self.in_memory = len(source) * 3 * size**2 <= (free if memory is None else min(memory, free))
         self._bad: dict[str, str] = {}
         self._skipped: set[int] = set()
         if self.in_memory:
@@ -101,7 +102,7 @@ class Loader:
         """Items of this rank's steps of an epoch, `steps batch`."""
         whole, blocks, near = self.batch * self.world_size, self.source.blocks, self.source.window
         # Few or sparse blocks are read as fast in any order: all stay in memory, or each gives one image.
-        if self.in_memory or blocks is None or len(blocks) <= near or len(self.source) < 2 * len(blocks):
+        if blocks is None or len(blocks) <= near or len(self.source) < 2 * len(blocks):
             steps = order(self.seed, epoch, len(self.source))[: self.steps_per_epoch * whole].reshape(-1, whole)
             return steps[:, self.rank * self.batch : (self.rank + 1) * self.batch]
         items = nearby(self.seed, epoch, blocks, near, self.rank, self.world_size)
@@ -144,8 +145,11 @@ class Loader:
                 begun.append(Canvases(pixels, extent, torch.empty(n, dtype=torch.int64, pin_memory=pin)))
                 yield [(begun[-1], row, item, step * n + row) for row, item in enumerate(items.tolist())]
 
-        with reading_ahead(self.source, batches.ravel()) as reached:
-            for found in in_threads(fill, jobs(), cores() // _processes_here()):
+        with (
+            reading_ahead(self.source, batches.ravel()) as reached,
+            closing(in_threads(fill, jobs(), cores() // _processes_here())) as filled,
+        ):
+            for found in filled:
                 if not all(found):
                     raise self._nothing_good()
                 yield begun.popleft()
@@ -170,12 +174,6 @@ class Loader:
     def _nothing_good(self) -> UserError:
         where, reason = self.bad[0]
         return UserError(f"None of the {len(self.source)} images of {self.source.name} can be used; {where}: {reason}.")
-
-
-def fits(images: int, size: int, memory: int | None = None) -> bool:
-    """Whether canvases are held in memory: `Loader` says how much they may take."""
-    free = _free_memory() // (2 * _processes_here())
-    return images * 3 * size**2 <= (free if memory is None else min(memory, free))
 
 
 def _near(canvases: Canvases, device: torch.device | None) -> Canvases:

@@ -29,7 +29,7 @@ from manyviews.types import Canvases
 MANIFEST = "canvases.json"
 _PLAN = "plan.json"
 _SHARD = 2**27  # bytes of pixels: little to lose in a crash, and few files
-_VERSION = 1
+_VERSION = 2
 
 
 def prepare(source: Source, out: Path, size: int = 256, progress: Progress | None = None) -> Path:

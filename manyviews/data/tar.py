@@ -98,6 +98,8 @@ class Tars:
         self.blocks = np.array([at + end for at, ends in zip(first, runs, strict=True) for end in ends], dtype=np.int64)
         begins = np.concatenate([[0], self.blocks[:-1]]).astype(np.int64)
         self.window = window(self._stops[self.blocks - 1] - self._starts[begins])
+        sizes = np.repeat([file.size for file in files], [len(index["names"]) for index in indices])
+        self._cut = (self._stops > sizes).tolist()
         self._held = Blocks()
 
     def __len__(self) -> int:
@@ -145,7 +147,10 @@ class Tars:
         ]
 
     def labels(self) -> Labels | None:
-        return None if any(value is None for value in self.values) else as_labels(self.values)
+        # What a tar that is cut short lacks gets the label of any image: it is counted as bad, and never decoded.
+        known = next((value for value in self.values if value is not None), None)
+        values = [known if cut else value for value, cut in zip(self.values, self._cut, strict=True)]
+        return None if any(value is None for value in values) else as_labels(values)
 
 
 def _runs(starts: list[int], stops: list[int]) -> list[int]:
@@ -178,8 +183,9 @@ def _index(file: File, label: str | None) -> dict[str, list[Any]]:
         with suppress(OSError, ValueError):
             return json.loads(path.read_text(encoding="utf-8"))
         found = _scan(file, label)
-        with suppress(OSError):
-            write_text(path, json.dumps(found))
+        if file.stamp:  # else nobody could tell when the file is another
+            with suppress(OSError):
+                write_text(path, json.dumps(found))
         return found
 
 

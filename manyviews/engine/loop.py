@@ -20,7 +20,6 @@ from torch import Tensor
 from manyviews import checkpoint, distributed, methods
 from manyviews.backbones import Encoder
 from manyviews.data import Loader, Source
-from manyviews.data.loader import fits
 from manyviews.engine import folder as files
 from manyviews.engine import observe, optim
 from manyviews.engine.feed import feed
@@ -67,6 +66,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
                 part.unlink()  # of a process that was killed while it wrote
         train_on, held = observe.hold_out(source, recipe.data.holdout)
         loader = _loader(recipe, train_on, device)
+        stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
         torch.backends.cudnn.benchmark = True  # shapes are the same in every step
         method = method.to(device).to(memory_format=torch.channels_last).train()
         if recipe.step.sync_batchnorm:
@@ -226,9 +226,6 @@ def check(recipe: Recipe, source: Source) -> None:
 
 def _loader(recipe: Recipe, source: Source, device: torch.device) -> Loader:
     world = distributed.world_size()
-    memory = int(recipe.data.memory_gb * 2**30) // world
-    if distributed.anywhere(not fits(len(source), recipe.data.canvas, memory)):
-        memory = 0  # for all, or they would not share one order
     with progress("decode", quiet=distributed.rank() > 0) as update:
         return Loader(
             source,
@@ -237,7 +234,7 @@ def _loader(recipe: Recipe, source: Source, device: torch.device) -> Loader:
             seed=recipe.seed,
             rank=distributed.rank(),
             world_size=world,
-            memory=memory,
+            memory=int(recipe.data.memory_gb * 2**30) // world,
             device=device,
             progress=update,
         )

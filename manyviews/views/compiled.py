@@ -31,6 +31,7 @@ _ZERO, _ONE, _TWO, _THREE, _FOUR, _SIX = (_f(x) for x in (0, 1, 2, 3, 4, 6))
 _RED, _GREEN, _BLUE = _f(0.2989), _f(0.587), _f(0.114)  # torchvision's luma
 _TINY = _f(np.finfo(np.float32).tiny)
 _SIXTH = _f(1 / 6)
+# As in `draws` and `color`, and here once more: Numba compiles anew what it keeps on disk when this file changes only.
 _GOLDEN, _FIRST, _SECOND = (x - (1 << 64) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _BRIGHTNESS, _CONTRAST, _SATURATION = 0, 1, 2
 _REACH = 5.3  # sigmas of a Gaussian: 1e-7 of it lies beyond
@@ -69,9 +70,9 @@ def render(
         float32, `b 3 size size`, channels last in memory.
 
     Raises:
-        ValueError: a box is empty or not within the canvas.
+        ValueError: what the loops would read outside of their arrays for.
     """
-    _check(boxes, pixels.shape[-1])
+    _check(pixels, boxes, flip)
     b = len(pixels)
     out = torch.empty(b, size, size, 3)
     if paint is None:
@@ -83,17 +84,15 @@ def render(
         on &= torch.tensor([p > 0 for p in (color.jitter, color.gray, color.blur, color.solarize)])
         threshold, kernel = color.threshold, color.kernel_at(size)
         factors, order, sigma = drawn.factors, drawn.order, drawn.sigma
+        if bool(on[:, 2].any()) and kernel // 2 >= size:
+            raise ValueError(f"A blur of {kernel} pixels is too wide for a view of {size}.")
+        if len(on) != b or not bool(((order >= 0) & (order < 4)).all()):
+            raise ValueError("A distortion must be drawn for each image, and its order be of the numbers from 0 to 3.")
     scale = np.array([1 / s for s in std], np.float32)
     shift = np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
     do = partial(
         _render,
-        np.ascontiguousarray(pixels.numpy()),
-        boxes.numpy(),
-        flip.numpy(),
-        on.numpy(),
-        factors.numpy(),
-        order.numpy(),
-        sigma.numpy(),
+        *(np.ascontiguousarray(x.numpy()) for x in (pixels, boxes, flip, on, factors, order, sigma)),
         kernel,
         _f(threshold),
         scale,
@@ -106,15 +105,18 @@ def render(
 
 def crop(pixels: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tensor:
     """`geometry.crop_resize` of uint8 images on the CPU: float32, `b 3 size size`, in [0, 1]."""
-    _check(boxes, pixels.shape[-1])
+    _check(pixels, boxes, flip)
     out = torch.empty(len(pixels), 3, size, size)
-    do = partial(_crops, np.ascontiguousarray(pixels.numpy()), boxes.numpy(), flip.numpy(), out.flatten(2).numpy())
+    do = partial(_crops, *(np.ascontiguousarray(x.numpy()) for x in (pixels, boxes, flip)), out.flatten(2).numpy())
     _share(len(pixels), 3 * size**2, do)
     return out
 
 
-def _check(boxes: Tensor, side: int) -> None:
+def _check(pixels: Tensor, boxes: Tensor, flip: Tensor) -> None:
     """Compiled code reads where it is told to."""
+    side = pixels.shape[-1]
+    if pixels.dtype != torch.uint8 or pixels.shape[1:] != (3, side, side) or not len(pixels) == len(boxes) == len(flip):
+        raise ValueError("Canvases must be uint8, b 3 s s, with a box and a flip for each.")
     corner, size = boxes.chunk(2, 1)
     if not bool(((corner >= 0) & (size > 0) & (corner + size <= side)).all()):
         raise ValueError(f"A view's crop must be boxes of a pixel or more within the canvas of {side} pixels.")
@@ -300,8 +302,9 @@ def _jitter(image, factors, order):
     """Two rounds over tiles: contrast needs the mean gray of what comes before it."""
     n = image.shape[1]
     contrast = 0
-    while order[contrast] != _CONTRAST:
-        contrast += 1
+    for k in range(4):
+        if order[k] == _CONTRAST:
+            contrast = k
     total = 0.0
     for start in range(0, n, _TILE):
         r, g, b = image[0, start : start + _TILE], image[1, start : start + _TILE], image[2, start : start + _TILE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -110,11 +111,13 @@ def distort(x: Tensor, color: Color, drawn: Distortion) -> Tensor:
         try:
             return _fused()(x, color, drawn)
         except Exception as error:
-            from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+            from torch._dynamo import is_dynamo_supported  # takes a second to import
+            from torch._dynamo.exc import TorchDynamoException
 
-            if not isinstance(error, TorchDynamoException):
+            if not isinstance(error, TorchDynamoException) and is_dynamo_supported():
                 raise
-            _fuse = False  # no Triton, or no compiler for its stub
+            _fuse = False  # no Triton, no compiler for its stub, or a Python that is too new
+            print("Colors are changed one operation at a time, for they cannot be compiled here.", file=sys.stderr)
     return _distort(x, color, drawn)
 
 

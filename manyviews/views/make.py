@@ -42,7 +42,7 @@ def make(canvases: Canvases, kind: View, i: int, draws: Draws, mean: Triple, std
         boxes, flip = kind.crop(canvases, draws)
         paint = kind.paint(i, draws)
         crop: Callable[[Tensor, Tensor, int, Tensor], Tensor] = crop_resize
-        if device.type == "cpu":
+        if device.type == "cpu" and pixels.dtype == torch.uint8:
             from manyviews.views import compiled  # Numba takes half a second to import
 
             if paint is None or isinstance(paint, Distorting):
@@ -51,7 +51,7 @@ def make(canvases: Canvases, kind: View, i: int, draws: Draws, mean: Triple, std
         out = torch.empty(b, 3, kind.size, kind.size, device=device, memory_format=torch.channels_last)
         values = _VALUES.get(device.type, _VALUES_ELSEWHERE)
         parts = max(1, math.ceil(3 * max(kind.size, *pixels.shape[-2:]) ** 2 * b / values))
-        step = math.ceil(b / parts)  # parts of one size, as far as that goes: each size is compiled for
+        step = max(1, math.ceil(b / parts))  # parts of one size, as far as that goes: each size is compiled for
         for start in range(0, b, step):
             rows = slice(start, start + step)
             x = crop(pixels[rows], boxes[rows], kind.size, flip[rows])

@@ -49,6 +49,7 @@ def test_the_dense_layer_is_taken_where_it_helps(monkeypatch):
     conv = SmallMapConv2d(4, 4, 3, padding=1)
     for b, side in ((32, 2), (32, 1), (32, 3), (4, 2)):
         conv(torch.randn(b, 4, side, side))
+    conv(torch.randn(4, 2, 2))  # an image without a batch
     assert taken == [(32, 4, 2, 2), (32, 4, 1, 1)]
 
 

@@ -24,5 +24,5 @@ def test_what_is_waited_for_is_the_data_and_not_the_step():
     waits = []
     for _, waited in feed(batches(3, 0.05), torch.device("cpu")):
         waits.append(waited)
-        time.sleep(0.2)
-    assert all(0.05 <= w < 0.2 for w in waits)
+        time.sleep(0.3)
+    assert 0.1 < sum(waits) < 0.6

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from manyviews.types import Canvases
-from manyviews.views import Color, Draws, Global, compiled
+from manyviews.views import Color, Composed, Draws, Global, compiled
 from manyviews.views import color as ops
 from manyviews.views.distort import Distorting, Distortion, distort, draw_distortion
 from manyviews.views.draws import _GOLDEN, _mix
 from manyviews.views.geometry import crop_resize
+from manyviews.views.make import make
 from tests.views.test_geometry import boxes_of, pictures
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
@@ -150,9 +151,9 @@ def test_bits_are_those_of_other_devices():
 @pytest.mark.parametrize("box", [(-1, 0, 8, 8), (0, 0, 0, 4), (4, 0, 29, 8), (0, 30, 8, 3)])
 def test_boxes_outside_the_canvas_are_refused(box):
     boxes = torch.tensor([box])
-    for make in (compiled.crop, lambda p, b, s, f: compiled.render(p, b, f, s, MEAN, STD)):
+    for crop in (compiled.crop, lambda p, b, s, f: compiled.render(p, b, f, s, MEAN, STD)):
         with pytest.raises(ValueError, match="within the canvas of 32 pixels"):
-            make(pictures(1, 32), boxes, 16, torch.tensor([False]))
+            crop(pictures(1, 32), boxes, 16, torch.tensor([False]))
 
 
 def test_what_a_gpu_runs_compiles_to_one_graph(monkeypatch):
@@ -164,3 +165,26 @@ def test_what_a_gpu_runs_compiles_to_one_graph(monkeypatch):
     drawn = draw_distortion(Draws(0, 0, torch.arange(8)), color)
     compiled_graph = torch.compile(distort, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled_graph(x.clone(), color, drawn), distort(x.clone(), color, drawn))
+
+
+def test_what_would_be_read_outside_of_an_array_is_refused():
+    pixels, boxes, flip, size = some(8, 32, 4)
+    wide = Distorting(Color(kernel=23, **ALL), one_change(8, blur=torch.ones(8, dtype=torch.bool)))
+    with pytest.raises(ValueError, match="too wide"):
+        compiled.render(pixels, boxes, flip, size, MEAN, STD, wide)
+    orders = one_change(8, order=torch.full((8, 4), 7))
+    with pytest.raises(ValueError, match="order"):
+        compiled.render(pixels, boxes, flip, size, MEAN, STD, Distorting(Color(**ALL), orders))
+    for changed in ((pixels.float(), boxes, flip), (pixels[:, :, :8], boxes, flip), (pixels[:4], boxes, flip)):
+        with pytest.raises(ValueError, match="Canvases"):
+            compiled.crop(changed[0], changed[1], size, changed[2])
+
+
+def test_canvases_of_floats_and_empty_batches_are_views_too():
+    pixels = pictures(8, 32)
+    bytes_, floats = (Canvases(p, torch.full((8, 2), 32), torch.arange(8)) for p in (pixels, pixels.float().div(255)))
+    for kind in (Global(1, 24), Composed(1, 24)):
+        a, b = (make(c, kind, 0, Draws(0, 0, c.index), MEAN, STD) for c in (bytes_, floats))
+        torch.testing.assert_close(a, b, atol=2e-2 if isinstance(kind, Composed) else 2e-4, rtol=0)
+        none = bytes_[torch.arange(0)]
+        assert make(none, kind, 0, Draws(0, 0, none.index), MEAN, STD).shape == (0, 3, 24, 24)
