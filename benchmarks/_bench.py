@@ -5,6 +5,7 @@ Linux only: processes are bound to cores.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -126,6 +127,24 @@ def serve(answer: Callable[[Any], Answer]) -> None:
     turns.say({"ready": True})
     while True:
         turns.say(answer(turns.wait()))
+
+
+def parser(doc: str | None, quick: str, gpu: str) -> argparse.ArgumentParser:
+    """The options that a benchmark against other libraries takes.
+
+    Args:
+        doc: of the script.
+        quick: what --quick does.
+        gpu: what --gpu measures.
+    """
+    found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--data", type=Path, default=Path("data"))
+    found.add_argument("--out", type=Path)
+    found.add_argument("--rounds", type=int, default=5)
+    found.add_argument("--quick", action="store_true", help=quick)
+    found.add_argument("--gpu", nargs="?", const="also", choices=("also", "only"), help=gpu)
+    found.add_argument("--serve", help=argparse.SUPPRESS)
+    return found
 
 
 # -- images ----------------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def run(job: tuple[str, int, float, Path]) -> dict[str, Any]:
     views, seed, epochs, data = job
     torch.set_num_threads(1)
     if views == "batched":
-        compiled.render = batched  # type: ignore[assignment]
+        compiled.render = batched
     recipe = recipes.get("simclr_cpu")
     recipe = replace(recipe, seed=seed, epochs=epochs, observe=replace(recipe.observe, epochs=0))
     train, test = (open_source(data / f"cifar10_{part}.parquet") for part in ("train", "test"))

@@ -28,7 +28,6 @@ Twins with ViT-S/16; an epoch of CIFAR-10; and memory against the number of view
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import os
@@ -617,15 +616,8 @@ def show(row: _bench.Answer) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="one round of small batches: whether it works")
-    words = "what needs CUDA, where there is CUDA: besides the rest, or only that"
-    parser.add_argument("--gpu", nargs="?", const="also", choices=("also", "only"), help=words)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    gpu = "what needs CUDA, where there is CUDA: besides the rest, or only that"
+    options = _bench.parser(__doc__, "one round of small batches: whether it works", gpu).parse_args()
     if options.serve:
         serve(**json.loads(options.serve))
 

@@ -26,7 +26,6 @@ work, the mean and the standard deviation of each channel are compared with thos
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import math
@@ -439,15 +438,8 @@ def show(row: _bench.Answer) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="two short rounds: whether it works")
-    words = "the GPU against lightly on all cores, at 224 pixels: besides the rest, or only that"
-    parser.add_argument("--gpu", nargs="?", const="also", choices=("also", "only"), help=words)
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    gpu = "the GPU against lightly on all cores, at 224 pixels: besides the rest, or only that"
+    options = _bench.parser(__doc__, "two short rounds: whether it works", gpu).parse_args()
     if options.serve:
         _bench.serve(Library(**json.loads(options.serve)).answer)
         return

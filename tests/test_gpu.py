@@ -32,8 +32,8 @@ def test_views_are_those_of_a_cpu(kind):
 
 def test_views_do_not_change_when_made_again():
     canvases = some(64, 64).to("cuda")
-    make_one = lambda: make(canvases, Global(1, 48), 0, Draws(0, 0, canvases.index), IMAGENET_MEAN, IMAGENET_STD)  # noqa: E731
-    assert torch.equal(make_one(), make_one())
+    arguments = (canvases, Global(1, 48), 0, Draws(0, 0, canvases.index), IMAGENET_MEAN, IMAGENET_STD)
+    assert torch.equal(make(*arguments), make(*arguments))
 
 
 def test_canvases_that_fit_are_held_there():

@@ -301,9 +301,9 @@ class _Meter:
         self.waited += waited
 
     def read(self) -> dict[str, float]:
-        """Means over the steps and ranks since the last reading, images per second, and the share of the time waited.
+        """Means over the steps and ranks since the last reading, and this rank's speed.
 
-        What was waited for are images; views are made within the step.
+        That is images per second, and the share of the time in which it waited for images; views are made in the step.
         """
         names = list(self.sums)
         means = (distributed.mean(torch.stack([self.sums[n].float() for n in names])) / self.count).tolist()
