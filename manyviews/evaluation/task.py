@@ -73,3 +73,22 @@ class Answer:
     setting: dict[str, float]
     validation: list[tuple[dict[str, float], float]]
     others: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a protocol measured that is not one answer for each test item.
+
+    Attributes:
+        name: of the headline number, for people: "NMI", "mAP", "mean accuracy".
+        value: the headline number; higher is better.
+        interval: its 95 % interval; None where there is no honest one.
+        details: further numbers by name, in the order in which to show them: a curve, a table, a second measure.
+        setting: with which setting: fixed in advance, or chosen on validation images.
+    """
+
+    name: str
+    value: float
+    interval: tuple[float, float] | None
+    details: dict[str, float]
+    setting: dict[str, float]
