@@ -106,7 +106,8 @@ class Step:
     Attributes:
         precision: "auto" takes bfloat16 where the device computes faster in it.
         memory: "views" backpropagates each loss term as it is yielded; "constant" also recomputes every branch in
-            the backward pass, for methods that couple the views; "all" keeps everything until the end.
+            the backward pass, for methods that couple the views; "all" keeps everything until the end, and takes views
+            of one size in one batch through networks without BatchNorm, which would see other batches.
         accumulate: parts a rank's batch is split into; statistics over the batch then see one part at a time.
         sync_batchnorm: share BatchNorm statistics between ranks.
         compile: compile the encoder.

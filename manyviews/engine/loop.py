@@ -242,8 +242,18 @@ def _loader(recipe: Recipe, source: Source, device: torch.device) -> Loader:
 
 def _parts(canvases: Canvases, method: Method, recipe: Recipe, at: At) -> list[Callable[[], Views]]:
     def views(part: Canvases) -> Views:
-        data, recompute = recipe.data, recipe.step.memory == "constant"
-        return Views(part, method.looks, recipe.seed, at.epoch, data.mean, data.std, recompute, at.progress)
+        data, memory = recipe.data, recipe.step.memory
+        return Views(
+            part,
+            method.looks,
+            recipe.seed,
+            at.epoch,
+            data.mean,
+            data.std,
+            recompute=memory == "constant",
+            progress=at.progress,
+            together=memory == "all",
+        )
 
     return [partial(views, part) for part in canvases.chunk(recipe.step.accumulate)]
 

@@ -86,9 +86,9 @@ class BYOL(Method):
         return branch.encoder
 
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
-        targets = {name: [self.target(x) for x in views.all(name)] for name in self.predictors.targets}
-        for task, i, x in views.each(self.predictors.tasks):
-            pairs = self.predictors.pairs(views, task, i, self.online(x), targets)
+        targets = {name: views.all(name, self.target) for name in self.predictors.targets}
+        for task, i, z in views.each(self.predictors.tasks, self.online):
+            pairs = self.predictors.pairs(views, task, i, z, targets)
             mean = torch.stack([squared_distance(p, z) for p, z in pairs]).mean()
             yield {task.name: self.weights[task.name] * mean / task.count}
 

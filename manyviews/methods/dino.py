@@ -77,13 +77,12 @@ class DINO(Method):
         return cast(Branch, self.teacher.module).encoder
 
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
-        outputs = [self.teacher(x) for x in views.all("global")]
+        outputs = views.all("global", self.teacher)
         self._seen += [t.float().mean(0) for t in outputs]
         temperature = value(self.teacher_temperature, at)
         targets = [sharpen(t, self.center.value, temperature) for t in outputs]
         pairs = len(targets) * (sum(v.count for v in self.looks) - 1)
-        for kind, i, x in views.each():
-            s = self.student(x)
+        for kind, i, s in views.each(module=self.student):
             terms = [cross_entropy(t, s, self.student_temperature) for _, t in others(targets, kind, i)]
             yield {kind.name: torch.stack(terms).sum() / pairs}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -10,6 +10,7 @@ from manyviews.backbones import Encoder
 from manyviews.errors import UserError
 from manyviews.types import At
 from manyviews.views import View, Views
+from manyviews.views.container import in_one_batch
 
 Terms = dict[str, Tensor]
 
@@ -24,6 +25,10 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.projector(self.encoder(x))
+
+    def together(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        """The same of several batches, those of one size in one pass where there is no BatchNorm."""
+        return in_one_batch(self.projector, in_one_batch(self.encoder, xs))
 
 
 def paired(*kinds: View, target: str | None = None) -> tuple[View, ...]:

@@ -77,9 +77,9 @@ class MoCoV3(Method):
         return self.online.encoder
 
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
-        targets = {name: [self.target(x) for x in views.all(name)] for name in self.predictors.targets}
-        for task, i, x in views.each(self.predictors.tasks):
-            pairs = self.predictors.pairs(views, task, i, self.online(x), targets)
+        targets = {name: views.all(name, self.target) for name in self.predictors.targets}
+        for task, i, z in views.each(self.predictors.tasks, self.online):
+            pairs = self.predictors.pairs(views, task, i, z, targets)
             mean = torch.stack([cross_info_nce(q, k, self.temperature) for q, k in pairs]).mean()
             yield {task.name: self.weights[task.name] * mean / task.count}
 

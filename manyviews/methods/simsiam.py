@@ -70,12 +70,12 @@ class SimSiam(Method):
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
         # Views that give targets and predict some themselves are projected once for both.
         giving = [t for t in self.predictors.tasks if t.name in self.predictors.targets]
-        projections = {t.name: [self.online(x) for x in views.all(t.name)] for t in giving}
+        projections = {t.name: views.all(t.name, self.online) for t in giving}
         targets = {name: [z.detach() for z in found] for name, found in projections.items()}
         with torch.no_grad():
             for name in self.predictors.targets:
                 if name not in targets:
-                    targets[name] = [self.online(x) for x in views.all(name)]
+                    targets[name] = views.all(name, self.online)
 
         def term(task: View, i: int, z: Tensor) -> Tensor:
             pairs = self.predictors.pairs(views, task, i, z, targets)
@@ -86,5 +86,5 @@ class SimSiam(Method):
             found = {t.name: [term(t, i, z) for i, z in enumerate(projections[t.name])] for t in giving}
             yield {name: torch.stack(terms).sum() for name, terms in found.items()}
             del projections, found
-        for task, i, x in views.each(t for t in self.predictors.tasks if t not in giving):
-            yield {task.name: term(task, i, self.online(x))}
+        for task, i, z in views.each([t for t in self.predictors.tasks if t not in giving], self.online):
+            yield {task.name: term(task, i, z)}

@@ -70,7 +70,7 @@ class SwAV(Method):
         return self.online.encoder
 
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
-        scores = [self.prototypes(self.online(x)) for x in views.all("global")]
+        scores = [self.prototypes(z) for z in views.all("global", self.online)]
         codes = [sinkhorn(s.detach(), self.epsilon, self.iterations) for s in scores]
         pairs = len(codes) * (sum(v.count for v in self.looks) - 1)
 
@@ -80,8 +80,8 @@ class SwAV(Method):
         terms = [term(s, codes[:i] + codes[i + 1 :]) for i, s in enumerate(scores)]
         yield {"global": torch.stack(terms).sum()}
         del scores, terms
-        for kind, _, x in views.each(v for v in self.looks if v.name != "global"):
-            yield {kind.name: term(self.prototypes(self.online(x)), codes)}
+        for kind, _, z in views.each([v for v in self.looks if v.name != "global"], self.online):
+            yield {kind.name: term(self.prototypes(z), codes)}
 
     def before_update(self, at: At) -> None:
         if at.epoch < self.freeze_epochs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews.schedules import Schedule, value
 from manyviews.types import At
+from manyviews.views.container import together
 
 
 class EMA(nn.Module):
@@ -37,6 +39,11 @@ class EMA(nn.Module):
     @torch.no_grad()
     def forward(self, *args: Any) -> Any:
         return self.module(*args)
+
+    @torch.no_grad()
+    def together(self, xs: Sequence[Tensor]) -> list[Tensor]:
+        """The same of several batches: see `manyviews.views.Views.each`."""
+        return together(self.module, xs)
 
     def train(self, mode: bool = True) -> EMA:
         super().train(mode)

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews.errors import UserError, unknown
 from manyviews.types import Canvases
@@ -36,6 +37,7 @@ class Views:
         mean, std: of the channels in [0, 1], for normalization.
         recompute: whether `map` keeps activations, or makes views and activations again in the backward pass.
         progress: fraction of the run completed, in [0, 1], for kinds of views that change with it.
+        together: whether views of one size go through a module in one batch, where it can take them so (`together`).
 
     Raises:
         UserError: two view types of the same name.
@@ -51,11 +53,12 @@ class Views:
         std: Triple = IMAGENET_STD,
         recompute: bool = False,
         progress: float = 0.0,
+        together: bool = False,
     ) -> None:
         self.canvases = canvases
         self.kinds = tuple(kinds)
         self.draws = Draws(seed, epoch, canvases.index, progress=progress)
-        self.mean, self.std, self.recompute = mean, std, recompute
+        self.mean, self.std, self.recompute, self.together = mean, std, recompute, together
         self._named = {k.name: k for k in self.kinds}
         self._kept: dict[tuple[str, int], Tensor] = {}
         if len(self._named) < len(self.kinds):
@@ -83,15 +86,25 @@ class Views:
             self._kept[key] = view
         return self._kept[key]
 
-    def all(self, name: str) -> list[Tensor]:
-        """All views of one kind."""
-        return [self[name, i] for i in range(self._kind(name).count)]
+    def all(self, name: str, module: nn.Module | None = None) -> list[Tensor]:
+        """All views of one kind, or what a module makes of them."""
+        return [x for _, _, x in self.each([self._kind(name)], module)]
 
-    def each(self, kinds: Iterable[View] | None = None) -> Iterator[tuple[View, int, Tensor]]:
-        """Every view of these kinds, or of all, one after the other: its kind, its number in it, the view."""
-        for kind in self.kinds if kinds is None else kinds:
-            for i in range(kind.count):
-                yield kind, i, self[kind.name, i]
+    def each(
+        self, kinds: Iterable[View] | None = None, module: nn.Module | None = None
+    ) -> Iterator[tuple[View, int, Tensor]]:
+        """Every view of these kinds, or of all, one after the other: its kind, its number in it, the view.
+
+        With a module, what it makes of each view in place of the view.
+        """
+        places = [(kind, i) for kind in (self.kinds if kinds is None else kinds) for i in range(kind.count)]
+        if module is not None and self.together:
+            made = together(module, [self[kind.name, i] for kind, i in places])
+            yield from ((kind, i, y) for (kind, i), y in zip(places, made, strict=True))
+            return
+        for kind, i in places:
+            x = self[kind.name, i]
+            yield kind, i, x if module is None else module(x)
 
     def map(self, module: nn.Module) -> list[Tensor]:
         """`module(x)` for every view `x`, in the order of `each`.
@@ -101,7 +114,7 @@ class Views:
         are updated once.
         """
         if not self.recompute:
-            return [module(x) for _, _, x in self.each()]
+            return [y for _, _, y in self.each(module=module)]
         return [recomputed(module, partial(self._make, k, i)) for k in self.kinds for i in range(k.count)]
 
     def relation(self, name: str, i: int, target: str, j: int) -> Tensor:
@@ -137,3 +150,21 @@ class Views:
         if name not in self._named:
             raise unknown("view", name, self._named)
         return self._named[name]
+
+
+def together(module: nn.Module, xs: Sequence[Tensor]) -> list[Tensor]:
+    """`[module(x) for x in xs]`, by the module's own `together` where it has one."""
+    own = getattr(module, "together", None)
+    return [module(x) for x in xs] if own is None else own(xs)
+
+
+def in_one_batch(module: nn.Module, xs: Sequence[Tensor]) -> list[Tensor]:
+    """`[module(x) for x in xs]`, those of one shape in one pass. A module in which BatchNorm learns sees each alone."""
+    if any(m.training and isinstance(m, _BatchNorm) for m in module.modules()):
+        return [module(x) for x in xs]
+    found: dict[int, Tensor] = {}
+    for shape in dict.fromkeys(x.shape for x in xs):
+        places = [i for i, x in enumerate(xs) if x.shape == shape]
+        made = module(torch.cat([xs[i] for i in places]))
+        found |= dict(zip(places, made.split(shape[0]), strict=True))
+    return [found[i] for i in range(len(xs))]

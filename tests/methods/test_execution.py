@@ -1,5 +1,8 @@
 """How a step is executed changes neither what is learned nor, where it is promised, how much memory it takes."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 
@@ -83,3 +86,22 @@ def test_methods_work_in_anybodys_loop(batch: Canvases):
         optimizer.step()
         first = total if first is None else first
     assert total < first
+
+
+@pytest.mark.parametrize("name", ["dino_tiny", "byol_tiny", "simsiam_tiny"])
+@pytest.mark.parametrize("backbone", ["vit", "resnet"])
+def test_views_of_one_size_in_one_batch_give_the_same_gradients(name: str, backbone: str, batch: Canvases):
+    recipe = replace(get(name), backbone=get("mae_tiny" if backbone == "vit" else "simclr_tiny").backbone)
+    gradients, passes = [], []
+    for together in (False, True):
+        method = loop.build(recipe).train()
+        sizes: list[int] = []
+        method.keep.register_forward_hook(lambda m, x, y, sizes=sizes: sizes.append(len(x[0])))
+        make = partial(Views, batch, method.looks, together=together)
+        backpropagate(method, [make], AT, memory="all")
+        gradients.append([p.grad for p in method.parameters() if p.grad is not None])
+        passes.append(sizes)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    assert sum(passes[0]) == sum(passes[1])
+    alone, batched = (len(p) for p in passes)
+    assert batched < alone if backbone == "vit" else batched == alone
