@@ -180,6 +180,7 @@ def evaluate(
     test_labels: Path | None = None,
     backbone: str | None = None,
     seed: int = 0,
+    seeds: int = 1,
     json: Json = None,
 ) -> None:
     """Judge an encoder on labeled images, next to an untrained encoder and raw pixels.
@@ -203,6 +204,7 @@ def evaluate(
         test_labels: The same for the test images.
         backbone: The timm name of the architecture, if the file does not say.
         seed: Of the untrained encoder, what the protocols draw, and the intervals.
+        seeds: How often protocols that draw are run; their accuracy is the mean.
     """
     import manyviews as mv
     from manyviews.report import summary
@@ -217,6 +219,7 @@ def evaluate(
         labels=labels,
         test_labels=test_labels,
         seed=seed,
+        seeds=seeds,
     )
     summary.show(report)
     if json:

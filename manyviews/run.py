@@ -223,6 +223,7 @@ def evaluate(
     labels: str | Path | None = None,
     test_labels: str | Path | None = None,
     seed: int = 0,
+    seeds: int = 1,
 ) -> Report:
     """Judge an encoder on labeled images, next to an untrained encoder and raw pixels.
 
@@ -238,6 +239,7 @@ def evaluate(
         labels: a CSV file of `path,label` for a folder whose first-level folders are not the labels.
         test_labels: the same for `test`.
         seed: of the untrained encoder, what the protocols draw, and the intervals.
+        seeds: how often protocols that draw are run; their accuracy is the mean.
 
     Returns:
         A report, also written to the run folder's `evaluations` when `weights` is a run.
@@ -261,6 +263,7 @@ def evaluate(
             std=loaded.std,
             device=_device(),
             seed=seed,
+            seeds=seeds,
             cache=None if folder is None else folder / "features",
             progress=update,
         )

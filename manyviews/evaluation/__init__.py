@@ -7,7 +7,7 @@ from manyviews.evaluation.metrics import bootstrap, hits, per_class, top
 from manyviews.evaluation.protocol import PROTOCOLS, evaluate
 from manyviews.evaluation.report import Gain, Nearest, Report, Representation, Score
 from manyviews.evaluation.spectrum import alignment, rankme, singular_values, spread, uniformity
-from manyviews.evaluation.task import Answer, ImageTask, Task
+from manyviews.evaluation.task import Answer, ImageTask, Measure, Task
 
 __all__ = [
     "KNN",
@@ -17,6 +17,7 @@ __all__ = [
     "Gain",
     "ImageTask",
     "Linear",
+    "Measure",
     "Nearest",
     "Pixels",
     "Report",

@@ -29,7 +29,7 @@ from manyviews.evaluation.knn import KS, TEMPERATURE, neighbors, usable, vote
 from manyviews.evaluation.linear import Linear, Standard, linear_probe, logistic_regression
 from manyviews.evaluation.report import Gain, Nearest, Report, Representation, Score
 from manyviews.evaluation.spectrum import rankme, singular_values, spread
-from manyviews.evaluation.task import Answer, ImageTask, Task
+from manyviews.evaluation.task import Answer, ImageTask, Measure, Task
 from manyviews.progress import Update
 from manyviews.recipe import check, parse
 
@@ -116,10 +116,17 @@ ON_IMAGES: dict[str, Callable[..., Answer]] = {
 }
 """The same of an image task. Their keyword arguments can be set: see `evaluate`."""
 
-TUNING = {"semi_1", "semi_10", "finetune"}
-"""Those in which the encoder itself learns: raw pixels have nothing to learn with."""
+MEASURES: dict[str, Callable[..., Measure]] = {}
+"""Functions of an image task, the labels of its test items, and a seed. They choose nothing with these labels. Their
+keyword arguments can be set."""
 
-PROTOCOLS: dict[str, Callable[..., Answer]] = {**ON_FEATURES, **ON_IMAGES}
+INSIDE = {"semi_1", "semi_10", "finetune"}
+"""Those that let the encoder itself learn, or look inside it, of which raw pixels have none."""
+
+SEEDED = {"linear", "linear_augmented", "semi_1", "semi_10", "finetune"}
+"""Those whose result depends on the seed: they are repeated with several."""
+
+PROTOCOLS: dict[str, Callable[..., Answer | Measure]] = {**ON_FEATURES, **ON_IMAGES, **MEASURES}
 """All protocols by name."""
 
 
@@ -136,6 +143,7 @@ def evaluate(
     std: Sequence[float],
     device: torch.device | str = "cpu",
     seed: int = 0,
+    seeds: int = 1,
     cache: Path | None = None,
     progress: Update | None = None,
     baselines: bool = True,
@@ -157,13 +165,14 @@ def evaluate(
         test: labeled images of the same classes.
         protocols: names from `PROTOCOLS`.
         features: of which kind: see `Encoder.features`.
-        settings: of protocols in `ON_IMAGES`, instead of the paper's: dotted paths and values, such as
+        settings: of protocols in `ON_IMAGES` and `MEASURES`, instead of the paper's: dotted paths and values, such as
             `{"finetune.lrs": (0.01, 0.05), "finetune.epochs": 30}`.
         test_size: side of what the encoder sees, pixels: see `features.test_transform`.
         mean: per channel, of images in [0, 1].
         std: per channel, of images in [0, 1].
         device: for the encoder and the protocols.
         seed: of the untrained encoder, what the protocols draw, and the intervals.
+        seeds: how often protocols in `SEEDED` are run, with `seed` and the seeds after it: their accuracy is the mean.
         cache: folder for features on disk.
         progress: called now and then.
         baselines: whether to evaluate the untrained encoder and raw pixels too.
@@ -180,8 +189,10 @@ def evaluate(
         if name not in PROTOCOLS:
             raise unknown("protocol", name, PROTOCOLS)
     given, device = _given(protocols, settings or {}), torch.device(device)
-    if not 0 <= seed < 2**32:
+    if not 0 <= seed < 2**32 - seeds:
         raise UserError(f"The seed must be at least 0 and less than 2**32, not {seed}.")
+    if seeds < 1:
+        raise UserError(f"Protocols are run with 1 seed or more, not {seeds}.")
     encoders: dict[str, nn.Module] = {"trained": _of_kind(encoder, features)}
     classes = check_labels(source, fewest=FEWEST)
     if test is not None:
@@ -191,12 +202,14 @@ def evaluate(
             raise UserError(f"The test images are the images of {source.name} themselves: give others, or none.")
     if baselines:
         encoders["untrained"] = _of_kind(untrained(encoder, seed), features)
-        if not TUNING.issuperset(protocols):
+        if not INSIDE.issuperset(protocols):
             encoders["pixels"] = Pixels()
 
     images = len(source) + (len(test) if test is not None else 0)
-    runs = [(name, p) for name in encoders for p in protocols if name != "pixels" or p not in TUNING]
-    costs = {p: 1 if p in ON_FEATURES else _LOOKS * len(source) for p in protocols}
+    runs = [(name, p) for name in encoders for p in protocols if name != "pixels" or p not in INSIDE]
+    repeats = {p: seeds if p in SEEDED else 1 for p in protocols}
+    costs = {p: repeats[p] * (1 if p in ON_FEATURES else _LOOKS * len(source)) for p in protocols}
+    costs |= {p: len(source) for p in protocols if p in MEASURES}
     done, total = images, images + sum(costs[p] for _, p in runs)
 
     def look(images: Source, before: int) -> dict[str, Features]:
@@ -223,14 +236,15 @@ def evaluate(
     for name in encoders:
         task = _task(seen[name], held[name], parts, len(classes), device, standardize=name == "pixels")
         scores: dict[str, Score] = {}
+        measures: dict[str, Measure] = {}
         right[name] = {}
         for protocol in [p for n, p in runs if n == name]:
             if progress is not None:
                 progress(done, total, f"{protocol}: {name}")
-            if protocol in ON_FEATURES:
-                answer = ON_FEATURES[protocol](task, seed)
-            else:
-                pictures = ImageTask(
+            each = costs[protocol] // repeats[protocol]
+
+            def pictures(protocol: str, before: int, name: str = name, each: int = each) -> ImageTask:
+                return ImageTask(
                     encoders[name].to(device),
                     # Raw pixels, too, as they come out of the encoder.
                     _task(seen[name], held[name], parts, len(classes), device, standardize=False),
@@ -240,13 +254,23 @@ def evaluate(
                     _triple(mean),
                     _triple(std),
                     device,
-                    _within(progress, done, costs[protocol], total, f"{protocol}: {name}"),
+                    _within(progress, before, each, total, f"{protocol}: {name}"),
                 )
-                answer = ON_IMAGES[protocol](pictures, seed, **given[protocol])
+
+            if protocol in MEASURES:
+                on_device = test_y.to(device)
+                measures[protocol] = MEASURES[protocol](pictures(protocol, done), on_device, seed, **given[protocol])
+            else:
+                answers = [
+                    ON_FEATURES[protocol](task, s)
+                    if protocol in ON_FEATURES
+                    else ON_IMAGES[protocol](pictures(protocol, done + (s - seed) * each), s, **given[protocol])
+                    for s in range(seed, seed + repeats[protocol])
+                ]
+                scores[protocol] = _score(answers, test_y, len(classes), seed)
+                right[name][protocol] = _right(answers, test_y)
             done += costs[protocol]
-            scores[protocol] = _score(answer, test_y, len(classes), seed)
-            right[name][protocol] = metrics.hits(answer.ranked.cpu(), test_y)
-        found[name] = _represent(task, scores)
+        found[name] = _represent(task, scores, measures)
         if name == "trained":
             nearest = _nearest(task, seen[name], held[name], parts)
     if progress is not None:
@@ -288,9 +312,10 @@ def _given(protocols: Sequence[str], settings: Mapping[str, Any]) -> dict[str, d
         if protocol not in given:
             raise UserError(f"The setting {path} is of no protocol that was asked for: {', '.join(protocols)}.")
         if protocol in ON_FEATURES:
-            raise UserError(f"The protocol '{protocol}' has no settings; these have: {', '.join(ON_IMAGES)}.")
-        hints = get_type_hints(ON_IMAGES[protocol])
-        known = {k: p for k, p in inspect.signature(ON_IMAGES[protocol]).parameters.items() if p.kind == p.KEYWORD_ONLY}
+            others = ", ".join([*ON_IMAGES, *MEASURES])
+            raise UserError(f"The protocol '{protocol}' has no settings; these have: {others}.")
+        hints = get_type_hints(PROTOCOLS[protocol])
+        known = {k: p for k, p in inspect.signature(PROTOCOLS[protocol]).parameters.items() if p.kind == p.KEYWORD_ONLY}
         if name not in known:
             raise unknown(f"setting of {protocol}", name, known)
         value = parse(value) if isinstance(value, str) else value
@@ -394,17 +419,23 @@ def _task(
     return Task(train_x, train_y, val_x, val_y, asked.to(device), classes)
 
 
-def _score(answer: Answer, y: Tensor, classes: int, seed: int) -> Score:
-    ranked = answer.ranked.cpu()
-    right = metrics.hits(ranked, y)
+def _right(answers: Sequence[Answer], y: Tensor, k: int = 1) -> Tensor:
+    """How often each item's label was among the first k: float64, `m`."""
+    return torch.stack([metrics.hits(a.ranked.cpu(), y, k) for a in answers]).double().mean(0)
+
+
+def _score(answers: Sequence[Answer], y: Tensor, classes: int, seed: int) -> Score:
+    """Of answers with several seeds, of which there is often one. The settings are those of the first."""
+    first, right = answers[0], _right(answers, y)
     return Score(
-        top1=metrics.top(ranked, y),
+        top1=right.mean().item(),
         interval=metrics.bootstrap(right, seed),
-        top5=metrics.top(ranked, y, 5) if classes > 5 else None,
-        per_class=tuple(metrics.per_class(right, y, classes)),
-        setting=answer.setting,
-        validation={words(setting): accuracy for setting, accuracy in answer.validation},
-        others={name: metrics.top(guess.cpu()[:, None], y) for name, guess in answer.others.items()},
+        top5=_right(answers, y, 5).mean().item() if classes > 5 else None,
+        per_class=tuple(right[y == c].mean().item() if (y == c).any() else None for c in range(classes)),
+        setting=first.setting,
+        validation={words(setting): accuracy for setting, accuracy in first.validation},
+        others={name: metrics.top(guess.cpu()[:, None], y) for name, guess in first.others.items()},
+        by_seed=tuple(metrics.top(a.ranked.cpu(), y) for a in answers),
     )
 
 
@@ -419,11 +450,11 @@ def _gain(ours: Tensor, theirs: Tensor, seed: int) -> Gain:
     return Gain(difference.mean().item(), metrics.bootstrap(difference, seed))
 
 
-def _represent(task: Task, scores: dict[str, Score]) -> Representation:
+def _represent(task: Task, scores: dict[str, Score], measures: dict[str, Measure]) -> Representation:
     # From all over the set: its order is often that of the classes.
     rows = torch.linspace(0, len(task.train_x) - 1, min(_SPECTRUM, len(task.train_x))).long()
     x = task.train_x[rows.to(task.train_x.device)].cpu()
-    return Representation(x.shape[1], rankme(x), spread(x), tuple(singular_values(x).tolist()), scores)
+    return Representation(x.shape[1], rankme(x), spread(x), tuple(singular_values(x).tolist()), scores, measures)
 
 
 def _nearest(task: Task, seen: Features, held: Features, parts: dict[str, Tensor]) -> tuple[Nearest, ...]:

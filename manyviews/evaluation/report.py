@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from manyviews.errors import UserError
 from manyviews.evaluation.metrics import Interval
+from manyviews.evaluation.task import Measure
 
 NAMES = {"trained": "this encoder", "untrained": "untrained encoder", "pixels": "raw pixels"}
 """What to call the representations."""
@@ -40,6 +41,7 @@ class Score:
         setting: with which setting: fixed in advance, or chosen on the validation images.
         validation: accuracy on the validation images of each setting that was tried.
         others: test accuracy of further settings, from which nothing was chosen.
+        by_seed: accuracy with each seed that was tried; `top1` is their mean.
     """
 
     top1: float
@@ -49,6 +51,7 @@ class Score:
     setting: dict[str, float]
     validation: dict[str, float]
     others: dict[str, float]
+    by_seed: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Representation:
         spread: 1 when features are uniform on the sphere, 0 when they are one point.
         singular_values: descending.
         scores: by protocol; raw pixels have none where the encoder is tuned.
+        measures: by protocol, of those that do not give an answer for each test item.
     """
 
     dim: int
@@ -68,6 +72,7 @@ class Representation:
     spread: float
     singular_values: tuple[float, ...]
     scores: dict[str, Score]
+    measures: dict[str, Measure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,18 +126,25 @@ class Report:
 
     @property
     def protocols(self) -> list[str]:
-        """Their names, in the order in which they were asked for."""
+        """Names of those that classify, in the order in which they were asked for."""
         return list(self.representations["trained"].scores)
 
     @property
-    def headline(self) -> str:
+    def measures(self) -> list[str]:
+        """Names of the others."""
+        return list(self.representations["trained"].measures)
+
+    @property
+    def headline(self) -> str | None:
         """The protocol that the verdict is about: k-NN, which has nothing to tune, if it is there."""
-        return "knn" if "knn" in self.protocols else self.protocols[0]
+        return "knn" if "knn" in self.protocols else next(iter(self.protocols), None)
 
     @property
     def verdict(self) -> str:
         """Whether the features are good, in one or two sentences."""
         trained = self.representations["trained"]
+        if self.headline is None:
+            return self._measured()
         score = trained.scores[self.headline]
         result = f"{TITLES[self.headline]} {percent(score.top1)}"
         gains = {name: found[self.headline] for name, found in self.gains.items() if self.headline in found}
@@ -157,6 +169,15 @@ class Report:
             f"The features are not better than {names}: {result} against {against}. "
             "Train longer, on more images, or with augmentations that suit them."
         )
+
+    def _measured(self) -> str:
+        """The first measure in words, where nothing was classified."""
+        first = self.measures[0]
+        found = {name: r.measures[first] for name, r in self.representations.items() if first in r.measures}
+        ours = found.pop("trained")
+        against = " and ".join(f"{m.value:.3f} for {_article(name)}" for name, m in found.items())
+        against = f" against {against}" if against else ""
+        return f"{TITLES.get(first, first)}: {ours.name} {ours.value:.3f}{against}."
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, with the verdict."""
@@ -211,7 +232,19 @@ def _pair(values: Any) -> Any:
 
 def _representation(facts: dict[str, Any]) -> Representation:
     scores = {
-        name: Score(**s | {"interval": _pair(s["interval"]), "per_class": tuple(s["per_class"])})
+        name: Score(
+            **s
+            | {
+                "interval": _pair(s["interval"]),
+                "per_class": tuple(s["per_class"]),
+                "by_seed": tuple(s.get("by_seed", ())),
+            }
+        )
         for name, s in facts["scores"].items()
     }
-    return Representation(**facts | {"singular_values": tuple(facts["singular_values"]), "scores": scores})
+    measures = {
+        name: Measure(**m | {"interval": None if m["interval"] is None else _pair(m["interval"])})
+        for name, m in facts.get("measures", {}).items()
+    }
+    spectrum = tuple(facts["singular_values"])
+    return Representation(**facts | {"singular_values": spectrum, "scores": scores, "measures": measures})

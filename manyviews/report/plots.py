@@ -58,7 +58,8 @@ def evaluation(report: Report, folder: Path, source: Source | None = None, test:
     `nearest.png`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [per_class(report, folder / "classes.png"), spectrum(report, folder / "spectrum.png")]
+    files = [per_class(report, folder / "classes.png")] if report.protocols else []
+    files.append(spectrum(report, folder / "spectrum.png"))
     if "knn" in report.protocols:
         files.append(knn_by_k(report, folder / "knn.png"))
     if source is not None:
@@ -128,16 +129,16 @@ def spectrum(report: Report, path: Path) -> Path:
 
 def per_class(report: Report, path: Path) -> Path:
     """Accuracy on each class under the headline protocol; the hardest and the easiest when there are many."""
-    score = report.representations["trained"].scores[report.headline]
+    headline = report.headline
+    assert headline is not None
+    score = report.representations["trained"].scores[headline]
     known = [(a, i) for i, a in enumerate(score.per_class) if a is not None]
     known.sort(reverse=True)
     if len(known) > _MOST_CLASSES:
         known = known[: _MOST_CLASSES // 2] + known[-_MOST_CLASSES // 2 :]
     order = [i for _, i in known]
     rows = np.arange(len(order))
-    scores = {
-        name: r.scores[report.headline] for name, r in report.representations.items() if report.headline in r.scores
-    }
+    scores = {name: r.scores[headline] for name, r in report.representations.items() if headline in r.scores}
     height = 0.8 / len(scores)
     with _figure(path, 7, 1.2 + 0.32 * len(order)) as figure:
         axes = figure.subplots()
@@ -148,7 +149,7 @@ def per_class(report: Report, path: Path) -> Path:
         axes.invert_yaxis()
         axes.set_xlim(0, 100)
         axes.set_xlabel("accuracy, %")
-        axes.set_title(f"{TITLES[report.headline]} by class")
+        axes.set_title(f"{TITLES[headline]} by class")
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
         axes.grid(axis="y", visible=False)
     return path

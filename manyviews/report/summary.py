@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from manyviews.errors import printable
+from manyviews.evaluation import Measure
 from manyviews.evaluation.report import NAMES, TITLES, Report, Score, percent
 from manyviews.progress import duration
 from manyviews.recipe import Choice, Recipe
@@ -28,6 +29,7 @@ WIDTH = 100  # characters, where there is no terminal to ask
 
 _SHOWN = 3  # bad images named
 _COLUMNS = 3  # protocols side by side
+_DETAILS = 12  # of a measure, in words
 
 
 def summary(facts: Mapping[str, Any], report: Report | None = None) -> RenderableType:
@@ -48,6 +50,8 @@ def summary(facts: Mapping[str, Any], report: Report | None = None) -> Renderabl
     if report is not None:
         for start in range(0, len(report.protocols), _COLUMNS):
             parts += ["", _scores(report, report.protocols[start : start + _COLUMNS])]
+        for start in range(0, len(report.measures), _COLUMNS):
+            parts += ["", _measures(report, report.measures[start : start + _COLUMNS])]
         parts += ["", Text(report.verdict, style="bold"), *_remarks(report)]
     for title in ("files", "next"):
         if facts.get(title):
@@ -198,15 +202,48 @@ def _scores(report: Report, protocols: Sequence[str]) -> Table:
     return table
 
 
+def _measures(report: Report, measures: Sequence[str]) -> Table:
+    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column(Text("measured (95 % interval)"))
+    for name in measures:
+        table.add_column(Text(f"{TITLES.get(name, name)}: {report.representations['trained'].measures[name].name}"))
+    for name, found in report.representations.items():
+        style = "bold" if name == "trained" else ""
+        cells = [
+            _measured(found.measures[m], style) if m in found.measures else Text("-", style="dim") for m in measures
+        ]
+        table.add_row(Text(NAMES.get(name, name), style=style), *cells)
+    return table
+
+
+def _measured(measure: Measure, style: str) -> Text:
+    text = Text(f"{measure.value:.3f}", style=style)
+    if measure.interval is None:
+        return text
+    low, high = measure.interval
+    return text.append(f" ({low:.3f} to {high:.3f})", style="dim")
+
+
 def _cell(score: Score, style: str) -> Text:
     low, high = score.interval
     return Text(percent(score.top1), style=style).append(f" ({100 * low:.1f} to {100 * high:.1f})", style="dim")
 
 
+def _by_class(report: Report) -> tuple[float | None, ...]:
+    """Accuracy of each class under the protocol of the verdict, if there is one."""
+    if report.headline is None:
+        return (None,) * len(report.classes)
+    return report.representations["trained"].scores[report.headline].per_class
+
+
 def _remarks(report: Report) -> list[Text]:
     trained = report.representations["trained"]
-    score = trained.scores[report.headline]
     remarks = []
+    for name, measure in trained.measures.items():
+        shown = [f"{printable(k, 40)} {v:.3f}" for k, v in list(measure.details.items())[:_DETAILS]]
+        more = f" and {len(measure.details) - _DETAILS} more" if len(measure.details) > _DETAILS else ""
+        if shown:
+            remarks.append(f"{TITLES.get(name, name)}: {', '.join(shown)}{more}.")
     top5 = [
         f"{TITLES.get(p, p)} {percent(found.top5)}" for p, found in trained.scores.items() if found.top5 is not None
     ]
@@ -218,7 +255,13 @@ def _remarks(report: Report) -> list[Text]:
                 f"{TITLES.get(protocol, protocol)}: {found.setting['images']:g} images; learning rate "
                 f"{found.setting['lr']:g} and {found.setting['epochs']:g} epochs chosen on the validation images."
             )
-    accuracies = [(a, name) for a, name in zip(score.per_class, report.classes, strict=True) if a is not None]
+    several = {p: s.by_seed for p, s in trained.scores.items() if len(s.by_seed) > 1}
+    for protocol, by_seed in several.items():
+        spread = statistics.stdev(by_seed)
+        remarks.append(
+            f"{TITLES.get(protocol, protocol)}: mean of {len(by_seed)} seeds, standard deviation {percent(spread)}."
+        )
+    accuracies = [(a, name) for a, name in zip(_by_class(report), report.classes, strict=True) if a is not None]
     if len(accuracies) > 1:
         (low, hardest), (high, easiest) = min(accuracies), max(accuracies)
         remarks.append(
@@ -226,8 +269,8 @@ def _remarks(report: Report) -> list[Text]:
         )
     count = report.images
     remarks.append(
-        f"{count['test']} test images of {printable(report.test or report.source, 60)} in {len(accuracies)} classes, "
-        f"{count['train']} to learn from, {count['validation']} to choose on; at {report.test_size} pixels, "
+        f"{count['test']} test images of {printable(report.test or report.source, 60)} in {len(report.classes)} "
+        f"classes, {count['train']} to learn from, {count['validation']} to choose on; at {report.test_size} pixels, "
         f"{'' if report.features == 'pooled' else f'features {report.features}, '}"
         f"seed {report.seed}, in {duration(report.seconds)}. RankMe {trained.rankme:.1f} of {trained.dim}."
     )

@@ -10,10 +10,22 @@ from manyviews.backbones import Encoder
 from manyviews.data import open_source
 from manyviews.data.split import split
 from manyviews.errors import UserError
-from manyviews.evaluation import PROTOCOLS, Pixels, Report, Task, evaluate, extract, knn, linear_probe, protocol
+from manyviews.evaluation import (
+    PROTOCOLS,
+    Measure,
+    Pixels,
+    Report,
+    Task,
+    evaluate,
+    extract,
+    knn,
+    linear_probe,
+    protocol,
+)
 from manyviews.evaluation.linear import Standard
-from manyviews.evaluation.protocol import ON_FEATURES, ON_IMAGES, TUNING, untrained
+from manyviews.evaluation.protocol import INSIDE, MEASURES, ON_FEATURES, ON_IMAGES, untrained
 from manyviews.evaluation.report import Gain
+from manyviews.report.summary import plain
 
 from .conftest import QUICK
 
@@ -38,7 +50,7 @@ def test_a_report_holds_every_representation_under_every_protocol(learner, pictu
     assert set(report.representations) == {"trained", "untrained", "pixels"}
     assert sum(report.images.values()) == 240
     for name, found in report.representations.items():
-        assert list(found.scores) == [p for p in PROTOCOLS if name != "pixels" or p not in TUNING]
+        assert list(found.scores) == [p for p in PROTOCOLS if name != "pixels" or p not in INSIDE]
         for score in found.scores.values():
             low, high = score.interval
             assert low <= score.top1 <= high
@@ -46,7 +58,7 @@ def test_a_report_holds_every_representation_under_every_protocol(learner, pictu
             assert len(score.per_class) == 6
     assert {name: set(gains) for name, gains in report.gains.items()} == {
         "untrained": set(PROTOCOLS),
-        "pixels": set(PROTOCOLS) - TUNING,
+        "pixels": set(PROTOCOLS) - INSIDE,
     }
     assert report.representations["trained"].dim == learner.embed_dim
     assert report.representations["pixels"].scores["linear"].top1 > 0.9  # the mean color tells the class
@@ -86,7 +98,7 @@ def test_data_without_a_test_set_is_split_by_a_stable_hash(encoder, pictures):
 @pytest.mark.parametrize("with_test", [True, False])
 def test_test_labels_choose_nothing(learner, pictures, with_test, monkeypatch):
     answers, score = [], protocol._score
-    monkeypatch.setattr(protocol, "_score", lambda answer, *rest: answers.append(answer) or score(answer, *rest))
+    monkeypatch.setattr(protocol, "_score", lambda given, *rest: answers.extend(given) or score(given, *rest))
     source = pictures(160, noise=200)
     rng = np.random.default_rng(0)
     if with_test:
@@ -435,3 +447,40 @@ def test_the_verdict_follows_the_intervals(encoder, pictures):
     # Few dimensions that beat everything are no collapse.
     assert "good" in with_gains(report, pixels=(0.2, 0.25), untrained=(0.3, 0.34), rankme=1.3).verdict
     assert "no baseline" in judge(encoder, pictures(60), baselines=False).verdict
+
+
+def test_several_seeds_are_run_and_averaged(encoder, pictures):
+    settings = {"linear_augmented.epochs": 1}
+    protocols = ("knn", "linear_augmented")
+
+    def judged(seed, seeds):
+        options = dict(protocols=protocols, settings=settings, baselines=False, **LOOK)
+        return evaluate(encoder, pictures(150), seed=seed, seeds=seeds, **options)
+
+    one, two, both = judged(3, 1), judged(4, 1), judged(3, 2)
+    scores = [r.representations["trained"].scores["linear_augmented"] for r in (one, two, both)]
+    assert scores[2].by_seed == (scores[0].top1, scores[1].top1)
+    assert scores[2].top1 == pytest.approx((scores[0].top1 + scores[1].top1) / 2)
+    assert both.representations["trained"].scores["knn"].by_seed == (one.representations["trained"].scores["knn"].top1,)
+    assert Report.from_json(both.to_json()) == both
+    with pytest.raises(UserError, match="1 seed or more, not 0"):
+        judged(0, 0)
+
+
+def test_measures_stand_beside_accuracies(encoder, pictures, monkeypatch):
+    def counting(task: object, test_y: torch.Tensor, seed: int, *, scale: float = 2.0) -> Measure:
+        """Counts."""
+        assert len(test_y) == len(task.frozen.test_x)
+        return Measure("count", scale * len(test_y), (0.0, 1.0), {"half": len(test_y) / 2}, {"scale": scale})
+
+    monkeypatch.setitem(MEASURES, "counting", counting)
+    monkeypatch.setitem(PROTOCOLS, "counting", counting)
+    report = evaluate(encoder, pictures(150), protocols=("counting",), settings={"counting.scale": 3.0}, **LOOK)
+    assert list(report.representations) == ["trained", "untrained", "pixels"]
+    tested = report.images["test"]
+    assert {r.measures["counting"].value for r in report.representations.values()} == {3.0 * tested}
+    assert report.verdict == f"counting: count {3.0 * tested:.3f} against " + (
+        f"{3.0 * tested:.3f} for an untrained encoder and {3.0 * tested:.3f} for raw pixels."
+    )
+    assert Report.from_json(report.to_json()) == report
+    assert f"{3.0 * tested:.3f} (0.000 to 1.000)" in plain({}, report)
