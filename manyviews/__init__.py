@@ -29,6 +29,7 @@ _FUNCTIONS = {
     "subspaces": "manyviews.run",
     "Run": "manyviews.run",
     "sweep": "manyviews.sensitivity",
+    "transfer": "manyviews.suite",
     "load": "manyviews.pretrained",
     "Pretrained": "manyviews.pretrained",
     "UserError": "manyviews.errors",

@@ -213,7 +213,7 @@ def evaluate(
         mv.load(weights, backbone) if backbone else weights,
         data,
         test,
-        protocols=[p.strip() for p in protocol.split(",") if p.strip()],
+        protocols=_names(protocol),
         features=features,
         settings=_settings(set),
         labels=labels,
@@ -224,6 +224,55 @@ def evaluate(
     summary.show(report)
     if json:
         _write(json, report.to_json())
+
+
+def transfer(
+    weights: Weights,
+    suite: Annotated[Positional[Path], arg(metavar="SUITE")],
+    /,
+    out: Annotated[Path, arg(metavar="FOLDER")],
+    protocol: str = "linear",
+    set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PATH=VALUE")] = (),
+    baselines: bool = True,
+    backbone: str | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    json: Json = None,
+) -> None:
+    """Judge an encoder on many labeled sets, in one table.
+
+    For example:
+      manyviews transfer runs/first sets/ --out transfer/first
+      manyviews transfer runs/first sets/ --protocol linear,finetune --seeds 3 --out transfer/tuned
+
+    Args:
+        weights: The folder of a run, or a file of weights.
+        suite: A folder with a set in each folder below: pets/train/<class> and pets/test/<class>, or pets/<class>, or
+            pets_train.parquet and pets_test.parquet.
+        out: A folder for the reports. The same command again continues a suite that was interrupted.
+        protocol: Which protocols, separated by commas: see `manyviews list protocols`.
+        set: Change a setting of a protocol, such as finetune.epochs=30; may be repeated.
+        baselines: Evaluate an untrained encoder and raw pixels too.
+        backbone: The timm name of the architecture, if the file does not say.
+        seed: Of the untrained encoder, what the protocols draw, and the intervals.
+        seeds: How often protocols that draw are run; their accuracy is the mean.
+    """
+    import manyviews as mv
+    from manyviews.report import summary
+
+    found = mv.transfer(
+        mv.load(weights, backbone),
+        suite,
+        out,
+        protocols=_names(protocol),
+        settings=_settings(set),
+        seed=seed,
+        seeds=seeds,
+        baselines=baselines,
+    )
+    summary.show_transfer(found.table())
+    if json:
+        _write(json, found.to_dict())
 
 
 def subspaces(run: Folder, data: Images, /, out: Out, labels: Path | None = None, json: Json = None) -> None:
@@ -377,6 +426,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "sweep": sweep,
     "resume": resume,
     "evaluate": evaluate,
+    "transfer": transfer,
     "subspaces": subspaces,
     "embed": embed,
     "export": export,
@@ -416,6 +466,10 @@ def _overview() -> str:
     lines = [f"  {name:9} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
     title = "Self-supervised visual pretraining: a folder of unlabeled images in, a backbone out."
     return "\n".join([f"{title}\n", "usage: manyviews VERB ...", *lines, "\n`manyviews VERB --help` has examples."])
+
+
+def _names(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",") if name.strip()]
 
 
 def _settings(pairs: tuple[str, ...]) -> dict[str, str]:

@@ -224,6 +224,7 @@ def evaluate(
     test_labels: str | Path | None = None,
     seed: int = 0,
     seeds: int = 1,
+    baselines: bool = True,
 ) -> Report:
     """Judge an encoder on labeled images, next to an untrained encoder and raw pixels.
 
@@ -240,6 +241,7 @@ def evaluate(
         test_labels: the same for `test`.
         seed: of the untrained encoder, what the protocols draw, and the intervals.
         seeds: how often protocols that draw are run; their accuracy is the mean.
+        baselines: whether an untrained encoder and raw pixels are evaluated too.
 
     Returns:
         A report, also written to the run folder's `evaluations` when `weights` is a run.
@@ -264,6 +266,7 @@ def evaluate(
             device=_device(),
             seed=seed,
             seeds=seeds,
+            baselines=baselines,
             cache=None if folder is None else folder / "features",
             progress=update,
         )

@@ -251,7 +251,7 @@ def extract_all(
     files: dict[str, Path] = {}
     if cache is not None:
         look = f"{fingerprint(source)} {_stamps(source)} {test_size} {list(mean)} {list(std)}"
-        files = {name: cache / f"{_digest(_weights(e) + look)}.safetensors" for name, e in encoders.items()}
+        files = {name: cache / f"{_digest(weights_digest(e) + look)}.safetensors" for name, e in encoders.items()}
     found = {name: stored for name, file in files.items() if (stored := _load(file)) is not None}
     # An image that could not be read may be readable today, and rows must be of the same images for all encoders.
     if any(stored[1:] != next(iter(found.values()))[1:] for stored in found.values()):
@@ -309,7 +309,7 @@ def _digest(text: str) -> str:
     return blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-def _weights(encoder: nn.Module) -> str:
+def weights_digest(encoder: nn.Module) -> str:
     """A hash of everything the encoder computes with; its printed form stands for what has no weights."""
     digest = blake2b(repr(encoder).encode(), digest_size=16)
     for name, value in encoder.state_dict().items():

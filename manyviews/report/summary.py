@@ -101,6 +101,26 @@ def show_sweep(found: Mapping[str, Any]) -> None:
     _show(Group(table, "", Text("files"), *(Padding(Text(printable(f)), (0, 0, 0, 2)) for f in files)))
 
 
+def show_transfer(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table of a transfer suite (`manyviews.suite.Transfer.table()`) to standard output."""
+    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
+    for column in ("set", "protocol", "top-1 (95 % interval)", "mean per class", "untrained", "test images"):
+        table.add_column(Text(column))
+    for row in rows:
+        style = "bold" if row["set"] == "mean" else ""
+        low, high = row["interval"] or (None, None)
+        interval = "" if low is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+        table.add_row(
+            Text(printable(row["set"]), style=style),
+            Text(TITLES.get(row["protocol"], row["protocol"]), style=style),
+            Text(percent(row["top1"]), style=style).append(interval, style="dim"),
+            percent(row["mean_per_class"]),
+            "-" if row["untrained"] is None else percent(row["untrained"]),
+            str(row["images"] or ""),
+        )
+    _show(table)
+
+
 def _print(facts: Mapping[str, Any], report: Report | None) -> None:
     _show(summary(facts, report))
 

@@ -1,0 +1,199 @@
+"""A transfer suite: one encoder, many labeled sets, one table."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manyviews import pretrained
+from manyviews.checkpoint import write_text
+from manyviews.engine.loop import say
+from manyviews.errors import UserError
+from manyviews.evaluation import Report
+from manyviews.evaluation.features import weights_digest
+from manyviews.evaluation.protocol import MEASURES
+from manyviews.pretrained import Pretrained
+from manyviews.run import evaluate
+
+_TRAIN = ("train", "training")
+_TEST = ("test", "testing", "val", "valid", "validation")
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Reports of one encoder on several sets.
+
+    Attributes:
+        folder: where `transfer.json` and the report of each set lie.
+        weights: where the encoder came from.
+        reports: by the set's name, in alphabetical order.
+    """
+
+    folder: Path
+    weights: str
+    reports: dict[str, Report]
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each set and protocol, and for each protocol a last one, "mean", over the sets.
+
+        `top1`, `mean_per_class` (what is published for Pets, Aircraft, Caltech and Flowers) and `untrained` (None
+        without baselines) are accuracies in [0, 1], `interval` is that of `top1` (None for means), as is `images`, how
+        many were tested.
+        """
+        rows = []
+        for protocol in next(iter(self.reports.values())).protocols:
+            mine = [_row(name, protocol, report) for name, report in self.reports.items()]
+            mean: dict[str, Any] = {"set": "mean", "protocol": protocol, "interval": None, "images": None}
+            for column in ("top1", "mean_per_class", "untrained"):
+                values = [row[column] for row in mine]
+                mean[column] = None if None in values else statistics.fmean(values)
+            rows += [*mine, mean]
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "weights": self.weights,
+            "table": self.table(),
+            "reports": {name: report.to_dict() for name, report in self.reports.items()},
+        }
+
+
+def transfer(
+    weights: str | Path | Pretrained,
+    suite: str | Path | Mapping[str, Any],
+    out: str | Path,
+    *,
+    protocols: Sequence[str] = ("linear",),
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    baselines: bool = True,
+) -> Transfer:
+    """Judge an encoder on every set of a suite: see `manyviews.evaluate`.
+
+    A suite that was interrupted continues when it is called again: finished sets are not repeated.
+
+    Args:
+        weights: a run folder or weights: see `manyviews.load`.
+        suite: a folder with a set in each folder or Parquet file below, see `find_sets`; or names and sets, each of
+            which is what `manyviews.evaluate` takes as data, or a pair of it and of test data.
+        out: a folder for a report of each set and `transfer.json`, new or of the same suite.
+        protocols: names from `manyviews list protocols`, such as "linear" and "finetune".
+        settings: see `manyviews.evaluate`.
+        seed: see `manyviews.evaluate`.
+        seeds: see `manyviews.evaluate`.
+        baselines: whether an untrained encoder and raw pixels are evaluated too.
+
+    Raises:
+        UserError: bad input, no set in the suite, or another suite in `out`.
+    """
+    sets = dict(sorted((suite if isinstance(suite, Mapping) else find_sets(Path(suite))).items()))
+    loaded = weights if isinstance(weights, Pretrained) else pretrained.load(weights)
+    wrong = [name for name in sets if not re.fullmatch(r"[\w.+-]+( [\w.+-]+)*", name)]
+    if wrong:
+        raise UserError(f"'{wrong[0]}' cannot be the name of a set and of its report: use letters, digits and '_'.")
+    measures = [p for p in protocols if p in MEASURES]
+    if measures:
+        raise UserError(f"A suite's table is of accuracies, and '{measures[0]}' measures something else: see evaluate.")
+    folder = Path(out)
+    chosen = {
+        "weights": weights_digest(loaded.encoder),
+        "protocols": list(protocols),
+        "settings": {k: str(v) for k, v in (settings or {}).items()},
+        "seed": seed,
+        "seeds": seeds,
+        "baselines": baselines,
+    }
+    _claim(folder, json.dumps(chosen, indent=2))
+    reports = {}
+    for i, (name, where) in enumerate(sets.items()):
+        file = folder / f"{name}.json"
+        if not file.exists():
+            say(f"Transfer: {name} ({i + 1} of {len(sets)})")
+            data, test = where if isinstance(where, tuple) else (where, None)
+            report = evaluate(
+                loaded,
+                data,
+                test,
+                protocols=protocols,
+                settings=settings,
+                seed=seed,
+                seeds=seeds,
+                baselines=baselines,
+            )
+            write_text(file, report.to_json())
+        reports[name] = Report.from_json(file.read_text(encoding="utf-8"))
+    found = Transfer(folder, loaded.name, reports)
+    write_text(folder / "transfer.json", json.dumps(found.to_dict(), indent=2))
+    return found
+
+
+def find_sets(folder: Path) -> dict[str, Any]:
+    """The labeled sets in a folder.
+
+    `pets/train` and `pets/test` (or `val`), or `pets_train.parquet` and `pets_test.parquet`, are the set "pets" with
+    its own test images; `pets/<class>/*.jpg` or `pets.parquet` is one that is split.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder} with a labeled set in each folder below.")
+    found: dict[str, Any] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            parts = {p.name.lower(): p for p in path.iterdir() if p.is_dir()}
+            found[path.name] = _pair(parts) or path
+        elif path.suffix == ".parquet":
+            name, _, part = path.stem.rpartition("_")
+            if part.lower() not in (*_TRAIN, *_TEST) or not name:
+                found[path.stem] = path
+            elif name not in found:
+                parts = {p.stem.rpartition("_")[2].lower(): p for p in folder.glob(f"{name}_*.parquet")}
+                found[name] = _pair(parts) or path
+    if not found:
+        raise UserError(
+            f"{folder} holds no labeled set: put a folder with a folder for each class there, for each set."
+        )
+    return found
+
+
+def _pair(parts: Mapping[str, Path]) -> tuple[Path, Path] | None:
+    """The training part and the test part, which is the validation part where there is no other."""
+    train, test = (next((parts[p] for p in names if p in parts), None) for names in (_TRAIN, _TEST))
+    return None if train is None or test is None else (train, test)
+
+
+def _claim(folder: Path, chosen: str) -> None:
+    """The folder is this suite's: new, or begun with the same weights and protocols."""
+    file = folder / "suite.json"
+    if file.exists():
+        if file.read_text(encoding="utf-8") != chosen:
+            raise UserError(f"{folder} holds a suite of other weights or settings: give another --out.")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} exists and is not an empty folder: give another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(file, chosen)
+
+
+def _row(name: str, protocol: str, report: Report) -> dict[str, Any]:
+    score = report.representations["trained"].scores[protocol]
+    other = report.representations.get("untrained")
+    return {
+        "set": name,
+        "protocol": protocol,
+        "top1": score.top1,
+        "interval": list(score.interval),
+        "mean_per_class": statistics.fmean(a for a in score.per_class if a is not None),
+        "untrained": None if other is None else other.scores[protocol].top1,
+        "images": report.images["test"],
+    }

@@ -1,0 +1,98 @@
+"""A suite is its sets, each judged as it would be alone."""
+
+import json
+import statistics
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import manyviews as mv
+from manyviews import suite as module
+from manyviews.backbones import Encoder
+from manyviews.errors import UserError
+from manyviews.pretrained import Pretrained
+
+LOOK = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "test_size": 12}
+
+
+def write(folder, seed, images):
+    rng = np.random.default_rng(seed)
+    for label in range(2):
+        (folder / f"class {label}").mkdir(parents=True)
+        for i in range(images):
+            color = rng.integers(0, 128, 3) + 100 * label
+            pixels = np.clip(color + rng.normal(0, 20, (12, 12, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"class {label}" / f"{i}.png")
+
+
+@pytest.fixture
+def suite(tmp_path):
+    folder = tmp_path / "suite"
+    write(folder / "split", 0, 30)
+    write(folder / "pair" / "train", 1, 20)
+    write(folder / "pair" / "val", 2, 10)
+    (folder / ".hidden").mkdir()
+    return folder
+
+
+@pytest.fixture
+def weights():
+    return Pretrained(Encoder("resnet18", stem="small", channels=(4, 4, 8, 8)).eval(), **LOOK, name="mine")
+
+
+def test_a_suite_is_its_sets_judged_alone(suite, weights, tmp_path):
+    found = mv.transfer(weights, suite, tmp_path / "out", protocols=("knn", "logistic"))
+    assert list(found.reports) == ["pair", "split"]
+    alone = mv.evaluate(weights, suite / "pair" / "train", suite / "pair" / "val", protocols=("knn", "logistic"))
+    assert found.reports["pair"].representations == alone.representations
+    rows = found.table()
+    assert [(r["set"], r["protocol"]) for r in rows] == [
+        (s, p) for p in ("knn", "logistic") for s in ("pair", "split", "mean")
+    ]
+    assert rows[2]["top1"] == pytest.approx(statistics.fmean(r["top1"] for r in rows[:2]))
+    per_class = alone.representations["trained"].scores["knn"].per_class
+    assert rows[0]["mean_per_class"] == pytest.approx(sum(per_class) / 2)
+    assert json.loads((tmp_path / "out" / "transfer.json").read_text())["table"] == rows
+
+
+def test_a_suite_that_was_interrupted_continues(suite, weights, tmp_path, monkeypatch):
+    asked, evaluate = [], module.evaluate
+
+    def breaking(weights, data, *rest, **options):
+        asked.append(data)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return evaluate(weights, data, *rest, **options)
+
+    monkeypatch.setattr(module, "evaluate", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        mv.transfer(weights, suite, tmp_path / "out", protocols=("knn",), baselines=False)
+    mv.transfer(weights, suite, tmp_path / "out", protocols=("knn",), baselines=False)
+    assert [p.name for p in asked] == ["train", "split", "split"]
+    other = Pretrained(Encoder("resnet18", stem="small", channels=(4, 4, 8, 8)).eval(), **LOOK, name="other")
+    for changed in ({"weights": other}, {"weights": weights, "seed": 1}):
+        with pytest.raises(UserError, match="another --out"):
+            mv.transfer(suite=suite, out=tmp_path / "out", protocols=("knn",), **{"baselines": False} | changed)
+
+
+def test_sets_are_found_by_their_layout(suite):
+    for name in ("birds_train", "birds_test", "single", "only_train"):
+        (suite / f"{name}.parquet").touch()
+    found = module.find_sets(suite)
+    assert list(found) == ["birds", "only", "pair", "single", "split"]
+    assert found["birds"] == (suite / "birds_train.parquet", suite / "birds_test.parquet")
+    assert found["only"] == suite / "only_train.parquet"
+    assert found["pair"] == (suite / "pair" / "train", suite / "pair" / "val")
+    assert found["split"] == suite / "split"
+
+
+def test_bad_suites_are_named(suite, weights, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no labeled set"):
+        mv.transfer(weights, tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(UserError, match="There is no folder"):
+        mv.transfer(weights, tmp_path / "none", tmp_path / "out")
+    with pytest.raises(UserError, match="cannot be the name"):
+        mv.transfer(weights, {"../up": suite / "split"}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
