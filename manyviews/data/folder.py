@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from manyviews.data.decode import EXTENSIONS
-from manyviews.data.source import Labels, Source, as_labels
+from manyviews.data.source import Labels, Source, as_labels, as_targets
 from manyviews.errors import UserError
 
 
@@ -31,7 +31,7 @@ def open_folder(root: Path, files: list[str], labels: Path | None = None) -> Sou
         return Source(name, len(images), partial(_path, str(root), images), images.copy, partial(_by_folder, images))
     named = _read_csv(labels, root, set(images))
     images = sorted(named)
-    annotate = partial(as_labels, [named[f] for f in images])
+    annotate = partial(_by_name, [named[f] for f in images])
     return Source(name, len(images), partial(_path, str(root), images), images.copy, annotate)
 
 
@@ -82,10 +82,17 @@ def _by_folder(files: list[str]) -> Labels | None:
     return as_labels([f.partition("/")[0] for f in files])
 
 
-def _read_csv(path: Path, root: Path, images: set[str]) -> dict[str, str]:
-    """Label by path under `root`."""
-    advice = "it needs a header with the columns path,label and one row for each image"
-    named: dict[str, str] = {}
+def _by_name(labels: list[tuple[str, ...]]) -> Labels | None:
+    if all(len(names) == 1 for names in labels):
+        return as_labels([name for (name,) in labels])
+    return as_targets(labels)
+
+
+def _read_csv(path: Path, root: Path, images: set[str]) -> dict[str, tuple[str, ...]]:
+    """Labels by path under `root`: one each, or else any number."""
+    advice = "it needs a header with the columns path,label and a row for each image, or one for each label of each"
+    named: dict[str, tuple[str, ...]] = {}
+    bare: int | None = None
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file, skipinitialspace=True)
@@ -93,15 +100,21 @@ def _read_csv(path: Path, root: Path, images: set[str]) -> dict[str, str]:
             if not {"path", "label"} <= set(header):
                 raise UserError(f"The labels file {path} has the columns {','.join(header) or '(none)'}; {advice}.")
             for row in rows:
-                if not row["path"] or not row["label"]:
-                    raise UserError(f"Line {rows.line_num} of the labels file {path} lacks a path or a label.")
+                if not row["path"]:
+                    raise UserError(f"Line {rows.line_num} of the labels file {path} lacks a path.")
                 image = os.path.normpath(row["path"].replace("\\", "/")).replace(os.sep, "/")
-                if named.setdefault(image, row["label"]) != row["label"]:
-                    raise UserError(f"The labels file {path} gives {image} two labels.")
+                known, label = named.setdefault(image, ()), row["label"]
+                if not label:
+                    bare = bare or rows.line_num
+                elif label not in known:
+                    named[image] = (*known, label)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"The labels file {path} cannot be read ({error}); {advice}.") from None
     if not named:
         raise UserError(f"The labels file {path} has no rows; {advice}.")
+    # Where images have several labels, one may have none; elsewhere it was forgotten.
+    if bare and not any(len(labels) > 1 for labels in named.values()):
+        raise UserError(f"Line {bare} of the labels file {path} lacks a label.")
     missing = sorted(set(named) - images)
     if missing:
         raise UserError(

@@ -89,11 +89,18 @@ def _write(source: Source, rows: range, size: int, file: Path) -> None:
     good = found.index.numpy() + rows.start
     facts = {
         "ids": [source.ids[i] for i in good],
-        "labels": None if source.labels is None else source.labels[good].tolist(),
+        "labels": _packed(source, good),
         "bad": bad,
         "checksum": _checksum(found.pixels),
     }
     save_tensors(file, {"pixels": found.pixels, "extent": found.extent}, facts)
+
+
+def _packed(source: Source, rows: np.ndarray) -> list[Any] | None:
+    """Numbers of classes: one for each image, or a list of them where there may be several."""
+    if source.several and source.targets is not None:
+        return [np.flatnonzero(target).tolist() for target in source.targets[rows]]
+    return None if source.labels is None else source.labels[rows].tolist()
 
 
 def _checksum(pixels: torch.Tensor) -> str:
@@ -226,7 +233,12 @@ def _labels(ready: Prepared, classes: list[str] | None) -> Labels | None:
     if classes is None:
         return None
     labels = [y for file in ready.files for y in _header(ready.folder / file)[1]["labels"]]
-    return np.array(labels, dtype=np.int64), classes
+    if not any(isinstance(y, list) for y in labels):
+        return np.array(labels, dtype=np.int64), classes
+    targets = np.zeros((len(labels), len(classes)), dtype=bool)
+    for target, numbers in zip(targets, labels, strict=True):
+        target[numbers] = True
+    return targets, classes
 
 
 def verify(folder: Path, progress: Progress | None = None) -> list[Path]:

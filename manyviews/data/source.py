@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import blake2b
@@ -17,7 +17,8 @@ from manyviews.errors import UserError
 from manyviews.types import Canvases
 
 Labels = tuple[np.ndarray, list[str]]
-"""int64 numbers of classes, one for each item, and the classes' names."""
+"""Classes of the items, and the classes' names: int64, a number for each item, or, where an item may have several
+classes or none, bool, `n classes`."""
 
 
 def unlabeled() -> None:
@@ -36,7 +37,7 @@ class Source:
         size: how many images.
         read: image `i`, undecoded; raises `BadImage`.
         identify: the names that stay with the images wherever they lie: see `ids`.
-        annotate: their labels: see `labels` and `classes`.
+        annotate: their labels: see `labels`, `targets` and `classes`.
         locate: where image `i` is, for people; its id if not given.
         canvases: ready-made canvases of these items, if the source has them; int64 indices to their `Canvases`.
         side: of the ready-made canvases, pixels.
@@ -72,9 +73,22 @@ class Source:
         return self.annotate()
 
     @property
+    def several(self) -> bool:
+        """Whether an item may have several labels: there are `targets` then, and no `labels`."""
+        return self._annotation is not None and self._annotation[0].ndim == 2
+
+    @property
     def labels(self) -> np.ndarray | None:
-        """int64, one for each item, in [0, number of classes); None when the data has no labels."""
-        return self._annotation[0] if self._annotation else None
+        """int64, one for each item, in [0, number of classes); None when there is not one label for each item."""
+        return None if self._annotation is None or self.several else self._annotation[0]
+
+    @property
+    def targets(self) -> np.ndarray | None:
+        """Whether an item is of a class: bool, `n classes`; None when the data has no labels."""
+        if self._annotation is None:
+            return None
+        found, names = self._annotation
+        return found if self.several else found[:, None] == np.arange(len(names))
 
     @property
     def classes(self) -> list[str] | None:
@@ -162,6 +176,16 @@ def as_labels(values: Any, classes: Sequence[str] | None = None) -> Labels | Non
     return numbers.astype(np.int64), [str(v) for v in distinct.tolist()]
 
 
+def as_targets(items: Sequence[Collection[str]]) -> Labels:
+    """The classes of items that have any number of them, the classes by the alphabet."""
+    names = sorted(set().union(*items))
+    number = {name: k for k, name in enumerate(names)}
+    targets = np.zeros((len(items), len(names)), dtype=bool)
+    for i, item in enumerate(items):
+        targets[i, [number[name] for name in item]] = True
+    return targets, names
+
+
 def _given(labels: Labels) -> Labels:
     return labels
 
@@ -188,17 +212,23 @@ def _chosen_ids(source: Source, chosen: np.ndarray) -> list[str]:
 
 
 def _chosen_labels(source: Source, chosen: np.ndarray) -> Labels | None:
-    if source.labels is None or source.classes is None:
+    if source._annotation is None:
         return None
-    return source.labels[chosen], source.classes
+    found, names = source._annotation
+    return found[chosen], names
 
 
 def _renumbered(labels: Labels | None, classes: list[str], name: str) -> Labels:
     if labels is None:
         raise UserError(f"{name} has no labels; put its images into one folder for each class, or give a CSV.")
-    numbers, names = labels
-    strange = [names[k] for k in np.unique(numbers) if names[k] not in classes]
+    found, names = labels
+    used = np.unique(found) if found.ndim == 1 else np.flatnonzero(found.any(0))
+    strange = [names[k] for k in used if names[k] not in classes]
     if strange:
         raise UserError(f"{name} has the class '{strange[0]}', which is not among {', '.join(classes)}.")
     table = np.array([classes.index(c) if c in classes else -1 for c in names], dtype=np.int64)
-    return table[numbers], classes
+    if found.ndim == 1:
+        return table[found], classes
+    targets = np.zeros((len(found), len(classes)), dtype=bool)
+    targets[:, table[used]] = found[:, used]
+    return targets, classes

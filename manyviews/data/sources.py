@@ -25,7 +25,8 @@ def open_source(data: Any, labels: Any = None) -> Source:
 
     `data` is one of
     - a folder of images, nested as you like. Labels are its first-level folders, or those of a CSV file, given as
-      `labels`, with the columns `path` (relative to the folder) and `label`: the source then holds what it lists;
+      `labels`, with the columns `path` (relative to the folder) and `label`: the source then holds what it lists.
+      An image with several labels has a row for each, and one without, in such a file, a row with an empty label;
     - a folder of canvases that `manyviews prepare` made;
     - a Parquet file, or a folder of them, with a column of encoded images in Hugging Face's layout or as plain bytes.
       `labels` may name the column of labels;

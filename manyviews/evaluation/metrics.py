@@ -1,6 +1,10 @@
-"""Accuracies, and how sure of them a test set of its size makes one."""
+"""Accuracies and average precisions, and how sure of them a test set of its size makes one."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,6 +14,8 @@ Interval = tuple[float, float]
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+MAP_RESAMPLES = 1000
+"""Of a mean average precision, each of which looks at all scores again."""
 
 
 def hits(ranked: Tensor, y: Tensor, k: int = 1) -> Tensor:
@@ -29,6 +35,11 @@ def per_class(right: Tensor, y: Tensor, classes: int) -> list[float | None]:
     return [c / n if n else None for c, n in zip(correct, count, strict=True)]
 
 
+def mean_per_class(right: Tensor, y: Tensor, classes: int) -> float:
+    """Mean of the classes' accuracies, in [0, 1]: every class that has items counts the same, however many it has."""
+    return float(np.mean([a for a in per_class(right, y, classes) if a is not None]))
+
+
 def bootstrap(values: Tensor, seed: int = 0, level: float = LEVEL, resamples: int = RESAMPLES) -> Interval:
     """Percentile bootstrap interval of the mean of `values` (`m`), over the items.
 
@@ -44,3 +55,97 @@ def bootstrap(values: Tensor, seed: int = 0, level: float = LEVEL, resamples: in
     means = np.random.default_rng(seed).multinomial(m, counts / m, size=resamples) @ distinct / m
     low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)
+
+
+def student(values: Sequence[float], level: float = LEVEL) -> Interval:
+    """Student's t interval of the mean of a few values: accuracies of one protocol with several seeds.
+
+    It is about other seeds and the same test images, as `bootstrap` is about other test images and the same seeds. Two
+    values or more; with two it is 12.7 times their standard error to either side.
+    """
+    from scipy import stats
+
+    x = np.asarray(values, dtype=np.float64)
+    half = float(stats.t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5)
+    return float(x.mean()) - half, float(x.mean()) + half
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Items in the order of their scores, for each class: what average precisions are made of.
+
+    Equal scores are one step of the ranking, as in scikit-learn. An item whose score is -inf or not a number was not
+    found, and counts all the same among those that should have been: a mean over those found rewards short lists.
+
+    Attributes:
+        order: int64, `c m`, items by descending score.
+        relevant: bool, `c m`, whether these are of the class.
+        found: bool, `c m`, whether these were ranked at all.
+        end: int64, `c m`, the last place with the same score.
+    """
+
+    order: np.ndarray
+    relevant: np.ndarray
+    found: np.ndarray
+    end: np.ndarray
+
+    @classmethod
+    def of(cls, scores: Tensor, targets: Tensor) -> Ranking:
+        """The ranking of items by their scores for each class (`m c`), with what is true of them (bool, `m c`)."""
+        s = torch.where(scores.isnan(), -torch.inf, scores).T.cpu().double().numpy()
+        order = np.argsort(-s, axis=1, kind="stable")
+        ranked, m = np.take_along_axis(s, order, 1), s.shape[1]
+        last = np.ones(s.shape, dtype=bool)
+        last[:, :-1] = ranked[:, 1:] != ranked[:, :-1]
+        end = np.minimum.accumulate(np.where(last, np.arange(m), m)[:, ::-1], axis=1)[:, ::-1]
+        return cls(order, np.take_along_axis(targets.T.cpu().numpy(), order, 1), ranked > -np.inf, end)
+
+    def average_precision(self, weight: np.ndarray | None = None) -> np.ndarray:
+        """Of each class, float64 `c` in [0, 1]: the mean, over its items, of the precision at their places.
+
+        All points count, without interpolation, as scikit-learn has it. (VOC since 2010 takes at each point the best
+        precision of any higher recall, which is never less.) A class without items has NaN.
+
+        Args:
+            weight: float, `m`, how often each item occurs; once if None.
+        """
+        classes, m = self.order.shape
+        w = np.ones(m) if weight is None else weight
+        row, place, end, last = self._hits
+        above = w.take(self.order).cumsum(1)[row, end]
+        mine = w[self.order[row, place]]
+        hits = np.concatenate([[0.0], mine.cumsum(dtype=np.float64)])
+        hits_above = hits[last + 1] - hits[np.searchsorted(row, row)]
+        with np.errstate(invalid="ignore"):  # nothing above, or nothing in the class
+            precision = np.where(self.found[row, place] & (mine > 0), hits_above / above, 0.0)
+            return np.bincount(row, mine * precision, classes) / np.bincount(row, mine, classes)
+
+    @cached_property
+    def _hits(self) -> tuple[np.ndarray, ...]:
+        """Of each relevant item, class by class: the class, the place, its `end`, and the last of these up to there."""
+        row, place = np.nonzero(self.relevant)
+        end, m = self.end[row, place], self.order.shape[1]
+        return row, place, end, np.searchsorted(row * m + place, row * m + end, side="right") - 1
+
+    def eleven_points(self) -> np.ndarray:
+        """VOC 2007's, float64 `c`: the mean of the best precisions at recalls of at least 0, 0.1, ..., 1.
+
+        A class without items has NaN.
+        """
+        total = self.relevant.sum(1, keepdims=True)
+        hits = np.take_along_axis((self.relevant & self.found).cumsum(1), self.end, 1)
+        precision = np.where(self.found, hits / (1 + self.end), 0.0)
+        reached = [10 * hits >= tenth * total for tenth in range(11)]  # in integers: 0.1 is no binary fraction
+        best = np.mean([np.where(r, precision, 0.0).max(1) for r in reached], axis=0)
+        return np.where(total[:, 0] > 0, best, np.nan)
+
+    def bootstrap(self, seed: int = 0, level: float = LEVEL, resamples: int = MAP_RESAMPLES) -> Interval:
+        """Percentile bootstrap interval of the mean over classes of their average precisions, over the items.
+
+        Classes that a resample has no items of are left out of its mean.
+        """
+        rng, m = np.random.default_rng(seed), self.order.shape[1]
+        draws = (rng.multinomial(m, np.full(m, 1 / m)).astype(np.float32) for _ in range(resamples))  # counts: exact
+        means = [np.nanmean(self.average_precision(weight)) for weight in draws]
+        low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)])
+        return float(low), float(high)

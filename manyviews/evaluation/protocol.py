@@ -24,9 +24,10 @@ from manyviews.data.split import split
 from manyviews.errors import UserError, unknown
 from manyviews.evaluation import metrics
 from manyviews.evaluation.features import Chosen, Features, Pixels, extract_all, fingerprint
-from manyviews.evaluation.finetune import finetune, linear_augmented, semi_1, semi_10
+from manyviews.evaluation.finetune import finetune, finetune_vit, linear_augmented, semi_1, semi_10
 from manyviews.evaluation.knn import KS, TEMPERATURE, neighbors, usable, vote
 from manyviews.evaluation.linear import Linear, Standard, linear_probe, logistic_regression
+from manyviews.evaluation.multilabel import check_targets, multilabel, refusal
 from manyviews.evaluation.report import Gain, Nearest, Report, Representation, Score
 from manyviews.evaluation.spectrum import rankme, singular_values, spread
 from manyviews.evaluation.task import Answer, ImageTask, Measure, Task
@@ -113,17 +114,25 @@ ON_IMAGES: dict[str, Callable[..., Answer]] = {
     "semi_1": semi_1,
     "semi_10": semi_10,
     "finetune": finetune,
+    "finetune_vit": finetune_vit,
 }
 """The same of an image task. Their keyword arguments can be set: see `evaluate`."""
 
-MEASURES: dict[str, Callable[..., Measure]] = {}
+
+def _multilabel(task: ImageTask, test_y: Tensor, seed: int) -> Measure:
+    """A logistic regression for each class of images with several labels: mean average precision."""
+    x = task.frozen
+    return multilabel(x.train_x, x.train_y, x.val_x, x.val_y, x.test_x, test_y, x.names, seed)
+
+
+MEASURES: dict[str, Callable[..., Measure]] = {"multilabel": _multilabel}
 """Functions of an image task, the labels of its test items, and a seed. They choose nothing with these labels. Their
 keyword arguments can be set."""
 
-INSIDE = {"semi_1", "semi_10", "finetune"}
+INSIDE = {"semi_1", "semi_10", "finetune", "finetune_vit"}
 """Those that let the encoder itself learn, or look inside it, of which raw pixels have none."""
 
-SEEDED = {"linear", "linear_augmented", "semi_1", "semi_10", "finetune"}
+SEEDED = {"linear", "linear_augmented", "semi_1", "semi_10", "finetune", "finetune_vit"}
 """Those whose result depends on the seed: they are repeated with several."""
 
 PROTOCOLS: dict[str, Callable[..., Answer | Measure]] = {**ON_FEATURES, **ON_IMAGES, **MEASURES}
@@ -194,10 +203,15 @@ def evaluate(
     if seeds < 1:
         raise UserError(f"Protocols are run with 1 seed or more, not {seeds}.")
     encoders: dict[str, nn.Module] = {"trained": _of_kind(encoder, features)}
-    classes = check_labels(source, fewest=FEWEST)
+    several = "multilabel" in protocols
+    if several and len(protocols) > 1:
+        raise UserError(
+            "The protocol 'multilabel' is for images with several labels, and no other is: ask for it alone."
+        )
+    classes = check_targets(source) if several else check_labels(source, fewest=FEWEST)
     if test is not None:
         test = test.with_classes(classes)
-        check_labels(test)
+        (check_targets if several else check_labels)(test)
         if fingerprint(source) == fingerprint(test):
             raise UserError(f"The test images are the images of {source.name} themselves: give others, or none.")
     if baselines:
@@ -226,6 +240,9 @@ def evaluate(
 
     seen = look(source, 0)
     held = seen if test is None else look(test, len(source))
+    if several:
+        seen = {name: _targeted(f, source) for name, f in seen.items()}
+        held = seen if test is None else {name: _targeted(f, test) for name, f in held.items()}
     if not seen["trained"].x.isfinite().all():
         raise UserError("The encoder's features are not finite: its weights are damaged, or its training diverged.")
     parts = _parts(source, test, seen["trained"], held["trained"])
@@ -234,7 +251,7 @@ def evaluate(
     found: dict[str, Representation] = {}
     right: dict[str, dict[str, Tensor]] = {}
     for name in encoders:
-        task = _task(seen[name], held[name], parts, len(classes), device, standardize=name == "pixels")
+        task = _task(seen[name], held[name], parts, classes, device, standardize=name == "pixels")
         scores: dict[str, Score] = {}
         measures: dict[str, Measure] = {}
         right[name] = {}
@@ -247,7 +264,7 @@ def evaluate(
                 return ImageTask(
                     encoders[name].to(device),
                     # Raw pixels, too, as they come out of the encoder.
-                    _task(seen[name], held[name], parts, len(classes), device, standardize=False),
+                    _task(seen[name], held[name], parts, classes, device, standardize=False),
                     _pictures(source, seen[name], torch.cat([parts["train"], parts["validation"]])),
                     _pictures(source if test is None else test, held[name], parts["test"]),
                     test_size,
@@ -301,6 +318,13 @@ def evaluate(
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "momentum": (lambda v: 0 <= v < 1, "at least 0 and less than 1"),
     "share": (lambda v: 0 < v <= 1, "more than 0 and at most 1"),
+    "layer_decay": (lambda v: 0 < v <= 1, "more than 0 and at most 1"),
+    **dict.fromkeys(("smoothing", "drop_path"), (lambda v: 0 <= v < 1, "at least 0 and less than 1")),
+    **dict.fromkeys(
+        ("weight_decay", "warmup", "randaugment", "mixup", "cutmix"),
+        (lambda v: 0 <= v < float("inf"), "at least 0 and finite"),
+    ),
+    **dict.fromkeys(("optimizer", "lr_scaling"), (lambda v: True, "")),  # one of a few words, which was checked
 }
 
 
@@ -357,6 +381,8 @@ def check_labels(source: Source, fewest: int = 1) -> list[str]:
     Raises:
         UserError: it has no labels, all its images have the same, or a class has fewer than `fewest` images.
     """
+    if source.several:
+        raise refusal(source)
     labels, classes = source.labels, source.classes
     if labels is None or classes is None:
         raise UserError(
@@ -401,13 +427,24 @@ def _parts(source: Source, test: Source | None, seen: Features, held: Features) 
     return parts
 
 
+def _targeted(features: Features, source: Source) -> Features:
+    """With the images' several labels in the place of one."""
+    assert source.targets is not None  # `check_targets` was there
+    return replace(features, labels=torch.from_numpy(source.targets[features.index.numpy()]))
+
+
 def _labels(features: Features) -> Tensor:
     assert features.labels is not None  # `check_labels` was there
     return features.labels
 
 
 def _task(
-    seen: Features, held: Features, parts: dict[str, Tensor], classes: int, device: torch.device, standardize: bool
+    seen: Features,
+    held: Features,
+    parts: dict[str, Tensor],
+    classes: list[str],
+    device: torch.device,
+    standardize: bool,
 ) -> Task:
     labels, x, asked = _labels(seen), seen.x, held.x[parts["test"]]
     if standardize:
@@ -416,7 +453,7 @@ def _task(
     (train_x, train_y), (val_x, val_y) = (
         (x[parts[k]].to(device), labels[parts[k]].to(device)) for k in ("train", "validation")
     )
-    return Task(train_x, train_y, val_x, val_y, asked.to(device), classes)
+    return Task(train_x, train_y, val_x, val_y, asked.to(device), len(classes), tuple(classes))
 
 
 def _right(answers: Sequence[Answer], y: Tensor, k: int = 1) -> Tensor:

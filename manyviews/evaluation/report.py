@@ -23,6 +23,8 @@ TITLES = {
     "semi_1": "fine-tuning on 1 %",
     "semi_10": "fine-tuning on 10 %",
     "finetune": "fine-tuning",
+    "finetune_vit": "fine-tuning by AdamW",
+    "multilabel": "linear probe of several labels",
 }
 """What to call the protocols."""
 

@@ -16,10 +16,12 @@ class Task:
     """A classification problem, less the labels of its test items.
 
     Attributes:
-        train_x, train_y: what classifiers learn from: float32, `n d`, and int64, `n`.
+        train_x, train_y: what classifiers learn from: float32, `n d`, and int64, `n`; or bool, `n classes`, in the
+            protocol "multilabel" only.
         val_x, val_y: what their settings are chosen with: `v d` and `v`.
         test_x: what they are asked: `m d`.
         classes: how many there are.
+        names: of the classes.
     """
 
     train_x: Tensor
@@ -28,6 +30,7 @@ class Task:
     val_y: Tensor
     test_x: Tensor
     classes: int
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

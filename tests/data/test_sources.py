@@ -158,12 +158,41 @@ def test_csv_that_does_not_fit(tmp_path):
     text = message(root, csv(table, "path,label\n1.png,cat\n2.png,dog\n"))
     assert "2.png" in text
     assert "1 of the 2" in text
-    assert "two labels" in message(root, csv(table, "path,label\n1.png,cat\n1.png,dog\n"))
     assert "Line 2" in message(root, csv(table, "path,label\n1.png,\n"))
+    assert "Line 3" in message(root, csv(table, "path,label\n1.png,cat\n1.png\n"))
+    assert "Line 3 of" in message(root, csv(table, "path,label\n1.png,cat\n,dog\n"))
     assert "no rows" in message(root, csv(table, "path,label\n"))
     assert "(none)" in message(root, csv(table, ""))
     assert "cannot be read" in message(root, fill(tmp_path, "not_a_table.png") / "not_a_table.png")
     assert str(table) in message(root, tmp_path / "label.csv")
+
+
+def test_csv_gives_several_labels(tmp_path):
+    root = fill(tmp_path / "data", "1.png", "x/2.png", "3.png", "4.png")
+    rows = ["3.png,cat", "1.png,emu", "x/2.png,", "3.png,dog", "./3.png,cat", "1.png,"]
+    source = open_source(root, csv(tmp_path / "l.csv", "\n".join(["path,label", *rows])))
+    assert source.ids == ["1.png", "3.png", "x/2.png"]
+    assert source.several and source.labels is None and source.classes == ["cat", "dog", "emu"]
+    wanted = np.array([[0, 0, 1], [1, 1, 0], [0, 0, 0]], bool)
+    assert source.targets.dtype == bool and (source.targets == wanted).all()
+
+    part = source.subset([2, 1])
+    assert part.several and (part.targets == wanted[[2, 1]]).all() and part.classes == source.classes
+    other = part.with_classes(["dog", "ant", "cat"])  # emu is of none of its images
+    assert other.classes == ["dog", "ant", "cat"] and other.targets.tolist() == [[False] * 3, [True, False, True]]
+    with pytest.raises(UserError, match="'emu'"):
+        source.with_classes(["dog", "cat"])
+    copy = pickle.loads(pickle.dumps(part))
+    assert (copy.targets == part.targets).all()
+
+
+def test_one_label_each_has_targets_too(tmp_path):
+    source = open_source(fill(tmp_path, "cat/1.png", "dog/2.png", "cat/3.png"))
+    assert source.ids == ["cat/1.png", "cat/3.png", "dog/2.png"]
+    assert not source.several and source.targets.tolist() == [[True, False], [True, False], [False, True]]
+    assert source.with_classes(["emu", "dog", "cat"]).targets.tolist()[1] == [False, False, True]
+    flat = open_source(fill(tmp_path / "flat", "1.png"))
+    assert not flat.several and flat.targets is None
 
 
 # Parquet

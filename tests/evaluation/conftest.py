@@ -41,6 +41,10 @@ def pictures():
 
 QUICK = {
     "linear_augmented.epochs": 2,
-    **{f"{p}.{k}": v for p in ("semi_1", "semi_10", "finetune") for k, v in (("lrs", (0.02, 0.1)), ("epochs", 1))},
+    **{
+        f"{p}.{k}": v
+        for p in ("semi_1", "semi_10", "finetune", "finetune_vit")
+        for k, v in (("lrs", (0.02, 0.1)), ("epochs", 1))
+    },
 }
 """Settings with which protocols that train on images take a moment."""

@@ -2,21 +2,26 @@
 
 import copy
 import dataclasses
+import inspect
 import math
 
 import numpy as np
 import pytest
+import timm
 import torch
+from scipy import stats
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
 
+from manyviews.backbones import Encoder
 from manyviews.data import BadImage, load_canvases, open_source
 from manyviews.data.loader import order
 from manyviews.data.source import unlabeled
 from manyviews.errors import UserError
 from manyviews.evaluation import ImageTask, Pixels, Task, extract, finetune, linear_probe
-from manyviews.evaluation.finetune import balanced, linear_augmented, semi_1, semi_10
+from manyviews.evaluation.features import Chosen
+from manyviews.evaluation.finetune import balanced, finetune_vit, linear_augmented, semi_1, semi_10
 from manyviews.types import Canvases
 from manyviews.views import Global, Views
 
@@ -214,7 +219,7 @@ def test_the_encoder_and_the_global_random_state_stay_as_they_are(protocol, pict
 def test_what_requires_no_gradient_does_not_learn(pictures, monkeypatch):
     copies = []
     copied = finetune._copy
-    monkeypatch.setattr(finetune, "_copy", lambda task: copies.append(copied(task)) or copies[-1])
+    monkeypatch.setattr(finetune, "_copy", lambda *given: copies.append(copied(*given)) or copies[-1])
     encoder = Noisy()
     encoder[0].bias.requires_grad_(False)
     finetune.finetune(asked(encoder, pictures(50), 40, pictures(9, seed=2)), 0, lrs=(0.1,), epochs=(2,))
@@ -288,3 +293,230 @@ def test_progress_counts_the_steps_of_all_settings(pictures):
     calls.clear()
     linear_augmented(task, 0, epochs=2)
     assert calls == [(1, 2, "epoch 1 of 2"), (2, 2, "epoch 2 of 2")]
+
+
+# -- what transformers want ------------------------------------------------------------------------------------------
+
+
+def tiny_vit(**settings):
+    small = {"img_size": 12, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}
+    return Encoder("vit_tiny_patch16_224", **small | settings).eval()
+
+
+def scales(model, weight_decay=0.05, layer_decay=0.5):
+    """name: (factor on the learning rate, weight decay) of what learns in an encoder and its linear layer."""
+    groups = finetune._groups(model, weight_decay, layer_decay)
+    found = {id(p): (g.get("lr_scale", 1.0), g["weight_decay"]) for g in groups for p in g["params"]}
+    assert len(found) == sum(len(g["params"]) for g in groups)  # each once
+    return {name: found[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_rates_fall_from_layer_to_layer_by_hand():
+    vit = nn.Sequential(tiny_vit(position="sincos"), nn.Linear(16, 3))
+    before = repr(vit)
+    found = scales(vit)
+    assert repr(vit) == before  # the linear layer was a part of the encoder for a moment
+    assert not any("pos_embed" in name for name in found)  # fixed
+    found |= scales(nn.Sequential(tiny_vit(), nn.Linear(16, 3)))
+    for name, (scale, decay) in found.items():
+        layer = 4
+        if "cls_token" in name or "pos_embed" in name or "patch_embed" in name:
+            layer = 0
+        elif "blocks." in name:
+            layer = 1 + int(name.split("blocks.")[1][0])
+        elif ".norm." in name:
+            layer = 3  # the last norm is a part of the last block
+        assert scale == 0.5 ** (4 - layer), name
+        matrix = name.endswith("weight") and "norm" not in name
+        assert decay == (0.05 if matrix else 0.0), name
+
+    resnet = nn.Sequential(Encoder("resnet18", layers=(1, 2, 1, 1), channels=(8, 8, 8, 8)), nn.Linear(8, 3))
+    order = ("layer1.0", "layer2.0", "layer2.1", "layer3.0", "layer4.0", "1.")
+    for name, (scale, decay) in scales(resnet, layer_decay=0.8).items():
+        stem = name.startswith(("0.model.conv1", "0.model.bn1"))
+        layer = 0 if stem else 1 + next(i for i, o in enumerate(order) if name.removeprefix("0.model.").startswith(o))
+        assert scale == pytest.approx(0.8 ** (6 - layer)), name
+        assert decay == (0.0 if "bn" in name or "downsample.1" in name or name.endswith("bias") else 0.05), name
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "mobilenetv3_small_050", "swin_tiny_patch4_window7_224", "resnet18"])
+def test_rates_are_those_that_timm_gives_a_model_with_its_classifier(name):
+    from timm.optim import param_groups_layer_decay
+
+    whole = timm.create_model(name, num_classes=3)
+    groups = param_groups_layer_decay(whole, 0.05, whole.no_weight_decay() if "swin" in name else (), layer_decay=0.7)
+    by_id = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    wanted = {k: by_id[id(p)] for k, p in whole.named_parameters()}
+    encoder = Encoder(name)
+    for ours, scale in scales(nn.Sequential(encoder, nn.Linear(encoder.embed_dim, 3)), layer_decay=0.7).items():
+        theirs = ours.removeprefix("0.model.")
+        assert scale == (wanted[theirs] if ours.startswith("0.") else (1.0, 0.0 if ours.endswith("bias") else 0.05))
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_fine_tuning_by_adamw_is_a_plain_loop(pictures, logits, decay):
+    """AdamW, warm-up, smoothed labels and rates that fall with depth, written out."""
+    known, test, encoder = pictures(40), pictures(9, seed=2), tiny_vit()
+    found = finetune.finetune(
+        asked(encoder, known, 32, test),
+        5,
+        lrs=(0.1,),
+        epochs=(3,),
+        batch=17,
+        optimizer="adamw",
+        lr_scaling="linear",
+        weight_decay=0.3,
+        layer_decay=decay,
+        warmup=1,
+        smoothing=0.2,
+    )
+    assert found.setting == {"lr": 0.1, "epochs": 3, "images": 32}
+
+    model = nn.Sequential(copy.deepcopy(encoder), nn.Linear(16, 3))
+    nn.init.zeros_(model[1].weight)
+    nn.init.zeros_(model[1].bias)
+    depth = scales(model, weight_decay=0.3, layer_decay=decay)
+    weights, y = dict(model.named_parameters()), torch.as_tensor(known.labels)
+    mean, square = ({k: torch.zeros_like(p) for k, p in weights.items()} for _ in range(2))
+    for step in range(6):
+        if step % 2 == 0:
+            epoch = batches(known, np.arange(32), step // 2, 2, 16, seed=5)
+        x, rows = next(epoch)
+        smooth = 0.8 * F.one_hot(y[rows], 3) + 0.2 / 3
+        loss = -(smooth * model(x).log_softmax(1)).sum(1).mean()
+        gradients = torch.autograd.grad(loss, list(weights.values()))
+        peak = 0.1 * 16 / 256
+        lr = peak * (step + 1) / 2 if step < 2 else cosine(peak, step - 2, 4)
+        with torch.no_grad():
+            for (name, p), g in zip(weights.items(), gradients, strict=True):
+                scale, shrink = depth[name]
+                p.mul_(1 - lr * scale * shrink)
+                mean[name] = 0.9 * mean[name] + 0.1 * g
+                square[name] = 0.999 * square[name] + 0.001 * g**2
+                m, v = mean[name] / (1 - 0.9 ** (step + 1)), square[name] / (1 - 0.999 ** (step + 1))
+                p.sub_(lr * scale * m / (v.sqrt() + 1e-8))
+    with torch.no_grad():
+        wanted = model(clean(test))
+        assert (wanted - model[1](encoder(clean(test)))).abs().max() > 100 * 1e-4  # it learned more than its last layer
+    torch.testing.assert_close(found.ranked, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_labels_are_mixed_as_the_images_are(mixup, cutmix):
+    """Images of one value each, so that what is in a mixed one can be read off its pixels."""
+    mix = finetune._mixing(mixup, cutmix, 5)
+    blended, boxed, shares = 0, 0, []
+    for _ in range(200):
+        x, y = mix(torch.tensor([1.0, 10.0, 100.0, 1000.0, 1e4]).view(5, 1, 1, 1).expand(5, 3, 16, 16), torch.arange(5))
+        assert x.shape == (5, 3, 16, 16) and y.shape == (5, 5)
+        torch.testing.assert_close(y.sum(1), torch.ones(5))
+        assert ((y > 0).sum(1) <= 2).all() and (y >= 0).all()
+        torch.testing.assert_close(x.mean((1, 2, 3)), y @ torch.tensor([1.0, 10.0, 100.0, 1000.0, 1e4]))
+        if y[0, 0] == 1:
+            continue  # a box of no pixels
+        whole = bool((x == x[:, :, :1, :1]).all())
+        blended, boxed, shares = blended + whole, boxed + (not whole), [*shares, y[0, 0].item()]
+    if mixup and cutmix:
+        assert 70 < blended < 130 and boxed > 60
+    elif mixup:
+        assert boxed == 0 and stats.kstest(shares, stats.beta(mixup, mixup).cdf).pvalue > 1e-3
+    else:
+        assert blended < 5  # boxes of the whole image
+
+
+def test_without_mixing_images_and_labels_stay():
+    x, y = torch.rand(3, 3, 4, 4), torch.arange(3)
+    found = finetune._mixing(0.0, 0.0, 3)(x, y)
+    assert found[0] is x and found[1] is y
+
+
+EVERYTHING = {"warmup": 1, "randaugment": 1, "mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1, "drop_path": 0.5}
+
+
+@pytest.mark.parametrize("kind", ["pooled", "cls_mean"])
+def test_all_noise_is_the_seeds(pictures, logits, kind):
+    encoder = tiny_vit()
+    encoder = encoder if kind == "pooled" else Chosen(encoder, kind)
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    task, answers = asked(encoder, pictures(50), 40, pictures(9, seed=2)), []
+    sweep = {"lrs": (0.5,), "epochs": (2,), "batch": 20}
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        states = torch.get_rng_state(), np.random.get_state()[1]
+        answers.append(finetune_vit(task, 0, **sweep, **EVERYTHING).ranked)
+        assert torch.equal(torch.get_rng_state(), states[0]) and (np.random.get_state()[1] == states[1]).all()
+    assert torch.equal(*answers)
+    assert not torch.equal(finetune_vit(task, 1, **sweep, **EVERYTHING).ranked, answers[0])
+    for name in EVERYTHING:
+        quiet = EVERYTHING | {name: 0}
+        assert not torch.equal(finetune_vit(task, 0, **sweep, **quiet).ranked, answers[0]), name
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+
+
+def test_drop_path_is_timms_and_nothing_else_is_noisy(pictures):
+    encoder = tiny_vit(drop_path_rate=0.9, proj_drop_rate=0.5, attn_drop_rate=0.5)
+    encoder.freeze_patch_embed()
+    task = asked(encoder, pictures(20), 15, pictures(9, seed=2))
+    state = torch.get_rng_state()
+    model = finetune._copy(task, 0.2)
+    assert torch.equal(torch.get_rng_state(), state)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in model[0].model.blocks]
+    assert rates == pytest.approx([0, 0.1, 0.2])
+    assert {type(m).__name__ for m in model.modules() if m.training and m is not model} == {"DropPath", "Linear"}
+    assert [m for m in model.modules() if m.training and isinstance(m, nn.Linear)] == [model[1]]
+    assert {k for k, p in model.named_parameters() if not p.requires_grad} == {
+        "0.model.patch_embed.proj.weight",
+        "0.model.patch_embed.proj.bias",
+    }
+    x = torch.randn(4, 3, 12, 12)
+    torch.testing.assert_close(model[0].eval()(x), encoder(x))
+    quiet = finetune._copy(task, 0.0)  # what it learned with does not come back
+    torch.testing.assert_close(quiet[0](x), encoder(x))
+
+
+def test_what_an_encoder_cannot_do_is_said(pictures):
+    task = asked(Gray(), pictures(20), 15, pictures(9, seed=2))
+    with pytest.raises(UserError, match="Gray does not say what its layers are: set layer_decay to 1"):
+        finetune.finetune(task, 0, layer_decay=0.7)
+    with pytest.raises(UserError, match=r"Gray has no residual branches .* set drop_path to 0"):
+        finetune.finetune(task, 0, drop_path=0.1)
+    with pytest.raises(UserError, match="vit_tiny_patch16_224 has no residual branches"):
+        finetune._dropping(tiny_vit(depth=1), 0.1)  # the first block's stay
+    found = finetune.finetune(task, 0, lrs=(0.01,), epochs=(1,), optimizer="adamw", weight_decay=0.1)
+    assert found.setting["images"] == 15
+
+
+def test_presets_are_the_papers(pictures, monkeypatch):
+    """MULAN, appendix B; MAE, table 9."""
+    for protocol in (semi_1, semi_10, finetune.finetune):
+        given = {k: p.default for k, p in inspect.signature(protocol).parameters.items()}
+        assert given["lrs"] == (0.005, 0.01, 0.02, 0.05, 0.1) and given["epochs"] == (30, 50) and given["batch"] == 1024
+    calls = []
+    monkeypatch.setattr(finetune, "finetune", lambda task, seed, **given: calls.append(given))
+    finetune_vit(None, 0)
+    finetune_vit(None, 0, lrs=(1.0,), share=0.1, warmup=0, drop_path=0.2)
+    assert calls[0] == {
+        "lrs": (0.0005, 0.001, 0.002),
+        "epochs": (100,),
+        "batch": 1024,
+        "share": 1.0,
+        "optimizer": "adamw",
+        "lr_scaling": "linear",
+        "weight_decay": 0.05,
+        "layer_decay": 0.75,
+        "warmup": 5,
+        "randaugment": 2,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "smoothing": 0.1,
+        "drop_path": 0.1,
+    }
+    assert calls[1] == calls[0] | {"lrs": (1.0,), "share": 0.1, "warmup": 0, "drop_path": 0.2}
+
+
+def test_a_transformer_learns_what_its_frozen_features_lack():
+    known, test = colored(240, 0), colored(100, 1)
+    task = dataclasses.replace(asked(tiny_vit(), known, 200, test), mean=(0.5,) * 3, std=(0.25,) * 3)
+    found = finetune_vit(task, 0, lrs=(0.02,), epochs=(15,), batch=20, randaugment=0, warmup=1)
+    assert (found.ranked[:, 0].numpy() == test.labels).mean() > 0.95

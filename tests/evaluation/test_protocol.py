@@ -36,6 +36,9 @@ PARTS = {"train": 0.64, "validation": 0.16, "test": 0.2}
 QUICK_SEMI = {k: v for k, v in QUICK.items() if k.startswith("semi_10")}
 
 
+ANSWERING = (*ON_FEATURES, *ON_IMAGES)
+
+
 def judge(encoder, *data, **options):
     return evaluate(encoder, *data, **LOOK, **{"protocols": ("knn",)} | options)
 
@@ -46,19 +49,19 @@ def relabeled(source, labels):
 
 def test_a_report_holds_every_representation_under_every_protocol(learner, pictures):
     """But raw pixels where an encoder is tuned: they have nothing to learn with."""
-    report = judge(learner, pictures(240, classes=6), protocols=tuple(PROTOCOLS), settings=QUICK)
+    report = judge(learner, pictures(240, classes=6), protocols=ANSWERING, settings=QUICK)
     assert set(report.representations) == {"trained", "untrained", "pixels"}
     assert sum(report.images.values()) == 240
     for name, found in report.representations.items():
-        assert list(found.scores) == [p for p in PROTOCOLS if name != "pixels" or p not in INSIDE]
+        assert list(found.scores) == [p for p in ANSWERING if name != "pixels" or p not in INSIDE]
         for score in found.scores.values():
             low, high = score.interval
             assert low <= score.top1 <= high
             assert score.top1 <= score.top5 <= 1
             assert len(score.per_class) == 6
     assert {name: set(gains) for name, gains in report.gains.items()} == {
-        "untrained": set(PROTOCOLS),
-        "pixels": set(PROTOCOLS) - INSIDE,
+        "untrained": set(ANSWERING),
+        "pixels": set(ANSWERING) - INSIDE,
     }
     assert report.representations["trained"].dim == learner.embed_dim
     assert report.representations["pixels"].scores["linear"].top1 > 0.9  # the mean color tells the class
@@ -110,16 +113,14 @@ def test_test_labels_choose_nothing(learner, pictures, with_test, monkeypatch):
         labels[asked] = rng.permutation(labels[asked])
         data = [(source,), (relabeled(source, labels),)]
     honest, permuted = (
-        judge(learner, *d, protocols=tuple(PROTOCOLS), settings=QUICK, baselines=False)
-        .representations["trained"]
-        .scores
+        judge(learner, *d, protocols=ANSWERING, settings=QUICK, baselines=False).representations["trained"].scores
         for d in data
     )
     for name, found in honest.items():
         assert found.setting == permuted[name].setting
         assert found.validation == permuted[name].validation
     assert honest["knn"].per_class != permuted["knn"].per_class
-    for ours, theirs in zip(answers[: len(PROTOCOLS)], answers[len(PROTOCOLS) :], strict=True):
+    for ours, theirs in zip(answers[: len(ANSWERING)], answers[len(ANSWERING) :], strict=True):
         assert torch.equal(ours.ranked, theirs.ranked)
 
 
