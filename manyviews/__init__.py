@@ -28,6 +28,7 @@ _FUNCTIONS = {
     "export": "manyviews.run",
     "subspaces": "manyviews.run",
     "Run": "manyviews.run",
+    "duplicates": "manyviews.studies",
     "sweep": "manyviews.sensitivity",
     "transfer": "manyviews.suite",
     "load": "manyviews.pretrained",

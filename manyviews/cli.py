@@ -178,6 +178,7 @@ def evaluate(
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PATH=VALUE")] = (),
     labels: Path | None = None,
     test_labels: Path | None = None,
+    shifted: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="DATA")] = (),
     backbone: str | None = None,
     seed: int = 0,
     seeds: int = 1,
@@ -202,6 +203,8 @@ def evaluate(
         set: Change a setting of a protocol that trains on images, such as finetune.epochs=30; may be repeated.
         labels: A CSV file with the columns path and label.
         test_labels: The same for the test images.
+        shifted: Labeled images of the same classes under other conditions, such as sketches, on which a probe that
+            learned on DATA is tried; may be repeated.
         backbone: The timm name of the architecture, if the file does not say.
         seed: Of the untrained encoder, what the protocols draw, and the intervals.
         seeds: How often protocols that draw are run; their accuracy is the mean.
@@ -218,6 +221,7 @@ def evaluate(
         settings=_settings(set),
         labels=labels,
         test_labels=test_labels,
+        others=shifted,
         seed=seed,
         seeds=seeds,
     )
@@ -273,6 +277,40 @@ def transfer(
     summary.show_transfer(found.table())
     if json:
         _write(json, found.to_dict())
+
+
+def duplicates(
+    weights: Weights,
+    data: Images,
+    /,
+    out: Annotated[Path, arg(metavar="FILE")],
+    threshold: float = 0.95,
+    backbone: str | None = None,
+    json: Json = None,
+) -> None:
+    """List groups of images that are nearly the same, by the features of an encoder.
+
+    For example:
+      manyviews duplicates runs/first photos/ --out duplicates.csv
+      manyviews duplicates runs/first photos/ --threshold 0.98 --out duplicates.csv
+
+    Args:
+        weights: The folder of a run, or a file of weights.
+        data: A folder of images, or Parquet or tar files: see `manyviews pretrain --help`.
+        out: A new CSV file, with the columns group, id, keep (of one image in each group) and similarity.
+        threshold: Cosine similarity from which images count as the same. The protocol copy_detection measures one.
+        backbone: The timm name of the architecture, if the file does not say.
+    """
+    import manyviews as mv
+
+    groups = mv.duplicates(mv.load(weights, backbone) if backbone else weights, data, out, threshold)
+    images = sum(len(g.ids) for g in groups)
+    print(
+        f"{images} images are in {len(groups)} groups of near-duplicates, {images - len(groups)} more than are needed."
+    )
+    print(f"Wrote {printable(str(out))}.")
+    if json:
+        _write(json, {"file": str(out), "groups": [{"ids": g.ids, "similarity": g.similarity} for g in groups]})
 
 
 def subspaces(run: Folder, data: Images, /, out: Out, labels: Path | None = None, json: Json = None) -> None:
@@ -427,6 +465,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "resume": resume,
     "evaluate": evaluate,
     "transfer": transfer,
+    "duplicates": duplicates,
     "subspaces": subspaces,
     "embed": embed,
     "export": export,

@@ -30,7 +30,7 @@ from manyviews.regularizers import Rescued
 from manyviews.views import Views
 
 if TYPE_CHECKING:
-    from manyviews.evaluation import Report
+    from manyviews.evaluation import Features, Report
 
 
 @dataclass(frozen=True)
@@ -222,6 +222,7 @@ def evaluate(
     settings: Mapping[str, Any] | None = None,
     labels: str | Path | None = None,
     test_labels: str | Path | None = None,
+    others: Sequence[Any] = (),
     seed: int = 0,
     seeds: int = 1,
     baselines: bool = True,
@@ -239,6 +240,8 @@ def evaluate(
             `{"finetune.lrs": (0.01, 0.05), "finetune.epochs": 30, "linear_augmented.epochs": 20}`.
         labels: a CSV file of `path,label` for a folder whose first-level folders are not the labels.
         test_labels: the same for `test`.
+        others: further labeled images of the same classes under other conditions, such as sketches, on which a probe
+            that learned on `data` is tried.
         seed: of the untrained encoder, what the protocols draw, and the intervals.
         seeds: how often protocols that draw are run; their accuracy is the mean.
         baselines: whether an untrained encoder and raw pixels are evaluated too.
@@ -250,7 +253,7 @@ def evaluate(
 
     source = open_source(data, labels)
     held = None if test is None else open_source(test, test_labels)
-    loaded = weights if isinstance(weights, Pretrained) else load(weights)
+    loaded = loaded_from(weights)
     folder = Path(weights) if isinstance(weights, (str, os.PathLike)) and Path(weights).is_dir() else None
     with progress("evaluate") as update:
         report = evaluation.evaluate(
@@ -260,10 +263,11 @@ def evaluate(
             protocols=tuple(protocols),
             features=features,
             settings=settings,
+            others=[open_source(other) for other in others],
             test_size=loaded.test_size,
             mean=loaded.mean,
             std=loaded.std,
-            device=_device(),
+            device=device_here(),
             seed=seed,
             seeds=seeds,
             baselines=baselines,
@@ -304,7 +308,7 @@ def subspaces(run: str | Path | Run, data: Any, out: str | Path, labels: str | P
     run = run if isinstance(run, Run) else Run(Path(run))
     if run.recipe.method.name != "mast":
         raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only mast learns subspaces.")
-    out = _new_file(out)
+    out = new_file(out)
     source = open_source(data, labels)
     method = run.method
     method = method.method if isinstance(method, Rescued) else method
@@ -315,7 +319,7 @@ def subspaces(run: str | Path | Run, data: Any, out: str | Path, labels: str | P
             test_size=run.recipe.test_size,
             mean=run.recipe.data.mean,
             std=run.recipe.data.std,
-            device=_device(),
+            device=device_here(),
             seed=run.recipe.seed,
         )
     out.mkdir()
@@ -335,21 +339,9 @@ def embed(weights: str | Path | Pretrained, data: Any, out: str | Path, labels: 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from manyviews.evaluation import extract
-
-    out = _new_file(out)
+    out = new_file(out)
     source = open_source(data, labels)
-    loaded = weights if isinstance(weights, Pretrained) else load(weights)
-    with progress("embed") as update:
-        found = extract(
-            loaded.encoder,
-            source,
-            test_size=loaded.test_size,
-            mean=loaded.mean,
-            std=loaded.std,
-            device=_device(),
-            progress=update,
-        )
+    found = features(weights, source)
     flat = pa.array(found.x.flatten().numpy(), pa.float32())
     columns = {
         "id": pa.array(list(map(_text, found.ids))),
@@ -358,8 +350,6 @@ def embed(weights: str | Path | Pretrained, data: Any, out: str | Path, labels: 
     if found.labels is not None and source.classes is not None:
         columns["label"] = pa.array([_text(source.classes[i]) for i in found.labels.tolist()])
     checkpoint.write_atomically(out, lambda part: pq.write_table(pa.table(columns), part))
-    for where, reason in found.bad:
-        loop.say(f"Skipped {where}: {reason}")
     return out
 
 
@@ -369,7 +359,25 @@ def export(weights: str | Path | Pretrained, format: str, out: str | Path) -> Pa
     Raises:
         UserError: an unknown format, or `out` exists.
     """
-    return write(weights if isinstance(weights, Pretrained) else load(weights), format, _new_file(out))
+    return write(loaded_from(weights), format, new_file(out))
+
+
+def loaded_from(weights: str | Path | Pretrained) -> Pretrained:
+    """What `load` makes of a path, and what is loaded already as it is."""
+    return weights if isinstance(weights, Pretrained) else load(weights)
+
+
+def features(weights: str | Path | Pretrained, source: Source, what: str = "embed") -> Features:
+    """Features of all images, with a progress bar named `what`; images that cannot be read are said."""
+    from manyviews.evaluation import extract
+
+    loaded = loaded_from(weights)
+    look = {"test_size": loaded.test_size, "mean": loaded.mean, "std": loaded.std, "device": device_here()}
+    with progress(what) as update:
+        found = extract(loaded.encoder, source, progress=update, **look)
+    for where, reason in found.bad:
+        loop.say(f"Skipped {where}: {reason}")
+    return found
 
 
 def machine(device: torch.device) -> str:
@@ -390,7 +398,7 @@ def _text(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _device() -> torch.device:
+def device_here() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -401,7 +409,7 @@ def _address(data: Any) -> str | None:
     return str(Path(data).expanduser().absolute()) if isinstance(data, (str, os.PathLike)) else None
 
 
-def _new_file(out: str | Path) -> Path:
+def new_file(out: str | Path) -> Path:
     out = Path(out)
     if out.exists():
         raise UserError(f"{out} exists already: give another --out.")

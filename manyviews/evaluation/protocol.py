@@ -10,6 +10,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -23,12 +24,16 @@ from manyviews.data.source import Source, unlabeled
 from manyviews.data.split import split
 from manyviews.errors import UserError, unknown
 from manyviews.evaluation import metrics
+from manyviews.evaluation.clustering import clustering
+from manyviews.evaluation.corruptions import corruptions, shifted
+from manyviews.evaluation.duplicates import across
 from manyviews.evaluation.features import Chosen, Features, Pixels, extract_all, fingerprint
 from manyviews.evaluation.finetune import finetune, finetune_vit, linear_augmented, semi_1, semi_10
 from manyviews.evaluation.knn import KS, TEMPERATURE, neighbors, usable, vote
 from manyviews.evaluation.linear import Linear, Standard, linear_probe, logistic_regression
 from manyviews.evaluation.multilabel import check_targets, multilabel, refusal
 from manyviews.evaluation.report import Gain, Nearest, Report, Representation, Score
+from manyviews.evaluation.retrieval import copy_detection, retrieval
 from manyviews.evaluation.spectrum import rankme, singular_values, spread
 from manyviews.evaluation.task import Answer, ImageTask, Measure, Task
 from manyviews.progress import Update
@@ -125,7 +130,13 @@ def _multilabel(task: ImageTask, test_y: Tensor, seed: int) -> Measure:
     return multilabel(x.train_x, x.train_y, x.val_x, x.val_y, x.test_x, test_y, x.names, seed)
 
 
-MEASURES: dict[str, Callable[..., Measure]] = {"multilabel": _multilabel}
+MEASURES: dict[str, Callable[..., Measure]] = {
+    "multilabel": _multilabel,
+    "retrieval": retrieval,
+    "copy_detection": copy_detection,
+    "corruptions": corruptions,
+    "clustering": clustering,
+}
 """Functions of an image task, the labels of its test items, and a seed. They choose nothing with these labels. Their
 keyword arguments can be set."""
 
@@ -147,6 +158,7 @@ def evaluate(
     protocols: Sequence[str] = ("knn", "linear"),
     features: Kind = "pooled",
     settings: Mapping[str, Any] | None = None,
+    others: Sequence[Source] = (),
     test_size: int,
     mean: Sequence[float],
     std: Sequence[float],
@@ -176,6 +188,8 @@ def evaluate(
         features: of which kind: see `Encoder.features`.
         settings: of protocols in `ON_IMAGES` and `MEASURES`, instead of the paper's: dotted paths and values, such as
             `{"finetune.lrs": (0.01, 0.05), "finetune.epochs": 30}`.
+        others: further labeled images of the same classes, or some of them, under other conditions: how a probe that
+            learned on `source` does on each (see `corruptions.shifted`).
         test_size: side of what the encoder sees, pixels: see `features.test_transform`.
         mean: per channel, of images in [0, 1].
         std: per channel, of images in [0, 1].
@@ -214,16 +228,25 @@ def evaluate(
         (check_targets if several else check_labels)(test)
         if fingerprint(source) == fingerprint(test):
             raise UserError(f"The test images are the images of {source.name} themselves: give others, or none.")
+    if several and others:
+        raise UserError("Images of other sets are judged by one label each, and 'multilabel' is for several.")
+    measures_of = {p: MEASURES[p] for p in protocols if p in MEASURES}
+    for other in others:
+        named = other.with_classes(classes)
+        check_labels(named)
+        measures_of[f"shifted {named.name}"] = partial(shifted, other=named)
+        given[f"shifted {named.name}"] = {}
     if baselines:
         encoders["untrained"] = _of_kind(untrained(encoder, seed), features)
         if not INSIDE.issuperset(protocols):
             encoders["pixels"] = Pixels()
 
     images = len(source) + (len(test) if test is not None else 0)
-    runs = [(name, p) for name in encoders for p in protocols if name != "pixels" or p not in INSIDE]
-    repeats = {p: seeds if p in SEEDED else 1 for p in protocols}
-    costs = {p: repeats[p] * (1 if p in ON_FEATURES else _LOOKS * len(source)) for p in protocols}
-    costs |= {p: len(source) for p in protocols if p in MEASURES}
+    asked = [*protocols, *(name for name in measures_of if name not in protocols)]
+    runs = [(name, p) for name in encoders for p in asked if name != "pixels" or p not in INSIDE]
+    repeats = {p: seeds if p in SEEDED else 1 for p in asked}
+    costs = {p: repeats[p] * (1 if p in ON_FEATURES else _LOOKS * len(source)) for p in asked}
+    costs |= dict.fromkeys(measures_of, len(source))
     done, total = images, images + sum(costs[p] for _, p in runs)
 
     def look(images: Source, before: int) -> dict[str, Features]:
@@ -247,6 +270,13 @@ def evaluate(
         raise UserError("The encoder's features are not finite: its weights are damaged, or its training diverged.")
     parts = _parts(source, test, seen["trained"], held["trained"])
     test_y = _labels(held["trained"])[parts["test"]]
+    notes = []
+    if test is not None and (twice := across(source, test, seen["trained"], held["trained"])):
+        leaked = {j for _, j in twice}
+        notes.append(
+            f"{len(leaked)} of {len(test)} test images are also training images (the first: "
+            f"{test.where(min(leaked))}): the numbers are too high."
+        )
 
     found: dict[str, Representation] = {}
     right: dict[str, dict[str, Tensor]] = {}
@@ -274,9 +304,9 @@ def evaluate(
                     _within(progress, before, each, total, f"{protocol}: {name}"),
                 )
 
-            if protocol in MEASURES:
-                on_device = test_y.to(device)
-                measures[protocol] = MEASURES[protocol](pictures(protocol, done), on_device, seed, **given[protocol])
+            if protocol in measures_of:
+                measure = measures_of[protocol]
+                measures[protocol] = measure(pictures(protocol, done), test_y.to(device), seed, **given[protocol])
             else:
                 answers = [
                     ON_FEATURES[protocol](task, s)
@@ -311,6 +341,7 @@ def evaluate(
         bad=tuple(dict.fromkeys(seen["trained"].bad + held["trained"].bad)),
         seconds=time.monotonic() - start,
         features=features,
+        notes=tuple(notes),
     )
 
 
@@ -324,7 +355,6 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
         ("weight_decay", "warmup", "randaugment", "mixup", "cutmix"),
         (lambda v: 0 <= v < float("inf"), "at least 0 and finite"),
     ),
-    **dict.fromkeys(("optimizer", "lr_scaling"), (lambda v: True, "")),  # one of a few words, which was checked
 }
 
 
@@ -347,6 +377,9 @@ def _given(protocols: Sequence[str], settings: Mapping[str, Any]) -> dict[str, d
         if several:
             value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
         check(value, hints[name], path)
+        if isinstance(known[name].default, str) or (several and isinstance(known[name].default[0], str)):
+            given[protocol][name] = value  # one or some of a few words
+            continue
         fits, wanted = _RANGES.get(name, (lambda v: 0 < v < float("inf"), "positive and finite"))
         if (several and not value) or not all(map(fits, value if several else (value,))):
             raise UserError(f"The setting {path} must be {wanted}, not {value}.")

@@ -24,7 +24,11 @@ TITLES = {
     "semi_10": "fine-tuning on 10 %",
     "finetune": "fine-tuning",
     "finetune_vit": "fine-tuning by AdamW",
-    "multilabel": "linear probe of several labels",
+    "multilabel": "several labels",
+    "retrieval": "retrieval",
+    "copy_detection": "copy detection",
+    "corruptions": "corrupted images",
+    "clustering": "k-means",
 }
 """What to call the protocols."""
 
@@ -111,6 +115,7 @@ class Report:
         bad: (where, reason) for each image that could not be read and was left out.
         seconds: that the evaluation took.
         features: of which kind: see `Encoder.features`.
+        notes: what a reader must know, in sentences: test images that are training images, for example.
     """
 
     source: str
@@ -125,6 +130,7 @@ class Report:
     bad: tuple[tuple[str, str], ...]
     seconds: float
     features: str = "pooled"
+    notes: tuple[str, ...] = ()
 
     @property
     def protocols(self) -> list[str]:
@@ -212,6 +218,7 @@ class Report:
                         Nearest(n["query"], tuple(n["items"]), tuple(n["similarity"])) for n in facts["nearest"]
                     ),
                     "bad": tuple(_pair(b) for b in facts["bad"]),
+                    "notes": tuple(facts.get("notes", ())),
                 }
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -52,7 +52,9 @@ def summary(facts: Mapping[str, Any], report: Report | None = None) -> Renderabl
             parts += ["", _scores(report, report.protocols[start : start + _COLUMNS])]
         for start in range(0, len(report.measures), _COLUMNS):
             parts += ["", _measures(report, report.measures[start : start + _COLUMNS])]
-        parts += ["", Text(report.verdict, style="bold"), *_remarks(report)]
+        parts += ["", Text(report.verdict, style="bold")]
+        parts += [Text(printable(note, 300), style="yellow") for note in report.notes]
+        parts += _remarks(report)
     for title in ("files", "next"):
         if facts.get(title):
             parts += ["", Text(title), *(Padding(Text(printable(line)), (0, 0, 0, 2)) for line in facts[title])]

@@ -485,3 +485,51 @@ def test_measures_stand_beside_accuracies(encoder, pictures, monkeypatch):
     )
     assert Report.from_json(report.to_json()) == report
     assert f"{3.0 * tested:.3f} (0.000 to 1.000)" in plain({}, report)
+
+
+QUICK_MEASURES = {
+    "corruptions.images": 20,
+    "corruptions.kinds": ("contrast", "jpeg"),
+    "corruptions.severities": (1, 5),
+    "copy_detection.copies": 10,
+    "clustering.runs": 1,
+}
+
+
+def test_every_measure_is_there_for_every_representation(learner, pictures):
+    names = tuple(m for m in MEASURES if m != "multilabel")
+    given = {k: v for k, v in QUICK_MEASURES.items() if k.partition(".")[0] in names}
+    report = judge(learner, pictures(150), protocols=names, settings=given)
+    for name, found in report.representations.items():
+        assert list(found.measures) == [m for m in names if name != "pixels" or m not in INSIDE]
+        assert all(np.isfinite(m.value) for m in found.measures.values())
+    assert Report.from_json(report.to_json()) == report
+
+
+def test_a_probe_is_tried_under_other_conditions(encoder, pictures):
+    darker = dataclasses.replace(pictures(60, seed=3), name="darker")
+    same = dataclasses.replace(pictures(60, seed=4), name="same")
+    report = judge(encoder, pictures(200), protocols=("linear",), others=[same, darker], baselines=False)
+    found = report.representations["trained"]
+    assert list(found.measures) == ["shifted same", "shifted darker"]
+    assert found.measures["shifted same"].details["on the test images"] == found.scores["linear"].top1
+    with pytest.raises(UserError, match="class 3"):
+        judge(encoder, pictures(200), others=[pictures(60, classes=6)])
+
+
+def test_test_images_that_were_trained_on_are_said(encoder, pictures):
+    source, test = pictures(120), pictures(40, seed=9)
+    assert judge(encoder, source, test, baselines=False).notes == ()
+    pixels = [np.asarray(s.load(i)) for s, rows in ((test, range(38)), (source, (5, 7))) for i in rows]
+    mixed = open_source((np.stack(pixels), np.array([f"class {i % 3}" for i in (*range(38), 5, 7)])))
+    report = judge(encoder, source, mixed, baselines=False)
+    assert len(report.notes) == 1 and report.notes[0].startswith("2 of 40 test images are also training images")
+    assert report.notes[0] in plain({}, report)
+    assert Report.from_json(report.to_json()) == report
+
+
+def test_settings_that_are_words_are_checked(encoder, pictures):
+    for settings in ({"corruptions.kinds": "contrst"}, {"corruptions.probe": "tree"}, {"clustering.fit": "all"}):
+        (name,) = settings
+        with pytest.raises(UserError):
+            judge(encoder, pictures(120), protocols=(name.partition(".")[0],), settings=settings)
