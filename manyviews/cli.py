@@ -6,6 +6,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,28 @@ Out = Annotated[Path, arg(metavar="FILE")]
 Weights = Annotated[Positional[str], arg(metavar="RUN_OR_WEIGHTS")]
 Images = Annotated[Positional[str], arg(metavar="DATA")]
 Folder = Annotated[Positional[Path], arg(metavar="RUN")]
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How to take weights from elsewhere, whose files do not say everything.
+
+    Attributes:
+        backbone: Timm's name of the architecture, if the weights do not tell it.
+        test_size: Side in pixels of what the encoder sees.
+        mean: Per channel, to subtract from images in [0, 1].
+        std: Per channel, to divide by.
+    """
+
+    backbone: str | None = None
+    test_size: Annotated[int | None, arg(metavar="PIXELS")] = None
+    mean: Triple | None = None
+    std: Triple | None = None
+
+
+_AS_THEY_ARE = Look()
+Elsewhere = Annotated[Look, arg(name="")]
 
 
 def prepare(
@@ -179,7 +202,7 @@ def evaluate(
     labels: Path | None = None,
     test_labels: Path | None = None,
     shifted: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="DATA")] = (),
-    backbone: str | None = None,
+    look: Elsewhere = _AS_THEY_ARE,
     seed: int = 0,
     seeds: int = 1,
     json: Json = None,
@@ -189,12 +212,14 @@ def evaluate(
     For example:
       manyviews evaluate runs/first --data labeled/
       manyviews evaluate runs/first --data train.parquet --test test.parquet --protocol knn,linear,logistic
-      manyviews evaluate weights.safetensors --backbone resnet18 --data photos/ --labels labels.csv
+      manyviews evaluate checkpoint.pth.tar --data photos/ --labels labels.csv
+      manyviews evaluate timm:resnet18 --data labeled/
       manyviews evaluate runs/vit --data labeled/ --protocol linear_augmented --features last4
       manyviews evaluate runs/first --data labeled/ --protocol finetune --set finetune.lrs=0.01,0.05
 
     Args:
-        weights: The folder of a run, or a file of weights.
+        weights: The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo,
+            DINO, MAE and others), or timm:NAME for timm's own.
         data: Labeled images: each first-level folder is a class, or see --labels.
         test: Labeled images to test on; a fifth of DATA by default.
         protocol: Which protocols, separated by commas: see `manyviews list protocols`.
@@ -205,7 +230,7 @@ def evaluate(
         test_labels: The same for the test images.
         shifted: Labeled images of the same classes under other conditions, such as sketches, on which a probe that
             learned on DATA is tried; may be repeated.
-        backbone: The timm name of the architecture, if the file does not say.
+        look: How to take weights from elsewhere.
         seed: Of the untrained encoder, what the protocols draw, and the intervals.
         seeds: How often protocols that draw are run; their accuracy is the mean.
     """
@@ -213,7 +238,7 @@ def evaluate(
     from manyviews.report import summary
 
     report = mv.evaluate(
-        mv.load(weights, backbone) if backbone else weights,
+        _loaded(weights, look),
         data,
         test,
         protocols=_names(protocol),
@@ -238,7 +263,7 @@ def transfer(
     protocol: str = "linear",
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PATH=VALUE")] = (),
     baselines: bool = True,
-    backbone: str | None = None,
+    look: Elsewhere = _AS_THEY_ARE,
     seed: int = 0,
     seeds: int = 1,
     json: Json = None,
@@ -250,14 +275,15 @@ def transfer(
       manyviews transfer runs/first sets/ --protocol linear,finetune --seeds 3 --out transfer/tuned
 
     Args:
-        weights: The folder of a run, or a file of weights.
+        weights: The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo,
+            DINO, MAE and others), or timm:NAME for timm's own.
         suite: A folder with a set in each folder below: pets/train/<class> and pets/test/<class>, or pets/<class>, or
             pets_train.parquet and pets_test.parquet.
         out: A folder for the reports. The same command again continues a suite that was interrupted.
         protocol: Which protocols, separated by commas: see `manyviews list protocols`.
         set: Change a setting of a protocol, such as finetune.epochs=30; may be repeated.
         baselines: Evaluate an untrained encoder and raw pixels too.
-        backbone: The timm name of the architecture, if the file does not say.
+        look: How to take weights from elsewhere.
         seed: Of the untrained encoder, what the protocols draw, and the intervals.
         seeds: How often protocols that draw are run; their accuracy is the mean.
     """
@@ -265,7 +291,7 @@ def transfer(
     from manyviews.report import summary
 
     found = mv.transfer(
-        mv.load(weights, backbone),
+        _loaded(weights, look),
         suite,
         out,
         protocols=_names(protocol),
@@ -285,7 +311,7 @@ def duplicates(
     /,
     out: Annotated[Path, arg(metavar="FILE")],
     threshold: float = 0.95,
-    backbone: str | None = None,
+    look: Elsewhere = _AS_THEY_ARE,
     json: Json = None,
 ) -> None:
     """List groups of images that are nearly the same, by the features of an encoder.
@@ -295,15 +321,16 @@ def duplicates(
       manyviews duplicates runs/first photos/ --threshold 0.98 --out duplicates.csv
 
     Args:
-        weights: The folder of a run, or a file of weights.
+        weights: The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo,
+            DINO, MAE and others), or timm:NAME for timm's own.
         data: A folder of images, or Parquet or tar files: see `manyviews pretrain --help`.
         out: A new CSV file, with the columns group, id, keep (of one image in each group) and similarity.
         threshold: Cosine similarity from which images count as the same. The protocol copy_detection measures one.
-        backbone: The timm name of the architecture, if the file does not say.
+        look: How to take weights from elsewhere.
     """
     import manyviews as mv
 
-    groups = mv.duplicates(mv.load(weights, backbone) if backbone else weights, data, out, threshold)
+    groups = mv.duplicates(_loaded(weights, look), data, out, threshold)
     images = sum(len(g.ids) for g in groups)
     print(
         f"{images} images are in {len(groups)} groups of near-duplicates, {images - len(groups)} more than are needed."
@@ -334,23 +361,24 @@ def subspaces(run: Folder, data: Images, /, out: Out, labels: Path | None = None
         _write(json, found)
 
 
-def embed(weights: Weights, data: Images, /, out: Out, backbone: str | None = None, json: Json = None) -> None:
+def embed(weights: Weights, data: Images, /, out: Out, look: Elsewhere = _AS_THEY_ARE, json: Json = None) -> None:
     """Write the features of every image to a Parquet file.
 
     For example:
       manyviews embed runs/first photos/ --out features.parquet
 
     Args:
-        weights: The folder of a run, or a file of weights.
+        weights: The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo,
+            DINO, MAE and others), or timm:NAME for timm's own.
         data: A folder of images, or Parquet or tar files: see `manyviews pretrain --help`.
         out: A new Parquet file, with the columns id, embedding and, if there are labels, label.
-        backbone: The timm name of the architecture, if the file does not say.
+        look: How to take weights from elsewhere.
     """
     import pyarrow.parquet as pq
 
     import manyviews as mv
 
-    path = mv.embed(mv.load(weights, backbone) if backbone else weights, data, out)
+    path = mv.embed(_loaded(weights, look), data, out)
     table = pq.read_schema(path)
     facts = {"file": str(path), "images": pq.read_metadata(path).num_rows, "columns": table.names}
     print(f"Wrote the features of {facts['images']} images to {path}.")
@@ -363,7 +391,7 @@ def export(
     /,
     format: Literal["safetensors", "timm", "onnx", "torch"],
     out: Out,
-    backbone: str | None = None,
+    look: Elsewhere = _AS_THEY_ARE,
     json: Json = None,
 ) -> None:
     """Write the encoder in a form that other software loads.
@@ -373,15 +401,16 @@ def export(
       manyviews export runs/first --format onnx --out backbone.onnx
 
     Args:
-        weights: The folder of a run, or a file of weights.
+        weights: The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo,
+            DINO, MAE and others), or timm:NAME for timm's own.
         format: safetensors: tensors in timm's names. timm: a folder for timm's "local-dir:". onnx: a graph from
             RGB images in [0, 1] to features. torch: a state dict.
         out: A new file, or a new folder for timm.
-        backbone: The timm name of the architecture, if the file does not say.
+        look: How to take weights from elsewhere.
     """
     import manyviews as mv
 
-    path = mv.export(mv.load(weights, backbone) if backbone else weights, format, out)
+    path = mv.export(_loaded(weights, look), format, out)
     print(f"Wrote {path}.")
     if json:
         _write(json, {"file": str(path), "format": format})
@@ -505,6 +534,15 @@ def _overview() -> str:
     lines = [f"  {name:9} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
     title = "Self-supervised visual pretraining: a folder of unlabeled images in, a backbone out."
     return "\n".join([f"{title}\n", "usage: manyviews VERB ...", *lines, "\n`manyviews VERB --help` has examples."])
+
+
+def _loaded(weights: str, look: Look) -> Any:
+    """A run stays a path, for an evaluation of it to be written there."""
+    import manyviews as mv
+
+    if look == _AS_THEY_ARE and Path(weights).is_dir():
+        return weights
+    return mv.load(weights, look.backbone, test_size=look.test_size, mean=look.mean, std=look.std)
 
 
 def _names(listed: str) -> list[str]:

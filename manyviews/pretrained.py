@@ -1,10 +1,12 @@
-"""A pretrained encoder in and out of files: our own, timm's, ONNX, plain tensors."""
+"""A pretrained encoder in and out of files: our own, timm's, other libraries', ONNX, plain tensors."""
 
 from __future__ import annotations
 
+import math
+import re
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from manyviews import checkpoint
-from manyviews.backbones import Encoder
+from manyviews.backbones import Encoder, Outside
+from manyviews.backbones.outside import fetch, recognize
 from manyviews.engine import folder as files
-from manyviews.errors import UserError, unknown
+from manyviews.errors import UserError, printable, unknown
+from manyviews.recipe import CIFAR_MEAN, CIFAR_STD
+from manyviews.views.container import IMAGENET_MEAN, IMAGENET_STD
+
+TIMM = "timm:"
+"""What names of timm's weights begin with."""
+
+_PICKLES = (".pt", ".pth", ".bin", ".tar", ".ckpt")
+_SMALL = 32  # pixels: images of this size are usually CIFAR's
 
 
 @dataclass(frozen=True)
@@ -27,70 +38,205 @@ class Pretrained:
         std: to divide by, per channel.
         test_size: side in pixels at which it is evaluated.
         name: where it came from.
+        note: of what did not come from here: what was taken and left out, and what was assumed, in a sentence or two.
     """
 
-    encoder: Encoder
+    encoder: Encoder | Outside
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     test_size: int
     name: str
+    note: str = ""
 
 
-def load(path: str | Path, backbone: str | None = None, **backbone_settings: Any) -> Pretrained:
-    """An encoder from a run folder, from an exported file, or from any weights with timm's names.
+def load(
+    weights: str | Path | nn.Module,
+    backbone: str | None = None,
+    *,
+    test_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **settings: Any,
+) -> Pretrained:
+    """An encoder from a run, a file, timm, or a module.
+
+    What did not come from here was looked at by others in another way: the note says what was assumed.
 
     Args:
-        path: a run folder, a `.safetensors` file, or a `.pt`/`.pth` file of tensors. Pickles that hold anything but
-            tensors are refused: they could run code.
-        backbone: the architecture, where the file does not say.
-        backbone_settings: of that architecture: see `manyviews.backbones.Encoder`.
+        weights: a run folder; an exported file; a checkpoint of timm, torchvision, lightly, solo-learn, or of MoCo,
+            DINO, MAE and the like (`.pth`, `.pth.tar`, `.ckpt`, `.safetensors`), recognized by its keys: see
+            `backbones.outside.recognize`; "timm:NAME" for timm's own weights; or a module from images `b 3 s s` to
+            features, see `backbones.Outside`. No code that a file may hold is ever run.
+        backbone: timm's name of the architecture, where a file does not tell.
+        test_size: side in pixels at which it is evaluated. Of files that do not say: that of the architecture, 32 for
+            small stems. Modules must be given theirs.
+        mean: per channel, of images in [0, 1]. Of files that do not say: CIFAR-10's if they are of images of 32 pixels;
+            timm's, if `backbone` is given and nothing is known of the method; ImageNet's in all other cases.
+        std: the same.
+        settings: of the architecture: see `manyviews.backbones.Encoder`.
 
     Raises:
-        UserError: no such file, not weights, or weights of another architecture.
+        UserError: no such file, not weights, weights of an architecture that is not known, or of another one.
     """
-    path = Path(path)
+    guess = ""
+    if isinstance(weights, nn.Module):
+        if backbone is not None or settings:
+            raise UserError(f"A module has its architecture: leave out {next(iter(settings), 'backbone')}.")
+        found, guess = _of_module(weights, test_size)
+    elif str(weights).startswith(TIMM):
+        if backbone is not None:
+            raise UserError(f"{weights} names the backbone already: leave out --backbone.")
+        encoder = fetch(str(weights).removeprefix(TIMM), **settings).eval()
+        found = Pretrained(encoder, encoder.mean, encoder.std, encoder.test_size, str(weights))
+    else:
+        found, guess = _of_file(Path(weights), backbone, settings)
+    guesses = [guess] * (bool(guess) and (mean is None or std is None))
+    if guess and test_size is None:
+        guesses.append(f"images of {found.test_size} pixels")
+    assumed = f"Assumed {' and '.join(guesses)}." if guesses else ""
+    found = replace(
+        found,
+        mean=found.mean if mean is None else _triple("mean", mean, lambda v: True),
+        std=found.std if std is None else _triple("std", std, lambda v: v > 0),
+        test_size=found.test_size if test_size is None else test_size,
+        note=f"{found.note} {assumed}".strip(),
+    )
+    _check_size(found)
+    return found
+
+
+def _of_file(path: Path, backbone: str | None, settings: dict[str, Any]) -> tuple[Pretrained, str]:
+    """An encoder, and what was assumed of its images, in words."""
     if path.is_dir():
         files.read(path)  # says what is wrong with a folder that is no run
         if not (path / files.ENCODER).exists():
             raise UserError(f"The run in {path} is not finished: continue it with `manyviews resume {path}`.")
         path = path / files.ENCODER
-    if path.suffix in (".pt", ".pth", ".bin", ".tar", ".ckpt"):
-        tensors, facts = _load_pickle(path), dict[str, Any]()
+    facts: dict[str, Any] = {}
+    tensors: Any
+    if path.suffix in _PICKLES:
+        tensors = _unpickle(path)
     else:
         tensors, facts = checkpoint.load_tensors(path)
-    if backbone is not None:
-        encoder = Encoder(backbone, **backbone_settings)
-        facts = {"mean": encoder.mean, "std": encoder.std, "test_size": encoder.test_size, **facts}
-    elif {"encoder", "mean", "std", "test_size"} <= facts.keys() and isinstance(facts["encoder"], dict):
-        encoder = Encoder.from_spec(facts["encoder"])
+    guess = note = ""
+    ours = {"encoder", "mean", "std", "test_size"} <= facts.keys() and isinstance(facts["encoder"], dict)
+    if ours and backbone is None:
+        encoder = Encoder.from_spec(facts["encoder"] | settings)
+        encoder.load_weights(tensors)
     else:
-        raise UserError(f"{path} does not say which architecture it is of: give its timm name as --backbone.")
-    encoder.load_weights(tensors)
-    mean, std = (tuple(float(v) for v in facts[k]) for k in ("mean", "std"))
-    return Pretrained(encoder.eval(), mean, std, int(facts["test_size"]), str(path))  # type: ignore[arg-type]
+        known = recognize(tensors, str(path), backbone, **settings)
+        encoder, note = known.encoder, f"{known.note}."
+        if not ours:
+            guess, facts = _assumed(encoder, backbone is None or known.family != "")
+    mean = _triple(f"mean of {path}", facts["mean"], lambda v: True)
+    std = _triple(f"std of {path}", facts["std"], lambda v: v > 0)
+    return Pretrained(encoder.eval(), mean, std, facts["test_size"], str(path), note), guess
 
 
-def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
+def _assumed(encoder: Encoder, outside: bool) -> tuple[str, dict[str, Any]]:
+    """What is usual for weights that do not say, in words and as facts; `outside` are none that timm has trained."""
+    if encoder.test_size <= _SMALL:
+        words, mean, std = "the mean and std of CIFAR-10", CIFAR_MEAN, CIFAR_STD
+    elif outside:
+        words, mean, std = "the mean and std of ImageNet", IMAGENET_MEAN, IMAGENET_STD
+    else:
+        words, mean, std = f"timm's mean and std of {encoder.name}", encoder.mean, encoder.std
+    return words, {"mean": mean, "std": std, "test_size": encoder.test_size}
+
+
+def _of_module(module: nn.Module, test_size: int | None) -> tuple[Pretrained, str]:
+    name = type(module).__name__
+    if isinstance(module, Encoder):
+        return Pretrained(module, module.mean, module.std, module.test_size, name), ""
+    if test_size is None:
+        raise UserError(f"Nothing says for which images {name} was made: give test_size, and mean and std.")
+    _positive(test_size)
+    encoder = Outside(module, test_size)
+    return Pretrained(encoder, IMAGENET_MEAN, IMAGENET_STD, test_size, name), "the mean and std of ImageNet"
+
+
+def _positive(size: int) -> None:
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"The test size must be a number of pixels, not {size}.")
+
+
+def _triple(name: str, values: Sequence[float], fits: Callable[[float], bool]) -> tuple[float, float, float]:
+    try:
+        red, green, blue = map(float, values)
+    except (TypeError, ValueError):
+        raise UserError(f"The {name} must be three numbers, not {values!r}.") from None
+    if not all(math.isfinite(v) and fits(v) for v in (red, green, blue)):
+        raise UserError(f"The {name} must be three {'positive ' * (not fits(0))}finite numbers, not {values!r}.")
+    return red, green, blue
+
+
+def _check_size(weights: Pretrained) -> None:
+    _positive(weights.test_size)
+    encoder = weights.encoder
+    if isinstance(encoder, Outside) or weights.test_size == encoder.test_size:
+        return
+    if getattr(getattr(encoder.model, "patch_embed", None), "strict_img_size", False):
+        raise UserError(
+            f"{encoder.name} takes images of {encoder.test_size} pixels alone: leave out the test size, or build it "
+            f"with img_size={weights.test_size}."
+        )
+    encoder.check_size(weights.test_size, weights.test_size)
+
+
+class _Nothing:
+    """What is made of everything in a file that is neither tensors nor plain containers: it keeps nothing."""
+
+    def __new__(cls, *args: object) -> _Nothing:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _no_items(*args: object) -> dict[object, object]:
+    return {}
+
+
+_INERT: list[tuple[Callable[..., Any], str]] = [
+    *((_Nothing, f"builtins.{name}") for name in ("bool", "dict", "float", "int", "list", "str")),
+    *((_Nothing, f"numpy.{name}") for name in ("dtype", "ndarray")),
+    *(
+        (_Nothing, f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ),
+    *((_Nothing, f"pathlib{part}.{name}") for part in ("", "._local") for name in ("PosixPath", "WindowsPath")),
+    *((_Nothing, f"omegaconf.base.{name}") for name in ("ContainerMetadata", "Metadata")),
+    *((_Nothing, f"omegaconf.{name}") for name in ("dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode")),
+    *((_Nothing, name) for name in ("argparse.Namespace", "types.SimpleNamespace", "typing.Any")),
+    (_no_items, "collections.defaultdict"),
+    *((dict, f"{library}.utilities.data.AttributeDict") for library in ("lightning_fabric", "lightning.fabric")),
+]
+"""What trainers keep settings and scores in, beside the weights, and what is called in its place."""
+
+
+def _unpickle(path: Path) -> object:
+    """What `torch.save` wrote: tensors and plain containers. Nothing that the file names is called."""
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(_INERT)):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # the unpickler raises whatever the bytes make it raise
+        foreign = re.search(r"GLOBAL (\S+)", str(e))
+        reason = f"it holds {foreign[1]}" if foreign else str(e).partition("\n")[0]
         raise UserError(
             f"{path} cannot be loaded safely: it is damaged, or holds more than tensors, which could run code "
-            f"({str(e).splitlines()[0]})."
+            f"({printable(reason, 160)}); where you trust it, save its weights alone in a new file, with "
+            "torch.save(model.state_dict(), 'weights.pth')."
         ) from None
-    found = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
-        raise UserError(f"{path} does not hold a state dict of tensors.")
-    return found
 
 
 def write(weights: Pretrained, format: str, out: Path) -> Path:
     """Write an encoder to a new file (a new folder for "timm") in one of `FORMATS`.
 
     Raises:
-        UserError: no such format, or a package it needs is not installed.
+        UserError: no such format, a package it needs is not installed, or the encoder is anybody's module.
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
@@ -101,21 +247,27 @@ def write(weights: Pretrained, format: str, out: Path) -> Path:
 def facts(weights: Pretrained) -> dict[str, object]:
     """What one must know to use the tensors, JSON-able."""
     return {
-        "encoder": weights.encoder.spec,
+        "encoder": _own(weights).spec,
         "mean": weights.mean,
         "std": weights.std,
         "test_size": weights.test_size,
     }
 
 
+def _own(weights: Pretrained) -> Encoder:
+    if isinstance(weights.encoder, Outside):
+        raise UserError(f"{weights.name} is a bare module, which cannot be exported: save it with its own library.")
+    return weights.encoder
+
+
 def _safetensors(weights: Pretrained, out: Path) -> None:
     """One file of tensors in timm's names, with the architecture and the normalization in its header."""
-    checkpoint.save_tensors(out, weights.encoder.model.state_dict(), facts(weights))
+    checkpoint.save_tensors(out, _own(weights).model.state_dict(), facts(weights))
 
 
 def _torch(weights: Pretrained, out: Path) -> None:
     """A state dict in timm's names, for `torch.load(..., weights_only=True)`."""
-    tensors = {k: v.detach().cpu() for k, v in weights.encoder.model.state_dict().items()}
+    tensors = {k: v.detach().cpu() for k, v in _own(weights).model.state_dict().items()}
     checkpoint.write_atomically(out, lambda part: torch.save(tensors, part))
 
 
@@ -123,10 +275,11 @@ def _timm(weights: Pretrained, out: Path) -> None:
     """A folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
     from timm.models import save_for_hf
 
-    stem = weights.encoder.spec["stem"]
+    encoder = _own(weights)
+    stem = encoder.spec["stem"]
     if stem != "native":
         raise UserError(
-            f"timm cannot build the stem '{stem}' of {weights.encoder.name}: export to onnx, safetensors or torch, or "
+            f"timm cannot build the stem '{stem}' of {encoder.name}: export to onnx, safetensors or torch, or "
             "pretrain with --set backbone.stem=native."
         )
     size = [3, weights.test_size, weights.test_size]
@@ -135,10 +288,10 @@ def _timm(weights: Pretrained, out: Path) -> None:
     source = ("tag", "license", "origin_url", "paper_ids", "paper_name", "notes", "test_input_size", "test_crop_pct")
     out.mkdir()
     save_for_hf(
-        weights.encoder.model,
+        encoder.model,
         str(out),
         model_config={"pretrained_cfg": {**dict.fromkeys(source), **data}},
-        model_args=weights.encoder.timm_kwargs,
+        model_args=encoder.timm_kwargs,
         safe_serialization=True,
     )
 
@@ -176,7 +329,7 @@ class _Normalized(nn.Module):
 
     def __init__(self, weights: Pretrained) -> None:
         super().__init__()
-        self.encoder = weights.encoder
+        self.encoder = _own(weights)
         self.register_buffer("mean", torch.tensor(weights.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(weights.std).view(3, 1, 1))
 

@@ -7,7 +7,7 @@ import os
 import platform
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -66,7 +66,7 @@ class Run:
     @property
     def encoder(self) -> Encoder:
         """The pretrained encoder. Raises UserError while the run is unfinished."""
-        return load(self.folder).encoder
+        return cast(Encoder, load(self.folder).encoder)
 
     @property
     def method(self) -> Method:
@@ -274,6 +274,8 @@ def evaluate(
             cache=None if folder is None else folder / "features",
             progress=update,
         )
+    if loaded.note:
+        report = replace(report, notes=(loaded.note, *report.notes))
     if folder is not None:
         from manyviews.report import plots
 
@@ -372,9 +374,16 @@ def features(weights: str | Path | Pretrained, source: Source, what: str = "embe
     from manyviews.evaluation import extract
 
     loaded = loaded_from(weights)
-    look = {"test_size": loaded.test_size, "mean": loaded.mean, "std": loaded.std, "device": device_here()}
     with progress(what) as update:
-        found = extract(loaded.encoder, source, progress=update, **look)
+        found = extract(
+            loaded.encoder,
+            source,
+            test_size=loaded.test_size,
+            mean=loaded.mean,
+            std=loaded.std,
+            device=device_here(),
+            progress=update,
+        )
     for where, reason in found.bad:
         loop.say(f"Skipped {where}: {reason}")
     return found

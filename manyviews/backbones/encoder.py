@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from manyviews.backbones.convolution import quicken
 from manyviews.backbones.positions import sincos
-from manyviews.errors import UserError, unknown
+from manyviews.errors import UserError, printable, unknown
 
 Kind = Literal["pooled", "last4", "cls_mean"]
 """Of features: see `Encoder.features`."""
@@ -47,8 +48,10 @@ class Encoder(nn.Module):
         name: timm's, with or without a weights tag.
         stem: "native" is timm's own. "small", for ResNets on images of about 32 pixels, keeps the full resolution
             until the second stage: a 3x3 first convolution of stride 1 instead of 7x7 of stride 2, and no max-pool
-            (SimCLR, appendix B.9). "half" is the same with stride 2, four times faster: for CPUs. Both are as wide as
-            the first stage.
+            (SimCLR, appendix B.9). "half" is the same with stride 2, four times faster: for CPUs. "padded" is "small"
+            with a padding of 2, which makes the first map two pixels larger: what solo-learn trains on CIFAR. "bare" is
+            "small" without an activation after it: what is left of lightly's own ResNet in a Sequential of its parts.
+            All are as wide as the first stage.
         pretrained: start from timm's weights, downloaded when they are not in its cache.
         position: of a vision transformer's patches: "learned", or "sincos", which is fixed.
         timm_kwargs: further settings for timm, such as `img_size`, `patch_size`, `drop_path_rate`, `channels`;
@@ -70,7 +73,7 @@ class Encoder(nn.Module):
         self,
         name: str = "resnet18",
         *,
-        stem: Literal["native", "half", "small"] = "native",
+        stem: Literal["native", "half", "small", "padded", "bare"] = "native",
         pretrained: bool = False,
         position: Literal["learned", "sincos"] = "learned",
         **timm_kwargs: Any,
@@ -86,7 +89,9 @@ class Encoder(nn.Module):
         # Only models that take images of any size have their patches checked; timm asserts the others' one size.
         self._patch: Any = self.model.patch_embed.patch_size[0] if "dynamic_img_size" in self.timm_kwargs else None
         if stem != "native":
-            _small_stem(name, self.model, stride=1 if stem == "small" else 2)
+            _small_stem(name, self.model, stride=2 if stem == "half" else 1, padding=2 if stem == "padded" else 1)
+            if stem == "bare":
+                self.model.act1 = nn.Identity()
         if position == "sincos":
             self._fix_positions()
         quicken(self.model)
@@ -153,6 +158,38 @@ class Encoder(nn.Module):
             )
         return vit.embed_dim * (4 if kind == "last4" else 2)
 
+    def layers(self, x: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor | None, Tensor]]]:
+        """`forward`'s features, and those of every block or stage, from the first to the last, in one forward pass.
+
+        Of encoders that pool by a class token, all blocks' are after the final norm, as in `features`.
+
+        Args:
+            x: `b 3 h w`.
+
+        Returns:
+            pooled features, `b embed_dim`; and by timm's name of the layer ("layer1", "blocks.0") its class token,
+            `b d`, None where the encoder does not pool by one, and its mean over all places, `b d`.
+
+        Raises:
+            UserError: patches do not tile the image.
+        """
+        self._check_size(x)
+        model = self.model
+        tokens = (
+            getattr(model, "global_pool", None) == "token"
+            and getattr(model, "cls_token", None) is not None
+            and "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+        )
+        wanted = {"norm": True, "return_prefix_tokens": True} if tokens else {}
+        last, found = model.forward_intermediates(x, **wanted)
+        info = model.feature_info
+        names = info.module_name() if hasattr(info, "module_name") else [layer["module"] for layer in info]
+        layers: dict[str, tuple[Tensor | None, Tensor]] = {}
+        for name, layer in zip(names, found, strict=True):
+            places, token = (layer[0], layer[1][:, 0]) if tokens else (layer, None)
+            layers[name] = token, places.mean((2, 3))
+        return model.forward_head(last), layers
+
     def patches(self, x: Tensor) -> Tensor:
         """Features of each place of the last feature map, row by row, or of each patch, `b n d`.
 
@@ -190,11 +227,18 @@ class Encoder(nn.Module):
         return vit.norm(vit.blocks(vit.norm_pre(x)))
 
     def _check_size(self, x: Tensor) -> None:
-        """Vision transformers of any size still need whole patches; timm's own assertion names no remedy."""
-        h, w = x.shape[-2:]
+        self.check_size(*x.shape[-2:])
+
+    def check_size(self, h: int, w: int) -> None:
+        """Vision transformers of any size still need whole patches; timm's own assertion names no remedy.
+
+        Raises:
+            UserError: patches do not tile an image of this size.
+        """
         if self._patch is not None and (h % self._patch or w % self._patch):
             raise UserError(
-                f"Patches of {self._patch} pixels do not tile an image of {h} x {w}: change the view's size."
+                f"Patches of {self._patch} pixels do not tile an image of {h} x {w}: change the view's size, or the "
+                "test size."
             )
 
     # -- vision transformers ---------------------------------------------------------------------------------------
@@ -272,9 +316,10 @@ class Encoder(nn.Module):
         ours = self.model.state_dict()
         wrong = [k for k in {**ours, **theirs} if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape]
         if wrong:
+            names = ", ".join(printable(k, 80) for k in wrong[:3])
+            first = f"the first is {names}" if len(wrong) == 1 else f"the first are {names}"
             raise UserError(
-                f"{len(wrong)} weights do not fit {self.name}'s {len(ours)} (the first is {wrong[0]}): "
-                f"{_seems(theirs, self.name)}."
+                f"{len(wrong)} weights do not fit {self.name}'s {len(ours)} ({first}): {_seems(theirs, self.name)}."
             )
         self.model.load_state_dict(theirs)
 
@@ -306,13 +351,19 @@ def _create(name: str, pretrained: bool, settings: Mapping[str, Any]) -> tuple[d
         settings.setdefault("dynamic_img_size", True)
     try:
         return settings, timm.create_model(name, pretrained=pretrained, num_classes=0, **settings)
-    except Exception as e:  # constructors and downloads raise whatever they meet
+    except OSError as e:  # also what is raised where there is no network
+        reason = f" ({e.strerror})" if e.strerror else ""
+        raise UserError(
+            f"The weights of {name} are not in the cache and could not be downloaded{reason}: connect to the network, "
+            "or run this once on a machine that is connected and set HF_HUB_CACHE to a copy of its cache."
+        ) from e
+    except Exception as e:  # constructors raise whatever they meet
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         wanted = f" with {given}" if given else ""
         raise UserError(f"timm cannot make the backbone {name}{wanted}: {why}") from e
 
 
-def _small_stem(name: str, model: Any, stride: int) -> None:
+def _small_stem(name: str, model: Any, stride: int, padding: int) -> None:
     from timm.models.resnet import ResNet
 
     known = isinstance(model, ResNet)  # not asked in the `if`: mypy would lose the Any that timm's attributes need
@@ -322,11 +373,13 @@ def _small_stem(name: str, model: Any, stride: int) -> None:
         )
     model.maxpool = nn.Identity()
     if not isinstance(model.conv1, nn.Conv2d):
-        model.conv1[0].stride = (stride, stride)  # a stem of three 3x3 convolutions changes its stride only
+        # A stem of three 3x3 convolutions keeps their number.
+        model.conv1[0].stride, model.conv1[0].padding = (stride, stride), (padding, padding)
         return
     first = model.layer1[0]
     width = first.conv1.out_channels
     model.conv1 = _conv(3, width, 3, stride)
+    model.conv1.padding = (padding, padding)
     # timm's stem has 64 channels whatever `channels` are; at this resolution it would be what a narrow network costs.
     if width != model.bn1.num_features:
         model.bn1 = type(model.bn1)(width)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from manyviews.backbones import Encoder
+from manyviews.backbones import Encoder, Outside, reinitialized
 from manyviews.backbones.encoder import Kind
 from manyviews.data.source import Source, unlabeled
 from manyviews.data.split import split
@@ -151,7 +151,7 @@ PROTOCOLS: dict[str, Callable[..., Answer | Measure]] = {**ON_FEATURES, **ON_IMA
 
 
 def evaluate(
-    encoder: Encoder,
+    encoder: Encoder | Outside,
     source: Source,
     test: Source | None = None,
     *,
@@ -236,8 +236,12 @@ def evaluate(
         check_labels(named)
         measures_of[f"shifted {named.name}"] = partial(shifted, other=named)
         given[f"shifted {named.name}"] = {}
+    notes: list[str] = []
     if baselines:
-        encoders["untrained"] = _of_kind(untrained(encoder, seed), features)
+        try:
+            encoders["untrained"] = _of_kind(untrained(encoder, seed), features)
+        except UserError as e:
+            notes.append(str(e))
         if not INSIDE.issuperset(protocols):
             encoders["pixels"] = Pixels()
 
@@ -270,7 +274,6 @@ def evaluate(
         raise UserError("The encoder's features are not finite: its weights are damaged, or its training diverged.")
     parts = _parts(source, test, seen["trained"], held["trained"])
     test_y = _labels(held["trained"])[parts["test"]]
-    notes = []
     if test is not None and (twice := across(source, test, seen["trained"], held["trained"])):
         leaked = {j for _, j in twice}
         notes.append(
@@ -387,8 +390,12 @@ def _given(protocols: Sequence[str], settings: Mapping[str, Any]) -> dict[str, d
     return given
 
 
-def _of_kind(encoder: Encoder, features: Kind) -> nn.Module:
-    return encoder if features == "pooled" else Chosen(encoder, features)
+def _of_kind(encoder: Encoder | Outside, features: Kind) -> nn.Module:
+    if features == "pooled":
+        return encoder
+    encoder.width(features)  # refused by modules from outside
+    assert isinstance(encoder, Encoder)
+    return Chosen(encoder, features)
 
 
 def _pictures(source: Source, features: Features, rows: Tensor) -> Source:
@@ -441,8 +448,14 @@ def check_labels(source: Source, fewest: int = 1) -> list[str]:
     return classes
 
 
-def untrained(encoder: Encoder, seed: int) -> Encoder:
-    """An encoder of the same architecture with fresh weights; the global random state stays as it is."""
+def untrained(encoder: Encoder | Outside, seed: int) -> Encoder | Outside:
+    """An encoder of the same architecture with fresh weights; the global random state stays as it is.
+
+    Raises:
+        UserError: nobody knows how to initialize a module from outside.
+    """
+    if isinstance(encoder, Outside):
+        return reinitialized(encoder, seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Encoder.from_spec(encoder.spec)

@@ -110,8 +110,7 @@ def show_transfer(rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(Text(column))
     for row in rows:
         style = "bold" if row["set"] == "mean" else ""
-        low, high = row["interval"] or (None, None)
-        interval = "" if low is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+        interval = " ({:.1f} to {:.1f})".format(*(100 * v for v in row["interval"])) if row["interval"] else ""
         table.add_row(
             Text(printable(row["set"]), style=style),
             Text(TITLES.get(row["protocol"], row["protocol"]), style=style),
