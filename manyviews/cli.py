@@ -225,7 +225,7 @@ def evaluate(
         protocol: Which protocols, separated by commas: see `manyviews list protocols`.
         features: Of a vision transformer: the pooled ones, the class tokens of the last four blocks, or the class
             token and the mean patch token.
-        set: Change a setting of a protocol that trains on images, such as finetune.epochs=30; may be repeated.
+        set: Change a setting of a protocol, such as finetune.epochs=30; may be repeated.
         labels: A CSV file with the columns path and label.
         test_labels: The same for the test images.
         shifted: Labeled images of the same classes under other conditions, such as sketches, on which a probe that
@@ -303,6 +303,74 @@ def transfer(
     summary.show_transfer(found.table())
     if json:
         _write(json, found.to_dict())
+
+
+def diagnose(
+    weights: Weights,
+    data: Images,
+    /,
+    images: Annotated[int, arg(metavar="N")] = 10_000,
+    look: Elsewhere = _AS_THEY_ARE,
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Say what an encoder's features are like, without labels: dimensions, spread, collapse.
+
+    For example:
+      manyviews diagnose runs/first photos/
+      manyviews diagnose timm:vit_small_patch16_224.dino photos/ --images 2000
+
+    Args:
+        weights: The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo,
+            DINO, MAE and others), or timm:NAME for timm's own.
+        data: A folder of images, or Parquet or tar files: see `manyviews pretrain --help`.
+        images: How many to look at, at most.
+        look: How to take weights from elsewhere.
+        seed: Of the views, and of the untrained encoder to compare with.
+    """
+    import manyviews as mv
+
+    found = mv.diagnose(_loaded(weights, look), data, images=images, seed=seed)
+    print(found.text())
+    if json:
+        _write(json, found.to_json())
+
+
+def select(
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")],
+    /,
+    data: str | None = None,
+    by: Literal["rankme", "lidar", "alpha_req", "auc"] = "rankme",
+    oracle: Annotated[str | None, arg(metavar="DATA")] = None,
+    test: str | None = None,
+    labels: Path | None = None,
+    test_labels: Path | None = None,
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Choose among runs of one method without labels, by what their features are like.
+
+    For example:
+      manyviews select runs/lr1 runs/lr2 runs/lr3
+      manyviews select runs/lr1 runs/lr2 runs/lr3 --data photos/ --by lidar
+      manyviews select sweeps/temperature/* --oracle labeled/
+
+    Args:
+        runs: Folders of finished runs.
+        data: Images to look at; those that the runs were trained on by default.
+        by: A number that needs no labels.
+        oracle: Labeled images, to see how often the choice agrees with accuracy.
+        test: Labeled images to test the accuracy on; a fifth of the oracle by default.
+        labels: A CSV file with the columns path and label, for the oracle.
+        test_labels: The same for the test images.
+        seed: Of the views and the intervals.
+    """
+    import manyviews as mv
+
+    found = mv.select(runs, data, by=by, oracle=oracle, test=test, labels=labels, test_labels=test_labels, seed=seed)
+    print(found.text())
+    if json:
+        _write(json, found.to_json())
 
 
 def duplicates(
@@ -494,6 +562,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "resume": resume,
     "evaluate": evaluate,
     "transfer": transfer,
+    "diagnose": diagnose,
+    "select": select,
     "duplicates": duplicates,
     "subspaces": subspaces,
     "embed": embed,

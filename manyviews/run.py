@@ -236,7 +236,7 @@ def evaluate(
         protocols: names from `manyviews list protocols`.
         features: of a vision transformer, "last4" are the class tokens of its last four blocks, and "cls_mean" the
             class token and the mean patch token: see `Encoder.features`.
-        settings: of the protocols that train on images: dotted paths and new values, such as
+        settings: of the protocols: dotted paths and new values, such as
             `{"finetune.lrs": (0.01, 0.05), "finetune.epochs": 30, "linear_augmented.epochs": 20}`.
         labels: a CSV file of `path,label` for a folder whose first-level folders are not the labels.
         test_labels: the same for `test`.
@@ -250,11 +250,16 @@ def evaluate(
         A report, also written to the run folder's `evaluations` when `weights` is a run.
     """
     from manyviews import evaluation
+    from manyviews.evaluation.layers import projector_of
 
     source = open_source(data, labels)
     held = None if test is None else open_source(test, test_labels)
     loaded = loaded_from(weights)
     folder = Path(weights) if isinstance(weights, (str, os.PathLike)) and Path(weights).is_dir() else None
+    projector = None
+    if "guillotine" in protocols and folder is not None:
+        method = Run(folder).method
+        projector = projector_of(method.method if isinstance(method, Rescued) else method)
     with progress("evaluate") as update:
         report = evaluation.evaluate(
             loaded.encoder,
@@ -264,6 +269,7 @@ def evaluate(
             features=features,
             settings=settings,
             others=[open_source(other) for other in others],
+            projector=projector,
             test_size=loaded.test_size,
             mean=loaded.mean,
             std=loaded.std,

@@ -7,9 +7,36 @@ from typing import Any
 
 from manyviews import checkpoint
 from manyviews.data import open_source
+from manyviews.evaluation import diagnosis
 from manyviews.evaluation import duplicates as copies
+from manyviews.evaluation.diagnosis import Diagnosis
 from manyviews.pretrained import Pretrained
-from manyviews.run import features, new_file
+from manyviews.progress import progress
+from manyviews.run import device_here, features, loaded_from, new_file
+
+
+def diagnose(weights: str | Path | Pretrained, data: Any, *, images: int = 10_000, seed: int = 0) -> Diagnosis:
+    """What an encoder's features are like, from unlabeled images: how many dimensions they use, and how they lie.
+
+    Args:
+        weights: a run folder or weights: see `manyviews.load`.
+        data: images: see `manyviews.data.open_source`.
+        images: to look at, at most.
+        seed: of the views, and of the untrained encoder to compare with.
+    """
+    loaded = loaded_from(weights)
+    with progress("diagnose") as update:
+        return diagnosis.diagnose(
+            loaded.encoder,
+            open_source(data),
+            test_size=loaded.test_size,
+            mean=loaded.mean,
+            std=loaded.std,
+            device=device_here(),
+            seed=seed,
+            images=images,
+            progress=update,
+        )
 
 
 def duplicates(

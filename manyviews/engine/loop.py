@@ -96,6 +96,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
         update = stack.enter_context(progress("pretrain", quiet=not first))
         note = ""
         row, numbers = _logged(folder) if step == steps else ({}, {})
+        seen = observe.observations(files.rows(folder))  # of a run that continues, what was observed before
 
         def save() -> None:
             # Weights that are not finite must not replace the last good ones.
@@ -109,7 +110,10 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
                 start = time.monotonic()
                 numbers = observe.observe(method, watched, recipe, device)
                 log.write({"step": step} | {f"observe/{k}": v for k, v in numbers.items()})
-                observe.warn(numbers, step, say)
+                seen.append(numbers)
+                for alarm in observe.alarms(seen):
+                    log.write({"step": step, "alarm": alarm})
+                    say(f"Warning: {alarm}")
                 meter.since += time.monotonic() - start  # is not training
 
         if step == 0:

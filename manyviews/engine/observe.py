@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from manyviews.data import Source, load_canvases, split
 from manyviews.evaluation import alignment, encode, knn, rankme, spread, test_images, uniformity
+from manyviews.evaluation.features import frozen
+from manyviews.evaluation.spectrum import COLLAPSED, describe
 from manyviews.methods import Method
+from manyviews.methods.method import Branch
 from manyviews.recipe import Recipe
+from manyviews.targets import Center
 from manyviews.types import Canvases
 from manyviews.views import Views
 
 MOST = 1000
 """Images that are held out, and training images with which their labels are predicted, at most."""
 
-COLLAPSED = 0.05
-"""The spread of features below which all images look the same to the encoder."""
+# Of what is watched, the prefix of its numbers, the spread below which all of it is alike, and the share of its best
+# rank below which it has lost its dimensions. Features come out of a ReLU, so that any two are alike to begin with (the
+# spread of untrained ones is 0.05 to 0.5); projections soon spread to 0.3 and more. And healthy runs fall too: ranks
+# peak early and shrink by a third, a transformer's to two fifths of an untrained one's before they grow.
+_WATCHED = {"features": ("", COLLAPSED, 1 / 4), "projections": ("projection_", 0.1, 1 / 2)}
 
 _FEW = 16  # held-out images below which a spectrum says nothing
 _PAIRS = 256  # held-out images of which two views are compared
@@ -90,25 +98,28 @@ def observe(method: Method, watch: Watch, recipe: Recipe, device: torch.device) 
     """Numbers on the encoder as it is now, evaluated (`eval()`) on clean images.
 
     Returns:
+        dim: dimensions of the features.
         rankme: effective rank of the held-out features (Garrido et al. 2023).
+        participation, alpha_req, auc, correlation, constant: see `manyviews.evaluation.spectrum.describe`.
         spread: standard deviation of the normalized features over images, averaged over dimensions and scaled so that
             1 is uniform on the sphere and 0 is collapse.
         alignment, uniformity: of two views of each image (Wang and Isola 2020).
+        projection_dim, projection_rankme, projection_spread: the same of what the projector makes of a view of up to
+            256 images; for methods with a `Branch`, but for those that center what they compare (DINO): all their
+            projections share a direction, and nothing is the matter.
         knn, linear: with labels, accuracies on held-out images; the linear probe is a ridge regression, in closed form.
     """
-    encoder = method.keep
+    encoder, branch = method.keep, _branch(method)
 
     def features(pixels: Tensor) -> Tensor:
         return encode(encoder, pixels, mean=recipe.data.mean, std=recipe.data.std, device=device).cpu()
 
     x = features(watch.held)
-    a, b = (_views(method, watch, recipe, device, epoch) for epoch in (0, 1))
-    numbers = {
-        "rankme": rankme(x),
-        "spread": spread(x),
-        "alignment": alignment(a, b),
-        "uniformity": uniformity(a),
-    }
+    a, b = (_of_view(encoder, method, watch, recipe, device, epoch) for epoch in (0, 1))
+    numbers = {"dim": x.shape[1]} | describe(x) | {"alignment": alignment(a, b), "uniformity": uniformity(a)}
+    if branch is not None:
+        z = _of_view(branch, method, watch, recipe, device, 0)
+        numbers |= {"projection_dim": z.shape[1], "projection_rankme": rankme(z), "projection_spread": spread(z)}
     if watch.held_labels is not None:
         known = features(watch.known)
         k = min(20, len(known))
@@ -117,17 +128,23 @@ def observe(method: Method, watch: Watch, recipe: Recipe, device: torch.device) 
     return {k: float(v) for k, v in numbers.items()}
 
 
-def _views(method: Method, watch: Watch, recipe: Recipe, device: torch.device, epoch: int) -> Tensor:
-    """Features of the first view of the method's first kind; the same images and draws at every observation."""
-    kind, data, encoder = method.looks[0], recipe.data, method.keep
+def _branch(method: Method) -> Branch | None:
+    """The network that is trained, with its projector, if its projections say anything by themselves."""
+    if any(isinstance(m, Center) for m in method.modules()):
+        return None
+    branches = (m for m in method.modules() if isinstance(m, Branch))
+    return next((m for m in branches if any(p.requires_grad for p in m.parameters())), None)
+
+
+def _of_view(
+    module: nn.Module, method: Method, watch: Watch, recipe: Recipe, device: torch.device, epoch: int
+) -> Tensor:
+    """What a module makes of the first view of the method's first kind: the same images and draws every time."""
+    kind, data = method.looks[0], recipe.data
     views = Views(watch.canvases.to(device), (kind,), recipe.seed, epoch, data.mean, data.std)
-    modes = [(m, m.training) for m in encoder.modules()]
-    encoder.eval()
-    with torch.inference_mode():
-        x = encoder(views[kind.name, 0]).float().cpu()
-    for module, training in modes:
-        module.training = training
-    return x
+    with frozen(module):
+        found = module(views[kind.name, 0])
+    return (found[0] if isinstance(found, tuple) else found).float().cpu()  # of a Gaussian, its mean
 
 
 def _ridge(known: Tensor, known_labels: Tensor, x: Tensor, labels: Tensor) -> float:
@@ -139,17 +156,63 @@ def _ridge(known: Tensor, known_labels: Tensor, x: Tensor, labels: Tensor) -> fl
     return float(probe.fit(known.numpy(), known_labels.numpy()).score(x.numpy(), labels.numpy()))
 
 
-def warn(numbers: dict[str, float], step: int, say: Callable[[str], None]) -> None:
-    """Say in plain words when the features have collapsed. What an untrained encoder has is no collapse."""
-    if step == 0:
-        return
-    if numbers["spread"] < COLLAPSED:
-        say(
-            f"Warning: the features have collapsed: all images look nearly the same to the encoder (spread "
-            f"{numbers['spread']:.3f} of 1). A lower learning rate or a larger batch may help."
+def observations(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """What was observed, in its order, from the lines of a log."""
+    found = [{k.removeprefix("observe/"): v for k, v in row.items() if k.startswith("observe/")} for row in rows]
+    return [numbers for numbers in found if numbers]
+
+
+def alarms(seen: Sequence[Mapping[str, float]]) -> list[str]:
+    """What there is to warn of after the last of these observations, which are all of a run so far, in their order.
+
+    Features or projections collapse
+    - completely, when their spread falls below 0.05 (projections: 0.1) and half of the best so far, or to next to
+      nothing, a tenth of that;
+    - to few dimensions, when their effective rank falls below an eighth of their dimensions and a quarter (projections:
+      half) of the best so far.
+
+    The first observation, of the untrained encoder, is what others are compared with, and never an alarm. An alarm is
+    given once, and again only after half as much again was reached.
+    """
+    found = []
+    for what, (prefix, alike, share) in _WATCHED.items():
+        shown = [row for row in seen if f"{prefix}rankme" in row and f"{prefix}dim" in row]
+        if shown and shown[-1] is seen[-1]:
+            before, now = (_state(shown[:end], prefix, alike, share) for end in (len(shown) - 1, len(shown)))
+            # What comes back from a point comes by way of few dimensions.
+            if now and now != before and (before, now) != ("collapse", "few"):
+                found.append(_words(what, prefix, now, shown))
+    return found
+
+
+def _state(seen: Sequence[Mapping[str, float]], prefix: str, alike: float, share: float) -> str:
+    """What the last observation is of: "collapse" to a point, "few" dimensions, or nothing."""
+    state, best_spread, best_rank = "", 0.0, 0.0
+    for i, row in enumerate(seen):
+        spread, rank, dim = (row[prefix + name] for name in ("spread", "rankme", "dim"))
+        best_spread, best_rank = max(best_spread, spread), max(best_rank, rank)
+        if i and spread < max(min(alike, best_spread / 2), alike / 10) * (1.5 if state == "collapse" else 1):
+            state = "collapse"
+        elif i and rank < min(dim / 8, share * best_rank) * (1.5 if state else 1):
+            state = "few"
+        else:
+            state = ""
+    return state
+
+
+def _words(what: str, prefix: str, state: str, seen: Sequence[Mapping[str, float]]) -> str:
+    row = seen[-1]
+    spread, rank, dim = (row[prefix + name] for name in ("spread", "rankme", "dim"))
+    best_spread, best_rank = (max(r[prefix + name] for r in seen) for name in ("spread", "rankme"))
+    who = "the encoder" if what == "features" else "the loss"
+    if state == "collapse":
+        happened = (
+            f"The {what} have collapsed: all images look nearly the same to {who} (spread {spread:.3f} of 1, "
+            f"{best_spread:.2f} at best)."
         )
-    elif numbers["rankme"] < 3:
-        say(
-            f"Warning: the features are collapsing: they use about {numbers['rankme']:.1f} dimensions. "
-            "A lower learning rate or a larger batch may help."
+    else:
+        happened = (
+            f"The {what} use {rank:.0f} of {dim:.0f} dimensions, {best_rank:.0f} at best: {who} can tell few images "
+            "apart."
         )
+    return f"{happened} A lower learning rate or a larger batch may help."

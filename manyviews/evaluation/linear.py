@@ -1,7 +1,7 @@
 """Linear classifiers on frozen features: a sweep trained at once by SGD, and logistic regression by L-BFGS.
 
-Both standardize the features by the training set, and choose their one or two settings on the validation set. Test
-labels are not among their arguments.
+Both standardize the features by the training set, and choose their settings on the validation set. Test labels are not
+among their arguments.
 """
 
 from __future__ import annotations
@@ -91,13 +91,53 @@ def linear_probe(
         weight_decays: L2 penalties to try, added to the gradients of the weights, not of the biases.
         seed: of the order of the minibatches.
     """
+    every = [slice(None)]
+    return linear_probes(
+        *(train_x, train_y, val_x, val_y, test_x),
+        looks=every,
+        classes=classes,
+        lrs=lrs,
+        weight_decays=weight_decays,
+        seed=seed,
+    )[0]
+
+
+def linear_probes(
+    train_x: Tensor,
+    train_y: Tensor,
+    val_x: Tensor,
+    val_y: Tensor,
+    test_x: Tensor,
+    *,
+    looks: Sequence[slice],
+    classes: int,
+    lrs: Sequence[float] = LRS,
+    weight_decays: Sequence[float] = WEIGHT_DECAYS,
+    seed: int = 0,
+) -> list[Linear]:
+    """`linear_probe` on several choices of features in one pass over the images: they share every minibatch.
+
+    What a choice comes to does not depend on the others.
+
+    Args:
+        train_x: several features side by side, float32, `n d`, on any device.
+        train_y: int64, `n`, in [0, classes).
+        val_x: `v d`.
+        val_y: `v`.
+        test_x: `m d`.
+        looks: for each choice, its columns. They may overlap.
+        classes: how many.
+        lrs: see `linear_probe`.
+        weight_decays: see `linear_probe`.
+        seed: of the order of the minibatches.
+
+    Returns:
+        for each choice, the classifier that the validation set chose.
+    """
     settings = [(lr, decay) for lr in lrs for decay in weight_decays]
-    n, d, heads, device = len(train_x), train_x.shape[1], len(settings), train_x.device
+    n, device = len(train_x), train_x.device
     lr, decay = torch.tensor(settings, device=device).repeat_interleave(classes, dim=0).T
-    standard = Standard.of(train_x)
-    # Head h's logit of class c is column h * classes + c.
-    weight, bias = torch.zeros(d, heads * classes, device=device), torch.zeros(heads * classes, device=device)
-    weight_velocity, bias_velocity = torch.zeros_like(weight), torch.zeros_like(bias)
+    heads = [_Heads.fresh(Standard.of(train_x[:, look]), len(settings), classes) for look in looks]
 
     per_epoch = math.ceil(n / _BATCH)
     steps = max(_EPOCHS * per_epoch, _STEPS)
@@ -107,33 +147,72 @@ def linear_probe(
         if step % per_epoch == 0:
             order = torch.randperm(n, generator=generator).to(device)
         rows = order[step % per_epoch * _BATCH :][:_BATCH]
-        x = standard(train_x[rows])
-        # The gradient of softmax and cross-entropy in closed form: probabilities less the one-hot label.
-        error = (x @ weight + bias).view(-1, heads, classes).softmax(2)
-        error.sub_(F.one_hot(train_y[rows], classes)[:, None]).div_(len(x))
-        gradient = error.view(len(x), -1)
-        weight_velocity.mul_(_MOMENTUM).add_(x.T @ gradient).addcmul_(weight, decay)
-        bias_velocity.mul_(_MOMENTUM).add_(gradient.sum(0))
+        x, target = train_x[rows], F.one_hot(train_y[rows], classes)
         now = lr * (0.5 * (1 + math.cos(math.pi * step / steps)))
-        weight.addcmul_(weight_velocity, now, value=-1)
-        bias.addcmul_(bias_velocity, now, value=-1)
+        for look, some in zip(looks, heads, strict=True):
+            some.descend(x[:, look], target, now, decay)
 
-    accuracies = _accuracies(standard, val_x, val_y, weight, bias, classes)
-    best = accuracies.index(max(accuracies))
-    columns = slice(best * classes, (best + 1) * classes)
     named = [{"lr": a, "weight_decay": b} for a, b in settings]
-    logits = standard(test_x) @ weight[:, columns] + bias[columns]
-    return Linear(named[best], list(zip(named, accuracies, strict=True)), logits)
+    found = []
+    for look, some in zip(looks, heads, strict=True):
+        accuracies = some.accuracies(val_x[:, look], val_y)
+        best = accuracies.index(max(accuracies))
+        validation = list(zip(named, accuracies, strict=True))
+        found.append(Linear(named[best], validation, some.logits(test_x[:, look], best)))
+    return found
 
 
-def _accuracies(standard: Standard, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, classes: int) -> list[float]:
-    """Of each head; one that diverged predicts nothing."""
-    right = torch.zeros(len(bias) // classes, dtype=torch.int64, device=x.device)
-    for some, labels in zip(x.split(4096), y.split(4096), strict=True):
-        logits = (standard(some) @ weight + bias).view(len(some), -1, classes)
-        finite = logits.isfinite().all(2)
-        right += ((logits.argmax(2) == labels[:, None]) & finite).sum(0)
-    return (right.double() / max(1, len(x))).tolist()
+@dataclass(frozen=True)
+class _Heads:
+    """Linear layers on the same features, one for each setting, and their momenta.
+
+    Attributes:
+        standard: of the features.
+        weight: float32, `d heads*classes`: head h's logit of class c is column h * classes + c.
+        bias: `heads*classes`.
+        weight_velocity: `d heads*classes`.
+        bias_velocity: `heads*classes`.
+        classes: how many.
+    """
+
+    standard: Standard
+    weight: Tensor
+    bias: Tensor
+    weight_velocity: Tensor
+    bias_velocity: Tensor
+    classes: int
+
+    @classmethod
+    def fresh(cls, standard: Standard, heads: int, classes: int) -> _Heads:
+        width = heads * classes
+        weight, bias = standard.mean.new_zeros(len(standard.mean), width), standard.mean.new_zeros(width)
+        return cls(standard, weight, bias, weight.clone(), bias.clone(), classes)
+
+    def descend(self, x: Tensor, target: Tensor, lr: Tensor, decay: Tensor) -> None:
+        """One step on features `b d` with one-hot labels `b classes`; the rates are of each column of the weight."""
+        x = self.standard(x)
+        # The gradient of softmax and cross-entropy in closed form: probabilities less the one-hot label.
+        error = (x @ self.weight + self.bias).view(len(x), -1, self.classes).softmax(2)
+        error.sub_(target[:, None]).div_(len(x))
+        gradient = error.view(len(x), -1)
+        self.weight_velocity.mul_(_MOMENTUM).add_(x.T @ gradient).addcmul_(self.weight, decay)
+        self.bias_velocity.mul_(_MOMENTUM).add_(gradient.sum(0))
+        self.weight.addcmul_(self.weight_velocity, lr, value=-1)
+        self.bias.addcmul_(self.bias_velocity, lr, value=-1)
+
+    def accuracies(self, x: Tensor, y: Tensor) -> list[float]:
+        """Of each head; one that diverged predicts nothing."""
+        right = torch.zeros(len(self.bias) // self.classes, dtype=torch.int64, device=x.device)
+        for some, labels in zip(x.split(4096), y.split(4096), strict=True):
+            logits = (self.standard(some) @ self.weight + self.bias).view(len(some), -1, self.classes)
+            finite = logits.isfinite().all(2)
+            right += ((logits.argmax(2) == labels[:, None]) & finite).sum(0)
+        return (right.double() / max(1, len(x))).tolist()
+
+    def logits(self, x: Tensor, head: int) -> Tensor:
+        """Of one head, `m classes`."""
+        columns = slice(head * self.classes, (head + 1) * self.classes)
+        return self.standard(x) @ self.weight[:, columns] + self.bias[columns]
 
 
 def logistic_regression(
@@ -178,6 +257,18 @@ def logistic_regression(
                 best, logits = accuracy, test_x @ weight + bias
     setting = max(tried, key=lambda t: t[1])[0]
     return Linear(setting, tried, logits)
+
+
+def logistic_fit(x: Tensor, y: Tensor, asked: Tensor, *, classes: int, penalty: float, iterations: int = 200) -> Tensor:
+    """Logits (float32, `m classes`) of a logistic regression whose penalty is fixed; nothing is standardized.
+
+    Minimizes the same as `logistic_regression`, for features `n d` with labels `n`, and is asked about `m d`.
+    """
+    weight = torch.zeros(x.shape[1], classes, device=x.device, requires_grad=True)
+    bias = torch.zeros(classes, device=x.device, requires_grad=True)
+    _minimize(x, y, weight, bias, penalty, iterations)
+    with torch.no_grad():
+        return asked @ weight + bias
 
 
 def _minimize(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, penalty: float, iterations: int) -> None:

@@ -30,10 +30,13 @@ from manyviews.evaluation.duplicates import across
 from manyviews.evaluation.features import Chosen, Features, Pixels, extract_all, fingerprint
 from manyviews.evaluation.finetune import finetune, finetune_vit, linear_augmented, semi_1, semi_10
 from manyviews.evaluation.knn import KS, TEMPERATURE, neighbors, usable, vote
+from manyviews.evaluation.layers import guillotine, layers, linear_grid
 from manyviews.evaluation.linear import Linear, Standard, linear_probe, logistic_regression
 from manyviews.evaluation.multilabel import check_targets, multilabel, refusal
+from manyviews.evaluation.probes import few_shot_5, few_shot_10, mlp
 from manyviews.evaluation.report import Gain, Nearest, Report, Representation, Score
 from manyviews.evaluation.retrieval import copy_detection, retrieval
+from manyviews.evaluation.rotation import rotation
 from manyviews.evaluation.spectrum import rankme, singular_values, spread
 from manyviews.evaluation.task import Answer, ImageTask, Measure, Task
 from manyviews.progress import Update
@@ -106,22 +109,25 @@ def _answer(found: Linear) -> Answer:
     return Answer(found.logits.argsort(1, descending=True)[:, :5], found.setting, found.validation, {})
 
 
-ON_FEATURES: dict[str, Callable[[Task, int], Answer]] = {
+ON_FEATURES: dict[str, Callable[..., Answer]] = {
     "knn": _knn,
     "knn_majority": _knn_majority,
     "linear": _linear,
     "logistic": _logistic,
+    "mlp": mlp,
 }
-"""Functions of a task and a seed, whose docstrings say in their first line what they do."""
+"""Functions of a task and a seed, whose docstrings say in their first line what they do. Their keyword arguments can be
+set: see `evaluate`."""
 
 ON_IMAGES: dict[str, Callable[..., Answer]] = {
+    "linear_grid": linear_grid,
     "linear_augmented": linear_augmented,
     "semi_1": semi_1,
     "semi_10": semi_10,
     "finetune": finetune,
     "finetune_vit": finetune_vit,
 }
-"""The same of an image task. Their keyword arguments can be set: see `evaluate`."""
+"""The same of an image task."""
 
 
 def _multilabel(task: ImageTask, test_y: Tensor, seed: int) -> Measure:
@@ -131,19 +137,23 @@ def _multilabel(task: ImageTask, test_y: Tensor, seed: int) -> Measure:
 
 
 MEASURES: dict[str, Callable[..., Measure]] = {
+    "few_shot_5": few_shot_5,
+    "few_shot_10": few_shot_10,
+    "layers": layers,
+    "guillotine": guillotine,
+    "rotation": rotation,
     "multilabel": _multilabel,
     "retrieval": retrieval,
     "copy_detection": copy_detection,
     "corruptions": corruptions,
     "clustering": clustering,
 }
-"""Functions of an image task, the labels of its test items, and a seed. They choose nothing with these labels. Their
-keyword arguments can be set."""
+"""The same of an image task, the labels of its test items, with which nothing is chosen, and a seed."""
 
-INSIDE = {"semi_1", "semi_10", "finetune", "finetune_vit"}
+INSIDE = {"semi_1", "semi_10", "finetune", "finetune_vit", "layers", "guillotine"}
 """Those that let the encoder itself learn, or look inside it, of which raw pixels have none."""
 
-SEEDED = {"linear", "linear_augmented", "semi_1", "semi_10", "finetune", "finetune_vit"}
+SEEDED = {"linear", "mlp", "linear_grid", "linear_augmented", "semi_1", "semi_10", "finetune", "finetune_vit"}
 """Those whose result depends on the seed: they are repeated with several."""
 
 PROTOCOLS: dict[str, Callable[..., Answer | Measure]] = {**ON_FEATURES, **ON_IMAGES, **MEASURES}
@@ -159,6 +169,7 @@ def evaluate(
     features: Kind = "pooled",
     settings: Mapping[str, Any] | None = None,
     others: Sequence[Source] = (),
+    projector: tuple[nn.Sequential, nn.Module | None] | None = None,
     test_size: int,
     mean: Sequence[float],
     std: Sequence[float],
@@ -186,10 +197,11 @@ def evaluate(
         test: labeled images of the same classes.
         protocols: names from `PROTOCOLS`.
         features: of which kind: see `Encoder.features`.
-        settings: of protocols in `ON_IMAGES` and `MEASURES`, instead of the paper's: dotted paths and values, such as
+        settings: of protocols, instead of the paper's: dotted paths and values, such as
             `{"finetune.lrs": (0.01, 0.05), "finetune.epochs": 30}`.
         others: further labeled images of the same classes, or some of them, under other conditions: how a probe that
             learned on `source` does on each (see `corruptions.shifted`).
+        projector: of the encoder's training, for "guillotine": what `layers.projector_of` gives.
         test_size: side of what the encoder sees, pixels: see `features.test_transform`.
         mean: per channel, of images in [0, 1].
         std: per channel, of images in [0, 1].
@@ -231,6 +243,10 @@ def evaluate(
     if several and others:
         raise UserError("Images of other sets are judged by one label each, and 'multilabel' is for several.")
     measures_of = {p: MEASURES[p] for p in protocols if p in MEASURES}
+    if "guillotine" in measures_of:
+        if projector is None:
+            raise UserError("The protocol 'guillotine' looks into the projector of a run: give its folder.")
+        measures_of["guillotine"] = partial(guillotine, projector=projector[0], inputs=projector[1])
     for other in others:
         named = other.with_classes(classes)
         check_labels(named)
@@ -247,7 +263,8 @@ def evaluate(
 
     images = len(source) + (len(test) if test is not None else 0)
     asked = [*protocols, *(name for name in measures_of if name not in protocols)]
-    runs = [(name, p) for name in encoders for p in asked if name != "pixels" or p not in INSIDE]
+    lack = {"pixels": INSIDE, "untrained": {"guillotine"}}
+    runs = [(name, p) for name in encoders for p in asked if p not in lack.get(name, ())]
     repeats = {p: seeds if p in SEEDED else 1 for p in asked}
     costs = {p: repeats[p] * (1 if p in ON_FEATURES else _LOOKS * len(source)) for p in asked}
     costs |= dict.fromkeys(measures_of, len(source))
@@ -312,7 +329,7 @@ def evaluate(
                 measures[protocol] = measure(pictures(protocol, done), test_y.to(device), seed, **given[protocol])
             else:
                 answers = [
-                    ON_FEATURES[protocol](task, s)
+                    ON_FEATURES[protocol](task, s, **given[protocol])
                     if protocol in ON_FEATURES
                     else ON_IMAGES[protocol](pictures(protocol, done + (s - seed) * each), s, **given[protocol])
                     for s in range(seed, seed + repeats[protocol])
@@ -353,9 +370,9 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "momentum": (lambda v: 0 <= v < 1, "at least 0 and less than 1"),
     "share": (lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     "layer_decay": (lambda v: 0 < v <= 1, "more than 0 and at most 1"),
-    **dict.fromkeys(("smoothing", "drop_path"), (lambda v: 0 <= v < 1, "at least 0 and less than 1")),
+    **dict.fromkeys(("smoothing", "drop_path", "dropout"), (lambda v: 0 <= v < 1, "at least 0 and less than 1")),
     **dict.fromkeys(
-        ("weight_decay", "warmup", "randaugment", "mixup", "cutmix"),
+        ("weight_decay", "weight_decays", "warmup", "randaugment", "mixup", "cutmix"),
         (lambda v: 0 <= v < float("inf"), "at least 0 and finite"),
     ),
 }
@@ -368,11 +385,14 @@ def _given(protocols: Sequence[str], settings: Mapping[str, Any]) -> dict[str, d
         protocol, _, name = path.partition(".")
         if protocol not in given:
             raise UserError(f"The setting {path} is of no protocol that was asked for: {', '.join(protocols)}.")
-        if protocol in ON_FEATURES:
-            others = ", ".join([*ON_IMAGES, *MEASURES])
-            raise UserError(f"The protocol '{protocol}' has no settings; these have: {others}.")
         hints = get_type_hints(PROTOCOLS[protocol])
-        known = {k: p for k, p in inspect.signature(PROTOCOLS[protocol]).parameters.items() if p.kind == p.KEYWORD_ONLY}
+        known = {
+            k: p
+            for k, p in inspect.signature(PROTOCOLS[protocol]).parameters.items()
+            if p.kind == p.KEYWORD_ONLY and k not in ("projector", "inputs")
+        }
+        if not known:
+            raise UserError(f"The protocol '{protocol}' has no settings.")
         if name not in known:
             raise unknown(f"setting of {protocol}", name, known)
         value = parse(value) if isinstance(value, str) else value

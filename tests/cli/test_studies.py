@@ -5,6 +5,8 @@ import json
 import shutil
 from pathlib import Path
 
+from .conftest import TINY
+
 
 def test_duplicates(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
     folder = tmp_path / "twice"
@@ -37,3 +39,19 @@ def test_transfer(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
     assert f"{100 * table[0]['top1']:.1f} %" in result.out
     result = manyviews("transfer", run_folder, tmp_path / "sets", "--protocol", "clustering", "--out", tmp_path / "x")
     assert result.code == 2 and "clustering" in result.err
+
+
+def test_diagnose_and_select(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
+    result = manyviews("diagnose", run_folder, photos, "--images", 60, "--json", tmp_path / "d.json")
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "d.json").read_text())
+    assert found["verdict"] in result.out.replace("\n", " ")
+    assert 1 <= found["rankme"] <= found["dim"]
+    other = tmp_path / "other"
+    assert manyviews("pretrain", photos, *TINY, "--set", "method.temperature=1.0", "--out", other).code == 0
+    result = manyviews("select", run_folder, other, "--oracle", photos, "--json", tmp_path / "s.json")
+    assert result.code == 0, result.err
+    chosen = json.loads((tmp_path / "s.json").read_text())
+    assert chosen["chosen"] in (str(run_folder), str(other)) and "method.temperature" in result.out
+    assert 0 <= chosen["agreement"]["knn"]["regret"] <= 1
+    assert manyviews("select", run_folder).code == 2

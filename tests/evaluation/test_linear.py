@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
 from manyviews.evaluation import linear_probe, logistic_regression
-from manyviews.evaluation.linear import Standard
+from manyviews.evaluation.linear import Standard, linear_probes, logistic_fit
 
 
 def problem(n=600, d=20, classes=4, noise=2.0):
@@ -81,6 +81,21 @@ def test_a_head_that_diverges_is_not_chosen():
     assert found.logits.isfinite().all()
 
 
+def test_probes_of_several_looks_are_probes_of_each_alone():
+    """Whatever lies beside: here features 1e9 times as large, next to which their own variation would seem rounding."""
+    (train_x, train_y, val_x, val_y, test_x), _ = problem(d=20)
+    looks = [slice(0, 12), slice(0, 20), slice(4, 9), slice(20, 26)]
+    wide = [torch.cat([x, 1e9 * x[:, :6].flip(1)], 1) for x in (train_x, val_x, test_x)]
+    options = {"classes": 4, "lrs": (0.01, 0.1, 0.3), "seed": 2}
+    found = linear_probes(wide[0], train_y, wide[1], val_y, wide[2], looks=looks, **options)
+    for look, probe in zip(looks, found, strict=True):
+        parts = [x[:, look].contiguous() for x in wide]
+        alone = linear_probe(parts[0], train_y, parts[1], val_y, parts[2], **options)
+        assert probe.setting == alone.setting and probe.validation == alone.validation
+        torch.testing.assert_close(probe.logits, alone.logits, rtol=1e-6, atol=1e-6)
+    assert len({max(a for _, a in probe.validation) for probe in found}) > 1  # the looks are of different worth
+
+
 def test_what_can_be_separated_is_separated():
     data, test_y = problem(noise=0.0, d=5)
     for fit in (linear_probe, logistic_regression):
@@ -99,6 +114,14 @@ def test_logistic_regression_is_scikit_learns(classes, penalty):
     model = LogisticRegression(C=c, tol=1e-8, max_iter=10000).fit(scaler.transform(train_x.double()), train_y)
     theirs = model.predict_proba(scaler.transform(test_x.double()))
     np.testing.assert_allclose(found.logits.softmax(1).numpy(), theirs, atol=3e-3)
+
+
+def test_logistic_regression_with_a_fixed_penalty_is_scikit_learns():
+    (train_x, train_y, _, _, test_x), _ = problem(classes=5)
+    train_x, test_x = F.normalize(train_x), F.normalize(test_x)
+    found = logistic_fit(train_x, train_y, test_x, classes=5, penalty=1 / len(train_x))
+    model = LogisticRegression(tol=1e-8, max_iter=10000).fit(train_x.double(), train_y)  # C = 1 by default
+    np.testing.assert_allclose(found.softmax(1).numpy(), model.predict_proba(test_x.double()), atol=3e-3)
 
 
 def test_logistic_regression_chooses_the_penalty_by_validation():

@@ -1,0 +1,309 @@
+"""Whether an encoder's features have collapsed, and every number that says so without a label."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from manyviews.backbones import Encoder
+from manyviews.data import Source, load_canvases
+from manyviews.errors import UserError
+from manyviews.evaluation.features import SMALL, extract_all, frozen
+from manyviews.evaluation.protocol import untrained
+from manyviews.evaluation.spectrum import (
+    COLLAPSED,
+    alignment,
+    describe,
+    deviations,
+    lidar,
+    singular_values,
+    uniformity,
+)
+from manyviews.progress import Update
+from manyviews.types import Canvases
+from manyviews.views import SIMCLR, Color, Global, View, Views
+
+FEWEST = 16
+"""Images below which a spectrum says nothing."""
+
+HEALTHY, FEW, POINT = "healthy", "dimensional collapse", "collapse"
+"""What a diagnosis can come to."""
+
+_SMALL_COLOR = Color(0.4, 0.4, 0.4, 0.1, blur=0.0)  # SimCLR, appendix B.9
+_CHUNK = 64  # images of which views are made at a time
+_KEYS = ("rankme", "participation", "auc", "correlation", "constant", "spread")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the features of some images are like.
+
+    Attributes:
+        source: name of the data.
+        images: readable ones whose features were taken.
+        viewed: how many of them were looked at in several views, and in how many: for `lidar`, `alignment` and
+            `uniformity`.
+        test_size: side of what the encoder saw, pixels.
+        dim: dimensions of the features.
+        rankme: effective rank, in [1, dim].
+        participation: participation ratio of the covariance's eigenvalues, in [1, dim].
+        alpha_req: exponent of their power law, best near 1; None where there are too few to fit.
+        lidar: effective rank of the linear discriminant matrix, in [1, dim].
+        auc: area under the cumulative explained-variance curve, in (0.5, 1], lower is better.
+        correlation: mean squared correlation of two dimensions, in [0, 1], lower is less redundant.
+        constant: how many dimensions do not vary.
+        spread: 1 when features are uniform on the sphere, 0 when they are one point.
+        alignment: distance of two views of an image, in [0, 4].
+        uniformity: in [-8, 0], lower is more uniform.
+        singular_values: of the features, descending.
+        deviations: standard deviation of each dimension, descending.
+        untrained: rankme and spread of an encoder of the same architecture with fresh weights; None if there is none.
+        bad: (where, reason) for each image that could not be read and was left out.
+    """
+
+    source: str
+    images: int
+    viewed: tuple[int, int]
+    test_size: int
+    dim: int
+    rankme: float
+    participation: float
+    alpha_req: float | None
+    lidar: float
+    auc: float
+    correlation: float
+    constant: int
+    spread: float
+    alignment: float
+    uniformity: float
+    singular_values: tuple[float, ...]
+    deviations: tuple[float, ...]
+    untrained: dict[str, float] | None
+    bad: tuple[tuple[str, str], ...]
+
+    @property
+    def state(self) -> str:
+        """ "healthy", "dimensional collapse" or "collapse".
+
+        Collapse is a spread below 0.05 and that of the untrained encoder, or next to none, below 0.005. Dimensional
+        collapse is an effective rank below an eighth of what is possible and half of the untrained encoder's, or below
+        a fiftieth of what is possible.
+        """
+        before = self.untrained or {"spread": math.inf, "rankme": 0.0}
+        possible = min(self.dim, self.images)
+        if self.spread < max(min(COLLAPSED, before["spread"]), COLLAPSED / 10):
+            return POINT
+        few = max(min(possible / 8, before["rankme"] / 2), possible / 50)
+        return FEW if self.rankme < max(few, 1.1) and self.dim > 1 else HEALTHY
+
+    @property
+    def verdict(self) -> str:
+        """What that means, in a few sentences."""
+        used = f"about {self.rankme:.0f} of {self.dim} dimensions"
+        before = "" if self.untrained is None else f" (an untrained encoder: {self.untrained['rankme']:.0f})"
+        if self.state == POINT:
+            return (
+                f"Collapse: all images look nearly the same to the encoder (spread {self.spread:.3f} of 1). "
+                "Train again with a lower learning rate or a larger batch."
+            )
+        if self.state == FEW:
+            return (
+                f"Dimensional collapse: the features use {used}{before}, and say little of an image. "
+                "Train again with a lower learning rate or a larger batch."
+            )
+        limit = "" if self.images >= self.dim else f" Of {self.images} images no more than {self.images} can be seen."
+        return (
+            f"Healthy: the features use {used}{before}, and {self.lidar:.0f} tell images apart in spite of the "
+            f"augmentations.{limit} This is no measure of accuracy: compare it with other runs of the same method only."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, with the state and the verdict."""
+        return dataclasses.asdict(self) | {"state": self.state, "verdict": self.verdict}
+
+    def to_json(self) -> str:
+        """JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Diagnosis:
+        """The diagnosis that `to_json` wrote.
+
+        Raises:
+            UserError: the text is not a diagnosis.
+        """
+        try:
+            facts = {k: v for k, v in json.loads(text).items() if k not in ("state", "verdict")}
+            tuples = {k: tuple(facts[k]) for k in ("viewed", "singular_values", "deviations")}
+            return cls(**facts | tuples | {"bad": tuple((where, reason) for where, reason in facts["bad"])})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"This is not a diagnosis ({type(error).__name__}: {error}).") from None
+
+    def text(self) -> str:
+        """All numbers and the verdict, as lines to print."""
+        alpha = "-" if self.alpha_req is None else f"{self.alpha_req:.2f}"
+        before = self.untrained or {}
+        rows = [
+            ("RankMe", f"{self.rankme:.1f}", "effective rank", before.get("rankme")),
+            ("LiDAR", f"{self.lidar:.1f}", "effective rank of what tells images apart", None),
+            ("participation", f"{self.participation:.1f}", "dimensions in which most of the variance lies", None),
+            ("alpha", alpha, "decay of the spectrum: best near 1", None),
+            ("AUC", f"{self.auc:.3f}", "of the spectrum: 0.5 all dimensions alike, 1 only one", None),
+            ("correlation", f"{self.correlation:.3f}", "of two dimensions, squared: 0 no redundancy", None),
+            ("constant", f"{self.constant}", f"of {self.dim} dimensions do not vary", None),
+            ("spread", f"{self.spread:.3f}", "1 evenly over the sphere, 0 one point", before.get("spread")),
+            ("alignment", f"{self.alignment:.3f}", "distance of two views of an image, 0 to 4", None),
+            ("uniformity", f"{self.uniformity:.2f}", "-4 is even, 0 one point", None),
+        ]
+        lines = [
+            f"{name:13} {value:>8}  {words}" + ("" if old is None else f" (untrained: {old:.3g})")
+            for name, value, words, old in rows
+        ]
+        lines.append(f"Of {self.images} images at {self.test_size} pixels; {self.viewed[0]} in {self.viewed[1]} views.")
+        return "\n".join([*lines, "", self.verdict])
+
+
+def diagnose(
+    encoder: nn.Module,
+    source: Source,
+    *,
+    view: View | None = None,
+    test_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    images: int = 10_000,
+    viewed: int = 1_000,
+    views: int = 10,
+    baseline: bool = True,
+    batch_size: int = 256,
+    cache: Path | None = None,
+    progress: Update | None = None,
+) -> Diagnosis:
+    """What an encoder's features are like, from unlabeled images.
+
+    Spectrum and spread are of the images under the test-time transform; LiDAR, alignment and uniformity of random
+    views. These are one and the same for all encoders unless given: SimCLR's, at the encoder's size, and up to 64
+    pixels with half the color and no blur (Chen et al. 2020, appendix B.9).
+
+    Args:
+        encoder: `b 3 test_size test_size` to `b d`. It is moved to `device`; its mode stays as it is.
+        source: images; labels are not looked at.
+        view: what its views are like; their number is `views`.
+        test_size: side of what the encoder sees, pixels.
+        mean: per channel, of images in [0, 1].
+        std: per channel, of images in [0, 1].
+        device: where the encoder computes.
+        seed: of the views and of the untrained encoder.
+        images: at most, from all over the source. RankMe grows with them until there are several times `d`.
+        viewed: how many of them are looked at in several views; 1,000 in LiDAR's paper.
+        views: of each; 50 in LiDAR's paper, of which 10 are within a percent.
+        baseline: whether to compare with an untrained encoder of the same architecture, if it is an `Encoder`.
+        batch_size: images at a time.
+        cache: folder for features on disk.
+        progress: called now and then.
+
+    Raises:
+        UserError: fewer than 16 images can be read, fewer than two views, or features that are not finite.
+    """
+    if views < 2 or min(images, viewed) < FEWEST:
+        raise UserError(f"A diagnosis takes {FEWEST} images and 2 views of each, or more.")
+    device = torch.device(device)
+    chosen = _spread_out(source, images)
+    looked = _spread_out(chosen, viewed)
+    total = len(chosen) + len(looked) * views
+    encoders: dict[str, nn.Module] = {"trained": encoder}
+    if baseline and isinstance(encoder, Encoder):
+        encoders["untrained"] = untrained(encoder, seed)
+    seen = extract_all(
+        encoders,
+        chosen,
+        test_size=test_size,
+        mean=mean,
+        std=std,
+        device=device,
+        batch_size=batch_size,
+        cache=cache,
+        progress=None if progress is None else lambda done, _: progress(done, total, "reading images"),
+    )
+    x = seen["trained"].x
+    if len(x) < FEWEST:
+        raise UserError(f"{source.name} has {len(x)} images that can be read: a diagnosis takes {FEWEST} or more.")
+    if not x.isfinite().all():
+        raise UserError("The encoder's features are not finite: its weights are damaged, or its training diverged.")
+    side = test_size if test_size <= SMALL else int(test_size * 256 / 224)
+    canvases, _ = load_canvases(looked, side)
+    if len(canvases) < 2:
+        raise UserError(f"{source.name} has too few images that can be read: a diagnosis takes {FEWEST} or more.")
+    z = _of_views(encoder, canvases, view or default_view(test_size), views, seed, mean, std, device, progress, total)
+    numbers = describe(x)
+    return Diagnosis(
+        source=source.name,
+        images=len(x),
+        viewed=(len(z), views),
+        test_size=test_size,
+        dim=x.shape[1],
+        alpha_req=numbers.get("alpha_req"),
+        lidar=lidar(z),
+        alignment=alignment(z[:, 0], z[:, 1]),
+        uniformity=uniformity(z[:, 0]),
+        singular_values=tuple(singular_values(x).tolist()),
+        deviations=tuple(deviations(x).sort(descending=True)[0].tolist()),
+        untrained=_compared(seen["untrained"].x) if "untrained" in seen else None,
+        bad=tuple(seen["trained"].bad),
+        **{k: numbers[k] for k in _KEYS},  # type: ignore[arg-type]
+    )
+
+
+def default_view(size: int) -> View:
+    """SimCLR's view at a size in pixels: see `diagnose`."""
+    return Global(1, size=size, color=_SMALL_COLOR if size <= SMALL else SIMCLR)
+
+
+def _compared(x: Tensor) -> dict[str, float]:
+    numbers = describe(x)
+    return {k: numbers[k] for k in ("rankme", "spread")}
+
+
+def _spread_out(source: Source, most: int) -> Source:
+    """Up to `most` items from all over the source: its order is often that of its classes."""
+    return source.subset(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int))
+
+
+def _of_views(
+    encoder: nn.Module,
+    canvases: Canvases,
+    view: View,
+    count: int,
+    seed: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device,
+    progress: Update | None,
+    total: int,
+) -> Tensor:
+    """Features of `count` views of each canvas, float32 `n count d`. A few images at a time: views are large."""
+    (red, green, blue), (r, g, b) = mean, std
+    parts, done = [], total - len(canvases) * count
+    for rows in torch.arange(len(canvases)).split(_CHUNK):
+        chunk, found = canvases[rows].to(device), list[Tensor]()
+        for epoch in range(math.ceil(count / view.count)):
+            made = Views(chunk, (view,), seed, epoch, (red, green, blue), (r, g, b))
+            for i in range(min(view.count, count - len(found))):
+                with frozen(encoder):
+                    found.append(encoder(made[view.name, i]).float().cpu())
+                done += len(chunk)
+                if progress is not None:
+                    progress(done, total, "looking at views")
+        parts.append(torch.stack(found, 1))
+    return torch.cat(parts)

@@ -1,0 +1,170 @@
+"""What is seen of a run while it trains, and when it is reason for alarm."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+
+import manyviews as mv
+from manyviews import recipes
+from manyviews.data import open_source
+from manyviews.engine import loop, observe
+from manyviews.evaluation import encode, rankme, spread
+from manyviews.evaluation.spectrum import describe
+from manyviews.methods import BYOL
+
+CPU = torch.device("cpu")
+
+
+def pictures(n: int = 96) -> np.ndarray:
+    """Colored blocks under noise: images that differ, and that views of them keep apart."""
+    rng = np.random.default_rng(0)
+    blocks = rng.uniform(0, 255, (n, 4, 4, 3)).repeat(8, axis=1).repeat(8, axis=2)
+    return (blocks + rng.normal(0, 20, (n, 32, 32, 3))).clip(0, 255).astype(np.uint8)
+
+
+def watching(name: str):
+    recipe = recipes.resolve(recipes.get(name))
+    source = open_source(pictures(64))
+    watch = observe.prepare(source.subset(range(32)), source.subset(range(32, 64)), recipe)
+    return loop.build(recipe), watch, recipe
+
+
+def seen(run: mv.Run) -> list[dict[str, float]]:
+    return observe.observations(run.log)
+
+
+def heard(observations: list[dict[str, float]]) -> list[list[str]]:
+    """The alarms after each observation."""
+    return [observe.alarms(observations[:end]) for end in range(1, len(observations) + 1)]
+
+
+def pretrain(out: Path, recipe: str, **settings) -> mv.Run:
+    every = {"data.batch_size": 16, "data.holdout": 0.25, "observe.epochs": 1, "observe.steps": 100}
+    return mv.pretrain(pictures(), recipe, epochs=3, out=out, settings=every | settings)
+
+
+@pytest.mark.parametrize("recipe", ["byol_tiny", "mae_tiny"])
+def test_a_healthy_short_run_of_a_small_encoder_is_no_alarm(recipe: str, tmp_path: Path):
+    """Not even that of a transformer, whose features lose dimensions before they gain them."""
+    observations = seen(pretrain(tmp_path / "run", recipe))
+    assert len(observations) == 4
+    assert heard(observations) == [[]] * 4
+
+
+def test_byol_without_predictor_and_stop_gradient_is_one(tmp_path: Path, monkeypatch, capsys):
+    def attract(self, views, at):
+        a, b = (self.online(views["global", i]) for i in (0, 1))
+        yield {"global": -cosine_similarity(a, b).mean()}
+
+    monkeypatch.setattr(BYOL, "loss", attract)
+    run = pretrain(tmp_path / "run", "byol_tiny", **{"optimizer.lr": 0.03})
+    observations = seen(run)
+    alarms = [alarm for some in heard(observations) for alarm in some]
+    assert [row["alarm"] for row in run.log if "alarm" in row] == alarms
+    assert f"Warning: {alarms[0]}" in capsys.readouterr().err
+    assert len(alarms) == 1  # once, however long it lasts
+    assert alarms[0].startswith("The projections have collapsed: all images look nearly the same to the loss")
+    assert observations[-1]["projection_spread"] < 0.1 < 0.15 < observations[-1]["spread"]  # features live on
+
+
+def test_an_encoder_that_says_the_same_of_every_image_is_one():
+    method, watch, recipe = watching("simclr_tiny")
+    observations = [observe.observe(method, watch, recipe, CPU)]
+    with torch.no_grad():
+        for weight in method.keep.parameters():
+            weight.zero_()
+    for _ in range(2):
+        observations.append(observe.observe(method, watch, recipe, CPU))
+    first, second, third = heard(observations)
+    assert first == third == []
+    assert [alarm.split(":")[0] for alarm in second] == [
+        "The features have collapsed",
+        "The projections have collapsed",
+    ]
+    # It may also have been so from the start.
+    assert [len(a) for a in heard(observations[1:])] == [0, 2]
+
+
+def test_the_numbers_are_those_of_the_encoder_and_of_its_projector():
+    method, watch, recipe = watching("byol_tiny")
+    method.train()
+    before = {k: v.clone() for k, v in method.state_dict().items()}
+    found = observe.observe(method, watch, recipe, CPU)
+    x = encode(method.keep, watch.held, mean=recipe.data.mean, std=recipe.data.std)
+    assert {k: found[k] for k in describe(x)} == pytest.approx(describe(x))
+    assert (found["dim"], found["projection_dim"]) == (16, 32)
+    assert 1 <= found["projection_rankme"] <= 32
+    # It only looks.
+    assert method.training and all(m.training for m in method.online.modules())
+    assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items())
+    # Projections are of views, not of clean images.
+    method.eval()
+    z = encode(method.online, watch.held, mean=recipe.data.mean, std=recipe.data.std)
+    assert (rankme(z), spread(z)) != pytest.approx((found["projection_rankme"], found["projection_spread"]))
+    method.online.projector = torch.nn.Identity()
+    plain = observe.observe(method, watch, recipe, CPU)
+    assert plain["projection_dim"] == 16
+    assert plain["uniformity"] == pytest.approx(found["uniformity"])
+
+
+def test_methods_without_projections_to_look_at_have_none():
+    for name in ("mae_tiny", "dino_tiny"):
+        method, watch, recipe = watching(name)
+        assert not any(k.startswith("projection") for k in observe.observe(method, watch, recipe, CPU))
+
+
+def test_projections_of_a_gaussian_are_its_means():
+    method, watch, recipe = watching("mast_tiny")
+    assert observe.observe(method, watch, recipe, CPU)["projection_dim"] == method.masks().shape[0]
+
+
+def told(ranks, spreads=None, dim=256, prefix=""):
+    spreads = spreads or [0.5] * len(ranks)
+    keys = [prefix + name for name in ("dim", "rankme", "spread")]
+    return [dict(zip(keys, (dim, r, s), strict=True)) for r, s in zip(ranks, spreads, strict=True)]
+
+
+def test_few_dimensions_are_said_in_numbers():
+    *_, last = heard(told([9, 40, 41, 3]))
+    assert last == [
+        "The features use 3 of 256 dimensions, 41 at best: the encoder can tell few images apart. "
+        "A lower learning rate or a larger batch may help."
+    ]
+    *_, last = heard(told([9, 40, 41, 12], dim=128, prefix="projection_"))
+    assert last[0].startswith("The projections use 12 of 128 dimensions, 41 at best: the loss can tell")
+
+
+@pytest.mark.parametrize(
+    ("observations", "wanted"),
+    [
+        (told([5, 4, 3, 2.5], dim=2048), [0, 0, 0, 0]),  # little, but not much less than an untrained encoder has
+        (told([9, 60, 40, 30]), [0, 0, 0, 0]),  # as ranks do
+        (told([9, 200, 45, 45]), [0, 0, 0, 0]),  # a fall, but to many
+        (told([3.5, 3, 2.5, 2], dim=16), [0, 0, 0, 0]),  # a small encoder
+        (told([9, 40, 8, 7, 8, 9]), [0, 0, 1, 0, 0, 0]),
+        (told([9, 40, 9.9, 10.1, 9.9, 16, 9.9]), [0, 0, 1, 0, 0, 0, 1]),  # about the limit, and then a second time
+        (told([9, 40, 8, 2, 2], [0.2, 0.5, 0.5, 0.01, 0.01]), [0, 0, 1, 1, 0]),  # from few to none
+        (told([9, 2, 8, 8], [0.2, 0.01, 0.5, 0.5]), [0, 1, 0, 0]),  # and back, which is no second fall
+        (told([9, 9, 9], [0.04, 0.04, 0.03]), [0, 0, 0]),  # images that are alike, to any encoder
+        (told([9, 9, 9], [0.04, 0.004, 0.004]), [0, 1, 0]),
+        (told([9, 40, 15, 15], prefix="projection_"), [0, 0, 1, 0]),  # half is enough of projections
+        ([{"knn": 0.1}, {"rankme": 9, "spread": 0.5}, {"rankme": 1, "spread": 0.0}], [0, 0, 0]),  # of older versions
+    ],
+)
+def test_alarms_come_once_for_each_event(observations, wanted):
+    assert [len(a) for a in heard(observations)] == wanted
+
+
+def test_a_run_that_is_resumed_knows_its_past():
+    rows = [
+        {"step": 0, "observe/dim": 256, "observe/rankme": 9.0, "observe/spread": 0.3},
+        {"step": 5, "loss": 1.0, "lr": 0.1},
+        {"step": 5, "observe/dim": 256, "observe/rankme": 2.0, "observe/spread": 0.3},
+        {"step": 5, "alarm": "The features use 2 of 256 dimensions."},
+    ]
+    past = observe.observations(rows)
+    assert [p["rankme"] for p in past] == [9, 2]
+    assert observe.alarms([*past, dict(past[-1])]) == []
