@@ -43,6 +43,7 @@ class Look:
 
 _AS_THEY_ARE = Look()
 Elsewhere = Annotated[Look, arg(name="")]
+Ints = Annotated[tuple[int, ...] | None, arg(metavar="N N ...")]
 
 
 def prepare(
@@ -305,6 +306,186 @@ def transfer(
         _write(json, found.to_dict())
 
 
+def segment(
+    weights: Weights,
+    data: Annotated[Positional[Path], arg(metavar="DATA")],
+    /,
+    stages: Ints = None,
+    epochs: int = 50,
+    lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    ignore: int | None = None,
+    baseline: bool = True,
+    look: Elsewhere = _AS_THEY_ARE,
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Judge what every place of an image tells: a linear layer on frozen patch features, by mIoU.
+
+    For example:
+      manyviews segment runs/first scenes/
+      manyviews segment runs/first scenes/ --stages -3 -2 -1
+
+    Args:
+        weights: The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo,
+            DINO, MAE and others), or timm:NAME for timm's own.
+        data: A folder with images/train and masks/train, the same for test and, if there is one, val. Masks are
+            one-channel PNG files of class numbers, of which 255 does not count.
+        stages: Of which of the network's stages, from the back as -1, -2: several are put side by side.
+        epochs: Passes over the images.
+        lrs: Learning rates to choose from on validation images.
+        ignore: The value in masks that does not count, if it is not 255.
+        baseline: Judge an untrained encoder too.
+        look: How to take weights from elsewhere.
+        seed: Of the layer's training.
+    """
+    import manyviews as mv
+
+    found = mv.segment(
+        _loaded(weights, look),
+        data,
+        baseline=baseline,
+        stages=stages,
+        test_size=look.test_size,
+        epochs=epochs,
+        lrs=lrs,
+        ignore=ignore,
+        seed=seed,
+    )
+    _show_dense(found, json)
+
+
+def detect(
+    weights: Weights,
+    data: Annotated[Positional[Path], arg(metavar="DATA")],
+    /,
+    masks: bool = False,
+    size: Annotated[int, arg(metavar="PIXELS")] = 800,
+    epochs: int = 12,
+    lr: float | None = None,
+    batch: int = 16,
+    batch_norm: Literal["batch", "running"] = "batch",
+    proposals: int = 512,
+    baseline: bool = False,
+    look: Elsewhere = _AS_THEY_ARE,
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Fine-tune a Faster or Mask R-CNN on a copy of the encoder, and judge it by COCO's average precision.
+
+    For example:
+      manyviews detect runs/first cells/ --size 160 --epochs 6 --batch 4 --proposals 64
+      manyviews detect runs/first coco/ --masks
+
+    Args:
+        weights: The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo,
+            DINO, MAE and others), or timm:NAME for timm's own.
+        data: A folder in Pascal VOC's or COCO's format.
+        masks: Segment every object, too (COCO's format only).
+        size: Short side of the images, pixels.
+        epochs: Passes over the images.
+        lr: Peak learning rate; 0.02 for a batch of 16, and AdamW's 1e-4 for transformers, by default.
+        batch: Images per step.
+        batch_norm: Learn with the statistics of the batch, or keep the running ones.
+        proposals: Sampled of each image.
+        baseline: Fine-tune an untrained encoder too.
+        look: How to take weights from elsewhere.
+        seed: Of the new layers and the order.
+    """
+    import manyviews as mv
+
+    found = mv.detect(
+        _loaded(weights, look),
+        data,
+        baseline=baseline,
+        masks=masks,
+        size=size,
+        epochs=epochs,
+        lr=lr,
+        batch=batch,
+        batch_norm=batch_norm,
+        proposals=proposals,
+        seed=seed,
+    )
+    _show_dense(found, json)
+
+
+def propagate(
+    weights: Weights,
+    data: Annotated[Positional[Path], arg(metavar="DATA")],
+    /,
+    stages: Ints = None,
+    frames: int = 7,
+    radius: int = 12,
+    baseline: bool = True,
+    look: Elsewhere = _AS_THEY_ARE,
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Follow the objects of a video's first frame by nearest patch features, without training, by DAVIS's J&F.
+
+    For example:
+      manyviews propagate runs/first DAVIS/
+
+    Args:
+        weights: The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo,
+            DINO, MAE and others), or timm:NAME for timm's own.
+        data: A folder with frames/<video>/*.jpg and masks/<video>/*.png, or in DAVIS's layout.
+        stages: Of which of the network's stages, from the back as -1, -2: several are put side by side.
+        frames: How many before, besides the first, labels are taken from.
+        radius: How far away in the frame, in places of the map.
+        baseline: Judge an untrained encoder too.
+        look: How to take weights from elsewhere.
+        seed: Of the interval.
+    """
+    import manyviews as mv
+
+    found = mv.propagate(
+        _loaded(weights, look),
+        data,
+        baseline=baseline,
+        stages=stages,
+        test_size=look.test_size,
+        frames=frames,
+        radius=radius,
+        seed=seed,
+    )
+    _show_dense(found, json)
+
+
+def report(
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")],
+    /,
+    out: Annotated[Path, arg(metavar="FOLDER")],
+    data: str | None = None,
+    labels: Path | None = None,
+    queries: Annotated[str | None, arg(metavar="DATA")] = None,
+    images: Annotated[int, arg(metavar="N")] = 10_000,
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Write a page about runs: how they trained, how good they are, what they see. It opens from disk.
+
+    For example:
+      manyviews report runs/first --out pages/first
+      manyviews report runs/first runs/second --out pages/both --data labeled/ --queries mine/
+
+    Args:
+        runs: Folders of runs; several are shown side by side.
+        out: A new or empty folder; open its index.html.
+        data: Images for the map, the galleries and the views; those of the first run by default.
+        labels: A CSV file with the columns path and label.
+        queries: Images of your own, whose nearest neighbors are shown.
+        images: On the map, at most.
+        seed: Of the map.
+    """
+    import manyviews as mv
+
+    path = mv.page(runs, out, data=data, labels=labels, queries=queries, images=images, seed=seed)
+    print(f"Wrote {printable(str(path))}.")
+    if json:
+        _write(json, {"file": str(path)})
+
+
 def diagnose(
     weights: Weights,
     data: Images,
@@ -562,6 +743,10 @@ VERBS: dict[str, Callable[..., None]] = {
     "resume": resume,
     "evaluate": evaluate,
     "transfer": transfer,
+    "segment": segment,
+    "detect": detect,
+    "propagate": propagate,
+    "report": report,
     "diagnose": diagnose,
     "select": select,
     "duplicates": duplicates,
@@ -601,7 +786,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _overview() -> str:
     """Every verb and what it does, in a line each."""
-    lines = [f"  {name:9} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    lines = [f"  {name:10} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
     title = "Self-supervised visual pretraining: a folder of unlabeled images in, a backbone out."
     return "\n".join([f"{title}\n", "usage: manyviews VERB ...", *lines, "\n`manyviews VERB --help` has examples."])
 
@@ -613,6 +798,14 @@ def _loaded(weights: str, look: Look) -> Any:
     if look == _AS_THEY_ARE and Path(weights).is_dir():
         return weights
     return mv.load(weights, look.backbone, test_size=look.test_size, mean=look.mean, std=look.std)
+
+
+def _show_dense(found: Any, out: Path | None) -> None:
+    from manyviews.report import summary
+
+    summary.show_dense(found)
+    if out:
+        _write(out, found.to_dict())
 
 
 def _names(listed: str) -> list[str]:

@@ -52,7 +52,9 @@ FEWEST = 10
 """Images a class must have."""
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
-_LOOKS = 100  # at each image in a protocol that trains on images, to say how long it will take
+# Looks at each image, to say how long it will take: of a protocol that trains on images, and of those that do not.
+_LOOKS = 100
+_ONCE = {"linear_grid": 1, "layers": 1, "rotation": 4}
 _SPECTRUM = 10_000  # images of which a spectrum is computed, at most
 _QUERIES, _NEAREST = 8, 8  # of the nearest neighbors that a report shows
 
@@ -266,8 +268,8 @@ def evaluate(
     lack = {"pixels": INSIDE, "untrained": {"guillotine"}}
     runs = [(name, p) for name in encoders for p in asked if p not in lack.get(name, ())]
     repeats = {p: seeds if p in SEEDED else 1 for p in asked}
-    costs = {p: repeats[p] * (1 if p in ON_FEATURES else _LOOKS * len(source)) for p in asked}
-    costs |= dict.fromkeys(measures_of, len(source))
+    looks = {p: _LOOKS for p in ON_IMAGES} | dict.fromkeys(measures_of, 1) | _ONCE
+    costs = {p: repeats[p] * (1 if p in ON_FEATURES else looks[p] * len(source)) for p in asked}
     done, total = images, images + sum(costs[p] for _, p in runs)
 
     def look(images: Source, before: int) -> dict[str, Features]:

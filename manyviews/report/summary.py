@@ -21,6 +21,7 @@ from rich.text import Text
 
 from manyviews.errors import printable
 from manyviews.evaluation import Measure
+from manyviews.evaluation.dense import Dense
 from manyviews.evaluation.report import NAMES, TITLES, Report, Score, percent
 from manyviews.progress import duration
 from manyviews.recipe import Choice, Recipe
@@ -120,6 +121,22 @@ def show_transfer(rows: Sequence[Mapping[str, Any]]) -> None:
             str(row["images"] or ""),
         )
     _show(table)
+
+
+def show_dense(found: Dense) -> None:
+    """Print the result of a dense evaluation to standard output."""
+    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
+    for column in ("", found.metric):
+        table.add_column(Text(column))
+    for name, value in found.per_class.items():
+        table.add_row(Text(printable(name, 40)), "-" if value is None else percent(value))
+    others = ", ".join(f"{printable(name, 40)} {value:.3f}" for name, value in found.details.items())
+    chosen = ", ".join(f"{name} {value:g}" for name, value in found.setting.items())
+    lines = [f"{len(found.bad)} files could not be used and were left out."] if found.bad else []
+    lines += [f"{printable(where, 80)}: {printable(reason, 80)}" for where, reason in found.bad[:_SHOWN]]
+    lines += [f"{others}." if others else "", f"With {chosen}, in {duration(found.seconds)}."]
+    shown = [Text(line, style="dim") for line in lines if line]
+    _show(Group(table, "", Text(found.verdict, style="bold"), *shown))
 
 
 def _print(facts: Mapping[str, Any], report: Report | None) -> None:

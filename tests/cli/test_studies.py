@@ -5,6 +5,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from .conftest import TINY
 
 
@@ -55,3 +58,30 @@ def test_diagnose_and_select(manyviews, run_folder: Path, photos: Path, tmp_path
     assert chosen["chosen"] in (str(run_folder), str(other)) and "method.temperature" in result.out
     assert 0 <= chosen["agreement"]["knn"]["regret"] <= 1
     assert manyviews("select", run_folder).code == 2
+
+
+def test_segment_and_propagate(manyviews, run_folder: Path, tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for folder, where in (("scenes", "images/train"), ("scenes", "images/test"), ("videos", "frames/one")):
+        root = tmp_path / folder
+        masks = root / where.replace("images", "masks").replace("frames", "masks")
+        (root / where).mkdir(parents=True)
+        masks.mkdir(parents=True)
+        for i in range(8):
+            mask = np.zeros((64, 64), np.uint8)
+            mask[16:48, 4 + 3 * i : 36 + 3 * i] = 1
+            pixels = np.where(mask[..., None] == 1, (220, 40, 40), (40, 40, 200)) + rng.integers(-20, 20, (64, 64, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(root / where / f"{i:02}.png")
+            Image.fromarray(mask).save(masks / f"{i:02}.png")
+    args = ("segment", run_folder, tmp_path / "scenes", "--epochs", 20, "--lrs", 0.01, "--json", tmp_path / "s.json")
+    result = manyviews(*args)
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found["value"] > 0.6 and "an untrained encoder" in found["baselines"]
+    assert found["verdict"] in result.out.replace("\n", " ")
+    result = manyviews("propagate", run_folder, tmp_path / "videos", "--no-baseline", "--json", tmp_path / "p.json")
+    assert result.code == 0, result.err
+    assert json.loads((tmp_path / "p.json").read_text())["value"] > 0.5
+    for verb in ("segment", "detect", "propagate"):
+        result = manyviews(verb, run_folder, tmp_path / "none")
+        assert result.code == 2 and "none" in result.err

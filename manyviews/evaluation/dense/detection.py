@@ -1,0 +1,457 @@
+"""Object detection and instance segmentation by fine-tuning Faster and Mask R-CNN on an encoder, and COCO's AP."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from manyviews.backbones.encoder import Encoder
+from manyviews.data.canvas import in_threads
+from manyviews.data.decode import BadImage
+from manyviews.errors import UserError
+from manyviews.evaluation.dense.data import Bad, Picture, Thing, check_counts, open_pictures
+from manyviews.evaluation.dense.maps import intermediates, stage_shapes
+from manyviews.evaluation.dense.report import Dense
+from manyviews.evaluation.features import frozen
+from manyviews.progress import Update
+
+_CHANNELS = 256
+_STRIDES = (4, 8, 16, 32)
+_ELONGATED = 1333 / 800  # the long side at most, in units of the short one
+_WARMUP = 1000  # steps, or a tenth of the run
+_DROPS = (2 / 3, 8 / 9)  # of the run, where the learning rate falls to a tenth: 60,000 and 80,000 of 90,000 steps
+_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def detect(
+    encoder: Encoder,
+    data: Path,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    masks: bool = False,
+    size: int = 800,
+    epochs: int = 12,
+    lr: float | None = None,
+    batch: int = 16,
+    batch_norm: Literal["batch", "running"] = "batch",
+    proposals: int = 512,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: Update | None = None,
+) -> Dense:
+    """Fine-tuning of a Faster R-CNN, or a Mask R-CNN, on a copy of the encoder: COCO's AP on the test images.
+
+    Convolutional networks get a feature pyramid (FPN, Lin et al. 2017) on their maps of strides 4 to 32, vision
+    transformers a simple one of their last map (ViTDet, Li et al. 2022), with global attention throughout. Anchors are
+    32 to 512 pixels wide, and the heads torchvision's. Random horizontal flips are the
+    only augmentation. All weights learn that require a gradient: by SGD (momentum 0.9, weight decay 1e-4), vision
+    transformers by AdamW (weight decay 0.1); the learning rate warms up for 1,000 steps, a tenth of the run at most,
+    and falls to a tenth after 2/3 and 8/9 of the run. The last weights are asked about the test images, once, one image
+    at a time. Nothing is chosen.
+
+    Args:
+        encoder: it stays as it is, on its device.
+        data: a folder: see `data.open_pictures`.
+        mean: per channel, of images in [0, 1].
+        std: per channel, of images in [0, 1].
+        masks: also segment every object; the headline is then mask AP. Needs COCO's format.
+        size: short side of the images in pixels; the long one is at most 5/3 of it.
+        epochs: passes over the training images that show something. The default is COCO's "1x".
+        lr: None: 0.02 for batches of 16, and in proportion for others; 1e-4 for vision transformers.
+        batch: images per step.
+        batch_norm: of the encoder: "batch" normalizes by the statistics of the batch while training, and there is
+            BatchNorm in the pyramid too (MoCo, He et al. 2020, section 4.2: self-supervised features are not on the
+            scale that detectors are used to). "running" keeps the statistics of the pretraining: for tiny batches.
+        proposals: regions per image that the heads learn from.
+        device: to compute on.
+        seed: of the heads' first weights, the order, the flips, and the regions that are drawn.
+        progress: called after every step and every test image.
+
+    Raises:
+        UserError: data in no known layout, an encoder without maps, or a training that diverged.
+    """
+    check_counts(size=size, epochs=epochs, batch=batch, proposals=proposals)
+    _coco_tools()
+    start, device = time.monotonic(), torch.device(device)
+    found = open_pictures(Path(data), masks)
+    bad: Bad = list(found.bad)
+    # The heads and torchvision's samplers draw from the global random state, which is then as it was.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        model, plain = _detector(encoder, len(found.classes), mean, std, masks, size, batch_norm, proposals)
+        model.to(device)
+        rate = lr if lr is not None else 1e-4 if plain else 0.02 * batch / 16
+        shown = [p for p in found.train if not all(t.crowd for t in p.things)]
+        trained = _train(model, plain, shown, masks, epochs, rate, batch, batch_norm, seed, bad, progress)
+    truth, answers = _ask(model, found.test, found.classes, masks, bad, progress)
+    if not truth["annotations"]:
+        raise UserError(f"None of the {len(found.test)} test images of {data} that show something can be read.")
+
+    kinds: tuple[Literal["bbox", "segm"], ...] = ("segm", "bbox") if masks else ("bbox",)
+    words = {"bbox": "box", "segm": "mask"}
+    scores = {kind: average_precision(truth, answers, kind) for kind in kinds}
+    details = {f"{words[k]} {name}": value for k in kinds for name, value in scores[k][0].items()}
+    metric = f"{words[kinds[0]]} AP"
+    return Dense(
+        task="detection",
+        metric=metric,
+        value=details.pop(metric),
+        interval=None,
+        details=details,
+        per_class=dict(zip(found.classes, scores[kinds[0]][1], strict=True)),
+        baselines={},
+        setting={"lr": rate, "epochs": epochs, "batch": batch, "size": size},
+        validation={},
+        images={"train": trained, "validation": 0, "test": len(truth["images"])},
+        bad=tuple(dict.fromkeys(bad)),
+        seconds=time.monotonic() - start,
+    )
+
+
+# -- measures ----------------------------------------------------------------------------------------------------
+
+
+def average_precision(
+    truth: dict[str, Any], answers: Sequence[dict[str, Any]], kind: Literal["bbox", "segm"]
+) -> tuple[dict[str, float], list[float | None]]:
+    """COCO's average precision, mean over IoU from 0.5 to 0.95, with up to 100 answers an image.
+
+    Args:
+        truth: in COCO's format: "images", "categories" and "annotations".
+        answers: in COCO's format of results: "image_id", "category_id", "score", "bbox", and "segmentation" for masks.
+        kind: of the overlap: of boxes or of masks.
+
+    Returns:
+        "AP", "AP50", "AP75", and "APs", "APm", "APl" of objects of less than 32 and 96 pixels squared and of more, but
+        for those of which there are none; and the AP of each category, by ascending id, None if it has no objects.
+    """
+    COCO, COCOeval = _coco_tools()
+    # With its box, a mask would be small or large by the area of the box.
+    left_out = "bbox" if kind == "segm" else "segmentation"
+    results = [{k: v for k, v in answer.items() if k != left_out} for answer in answers]
+    known = COCO(copy.deepcopy(truth))
+    found = known.loadRes(results) if results else COCO({**copy.deepcopy(truth), "annotations": []})
+    judge = COCOeval(known, found, kind)
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    numbers = dict(zip(_NAMES, (float(v) for v in judge.stats[: len(_NAMES)]), strict=True))
+    # Thresholds, recalls, categories, areas and numbers of answers; -1 where there is nothing.
+    precision = np.asarray(judge.eval["precision"])[:, :, :, 0, -1]
+    each = [column[column > -1] for column in np.moveaxis(precision, 2, 0)]
+    return {k: v for k, v in numbers.items() if v > -1}, [float(c.mean()) if c.size else None for c in each]
+
+
+def _coco_tools() -> tuple[Any, Any]:
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError:
+        raise UserError("Detection needs a package: pip install 'manyviews[detection]'.") from None
+    return COCO, COCOeval_faster
+
+
+# -- networks ----------------------------------------------------------------------------------------------------
+
+
+class _Stages(nn.Module):
+    """FPN on the maps of a convolutional network, the last one of each stride from 4 to 32 that it has.
+
+    Gives maps "0", "1", ... of `strides`, the finest first, and pooled ones: see `_pooled`.
+    """
+
+    out_channels = _CHANNELS
+
+    def __init__(self, encoder: Encoder, shapes: list[tuple[int, int]], norm: type[nn.Module] | None) -> None:
+        from torchvision.ops import FeaturePyramidNetwork
+
+        super().__init__()
+        last = {stride: i for i, (_, stride) in enumerate(shapes) if stride in _STRIDES}
+        if not last:
+            raise UserError(f"{encoder.name} has no maps of strides from 4 to 32 pixels: choose another backbone.")
+        self.strides = sorted(last)
+        self._indices = [last[stride] for stride in self.strides]
+        self.encoder = encoder
+        self.pyramid = FeaturePyramidNetwork([shapes[i][0] for i in self._indices], _CHANNELS, norm_layer=norm)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps = intermediates(self.encoder, x, self._indices)
+        return _pooled(self.pyramid({str(i): m for i, m in enumerate(maps)}))
+
+
+class _Simple(nn.Module):
+    """ViTDet's pyramid of strides 4 to 32: the last map enlarged by deconvolution, as it is, and max-pooled.
+
+    torchvision's anchors and regions want strides that are powers of two. To patches of another size, such as 14
+    pixels, images are shown so much smaller (14/16) that the strides on the image as it was are.
+    """
+
+    out_channels = _CHANNELS
+
+    def __init__(self, encoder: Encoder, d: int, patch: int) -> None:
+        super().__init__()
+        self.encoder, self.strides = encoder, list(_STRIDES)
+        self._stride = 2 ** math.ceil(math.log2(patch))
+        self._scale = patch / self._stride
+        self.levels = nn.ModuleList(_level(d, self._stride / stride) for stride in self.strides)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        grid = [side // self._stride for side in x.shape[-2:]]
+        if self._scale != 1:
+            x = F.interpolate(x, scale_factor=self._scale, mode="bilinear", antialias=True)
+        found = self.encoder.patches(x).transpose(1, 2).unflatten(2, grid)
+        return _pooled({str(i): level(found) for i, level in enumerate(self.levels)})
+
+
+def _level(d: int, scale: float) -> nn.Sequential:
+    """A map of `d` features to one of 256 that is so many times as large: a power of two."""
+    from timm.layers import LayerNorm2d
+
+    body: list[nn.Module] = []
+    while scale > 1:
+        body += [LayerNorm2d(d), nn.GELU()] if body else []
+        body.append(nn.ConvTranspose2d(d, d // 2, kernel_size=2, stride=2))
+        d, scale = d // 2, scale / 2
+    if scale < 1:
+        body.append(nn.MaxPool2d(round(1 / scale)))
+    narrow = nn.Conv2d(d, _CHANNELS, 1, bias=False)
+    smooth = nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1, bias=False)
+    return nn.Sequential(*body, narrow, LayerNorm2d(_CHANNELS), smooth, LayerNorm2d(_CHANNELS))
+
+
+def _pooled(maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With every second place of the last map, and of that again, until there are five: for the largest anchors."""
+    last = str(len(maps) - 1)
+    found, x = dict(maps), maps[last]
+    while len(found) <= len(_STRIDES):
+        x = found[f"pool{len(found)}"] = F.max_pool2d(x, 1, 2)
+    return found
+
+
+def _detector(
+    encoder: Encoder,
+    classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    masks: bool,
+    size: int,
+    batch_norm: str,
+    proposals: int,
+) -> tuple[Any, bool]:
+    """The network, and whether its encoder is a plain vision transformer."""
+    from torchvision.models.detection import FasterRCNN, MaskRCNN
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+    shapes = stage_shapes(encoder)
+    encoder = copy.deepcopy(encoder)
+    plain = len({stride for _, stride in shapes}) == 1
+    body: Any
+    if plain:
+        body = _Simple(encoder, *shapes[-1])
+    else:
+        body = _Stages(encoder, shapes, nn.BatchNorm2d if batch_norm == "batch" else None)
+    first = body.strides[0]
+    sides = [8 * first * 2**i for i in range(len(_STRIDES) + 1)]
+    settings: dict[str, Any] = {
+        "num_classes": classes + 1,
+        "min_size": size,
+        "max_size": int(size * _ELONGATED),
+        "image_mean": list(mean),
+        "image_std": list(std),
+        "size_divisible": _STRIDES[-1],
+        "rpn_anchor_generator": AnchorGenerator(tuple((s,) for s in sides), ((0.5, 1.0, 2.0),) * len(sides)),
+        "box_roi_pool": _regions(body.strides, 7),
+        "box_batch_size_per_image": proposals,
+    }
+    if masks:
+        return MaskRCNN(body, mask_roi_pool=_regions(body.strides, 14), **settings), plain
+    return FasterRCNN(body, **settings), plain
+
+
+def _regions(strides: list[int], side: int) -> nn.Module:
+    """Features of regions, `side` by `side`, each from the level of its size.
+
+    torchvision infers the levels' strides from the first batch, whose padding may mislead it, and keeps them. So it is
+    shown maps first of which there is no doubt.
+    """
+    from torchvision.ops import MultiScaleRoIAlign
+
+    names = [str(i) for i in range(len(strides))]
+    pool = MultiScaleRoIAlign(names, output_size=side, sampling_ratio=2)
+    whole = 4 * strides[-1]
+    maps = {name: torch.zeros(1, 1, whole // s, whole // s) for name, s in zip(names, strides, strict=True)}
+    pool(maps, [torch.tensor([[0.0, 0.0, whole, whole]])], [(whole, whole)])
+    return pool
+
+
+# -- training ----------------------------------------------------------------------------------------------------
+
+
+def _train(
+    model: Any,
+    plain: bool,
+    pictures: list[Picture],
+    masks: bool,
+    epochs: int,
+    lr: float,
+    batch: int,
+    batch_norm: str,
+    seed: int,
+    bad: Bad,
+    progress: Update | None,
+) -> int:
+    """Fine-tune the network in place. How many images it learned from; `bad` learns of the others."""
+    device = next(model.parameters()).device
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer: torch.optim.Optimizer
+    if plain:
+        optimizer = torch.optim.AdamW(_groups(weights, 0.1), lr=lr)
+    else:
+        optimizer = torch.optim.SGD(_groups(weights, 1e-4), lr=lr, momentum=0.9)
+    # The encoder learns without noise, such as drop path.
+    model.train()
+    model.backbone.encoder.eval()
+    for module in model.backbone.encoder.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(batch_norm == "batch")
+    generator = torch.Generator().manual_seed(seed)
+    per_epoch = math.ceil(len(pictures) / batch)
+    step, steps = 0, epochs * per_epoch
+    good: set[Path] = set()
+    for epoch in range(epochs):
+        order = torch.randperm(len(pictures), generator=generator)
+        flipped = torch.rand(len(pictures), generator=generator) < 0.5
+        # Equal batches: a last one of one image would spoil BatchNorm.
+        chosen = [[(pictures[i], bool(flipped[i])) for i in part.tolist()] for part in order.tensor_split(per_epoch)]
+        for some in _read(chosen, bad):
+            good |= {picture.path for picture, _, _ in some}
+            if some:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * _share(step, steps)
+                optimizer.zero_grad(set_to_none=True)
+                pairs = [_example(image, picture, masks, flip, device) for picture, flip, image in some]
+                loss = sum(model([x for x, _ in pairs], [y for _, y in pairs]).values())
+                if not loss.isfinite():
+                    raise UserError(f"The detector diverged after {step} steps: give an lr lower than {lr:g}.")
+                loss.backward()
+                optimizer.step()
+            step += 1
+            if progress is not None:
+                progress(step, steps, f"epoch {epoch + 1} of {epochs}")
+    if not good:
+        raise UserError(f"None of the {len(pictures)} training images can be read (the first: {bad[0][1]}).")
+    return len(good)
+
+
+def _share(step: int, steps: int) -> float:
+    """Of the learning rate."""
+    warm = min(_WARMUP, steps // 10)
+    return min(1.0, (step + 1) / max(1, warm)) * 0.1 ** sum(step >= drop * steps for drop in _DROPS)
+
+
+def _groups(weights: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    """Matrices and kernels decay, biases and norms do not."""
+    return [
+        {"params": [w for w in weights if w.ndim > 1], "weight_decay": decay},
+        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _read(batches: list[list[tuple[Picture, bool]]], bad: Bad) -> Iterator[list[tuple[Picture, bool, Image.Image]]]:
+    """The good images of each batch, the next ones decoding while one is in use."""
+
+    def read(one: tuple[Picture, bool]) -> Image.Image | str:
+        try:
+            return one[0].read()
+        except BadImage as error:
+            return error.reason
+
+    for some, found in zip(batches, in_threads(read, batches), strict=True):
+        both = list(zip(some, found, strict=True))
+        bad += [(str(picture.path), image) for (picture, _), image in both if isinstance(image, str)]
+        yield [(picture, flip, image) for (picture, flip), image in both if not isinstance(image, str)]
+
+
+def _example(
+    image: Image.Image, picture: Picture, masks: bool, flip: bool, device: torch.device
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The image in [0, 1], `3 h w`, and its objects as torchvision wants them, both mirrored if `flip`."""
+    x = _pixels(image, device)
+    things = [t for t in picture.things if not t.crowd]
+    boxes = torch.tensor([t.box for t in things], dtype=torch.float32).view(-1, 4)
+    y = {"labels": torch.tensor([t.label + 1 for t in things], dtype=torch.int64)}
+    if masks:
+        drawn = [_mask(t, picture) for t in things]
+        y["masks"] = torch.from_numpy(np.stack(drawn)) if drawn else torch.zeros(0, *picture.size, dtype=torch.uint8)
+    if flip:
+        x = x.flip(2)
+        boxes[:, [0, 2]] = picture.size[1] - boxes[:, [2, 0]]
+        y |= {"masks": y["masks"].flip(2)} if masks else {}
+    return x, {k: v.to(device) for k, v in (y | {"boxes": boxes}).items()}
+
+
+def _pixels(image: Image.Image, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1).float() / 255
+
+
+def _mask(thing: Thing, picture: Picture) -> np.ndarray:
+    """uint8 `h w`, from polygons or a run-length encoding."""
+    from faster_coco_eval import mask as tools
+
+    shape, (h, w) = thing.segmentation, picture.size
+    if isinstance(shape, list):
+        encoded = tools.merge(tools.frPyObjects(shape, h, w))
+    else:
+        encoded = tools.frPyObjects(shape, h, w) if isinstance(shape["counts"], list) else shape
+    return np.ascontiguousarray(tools.decode(encoded))
+
+
+# -- answers -----------------------------------------------------------------------------------------------------
+
+
+def _ask(
+    model: Any, pictures: list[Picture], classes: Sequence[str], masks: bool, bad: Bad, progress: Update | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What is in the images, and what the network says is, both as COCO has it. `bad` learns of unreadable images."""
+    from faster_coco_eval import mask as tools
+
+    device = next(model.parameters()).device
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    answers: list[dict[str, Any]] = []
+    for done, some in enumerate(_read([[(picture, False)] for picture in pictures], bad), 1):
+        for picture, _, image in some:
+            number, (h, w) = len(images) + 1, picture.size
+            images.append({"id": number, "height": h, "width": w, "file_name": picture.path.name})
+            for t in picture.things:
+                a: dict[str, Any] = {"id": len(annotations) + 1, "image_id": number, "category_id": t.label + 1}
+                a |= {"bbox": _corner(t.box), "area": t.area, "iscrowd": int(t.crowd), "segmentation": t.segmentation}
+                annotations.append({k: v for k, v in a.items() if v is not None})
+            with frozen(model):
+                found = {k: v.cpu() for k, v in model([_pixels(image, device)])[0].items()}
+            rows = zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True)
+            for i, (box, label, score) in enumerate(rows):
+                answer = {"image_id": number, "category_id": label, "score": score, "bbox": _corner(box)}
+                if masks:
+                    inside = (found["masks"][i, 0] > 0.5).to(torch.uint8).numpy()
+                    answer["segmentation"] = tools.encode(np.asfortranarray(inside))
+                answers.append(answer)
+        if progress is not None:
+            progress(done, len(pictures), "test images")
+    categories = [{"id": i, "name": name} for i, name in enumerate(classes, 1)]
+    return {"info": {}, "images": images, "categories": categories, "annotations": annotations}, answers
+
+
+def _corner(box: Sequence[float]) -> list[float]:
+    """Left, top, width and height of left, top, right and bottom."""
+    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]

@@ -1,0 +1,367 @@
+"""Semantic segmentation by a linear layer on frozen patch features (Oquab et al. 2024, "DINOv2", section 7.4)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from manyviews.backbones.encoder import Encoder
+from manyviews.data.canvas import in_threads
+from manyviews.data.decode import BadImage
+from manyviews.errors import UserError
+from manyviews.evaluation.dense.data import IGNORED, Bad, Masked, Masks, check_counts, open_masks
+from manyviews.evaluation.dense.maps import Maps, encode_all, look
+from manyviews.evaluation.dense.report import Dense
+from manyviews.evaluation.linear import Standard
+from manyviews.evaluation.metrics import LEVEL, Interval
+from manyviews.progress import Update
+
+LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+
+_WARMUP = 0.04  # of the steps: DINOv2's 1,500 of 40,000
+_DECAY = 1e-4
+_MEMORY = 4 * 2**30  # bytes of features and masks of a split that are held; of more, they are extracted again
+_AT_ONCE = 16  # images that are decoded and encoded together
+_RESAMPLES = 2000
+
+
+def segment(
+    encoder: Encoder,
+    data: Path,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    test_size: int | None = None,
+    stages: Sequence[int] | None = None,
+    ignore: int | None = None,
+    epochs: int = 50,
+    lrs: Sequence[float] = LRS,
+    batch: int = 16,
+    pixels: int | None = 4096,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: Update | None = None,
+) -> Dense:
+    """Linear segmentation on frozen patch features: mIoU on the test images.
+
+    A linear layer on each place's standardized features, its logits bilinearly upsampled to the mask. Cross-entropy by
+    AdamW (weight decay 1e-4), 4 % warm-up, then linear to zero, in batches of 16 as DINOv2's. The learning rate is the
+    first best by mIoU on the validation images, and its layer is asked about the test images once. The same seed gives
+    the same result.
+
+    Ours, where DINOv2 has something else or is silent: images are seen whole, without augmentation, so features are
+    extracted once; features are standardized by all training images' instead of by BatchNorm; epochs instead of 40,000
+    steps; and the loss of a step is that of `pixels` random pixels of each image, which on average is that of all.
+
+    mIoU is the mean over classes that are in any test mask or prediction, of intersections and unions summed over all
+    test images. Its interval is a bootstrap over the images.
+
+    Args:
+        encoder: moved to `device`; it stays as it is.
+        data: a folder: see `data.open_masks`.
+        mean: per channel, of images in [0, 1].
+        std: per channel, of images in [0, 1].
+        test_size: short side in pixels of what the encoder sees; None: the image's own, at most 512.
+        stages: of the network whose maps are used: see `maps.Maps`. None: the last one.
+        ignore: a value of the masks that does not count, besides what the data says.
+        epochs: passes over the training images.
+        lrs: learning rates to try, all at once.
+        batch: images per step.
+        pixels: per image and step that the loss is of, with replacement; None: all.
+        device: to compute on.
+        seed: of the order, the pixels and the interval.
+        progress: called after every batch of images or features.
+
+    Raises:
+        UserError: data in no known layout, or of which no image can be used.
+    """
+    check_counts(epochs=epochs, batch=batch, lrs=len(lrs), pixels=pixels or 1, test_size=test_size or 1)
+    start, device = time.monotonic(), torch.device(device)
+    found = open_masks(Path(data), ignore)
+    maps = Maps(encoder.to(device), stages)
+    bad: Bad = list(found.bad)
+
+    def encoded(name: str, pairs: list[Masked]) -> Iterator[_Example]:
+        return _encoded(found, pairs, maps, mean, std, test_size, device, bad, name, progress)
+
+    def usable(name: str, images: int, of: list[Masked]) -> None:
+        if not images:
+            reason = f" (the last: {bad[-1][1]})" if bad else ""
+            raise UserError(f"None of the {len(of)} {name} images of {data} can be used{reason}.")
+
+    classes = len(found.classes)
+    train = _Train(partial(encoded, "train"), found.train)
+    usable("train", len(train), found.train)
+    statistics = _statistics(train, classes, maps.dim)
+    heads = _train(train, statistics, lrs, epochs, batch, pixels, seed, device, progress)
+    tried = _tallies(encoded("validation", found.val), heads)
+    usable("validation", len(tried[0]), found.val)
+    scores = [miou(t) for t in tried]
+    best = scores.index(max(scores))
+    tally, constant = _tallies(encoded("test", found.test), [heads[best], _constant(statistics, device)])
+    usable("test", len(tally), found.test)
+    total = tally.sum(0).double()
+    accuracies = total.diagonal() / total.sum(1)
+    return Dense(
+        task="segmentation",
+        metric="mIoU",
+        value=miou(tally),
+        interval=interval(tally, seed),
+        details={
+            "pixel accuracy": (total.diagonal().sum() / total.sum()).item(),
+            "mean class accuracy": accuracies[total.sum(1) > 0].mean().item(),
+        },
+        per_class=dict(zip(found.classes, ious(tally), strict=True)),
+        baselines={"always the most frequent class": miou(constant)},
+        setting={"lr": lrs[best], "epochs": epochs},
+        validation={f"lr {lr:g}": score for lr, score in zip(lrs, scores, strict=True)},
+        images={"train": len(train), "validation": len(tried[0]), "test": len(tally)},
+        bad=tuple(dict.fromkeys(bad)),
+        seconds=time.monotonic() - start,
+    )
+
+
+# -- measures ----------------------------------------------------------------------------------------------------
+
+
+def confusion(predicted: Tensor, mask: Tensor, classes: int) -> Tensor:
+    """Pixels by class (rows) and predicted class (columns), without ignored ones: int64 `classes classes`."""
+    counted = mask != IGNORED
+    pairs = mask[counted] * classes + predicted[counted]
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+
+
+def ious(tally: Tensor) -> list[float | None]:
+    """Intersection over union of each class, from images' confusions, `m c c`; None where both are empty."""
+    both, either = _overlaps(tally).sum(0)
+    return [b / e if e else None for b, e in zip(both.tolist(), either.tolist(), strict=True)]
+
+
+def miou(tally: Tensor) -> float:
+    """Mean of those `ious` that there are."""
+    there = [v for v in ious(tally) if v is not None]
+    return sum(there) / len(there)
+
+
+def interval(tally: Tensor, seed: int = 0, resamples: int = _RESAMPLES) -> Interval:
+    """Percentile bootstrap interval of `miou` over the images."""
+    m, classes = len(tally), tally.shape[1]
+    overlaps = _overlaps(tally).double().numpy().reshape(m, -1)
+    counts = np.random.default_rng(seed).multinomial(m, np.full(m, 1 / m), size=resamples)
+    both, either = np.moveaxis((counts @ overlaps).reshape(resamples, 2, classes), 1, 0)
+    each = np.divide(both, either, out=np.full_like(both, np.nan), where=either > 0)
+    low, high = np.percentile(np.nanmean(each, 1), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return float(low), float(high)
+
+
+def _overlaps(tally: Tensor) -> Tensor:
+    """Intersections and unions, `m 2 c`."""
+    both = tally.diagonal(dim1=1, dim2=2)
+    return torch.stack([both, tally.sum(1) + tally.sum(2) - both], 1)
+
+
+# -- examples ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Example:
+    """Features of an image, float32 `d h w`, and its mask, int16 `H W` of classes and IGNORED, both on the CPU."""
+
+    files: Masked
+    features: Tensor
+    mask: Tensor
+
+
+def _encoded(
+    found: Masks,
+    pairs: list[Masked],
+    maps: Maps,
+    mean: Sequence[float],
+    std: Sequence[float],
+    size: int | None,
+    device: torch.device,
+    bad: Bad,
+    name: str,
+    progress: Update | None,
+) -> Iterator[_Example]:
+    """The good ones among the images, in order; `bad` learns of the others."""
+
+    def read(one: Masked) -> tuple[np.ndarray, np.ndarray] | str:
+        try:
+            image, mask = found.read(one)
+            return look(image, size, maps.stride), mask
+        except BadImage as error:
+            return error.reason
+
+    starts = range(0, len(pairs), _AT_ONCE)
+    for begin, results in zip(starts, in_threads(read, (pairs[i : i + _AT_ONCE] for i in starts)), strict=True):
+        some = dict(zip(pairs[begin : begin + _AT_ONCE], results, strict=True))
+        bad += [(str(one.image), r) for one, r in some.items() if isinstance(r, str)]
+        good = {one: r for one, r in some.items() if not isinstance(r, str)}
+        features = encode_all(maps, [image for image, _ in good.values()], mean, std, device)
+        for one, x, (_, mask) in zip(good, features, good.values(), strict=True):
+            yield _Example(one, x.cpu(), torch.from_numpy(mask.astype(np.int16)))
+        if progress is not None:
+            progress(min(begin + _AT_ONCE, len(pairs)), len(pairs), f"features of {name} images")
+
+
+class _Train:
+    """The good training images in any order, as often as one likes: from memory, if that holds them."""
+
+    def __init__(self, read: Callable[[list[Masked]], Iterable[_Example]], pairs: list[Masked]) -> None:
+        self._read = read
+        self._good: list[Masked] = []
+        self._held: list[_Example] = []
+        taken = 0
+        for one in read(pairs):
+            self._good.append(one.files)
+            taken += one.features.nbytes + one.mask.nbytes
+            if taken <= _MEMORY:
+                self._held.append(one)
+        if taken > _MEMORY:
+            self._held.clear()
+
+    def __len__(self) -> int:
+        return len(self._good)
+
+    def __call__(self, order: Sequence[int]) -> Iterable[_Example]:
+        return (self._held[i] for i in order) if self._held else self._read([self._good[i] for i in order])
+
+
+@dataclass(frozen=True)
+class _Statistics:
+    """Of the training images: how to standardize their features, and pixels of each class, int64 `c`."""
+
+    standard: Standard
+    counts: Tensor
+
+
+def _statistics(train: _Train, classes: int, dim: int) -> _Statistics:
+    places = 0
+    total, squares = torch.zeros(2, dim, dtype=torch.float64)
+    counts = torch.zeros(classes, dtype=torch.int64)
+    for one in train(range(len(train))):
+        x = one.features.flatten(1).double()
+        places += x.shape[1]
+        total += x.sum(1)
+        squares += x.square().sum(1)
+        counts += torch.bincount(one.mask[one.mask != IGNORED].long(), minlength=classes)
+    mean = total / places
+    std = (squares / places - mean.square()).clamp(min=0).sqrt()
+    std = torch.where(std > 1e-6 * (mean.abs() + std.max()), std, 1.0)  # see `Standard.of`
+    return _Statistics(Standard(mean.float(), std.float()), counts)
+
+
+# -- layers ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A linear layer on features as they come: `c d` and `c`."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """`d h w` to `c h w`."""
+        return torch.einsum("cd,dhw->chw", self.weight, features) + self.bias[:, None, None]
+
+
+def _constant(statistics: _Statistics, device: torch.device) -> _Head:
+    """Always says the most frequent class."""
+    counts = statistics.counts.float().to(device)
+    return _Head(torch.zeros(len(counts), len(statistics.standard.mean), device=device), counts)
+
+
+def _train(
+    train: _Train,
+    statistics: _Statistics,
+    lrs: Sequence[float],
+    epochs: int,
+    batch: int,
+    pixels: int | None,
+    seed: int,
+    device: torch.device,
+    progress: Update | None,
+) -> list[_Head]:
+    """A layer for each learning rate. They share every batch, and each becomes what it would become alone."""
+    classes, d = len(statistics.counts), len(statistics.standard.mean)
+    mean, std = statistics.standard.mean.to(device), statistics.standard.std.to(device)
+    weights = [torch.zeros(classes, d, device=device, requires_grad=True) for _ in lrs]
+    biases = [torch.zeros(classes, device=device, requires_grad=True) for _ in lrs]
+    optimizer = torch.optim.AdamW(
+        [{"params": [w, b], "lr": lr} for w, b, lr in zip(weights, biases, lrs, strict=True)], weight_decay=_DECAY
+    )
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same order and pixels on every device
+    steps = epochs * math.ceil(len(train) / batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=steps))
+    step = 0
+    for epoch in range(epochs):
+        examples = iter(train(torch.randperm(len(train), generator=generator).tolist()))
+        while some := list(islice(examples, batch)):
+            optimizer.zero_grad()
+            for one in some:
+                x = (one.features.to(device) - mean[:, None, None]) / std[:, None, None]
+                mask = one.mask.to(device).long()
+                logits = _Head(torch.cat(weights), torch.cat(biases))(x)
+                found, wanted = _at_random(logits, mask, pixels, generator) if pixels else _at_all(logits, mask)
+                each = F.cross_entropy(found.view(len(lrs), classes, -1), wanted.expand(len(lrs), -1), reduction="none")
+                # The mean over the image's pixels and the batch's images, summed over the layers, which share nothing.
+                (each.mean(1).sum() / len(some)).backward()
+            optimizer.step()
+            schedule.step()
+            step += 1
+            if progress is not None:
+                progress(step, steps, f"epoch {epoch + 1} of {epochs}")
+    heads = []
+    for w, b in zip(weights, biases, strict=True):
+        scaled = (w / std).detach()
+        heads.append(_Head(scaled, b.detach() - scaled @ mean))
+    return heads
+
+
+def _rate(step: int, steps: int) -> float:
+    """Share of the learning rate: 4 % of the steps from zero, the rest of them to zero."""
+    warm = max(1.0, _WARMUP * steps)
+    return min((step + 1) / warm, (steps - step) / max(1.0, steps - warm + 1))
+
+
+def _at_all(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, bilinearly upsampled, and classes of all pixels that count: `c n` and `n`."""
+    sized = F.interpolate(logits[None], size=mask.shape, mode="bilinear")[0]
+    counted = mask != IGNORED
+    return sized[:, counted], mask[counted]
+
+
+def _at_random(logits: Tensor, mask: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Those of n random ones among these pixels, with replacement."""
+    counted = (mask.flatten() != IGNORED).nonzero().flatten()
+    chosen = counted[torch.randint(len(counted), (n,), generator=generator).to(mask.device)]
+    h, w = mask.shape
+    # Pixel centers from -1 to 1, x before y.
+    grid = torch.stack([(2 * (chosen % w) + 1) / w - 1, (2 * (chosen // w) + 1) / h - 1], 1)
+    found = F.grid_sample(logits[None], grid[None, None], mode="bilinear", padding_mode="border", align_corners=False)
+    return found[0, :, 0], mask.flatten()[chosen]
+
+
+def _tallies(examples: Iterable[_Example], heads: Sequence[_Head]) -> list[Tensor]:
+    """For each layer the confusions of the images, int64 `m c c`. One that diverged says the first class."""
+    classes = len(heads[0].bias)
+    found: list[list[Tensor]] = [[] for _ in heads]
+    for one in examples:
+        for head, rows in zip(heads, found, strict=True):
+            logits = head(one.features.to(head.bias.device))
+            sized = F.interpolate(logits[None], size=one.mask.shape, mode="bilinear")[0]
+            rows.append(confusion(sized.nan_to_num().argmax(0).cpu(), one.mask.long(), classes))
+    empty = torch.zeros(0, classes, classes, dtype=torch.int64)
+    return [torch.stack(rows) if rows else empty for rows in found]
