@@ -39,7 +39,7 @@ TITLES = {
 }
 """What to call the protocols."""
 
-_COLLAPSED_SPREAD, _COLLAPSED_RANK = 0.05, 3.0
+COLLAPSED_SPREAD, COLLAPSED_RANK = 0.05, 3.0
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Report:
             low, high = least.interval
             clear = "well outside the interval" if low > high - low else "just outside the interval"
             return f"The features are {'good' if low > high - low else 'better'}: {result} against {against}, {clear}."
-        if trained.spread < _COLLAPSED_SPREAD or trained.rankme < _COLLAPSED_RANK:
+        if trained.spread < COLLAPSED_SPREAD or trained.rankme < COLLAPSED_RANK:
             return (
                 f"The features have collapsed (RankMe {trained.rankme:.1f} of {trained.dim}): {result} against "
                 f"{against}. Lower the learning rate, or enlarge the batch."

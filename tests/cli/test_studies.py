@@ -85,3 +85,14 @@ def test_segment_and_propagate(manyviews, run_folder: Path, tmp_path: Path):
     for verb in ("segment", "detect", "propagate"):
         result = manyviews(verb, run_folder, tmp_path / "none")
         assert result.code == 2 and "none" in result.err
+
+
+def test_report(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
+    args = ("report", run_folder, "--data", photos, "--images", 40, "--out", tmp_path / "page")
+    result = manyviews(*args, "--json", tmp_path / "r.json")
+    assert result.code == 0, result.err
+    page = Path(json.loads((tmp_path / "r.json").read_text())["file"])
+    assert page == tmp_path / "page" / "index.html" and "simclr" in page.read_text(encoding="utf-8")
+    assert manyviews(*args).code == 2  # nothing is overwritten
+    result = manyviews("report", tmp_path / "none", "--out", tmp_path / "other")
+    assert result.code == 2 and "none" in result.err and not (tmp_path / "other").exists()

@@ -1,0 +1,305 @@
+"""From runs and images to a folder with a page."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from manyviews import __version__
+from manyviews.data import Source, open_source
+from manyviews.errors import UserError, printable
+from manyviews.evaluation import subspaces as numbers
+from manyviews.evaluation.features import Features, extract
+from manyviews.methods import Method
+from manyviews.methods.mast import MAST
+from manyviews.progress import Update
+from manyviews.recipe import Recipe
+from manyviews.regularizers import Rescued
+from manyviews.report.page import atlas as places
+from manyviews.report.page import gather, pictures
+from manyviews.report.page.render import render
+
+Facts = dict[str, Any]
+
+IMAGES = 10_000
+"""Images on the map, unless one says otherwise."""
+
+_QUERIES = 24  # of the user's own, at most
+_PATCHED = 6  # images of which patches are shown, of each set
+_ANALYZED, _SWEPT = 1_000, 100  # images of which subspaces are analyzed, and augmented
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Where the page is written, and how: see `write`."""
+
+    page: Path
+    pictures: pictures.Pictures
+    most: int
+    device: torch.device | str
+    seed: int
+    progress: Update | None
+
+
+def write(
+    runs: Sequence[Any],
+    out: str | Path,
+    *,
+    data: Any = None,
+    labels: Any = None,
+    queries: Any = None,
+    images: int = IMAGES,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: Update | None = None,
+) -> Path:
+    """Write a page about runs, `index.html` and the files beside it, to a new or empty folder, all or nothing.
+
+    Args:
+        runs: `manyviews.Run`s, finished or not: what there is of them is shown, and of the rest how to get it.
+        out: the folder.
+        data: images for the map, galleries, views and patches: see `manyviews.data.open_source`. Where the first run's
+            images are, if None; the page goes without them when they are not there, or far away.
+        labels: of the data: see `open_source`.
+        queries: images of one's own, up to 24 of which are looked up among the data; a few of the data if None.
+        images: on the map, at most, from all over the data.
+        device: where the encoders compute.
+        seed: of the map and the clusters.
+        progress: called now and then.
+
+    Returns:
+        the page's `index.html`.
+
+    Raises:
+        UserError: no run, images that cannot be used, or `out` is there and not an empty folder.
+    """
+    if not runs:
+        raise UserError("No run was named: give at least one run's folder.")
+    if images < 2:
+        raise UserError(f"A map needs at least 2 images, not {images}.")
+    out = Path(out)
+    _check_new(out)
+    source, why_not = _images(runs, data, labels)
+    asked = None if queries is None else open_source(queries)
+    if asked is not None and len(asked) > _QUERIES:
+        asked = asked.subset(range(_QUERIES))
+    names = gather.names(runs)
+    part = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
+    try:
+        facts = _numbers(runs, names)
+        where = _Where(part, pictures.Pictures(part), images, device, seed, progress)
+        facts["images"] = (
+            {"why_not": why_not, "map": None, "gallery": [], "mistakes": None, "patches": [], "runs": []}
+            | {"own": asked is not None, "umap": find_spec("umap") is not None}
+            | _views_and_subspaces(runs, source, where)
+            | ({} if source is None else _what_encoders_see(runs, names, source, asked, where))
+        )
+        facts["made"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        facts["version"] = __version__
+        (part / "index.html").write_text(render(facts), encoding="utf-8")
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o777 & ~umask)  # as any new folder, and not as a temporary one
+        _check_new(out)
+        if out.exists():
+            out.rmdir()  # an empty one; fails if it no longer is
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return out / "index.html"
+
+
+def _check_new(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists already and is not an empty folder: give another --out.")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"There is no folder {out.absolute().parent} for {out.name}.")
+
+
+def _images(runs: Sequence[Any], data: Any, labels: Any) -> tuple[Source | None, str]:
+    """The images to show, or why there are none."""
+    if data is not None:
+        return open_source(data, labels), ""
+    address = runs[0].facts.get("data")
+    if address is None:
+        return None, "The images of this run were given in memory, and are gone."
+    if "://" in str(address):
+        return None, f"The images of this run are at {printable(address, 200)}, and are not fetched unasked."
+    try:
+        return open_source(address, labels), ""
+    except UserError as error:
+        return None, f"The images of this run are not where they were. {printable(error, 300)}"
+
+
+def _numbers(runs: Sequence[Any], names: Sequence[str]) -> Facts:
+    """All of the page that needs no image."""
+    about = [gather.run_facts(run, name) for run, name in zip(runs, names, strict=True)]
+    found = [gather.evaluated(run.folder) for run in runs]
+    for facts, (evaluated, remarks) in zip(about, found, strict=True):
+        facts |= {"verdict": None, "tone": "plain", "spectra": [], "numbers": [], "measured": []}
+        facts["warnings"] += remarks
+        if evaluated is None:
+            continue
+        report, parts = evaluated
+        facts["verdict"] = printable(report.verdict).replace(" %", "\N{NO-BREAK SPACE}%")
+        facts["tone"] = gather.tone(report.verdict)
+        facts["spectra"] = [
+            {"kind": kind, **{k: part[k] for k in ("dim", "rankme", "spread")}, **_spectrum(part["spectrum"])}
+            for kind, part in parts.items()
+            if kind != "pixels"
+        ]
+        facts["numbers"] = [
+            {"title": gather.title(p), **{k: score[k] for k in ("value", "low", "high")}}
+            for p, score in parts["trained"]["scores"].items()
+        ]
+        facts["measured"] = [
+            {"title": gather.title(p), "name": measure["name"], "value": measure["value"]}
+            for p, measure in parts["trained"]["measures"].items()
+            if measure["value"] is not None
+        ]
+    return {
+        "runs": about,
+        "curves": gather.curves(runs),
+        "accuracy": gather.accuracies(about, [evaluated for evaluated, _ in found]),
+        "settings": gather.settings(runs),
+    }
+
+
+def _spectrum(values: Sequence[float]) -> Facts:
+    """Singular values relative to the largest, at places that are evenly spread on a logarithmic axis."""
+    top = max(values, default=0.0)
+    kept = [(i, v) for i, v in enumerate(values, 1) if top > 0 and v > 1e-8 * top]
+    if not kept:
+        return {"x": [], "y": []}
+    chosen = sorted({round(i) for i in np.geomspace(1, len(kept), min(400, len(kept)))})
+    return {"x": [kept[i - 1][0] for i in chosen], "y": [gather.rounded(kept[i - 1][1] / top) for i in chosen]}
+
+
+def _views_and_subspaces(runs: Sequence[Any], source: Source | None, where: _Where) -> Facts:
+    """What the methods look at, and what MAST learned of it: of runs that have a checkpoint."""
+    views: list[Facts] = []
+    subspaces: list[Facts] = []
+    for i, run in enumerate(runs):
+        try:
+            method = run.method
+        except UserError:
+            continue  # stopped before its first checkpoint
+        if source is not None:
+            _add_views(views, i, run.recipe, method, source, where.pictures)
+        method = method.method if isinstance(method, Rescued) else method
+        if isinstance(method, MAST):
+            subspaces.append({"run": i, **_subspaces(method, run.recipe, source, where.device)})
+    return {"views": views, "subspaces": subspaces}
+
+
+def _what_encoders_see(
+    runs: Sequence[Any], names: Sequence[str], source: Source, queries: Source | None, where: _Where
+) -> Facts:
+    """The map, the galleries and the patches of the finished runs. What is missing is None or empty, for a reason."""
+    finished = [i for i, run in enumerate(runs) if run.summary is not None]
+    if not finished:
+        return {"why_not": "No run is finished yet: there is no encoder to ask."}
+    chosen = source if len(source) <= where.most else source.subset(pictures.spread_out(len(source), where.most))
+    encoders = {i: runs[i].encoder for i in finished}
+
+    def look(images: Source, i: int, cache: Path | None) -> Features:
+        recipe, progress = runs[i].recipe, where.progress
+        return extract(
+            encoders[i],
+            images,
+            test_size=recipe.test_size,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
+            device=where.device,
+            cache=cache,
+            progress=None if progress is None else lambda done, total: progress(done, total, f"features: {names[i]}"),
+        )
+
+    known = places.atlas(chosen, [look(chosen, i, runs[i].folder / "features") for i in finished], where.device)
+    if len(known.source) < 2:
+        return {"why_not": "Fewer than two images could be read: there is nothing to compare."}
+    if not all(x.isfinite().all() for x in known.x):
+        return {"why_not": "An encoder's features are not finite: its weights are damaged, or its training diverged."}
+    asked = None if queries is None else (queries, [look(queries, i, None) for i in finished])
+    drawn = places.draw_map(known, [names[i] for i in finished], where.page, where.seed, where.progress)
+    rows = pictures.spread_out(len(known.source), _PATCHED).tolist()
+    sets = [("images of the map", [(known.source, i) for i in rows])]
+    if queries is not None:
+        sets.append(("your own images", [(queries, i) for i in range(min(_PATCHED, len(queries)))]))
+    patches = [
+        {
+            "title": title,
+            "images": [where.pictures.of(*one) for one in shown],
+            "rows": [
+                {"run": i, **pictures.patches(encoders[i], shown, runs[i].recipe, where.device, where.pictures)}
+                for i in finished
+            ],
+        }
+        for title, shown in sets
+    ]
+    return {
+        "runs": finished,
+        "source": printable(source.name, 100),
+        "total": len(source),
+        "map": drawn,
+        "gallery": places.gallery(known, asked, where.pictures),
+        "mistakes": places.mistakes(known, where.pictures),
+        "patches": patches,
+    }
+
+
+def _add_views(
+    groups: list[Facts], i: int, recipe: Recipe, method: Method, source: Source, saver: pictures.Pictures
+) -> None:
+    """Runs that look at the same views are shown once."""
+    key = f"{method.looks} {recipe.data} {recipe.seed}"
+    for group in groups:
+        if group["key"] == key:
+            group["runs"].append(i)
+            return
+    groups.append({"key": key, "runs": [i], "kinds": pictures.views(recipe, method.looks, source, saver)})
+
+
+def _subspaces(method: MAST, recipe: Recipe, source: Source | None, device: torch.device | str) -> Facts:
+    """What a MAST run learned of its augmentations: see `manyviews.evaluation.subspaces`."""
+    if source is None:
+        weights = method.masks().detach().float().cpu()
+        alike = numbers.correlation(weights)
+        order = [method.subspaces[k] for k in numbers.diverse(alike)]
+        found = {"masks": weights.T.tolist(), "correlation": alike.tolist(), "order": order, "invariance": {}}
+    else:
+        found = numbers.analyze(
+            method,
+            source,
+            test_size=recipe.test_size,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
+            device=device,
+            seed=recipe.seed,
+            images=_ANALYZED,
+            swept=_SWEPT,
+        )
+    masks = np.array(found["masks"])
+    top = float(masks.max(initial=0.0))
+    return {
+        "names": list(method.subspaces),
+        "order": found["order"],
+        "top": gather.rounded(top),
+        "masks": (255 * masks / max(top, 1e-12)).round().astype(int).tolist(),
+        "correlation": [[round(v, 3) for v in row] for row in found["correlation"]],
+        "invariance": [
+            {"name": name, "strength": sweep["strength"], "values": sweep["values"]}
+            | {"lines": sweep["subspaces"], "whole": sweep["all"]}
+            for name, sweep in found["invariance"].items()
+        ],
+    }
