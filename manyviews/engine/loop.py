@@ -31,6 +31,8 @@ from manyviews.methods import Method
 from manyviews.progress import progress
 from manyviews.recipe import Recipe
 from manyviews.regularizers import Rescued
+from manyviews.schedules import value
+from manyviews.targets import EMA
 from manyviews.types import At, Canvases
 from manyviews.views import Views
 
@@ -144,7 +146,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
                 last, stopping = step == steps, distributed.anywhere(bool(stop))
                 looking = step % every == 0 or last
                 if step % recipe.observe.steps == 0 or looking or stopping:
-                    row = meter.read() | {"lr": lr, "epoch": step / loader.steps_per_epoch}
+                    row = meter.read() | {"lr": lr, "epoch": step / loader.steps_per_epoch} | _momentum(method, at)
                     if not math.isfinite(row["loss"] + row["grad_norm"]):
                         what = "gradient" if math.isfinite(row["loss"]) else "loss"
                         raise FloatingPointError(
@@ -260,6 +262,12 @@ def _parts(canvases: Canvases, method: Method, recipe: Recipe, at: At) -> list[C
         )
 
     return [partial(views, part) for part in canvases.chunk(recipe.step.accumulate)]
+
+
+def _momentum(method: Method, at: At) -> dict[str, float]:
+    """Of the method's moving average, if it has one."""
+    target = next((m for m in method.modules() if isinstance(m, EMA)), None)
+    return {} if target is None else {"momentum": value(target.momentum, at)}
 
 
 def _restore(

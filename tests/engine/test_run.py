@@ -61,6 +61,8 @@ def test_a_run_leaves_its_encoder_its_log_and_its_plots(images: Path, tmp_path: 
         run.log[-2] | run.log[-1]
     )
     assert all(0 <= row["data_wait"] < 1 for row in run.log if "loss" in row)
+    momentum = [row["momentum"] for row in run.log if "loss" in row]
+    assert momentum == sorted(momentum) and 0.9 < momentum[0] < momentum[-1] <= 1  # byol's rises along a cosine
     seen = [row for row in run.log if "observe/rankme" in row]
     assert {"observe/knn", "observe/linear", "observe/spread", "observe/alignment", "observe/uniformity"} <= set(
         seen[-1]

@@ -19,7 +19,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 def cifar(request: pytest.FixtureRequest):
     folder = request.getfixturevalue("shared_data")
     parts = (open_source(folder / f"cifar10_{part}.parquet") for part in ("train", "test"))
-    return tuple(source.subset(range(n)) for source, n in zip(parts, (2000, 1000), strict=True))
+    return tuple(source.subset(range(n)) for source, n in zip(parts, (1000, 500), strict=True))
 
 
 def with_torchvision(folder: Path):
