@@ -393,6 +393,8 @@ def detect(
     """
     import manyviews as mv
 
+    if look.test_size is not None:
+        raise UserError("Detection takes its images' short side as --size, and not as --test-size.")
     found = mv.detect(
         _loaded(weights, look),
         data,
@@ -534,7 +536,7 @@ def select(
     For example:
       manyviews select runs/lr1 runs/lr2 runs/lr3
       manyviews select runs/lr1 runs/lr2 runs/lr3 --data photos/ --by lidar
-      manyviews select sweeps/temperature/* --oracle labeled/
+      manyviews select sweeps/temperature/*/ --oracle labeled/
 
     Args:
         runs: Folders of finished runs.
@@ -768,6 +770,8 @@ def main(args: Sequence[str] | None = None) -> None:
             sys.exit(0 if args else 2)
         if args[0] not in VERBS:
             raise unknown("verb", args[0], VERBS)
+        if "--json" in args[:-1]:
+            _check_folder(Path(args[args.index("--json") + 1]))  # before hours of work, and not after
         tyro.cli(VERBS[args[0]], prog=f"manyviews {args[0]}", args=args[1:])
     except UserError as e:
         print(printable(f"manyviews: {e}"), file=sys.stderr)
@@ -839,6 +843,11 @@ def _facts(run: Any) -> dict[str, Any]:
         "run": run.facts,
         "summary": run.summary,
     }
+
+
+def _check_folder(path: Path) -> None:
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"There is no folder {path.absolute().parent} for {path.name}.")
 
 
 def _write(path: Path, result: Any) -> None:

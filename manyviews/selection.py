@@ -18,6 +18,7 @@ from manyviews.data import Source, open_source
 from manyviews.engine import folder as files
 from manyviews.errors import UserError, printable, unknown
 from manyviews.evaluation.diagnosis import HEALTHY, Diagnosis, diagnose
+from manyviews.evaluation.task import check_seed
 from manyviews.pretrained import Pretrained, load
 from manyviews.progress import Update, progress
 from manyviews.recipe import Recipe, differences
@@ -172,6 +173,7 @@ def select(
     Raises:
         UserError: fewer than two runs, no such criterion, an unfinished run, or no images that all runs share.
     """
+    check_seed(seed)
     if by not in CRITERIA:
         raise unknown("criterion", by, CRITERIA)
     names = [str(run) for run in runs]

@@ -16,6 +16,7 @@ from manyviews.evaluation import duplicates as copies
 from manyviews.evaluation.dense import Dense
 from manyviews.evaluation.diagnosis import Diagnosis
 from manyviews.evaluation.protocol import untrained
+from manyviews.evaluation.task import check_seed
 from manyviews.pretrained import Pretrained
 from manyviews.progress import progress
 from manyviews.run import Run, device_here, features, loaded_from, new_file
@@ -47,6 +48,7 @@ def page(
     """
     from manyviews.report import page as pages
 
+    check_seed(seed)
     found = [run if isinstance(run, Run) else Run(Path(run)) for run in runs]
     with progress("report") as update:
         return pages.write(
@@ -71,6 +73,7 @@ def diagnose(weights: str | Path | Pretrained, data: Any, *, images: int = 10_00
         images: to look at, at most.
         seed: of the views, and of the untrained encoder to compare with.
     """
+    check_seed(seed)
     loaded = loaded_from(weights)
     with progress("diagnose") as update:
         return diagnosis.diagnose(
@@ -141,6 +144,7 @@ def _judged(
     baseline: bool,
     options: Mapping[str, Any],
 ) -> Dense:
+    check_seed(options.get("seed", 0))
     loaded = loaded_from(weights)
     encoder = loaded.encoder
     if not isinstance(encoder, Encoder):

@@ -12,11 +12,12 @@ from typing import Any
 
 from manyviews import pretrained
 from manyviews.checkpoint import write_text
+from manyviews.data import open_source
 from manyviews.engine.loop import say
 from manyviews.errors import UserError
 from manyviews.evaluation import Report
-from manyviews.evaluation.features import weights_digest
-from manyviews.evaluation.protocol import MEASURES
+from manyviews.evaluation.features import fingerprint, weights_digest
+from manyviews.evaluation.protocol import MEASURES, check_labels, requested
 from manyviews.pretrained import Pretrained
 from manyviews.run import evaluate
 
@@ -29,7 +30,7 @@ class Transfer:
     """Reports of one encoder on several sets.
 
     Attributes:
-        folder: where `transfer.json` and the report of each set lie.
+        folder: where `transfer.json` and `sets`, the report of each, lie.
         weights: where the encoder came from.
         reports: by the set's name, in alphabetical order.
     """
@@ -83,7 +84,7 @@ def transfer(
         weights: a run folder or weights: see `manyviews.load`.
         suite: a folder with a set in each folder or Parquet file below, see `find_sets`; or names and sets, each of
             which is what `manyviews.evaluate` takes as data, or a pair of it and of test data.
-        out: a folder for a report of each set and `transfer.json`, new or of the same suite.
+        out: a folder for `transfer.json` and, in `sets`, a report of each set; new or of the same suite.
         protocols: names from `manyviews list protocols`, such as "linear" and "finetune".
         settings: see `manyviews.evaluate`.
         seed: see `manyviews.evaluate`.
@@ -98,11 +99,20 @@ def transfer(
     wrong = [name for name in sets if not re.fullmatch(r"[\w.+-]+( [\w.+-]+)*", name)]
     if wrong:
         raise UserError(f"'{wrong[0]}' cannot be the name of a set and of its report: use letters, digits and '_'.")
+    if not sets:
+        raise UserError("The suite has no set: give names and labeled images.")
+    requested(protocols, settings or {}, seed, seeds)
     measures = [p for p in protocols if p in MEASURES]
     if measures:
         raise UserError(f"A suite's table is of accuracies, and '{measures[0]}' measures something else: see evaluate.")
+    opened = {name: tuple(map(open_source, s if isinstance(s, tuple) else (s,))) for name, s in sets.items()}
+    for parts in opened.values():
+        for source in parts:
+            check_labels(source)
     folder = Path(out)
     chosen = {
+        "images": {name: [fingerprint(source) for source in parts] for name, parts in opened.items()},
+        "look": [loaded.test_size, list(loaded.mean), list(loaded.std)],
         "weights": weights_digest(loaded.encoder),
         "protocols": list(protocols),
         "settings": {k: str(v) for k, v in (settings or {}).items()},
@@ -112,15 +122,14 @@ def transfer(
     }
     _claim(folder, json.dumps(chosen, indent=2))
     reports = {}
-    for i, (name, where) in enumerate(sets.items()):
-        file = folder / f"{name}.json"
+    (folder / "sets").mkdir(exist_ok=True)
+    for i, (name, parts) in enumerate(opened.items()):
+        file = folder / "sets" / f"{name}.json"
         if not file.exists():
             say(f"Transfer: {name} ({i + 1} of {len(sets)})")
-            data, test = where if isinstance(where, tuple) else (where, None)
             report = evaluate(
                 loaded,
-                data,
-                test,
+                *parts,
                 protocols=protocols,
                 settings=settings,
                 seed=seed,
@@ -177,11 +186,14 @@ def _claim(folder: Path, chosen: str) -> None:
     file = folder / "suite.json"
     if file.exists():
         if file.read_text(encoding="utf-8") != chosen:
-            raise UserError(f"{folder} holds a suite of other weights or settings: give another --out.")
+            raise UserError(f"{folder} holds a suite of other weights, images or settings: give another --out.")
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder: give another --out.")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"The folder {folder} cannot be made ({e.strerror}): give another --out.") from None
     write_text(file, chosen)
 
 

@@ -1,6 +1,7 @@
 """A suite is its sets, each judged as it would be alone."""
 
 import json
+import shutil
 import statistics
 
 import numpy as np
@@ -70,6 +71,9 @@ def test_a_suite_that_was_interrupted_continues(suite, weights, tmp_path, monkey
         mv.transfer(weights, suite, tmp_path / "out", protocols=("knn",), baselines=False)
     mv.transfer(weights, suite, tmp_path / "out", protocols=("knn",), baselines=False)
     assert [p.name for p in asked] == ["train", "split", "split"]
+    shutil.move(suite / "split" / "class 0" / "0.png", suite / "split" / "class 0" / "other.png")
+    with pytest.raises(UserError, match="other weights, images or settings"):
+        mv.transfer(weights, suite, tmp_path / "out", protocols=("knn",), baselines=False)
     other = Pretrained(Encoder("resnet18", stem="small", channels=(4, 4, 8, 8)).eval(), **LOOK, name="other")
     for changed in ({"weights": other}, {"weights": weights, "seed": 1}):
         with pytest.raises(UserError, match="another --out"):
@@ -95,4 +99,11 @@ def test_bad_suites_are_named(suite, weights, tmp_path):
         mv.transfer(weights, tmp_path / "none", tmp_path / "out")
     with pytest.raises(UserError, match="cannot be the name"):
         mv.transfer(weights, {"../up": suite / "split"}, tmp_path / "out")
+    with pytest.raises(UserError, match="'nope'"):
+        mv.transfer(weights, suite, tmp_path / "out", protocols=("nope",))
+    with pytest.raises(UserError, match="no set"):
+        mv.transfer(weights, {}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="not an empty folder"):
+        mv.transfer(weights, suite, tmp_path / "file")

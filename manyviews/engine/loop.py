@@ -317,8 +317,8 @@ class _Meter:
     since: float = field(default_factory=time.monotonic)
 
     def add(self, terms: dict[str, Tensor], norm: Tensor, waited: float) -> None:
-        for name, value in (terms | {"grad_norm": norm}).items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        for name, x in (terms | {"grad_norm": norm}).items():
+            self.sums[name] = self.sums[name] + x if name in self.sums else x
         self.count += 1
         self.waited += waited
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from manyviews.data.source import Source
 from manyviews.errors import UserError, unknown
 from manyviews.evaluation import metrics
-from manyviews.evaluation.features import SMALL, Pixels, encode, extract, test_images
+from manyviews.evaluation.features import SMALL, Pixels, encode, extract, read_again
 from manyviews.evaluation.knn import TEMPERATURE, neighbors, usable
 from manyviews.evaluation.linear import Standard, linear_probe
 from manyviews.evaluation.task import ImageTask, Measure, Task
@@ -514,7 +514,7 @@ def corruptions(
     y, n = test_y.cpu()[rows], len(rows)
     right = torch.zeros(len(kinds), len(severities), n, dtype=torch.bool)
     done = 0
-    for pixels in read(task.asked.subset(rows.numpy()), task.size):
+    for pixels in read_again(task.asked.subset(rows.numpy()), task.size, _BATCH):
         part, pixels = slice(done, done + len(pixels)), pixels.to(task.device)
         x = []
         for i, kind in enumerate(kinds):
@@ -587,16 +587,3 @@ def shifted(task: ImageTask, test_y: Tensor, seed: int, other: Source, *, probe:
         },
         {**model.setting, "images": len(right), "classes": len(present)},
     )
-
-
-def read(source: Source, size: int, batch_size: int = _BATCH) -> Iterator[Tensor]:
-    """Images that were readable before, under the test-time transform, in order: uint8 `b 3 size size`.
-
-    Raises:
-        UserError: one of them no longer is.
-    """
-    for pixels, _, bad in test_images(source, size, batch_size):
-        if bad:
-            i, reason = next(iter(bad.items()))
-            raise UserError(f"{source.where(i)} could be read a moment ago, and no longer can ({reason}): try again.")
-        yield pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from manyviews.backbones import Encoder
+from manyviews.backbones import Encoder, Outside
 from manyviews.data import Source, load_canvases
 from manyviews.errors import UserError
 from manyviews.evaluation.features import SMALL, extract_all, frozen
@@ -223,8 +224,9 @@ def diagnose(
     looked = _spread_out(chosen, viewed)
     total = len(chosen) + len(looked) * views
     encoders: dict[str, nn.Module] = {"trained": encoder}
-    if baseline and isinstance(encoder, Encoder):
-        encoders["untrained"] = untrained(encoder, seed)
+    if baseline and isinstance(encoder, Encoder | Outside):
+        with contextlib.suppress(UserError):  # nobody knows how to begin with some modules
+            encoders["untrained"] = untrained(encoder, seed)
     seen = extract_all(
         encoders,
         chosen,

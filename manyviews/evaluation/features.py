@@ -99,6 +99,19 @@ def test_images(source: Source, size: int, batch_size: int = 256) -> Iterator[tu
         yield pixels, list(good), {i: r for i, r in results.items() if isinstance(r, str)}
 
 
+def read_again(source: Source, size: int, batch_size: int = 256) -> Iterator[Tensor]:
+    """Images that were readable before, under the test-time transform, in order: uint8 `b 3 size size`.
+
+    Raises:
+        UserError: one of them no longer is.
+    """
+    for pixels, _, bad in test_images(source, size, batch_size):
+        if bad:
+            i, reason = next(iter(bad.items()))
+            raise UserError(f"{source.where(i)} could be read a moment ago, and no longer can ({reason}): try again.")
+        yield pixels
+
+
 # Typed by hand: to mypy these modules lack what they set at run time.
 _BACKENDS: Any = torch.backends
 _PARTS = (_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv, _BACKENDS.mkldnn.matmul, _BACKENDS.mkldnn.conv)

@@ -25,7 +25,7 @@ from manyviews.backbones import Encoder
 from manyviews.data.loader import Loader
 from manyviews.data.source import Source
 from manyviews.errors import UserError
-from manyviews.evaluation.features import SMALL, Chosen, encode, frozen, test_images
+from manyviews.evaluation.features import SMALL, Chosen, encode, frozen, read_again
 from manyviews.evaluation.linear import Standard
 from manyviews.evaluation.task import Answer, ImageTask
 from manyviews.progress import Update
@@ -232,7 +232,7 @@ def finetune(
         tried.append(({"lr": lr, "epochs": length}, accuracy))
         if accuracy > best:
             best, setting, answerer = accuracy, tried[-1][0], model
-    answer = _logits(answerer, _read(task.asked, task.size), task)
+    answer = _logits(answerer, read_again(task.asked, task.size), task)
     return Answer(_ranked(answer), setting | {"images": len(rows)}, tried, {})
 
 
@@ -423,20 +423,11 @@ def _precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
 
-def _read(source: Source, size: int) -> Iterator[Tensor]:
-    """The images under the test-time transform (uint8 `b 3 size size`), in order. They were all readable before."""
-    for pixels, _, bad in test_images(source, size):
-        if bad:
-            i, reason = next(iter(bad.items()))
-            raise UserError(f"{source.where(i)} could be read a moment ago, and no longer can ({reason}): try again.")
-        yield pixels
-
-
 def _again(source: Source, size: int) -> Callable[[], Iterable[Tensor]]:
-    """`_read`, as often as it is called: from memory if it holds the images."""
+    """`read_again`, as often as it is called: from memory if it holds the images."""
     if len(source) * 3 * size**2 > _MEMORY:
-        return lambda: _read(source, size)
-    held = list(_read(source, size))
+        return lambda: read_again(source, size)
+    held = list(read_again(source, size))
     return lambda: held
 
 

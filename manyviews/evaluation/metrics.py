@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,11 +34,6 @@ def per_class(right: Tensor, y: Tensor, classes: int) -> list[float | None]:
     return [c / n if n else None for c, n in zip(correct, count, strict=True)]
 
 
-def mean_per_class(right: Tensor, y: Tensor, classes: int) -> float:
-    """Mean of the classes' accuracies, in [0, 1]: every class that has items counts the same, however many it has."""
-    return float(np.mean([a for a in per_class(right, y, classes) if a is not None]))
-
-
 def bootstrap(values: Tensor, seed: int = 0, level: float = LEVEL, resamples: int = RESAMPLES) -> Interval:
     """Percentile bootstrap interval of the mean of `values` (`m`), over the items.
 
@@ -55,19 +49,6 @@ def bootstrap(values: Tensor, seed: int = 0, level: float = LEVEL, resamples: in
     means = np.random.default_rng(seed).multinomial(m, counts / m, size=resamples) @ distinct / m
     low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)
-
-
-def student(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Student's t interval of the mean of a few values: accuracies of one protocol with several seeds.
-
-    It is about other seeds and the same test images, as `bootstrap` is about other test images and the same seeds. Two
-    values or more; with two it is 12.7 times their standard error to either side.
-    """
-    from scipy import stats
-
-    x = np.asarray(values, dtype=np.float64)
-    half = float(stats.t.ppf((1 + level) / 2, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5)
-    return float(x.mean()) - half, float(x.mean()) + half
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from manyviews.evaluation import metrics
 from manyviews.evaluation.finetune import balanced
 from manyviews.evaluation.linear import Standard, logistic_fit
 from manyviews.evaluation.task import Answer, ImageTask, Measure, Task
@@ -140,8 +141,9 @@ def few_shot(task: ImageTask, test_y: Tensor, seed: int, *, shots: int, draws: i
     are standardized by all training and validation images, which takes no labels. Both are drawn from; a draw's images
     are those whose names have the smallest hashes (see `finetune.balanced`), all there are where a class has fewer.
 
-    The interval is of the mean over the draws, by Student's t; all draws are asked about the same test images. Next to
-    it is the accuracy of the nearest class mean of the same features (Snell et al. 2017).
+    The interval is over the test images, all draws being asked about the same; the deviation over draws, which share
+    images where classes are small, is in the details. Next to it is the accuracy of the nearest class mean of the same
+    features (Snell et al. 2017).
 
     Args:
         task: the problem.
@@ -155,32 +157,22 @@ def few_shot(task: ImageTask, test_y: Tensor, seed: int, *, shots: int, draws: i
     standard, names = Standard.of(x), task.known.ids
     x, asked = F.normalize(standard(x)), F.normalize(standard(known.test_x))
     share = shots * len(y.unique()) / len(y)
-    accuracies, nearest = [], []
+    right, nearest = [], []
     for draw in range(draws):
         rows = balanced(names, y.cpu(), share, seed * draws + draw).to(x.device)
         few, labels = x[rows], y[rows]
         logits = logistic_fit(few, labels, asked, classes=known.classes, penalty=1 / len(few))
-        accuracies.append(_accuracy(logits, test_y.to(x.device)))
+        right.append((logits.argmax(1).cpu() == test_y.cpu()).double())
         found = labels.unique()
         means = torch.stack([few[labels == c].mean(0) for c in found])
         nearest.append((found[torch.cdist(asked, means).argmin(1)].cpu() == test_y.cpu()).double().mean().item())
-    value = torch.tensor(accuracies, dtype=torch.float64)
+    hits = torch.stack(right)
+    of_draws = hits.mean(1)
     details = {
-        "standard deviation": value.std().item() if draws > 1 else 0.0,
-        "lowest": min(accuracies),
-        "highest": max(accuracies),
+        "standard deviation over draws": of_draws.std().item() if draws > 1 else 0.0,
+        "lowest": of_draws.min().item(),
+        "highest": of_draws.max().item(),
         "nearest class mean": sum(nearest) / draws,
     }
-    setting = {"shots": float(shots), "draws": float(draws), "C": 1.0}
-    return Measure("mean accuracy", value.mean().item(), _interval(value), details, setting)
-
-
-def _interval(values: Tensor) -> tuple[float, float] | None:
-    """The 95 % interval of the mean of independent accuracies, by Student's t, in [0, 1]; None for a single one."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return None
-    mean = values.mean().item()
-    reach = float(t.ppf(0.975, len(values) - 1)) * values.std().item() / len(values) ** 0.5
-    return max(0.0, mean - reach), min(1.0, mean + reach)
+    setting = {"images": float(len(rows)), "draws": float(draws), "C": 1.0}
+    return Measure("mean accuracy", hits.mean().item(), metrics.bootstrap(hits.mean(0), seed), details, setting)

@@ -38,7 +38,7 @@ from manyviews.evaluation.report import Gain, Nearest, Report, Representation, S
 from manyviews.evaluation.retrieval import copy_detection, retrieval
 from manyviews.evaluation.rotation import rotation
 from manyviews.evaluation.spectrum import rankme, singular_values, spread
-from manyviews.evaluation.task import Answer, ImageTask, Measure, Task
+from manyviews.evaluation.task import Answer, ImageTask, Measure, Task, check_seed
 from manyviews.progress import Update
 from manyviews.recipe import check, parse
 
@@ -220,16 +220,7 @@ def evaluate(
             that are not finite.
     """
     start = time.monotonic()
-    if not protocols:
-        raise UserError(f"No protocol was named: choose from {', '.join(PROTOCOLS)}.")
-    for name in protocols:
-        if name not in PROTOCOLS:
-            raise unknown("protocol", name, PROTOCOLS)
-    given, device = _given(protocols, settings or {}), torch.device(device)
-    if not 0 <= seed < 2**32 - seeds:
-        raise UserError(f"The seed must be at least 0 and less than 2**32, not {seed}.")
-    if seeds < 1:
-        raise UserError(f"Protocols are run with 1 seed or more, not {seeds}.")
+    given, device = requested(protocols, settings or {}, seed, seeds), torch.device(device)
     encoders: dict[str, nn.Module] = {"trained": _of_kind(encoder, features)}
     several = "multilabel" in protocols
     if several and len(protocols) > 1:
@@ -247,11 +238,18 @@ def evaluate(
     measures_of = {p: MEASURES[p] for p in protocols if p in MEASURES}
     if "guillotine" in measures_of:
         if projector is None:
-            raise UserError("The protocol 'guillotine' looks into the projector of a run: give its folder.")
+            raise UserError(
+                "The protocol 'guillotine' looks into the projector of a run: give its folder, without options for "
+                "weights from elsewhere."
+            )
         measures_of["guillotine"] = partial(guillotine, projector=projector[0], inputs=projector[1])
     for other in others:
         named = other.with_classes(classes)
         check_labels(named)
+        if f"shifted {named.name}" in measures_of:
+            raise UserError(f"Two sets of other conditions are called {named.name}: rename the folder of one.")
+        if fingerprint(named) in map(fingerprint, (source, *([] if test is None else [test]))):
+            raise UserError(f"The images of {named.name} are those that are evaluated: give others with --shifted.")
         measures_of[f"shifted {named.name}"] = partial(shifted, other=named)
         given[f"shifted {named.name}"] = {}
     notes: list[str] = []
@@ -293,11 +291,13 @@ def evaluate(
         raise UserError("The encoder's features are not finite: its weights are damaged, or its training diverged.")
     parts = _parts(source, test, seen["trained"], held["trained"])
     test_y = _labels(held["trained"])[parts["test"]]
-    if test is not None and (twice := across(source, test, seen["trained"], held["trained"])):
+    tested = source if test is None else test
+    learned = _rows(seen["trained"], torch.cat([parts["train"], parts["validation"]]))
+    if twice := across(source, tested, learned, _rows(held["trained"], parts["test"])):
         leaked = {j for _, j in twice}
         notes.append(
-            f"{len(leaked)} of {len(test)} test images are also training images (the first: "
-            f"{test.where(min(leaked))}): the numbers are too high."
+            f"{len(leaked)} of {len(test_y)} test images are also training images (the first: "
+            f"{tested.where(min(leaked))}): the numbers are too high."
         )
 
     found: dict[str, Representation] = {}
@@ -380,6 +380,25 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
+def requested(
+    protocols: Sequence[str], settings: Mapping[str, Any], seed: int, seeds: int
+) -> dict[str, dict[str, Any]]:
+    """Keyword arguments of each protocol that was asked for.
+
+    Raises:
+        UserError: an unknown protocol or setting, or seeds that cannot be.
+    """
+    if not protocols:
+        raise UserError(f"No protocol was named: choose from {', '.join(PROTOCOLS)}.")
+    for name in protocols:
+        if name not in PROTOCOLS:
+            raise unknown("protocol", name, PROTOCOLS)
+    check_seed(seed)
+    if seeds < 1:
+        raise UserError(f"Protocols are run with 1 seed or more, not {seeds}.")
+    return _given(protocols, settings)
+
+
 def _given(protocols: Sequence[str], settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Keyword arguments of each protocol, with texts parsed and types checked."""
     given: dict[str, dict[str, Any]] = {protocol: {} for protocol in protocols}
@@ -402,6 +421,8 @@ def _given(protocols: Sequence[str], settings: Mapping[str, Any]) -> dict[str, d
         if several:
             value = tuple(value) if isinstance(value, (list, tuple)) else (value,)
         check(value, hints[name], path)
+        if hints[name] is float:
+            value = float(value)  # 1 is as good as 1.0
         if isinstance(known[name].default, str) or (several and isinstance(known[name].default[0], str)):
             given[protocol][name] = value  # one or some of a few words
             continue
@@ -454,7 +475,7 @@ def check_labels(source: Source, fewest: int = 1) -> list[str]:
     if {c.lower() for c in classes} <= _SPLITS:
         raise UserError(
             f"The first-level folders of {source.name} are {', '.join(classes)}, which are parts of a set and no "
-            f"classes: give --data {source.name}/{classes[0]} and --test {source.name}/{classes[-1]}."
+            "classes: give the folder of the training images as the data, and that of the test images to test on."
         )
     numbers, counts = np.unique(labels, return_counts=True)
     if len(numbers) < 2:
@@ -493,6 +514,11 @@ def _parts(source: Source, test: Source | None, seen: Features, held: Features) 
         if not len(rows):
             raise UserError(f"{source.name} has too few images that can be read: none is left for {part}.")
     return parts
+
+
+def _rows(features: Features, rows: Tensor) -> Features:
+    """Features of some of the images."""
+    return replace(features, x=features.x[rows], index=features.index[rows])
 
 
 def _targeted(features: Features, source: Source) -> Features:

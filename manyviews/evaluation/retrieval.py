@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from manyviews.errors import UserError
 from manyviews.evaluation import metrics
-from manyviews.evaluation.corruptions import jpeg, read
-from manyviews.evaluation.features import Pixels, encode
+from manyviews.evaluation.corruptions import jpeg
+from manyviews.evaluation.features import Pixels, encode, read_again
 from manyviews.evaluation.knn import neighbors
 from manyviews.evaluation.linear import Standard
 from manyviews.evaluation.task import ImageTask, Measure
@@ -409,7 +409,7 @@ def _queries(task: ImageTask, rows: Tensor, seed: int) -> Tensor:
     """Features of distorted copies of these test images, on the task's device: `q d`."""
     found: list[Tensor] = []
     done, before = 0, None
-    for pixels in read(task.asked.subset(rows.numpy()), task.size):
+    for pixels in read_again(task.asked.subset(rows.numpy()), task.size):
         # What is pasted over an image is of the one before it.
         others = torch.cat([pixels[-1:] if before is None else before, pixels[:-1]])
         before = pixels[-1:]

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from manyviews.data.source import Source
+from manyviews.errors import UserError
 from manyviews.progress import Update
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError: the seed is not one that every library takes."""
+    if not 0 <= seed < 2**31:
+        raise UserError(f"The seed must be at least 0 and less than 2**31, not {seed}.")
 
 
 @dataclass(frozen=True)

@@ -96,3 +96,25 @@ def test_report(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
     assert manyviews(*args).code == 2  # nothing is overwritten
     result = manyviews("report", tmp_path / "none", "--out", tmp_path / "other")
     assert result.code == 2 and "none" in result.err and not (tmp_path / "other").exists()
+
+
+def test_numbers_that_cannot_be_are_named_before_anything_is_done(manyviews, run_folder: Path, photos: Path):
+    for args in (
+        ("diagnose", run_folder, photos, "--seed", -1),
+        ("report", run_folder, "--out", "page", "--seed", -1),
+        ("segment", run_folder, photos, "--seed", -1),
+        ("segment", run_folder, photos, "--lrs", -1),
+        ("detect", run_folder, photos, "--lr", "nan"),
+        ("detect", run_folder, photos, "--test-size", 32),
+        ("evaluate", run_folder, "--data", photos, "--seeds", 0),
+        ("evaluate", run_folder, "--data", photos, "--json", "none/result.json"),
+    ):
+        result = manyviews(*args)
+        assert result.code == 2 and result.err.count("\n") == 1, (args, result.err)
+
+
+def test_a_whole_number_is_a_number(manyviews, run_folder: Path, photos: Path):
+    settings = ("finetune.mixup=1", "finetune.lrs=0.01", "finetune.epochs=1", "finetune.batch=32")
+    args = [x for s in settings for x in ("--set", s)]
+    result = manyviews("evaluate", run_folder, "--data", photos, "--protocol", "finetune", *args)
+    assert result.code == 0, result.err

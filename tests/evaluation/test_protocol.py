@@ -513,11 +513,15 @@ def test_a_probe_is_tried_under_other_conditions(encoder, pictures):
     found = report.representations["trained"]
     assert list(found.measures) == ["shifted same", "shifted darker"]
     assert found.measures["shifted same"].details["on the test images"] == found.scores["linear"].top1
+    with pytest.raises(UserError, match="Two sets of other conditions are called same"):
+        judge(encoder, pictures(200), others=[same, dataclasses.replace(darker, name="same")])
+    with pytest.raises(UserError, match="are those that are evaluated"):
+        judge(encoder, pictures(200), others=[pictures(200)])
     with pytest.raises(UserError, match="class 3"):
         judge(encoder, pictures(200), others=[pictures(60, classes=6)])
 
 
-def test_test_images_that_were_trained_on_are_said(encoder, pictures):
+def test_test_images_that_were_trained_on_are_said(encoder, pictures, tmp_path):
     source, test = pictures(120), pictures(40, seed=9)
     assert judge(encoder, source, test, baselines=False).notes == ()
     pixels = [np.asarray(s.load(i)) for s, rows in ((test, range(38)), (source, (5, 7))) for i in rows]
@@ -526,6 +530,14 @@ def test_test_images_that_were_trained_on_are_said(encoder, pictures):
     assert len(report.notes) == 1 and report.notes[0].startswith("2 of 40 test images are also training images")
     assert report.notes[0] in plain({}, report)
     assert Report.from_json(report.to_json()) == report
+    # In a set that is split, names decide, and two copies may fall on either side.
+    for i in range(120):
+        for copy in ("a", "b"):
+            file = tmp_path / f"class {i % 3}" / f"{i}{copy}.png"
+            file.parent.mkdir(exist_ok=True)
+            source.load(i).save(file)
+    (note,) = judge(encoder, open_source(tmp_path), baselines=False).notes
+    assert "test images are also training images" in note
 
 
 def test_settings_that_are_words_are_checked(encoder, pictures):

@@ -35,6 +35,13 @@ def check_counts(least: int = 1, **settings: int) -> None:
             raise UserError(f"{name} must be {least} or more, not {value}.")
 
 
+def check_rates(*rates: float) -> None:
+    """Raises UserError unless all learning rates are positive and finite."""
+    for rate in rates:
+        if not 0 < rate < float("inf"):
+            raise UserError(f"A learning rate must be positive and finite, not {rate:g}.")
+
+
 # -- masks -------------------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from manyviews.backbones.encoder import Encoder
 from manyviews.data.canvas import in_threads
 from manyviews.data.decode import BadImage
 from manyviews.errors import UserError
-from manyviews.evaluation.dense.data import Bad, Picture, Thing, check_counts, open_pictures
+from manyviews.evaluation.dense.data import Bad, Picture, Thing, check_counts, check_rates, open_pictures
 from manyviews.evaluation.dense.maps import intermediates, stage_shapes
 from manyviews.evaluation.dense.report import Dense
 from manyviews.evaluation.features import frozen
@@ -82,6 +82,7 @@ def detect(
         UserError: data in no known layout, an encoder without maps, or a training that diverged.
     """
     check_counts(size=size, epochs=epochs, batch=batch, proposals=proposals)
+    check_rates(*([] if lr is None else [lr]))
     _coco_tools()
     start, device = time.monotonic(), torch.device(device)
     found = open_pictures(Path(data), masks)

@@ -19,7 +19,7 @@ from manyviews.backbones.encoder import Encoder
 from manyviews.data.canvas import in_threads
 from manyviews.data.decode import BadImage
 from manyviews.errors import UserError
-from manyviews.evaluation.dense.data import IGNORED, Bad, Masked, Masks, check_counts, open_masks
+from manyviews.evaluation.dense.data import IGNORED, Bad, Masked, Masks, check_counts, check_rates, open_masks
 from manyviews.evaluation.dense.maps import Maps, encode_all, look
 from manyviews.evaluation.dense.report import Dense
 from manyviews.evaluation.linear import Standard
@@ -86,6 +86,7 @@ def segment(
         UserError: data in no known layout, or of which no image can be used.
     """
     check_counts(epochs=epochs, batch=batch, lrs=len(lrs), pixels=pixels or 1, test_size=test_size or 1)
+    check_rates(*lrs)
     start, device = time.monotonic(), torch.device(device)
     found = open_masks(Path(data), ignore)
     maps = Maps(encoder.to(device), stages)
