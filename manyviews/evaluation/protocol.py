@@ -473,9 +473,11 @@ def check_labels(source: Source, fewest: int = 1) -> list[str]:
             "or give a CSV file of path,label."
         )
     if {c.lower() for c in classes} <= _SPLITS:
+        learn = next((c for c in classes if c.lower().startswith("train")), classes[0])
+        ask = next((c for c in classes if c.lower().startswith("test")), None) or next(c for c in classes if c != learn)
         raise UserError(
             f"The first-level folders of {source.name} are {', '.join(classes)}, which are parts of a set and no "
-            "classes: give the folder of the training images as the data, and that of the test images to test on."
+            f"classes: give --data {source.name}/{learn} and --test {source.name}/{ask}."
         )
     numbers, counts = np.unique(labels, return_counts=True)
     if len(numbers) < 2:

@@ -4,6 +4,7 @@ import torch
 
 from manyviews.backbones import Encoder
 from manyviews.data import open_source
+from manyviews.evaluation import linear, probes
 
 
 @pytest.fixture
@@ -37,6 +38,13 @@ def pictures():
         )
 
     return make
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Probes that learn for a moment: where it matters that they run, and not how well."""
+    monkeypatch.setattr(linear, "_STEPS", 60)
+    monkeypatch.setattr(probes, "_STEPS", 60)
 
 
 QUICK = {

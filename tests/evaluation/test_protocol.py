@@ -47,7 +47,7 @@ def relabeled(source, labels):
     return dataclasses.replace(source, annotate=lambda: (np.asarray(labels), source.classes))
 
 
-def test_a_report_holds_every_representation_under_every_protocol(learner, pictures):
+def test_a_report_holds_every_representation_under_every_protocol(learner, pictures, few_steps):
     """But raw pixels where an encoder is tuned: they have nothing to learn with."""
     report = judge(learner, pictures(240, classes=6), protocols=ANSWERING, settings=QUICK)
     assert set(report.representations) == {"trained", "untrained", "pixels"}
@@ -99,7 +99,7 @@ def test_data_without_a_test_set_is_split_by_a_stable_hash(encoder, pictures):
 
 
 @pytest.mark.parametrize("with_test", [True, False])
-def test_test_labels_choose_nothing(learner, pictures, with_test, monkeypatch):
+def test_test_labels_choose_nothing(learner, pictures, with_test, monkeypatch, few_steps):
     answers, score = [], protocol._score
     monkeypatch.setattr(protocol, "_score", lambda given, *rest: answers.extend(given) or score(given, *rest))
     source = pictures(160, noise=200)
@@ -247,7 +247,7 @@ def vit():
     return Encoder("vit_tiny_patch16_224", img_size=12, patch_size=4, embed_dim=12, depth=4, num_heads=2).eval()
 
 
-def test_features_of_a_kind_reach_every_protocol_and_baseline(vit, pictures):
+def test_features_of_a_kind_reach_every_protocol_and_baseline(vit, pictures, few_steps):
     source, protocols = pictures(90), ("knn", "linear", "linear_augmented", "semi_10")
     settings = {k: v for k, v in QUICK.items() if k.startswith(protocols[2:])}
     report = judge(vit, source, protocols=protocols, features="last4", settings=settings)
@@ -405,7 +405,7 @@ def test_every_protocol_says_what_it_does_in_a_line():
         assert line.endswith(".") and len(line) < 120
 
 
-def test_progress_of_long_protocols_grows_to_the_total(learner, pictures):
+def test_progress_of_long_protocols_grows_to_the_total(learner, pictures, few_steps):
     calls = []
     settings = {"linear_augmented.epochs": 2, "semi_10.epochs": (1, 2), "semi_10.lrs": 0.1}
     judge(
@@ -496,7 +496,7 @@ QUICK_MEASURES = {
 }
 
 
-def test_every_measure_is_there_for_every_representation(learner, pictures):
+def test_every_measure_is_there_for_every_representation(learner, pictures, few_steps):
     names = tuple(m for m in MEASURES if m not in ("multilabel", "guillotine"))
     given = {k: v for k, v in QUICK_MEASURES.items() if k.partition(".")[0] in names}
     report = judge(learner, pictures(150), protocols=names, settings=given)
