@@ -474,10 +474,11 @@ def check_labels(source: Source, fewest: int = 1) -> list[str]:
         )
     if {c.lower() for c in classes} <= _SPLITS:
         learn = next((c for c in classes if c.lower().startswith("train")), classes[0])
-        ask = next((c for c in classes if c.lower().startswith("test")), None) or next(c for c in classes if c != learn)
+        others = sorted((c for c in classes if c != learn), key=lambda c: not c.lower().startswith("test"))
+        ask = f" and --test {source.name}/{others[0]}" if others else ""
         raise UserError(
             f"The first-level folders of {source.name} are {', '.join(classes)}, which are parts of a set and no "
-            f"classes: give --data {source.name}/{learn} and --test {source.name}/{ask}."
+            f"classes: give --data {source.name}/{learn}{ask}."
         )
     numbers, counts = np.unique(labels, return_counts=True)
     if len(numbers) < 2:

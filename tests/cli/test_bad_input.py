@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import struct
 import tempfile
 import zlib
@@ -229,6 +230,11 @@ def test_parts_of_a_set_are_no_classes(manyviews, run_folder: Path, tmp_path: Pa
         for i in range(12):
             picture(0, i).save(tmp_path / part / f"{i}.png")
     told(manyviews("evaluate", run_folder, "--data", tmp_path), "train, val", "no classes", "--test")
+    shutil.copytree(tmp_path / "val", tmp_path / "test")
+    told(manyviews("evaluate", run_folder, "--data", tmp_path), "/train and --test", "/test.")
+    shutil.rmtree(tmp_path / "val")
+    shutil.rmtree(tmp_path / "test")
+    told(manyviews("evaluate", run_folder, "--data", tmp_path), "/train.")
     told(manyviews("evaluate", run_folder, "--data", tmp_path, "--seed", "-1"), "seed")
 
 
