@@ -18,7 +18,11 @@ from manyviews.errors import UserError, printable, unknown
 
 Json = Annotated[Path | None, arg(metavar="FILE", help="Also write the results to this file, as JSON.")]
 Out = Annotated[Path, arg(metavar="FILE")]
-Weights = Annotated[Positional[str], arg(metavar="RUN_OR_WEIGHTS")]
+_WEIGHTS = (
+    "The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo, DINO, MAE "
+    "and others), or timm:NAME for timm's own."
+)
+Weights = Annotated[Positional[str], arg(metavar="RUN_OR_WEIGHTS", help=_WEIGHTS)]
 Images = Annotated[Positional[str], arg(metavar="DATA")]
 Folder = Annotated[Positional[Path], arg(metavar="RUN")]
 Triple = tuple[float, float, float]
@@ -219,8 +223,6 @@ def evaluate(
       manyviews evaluate runs/first --data labeled/ --protocol finetune --set finetune.lrs=0.01,0.05
 
     Args:
-        weights: The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo,
-            DINO, MAE and others), or timm:NAME for timm's own.
         data: Labeled images: each first-level folder is a class, or see --labels.
         test: Labeled images to test on; a fifth of DATA by default.
         protocol: Which protocols, separated by commas: see `manyviews list protocols`.
@@ -231,7 +233,6 @@ def evaluate(
         test_labels: The same for the test images.
         shifted: Labeled images of the same classes under other conditions, such as sketches, on which a probe that
             learned on DATA is tried; may be repeated.
-        look: How to take weights from elsewhere.
         seed: Of the untrained encoder, what the protocols draw, and the intervals.
         seeds: How often protocols that draw are run; their accuracy is the mean.
     """
@@ -276,15 +277,12 @@ def transfer(
       manyviews transfer runs/first sets/ --protocol linear,finetune --seeds 3 --out transfer/tuned
 
     Args:
-        weights: The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo,
-            DINO, MAE and others), or timm:NAME for timm's own.
         suite: A folder with a set in each folder below: pets/train/<class> and pets/test/<class>, or pets/<class>, or
             pets_train.parquet and pets_test.parquet.
         out: A folder for the reports. The same command again continues a suite that was interrupted.
         protocol: Which protocols, separated by commas: see `manyviews list protocols`.
         set: Change a setting of a protocol, such as finetune.epochs=30; may be repeated.
         baselines: Evaluate an untrained encoder and raw pixels too.
-        look: How to take weights from elsewhere.
         seed: Of the untrained encoder, what the protocols draw, and the intervals.
         seeds: How often protocols that draw are run; their accuracy is the mean.
     """
@@ -326,8 +324,6 @@ def segment(
       manyviews segment runs/first scenes/ --stages -3 -2 -1
 
     Args:
-        weights: The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo,
-            DINO, MAE and others), or timm:NAME for timm's own.
         data: A folder with images/train and masks/train, the same for test and, if there is one, val. Masks are
             one-channel PNG files of class numbers, of which 255 does not count.
         stages: Of which of the network's stages, from the back as -1, -2: several are put side by side.
@@ -335,7 +331,6 @@ def segment(
         lrs: Learning rates to choose from on validation images.
         ignore: The value in masks that does not count, if it is not 255.
         baseline: Judge an untrained encoder too.
-        look: How to take weights from elsewhere.
         seed: Of the layer's training.
     """
     import manyviews as mv
@@ -377,8 +372,6 @@ def detect(
       manyviews detect runs/first coco/ --masks
 
     Args:
-        weights: The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo,
-            DINO, MAE and others), or timm:NAME for timm's own.
         data: A folder in Pascal VOC's or COCO's format.
         masks: Segment every object, too (COCO's format only).
         size: Short side of the images, pixels.
@@ -388,7 +381,6 @@ def detect(
         batch_norm: Learn with the statistics of the batch, or keep the running ones.
         proposals: Sampled of each image.
         baseline: Fine-tune an untrained encoder too.
-        look: How to take weights from elsewhere.
         seed: Of the new layers and the order.
     """
     import manyviews as mv
@@ -429,14 +421,11 @@ def propagate(
       manyviews propagate runs/first DAVIS/
 
     Args:
-        weights: The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo,
-            DINO, MAE and others), or timm:NAME for timm's own.
         data: A folder with frames/<video>/*.jpg and masks/<video>/*.png, or in DAVIS's layout.
         stages: Of which of the network's stages, from the back as -1, -2: several are put side by side.
         frames: How many before, besides the first, labels are taken from.
         radius: How far away in the frame, in places of the map.
         baseline: Judge an untrained encoder too.
-        look: How to take weights from elsewhere.
         seed: Of the interval.
     """
     import manyviews as mv
@@ -504,11 +493,8 @@ def diagnose(
       manyviews diagnose timm:vit_small_patch16_224.dino photos/ --images 2000
 
     Args:
-        weights: The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo,
-            DINO, MAE and others), or timm:NAME for timm's own.
         data: A folder of images, or Parquet or tar files: see `manyviews pretrain --help`.
         images: How many to look at, at most.
-        look: How to take weights from elsewhere.
         seed: Of the views, and of the untrained encoder to compare with.
     """
     import manyviews as mv
@@ -572,12 +558,9 @@ def duplicates(
       manyviews duplicates runs/first photos/ --threshold 0.98 --out duplicates.csv
 
     Args:
-        weights: The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo,
-            DINO, MAE and others), or timm:NAME for timm's own.
         data: A folder of images, or Parquet or tar files: see `manyviews pretrain --help`.
         out: A new CSV file, with the columns group, id, keep (of one image in each group) and similarity.
         threshold: Cosine similarity from which images count as the same. The protocol copy_detection measures one.
-        look: How to take weights from elsewhere.
     """
     import manyviews as mv
 
@@ -619,11 +602,8 @@ def embed(weights: Weights, data: Images, /, out: Out, look: Elsewhere = _AS_THE
       manyviews embed runs/first photos/ --out features.parquet
 
     Args:
-        weights: The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo,
-            DINO, MAE and others), or timm:NAME for timm's own.
         data: A folder of images, or Parquet or tar files: see `manyviews pretrain --help`.
         out: A new Parquet file, with the columns id, embedding and, if there are labels, label.
-        look: How to take weights from elsewhere.
     """
     import pyarrow.parquet as pq
 
@@ -652,12 +632,9 @@ def export(
       manyviews export runs/first --format onnx --out backbone.onnx
 
     Args:
-        weights: The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo,
-            DINO, MAE and others), or timm:NAME for timm's own.
         format: safetensors: tensors in timm's names. timm: a folder for timm's "local-dir:". onnx: a graph from
             RGB images in [0, 1] to features. torch: a state dict.
         out: A new file, or a new folder for timm.
-        look: How to take weights from elsewhere.
     """
     import manyviews as mv
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manyviews import pretrained
 from manyviews.checkpoint import write_text
 from manyviews.data import open_source
 from manyviews.engine.loop import say
@@ -19,7 +18,7 @@ from manyviews.evaluation import Report
 from manyviews.evaluation.features import fingerprint, weights_digest
 from manyviews.evaluation.protocol import MEASURES, check_labels, requested
 from manyviews.pretrained import Pretrained
-from manyviews.run import evaluate
+from manyviews.run import evaluate, loaded_from
 
 _TRAIN = ("train", "training")
 _TEST = ("test", "testing", "val", "valid", "validation")
@@ -95,7 +94,7 @@ def transfer(
         UserError: bad input, no set in the suite, or another suite in `out`.
     """
     sets = dict(sorted((suite if isinstance(suite, Mapping) else find_sets(Path(suite))).items()))
-    loaded = weights if isinstance(weights, Pretrained) else pretrained.load(weights)
+    loaded = loaded_from(weights)
     wrong = [name for name in sets if not re.fullmatch(r"[\w.+-]+( [\w.+-]+)*", name)]
     if wrong:
         raise UserError(f"'{wrong[0]}' cannot be the name of a set and of its report: use letters, digits and '_'.")
