@@ -443,14 +443,11 @@ def classifier(task: Task, probe: Probe, seed: int) -> Classifier:
         UserError: an unknown probe.
     """
     if probe == "linear":
-        standard, d = Standard.of(task.train_x), task.train_x.shape[1]
-        # The chosen layer, from what it says of the mean and of one deviation from it in each dimension.
-        corners = standard.mean + torch.cat([torch.zeros(1, d), torch.eye(d)]).to(standard.std) * standard.std
         found = linear_probe(
-            task.train_x, task.train_y, task.val_x, task.val_y, corners, classes=task.classes, seed=seed
+            task.train_x, task.train_y, task.val_x, task.val_y, task.test_x, classes=task.classes, seed=seed
         )
-        bias, weight = found.logits[0], found.logits[1:] - found.logits[0]
-        return Classifier(lambda x: standard(x) @ weight + bias, found.setting)
+        assert found.classify is not None
+        return Classifier(found.classify, found.setting)
     if probe != "knn":
         raise unknown("probe", probe, ("linear", "knn"))
     x, y = torch.cat([task.train_x, task.val_x]), torch.cat([task.train_y, task.val_y])

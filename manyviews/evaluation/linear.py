@@ -7,8 +7,9 @@ among their arguments.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,11 +33,13 @@ class Linear:
         setting: of the classifier, for example `{"lr": 0.01, "weight_decay": 0.0}`.
         validation: accuracy in [0, 1] of every setting tried, in the order of the sweep. The first best is chosen.
         logits: float32, `m c`, of the test items, by the chosen classifier.
+        classify: the same of any further features, after `linear_probe`.
     """
 
     setting: dict[str, float]
     validation: list[tuple[dict[str, float], float]]
     logits: Tensor
+    classify: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,8 @@ def linear_probes(
         accuracies = some.accuracies(val_x[:, look], val_y)
         best = accuracies.index(max(accuracies))
         validation = list(zip(named, accuracies, strict=True))
-        found.append(Linear(named[best], validation, some.logits(test_x[:, look], best)))
+        classify = partial(some.logits, head=best)
+        found.append(Linear(named[best], validation, classify(test_x[:, look]), classify))
     return found
 
 
