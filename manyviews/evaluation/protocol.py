@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -221,7 +221,170 @@ def evaluate(
     """
     start = time.monotonic()
     given, device = requested(protocols, settings or {}, seed, seeds), torch.device(device)
-    encoders: dict[str, nn.Module] = {"trained": _of_kind(encoder, features)}
+    encoders, notes = _contenders(encoder, features, seed, protocols, baselines)
+    classes, test, others = _checked(source, test, others, protocols)
+    measures = _measures(protocols, projector, others)
+    asked = [*protocols, *(name for name in measures if name not in protocols)]
+    lack = {"pixels": INSIDE, "untrained": {"guillotine"}}
+    runs = [(name, p) for name in encoders for p in asked if p not in lack.get(name, ())]
+
+    # For the progress bar, in images looked at: all of them once, and then what each run costs.
+    images = len(source) + (len(test) if test is not None else 0)
+    looks = {p: _LOOKS for p in ON_IMAGES} | dict.fromkeys(measures, 1) | _ONCE
+    cost = {p: 1 if p in ON_FEATURES else looks[p] * len(source) for p in asked}
+    repeats = {p: seeds if p in SEEDED else 1 for p in asked}
+    total = images + sum(cost[p] * repeats[p] for _, p in runs)
+
+    def look(images: Source, before: int) -> dict[str, Features]:
+        return extract_all(
+            encoders,
+            images,
+            test_size=test_size,
+            mean=mean,
+            std=std,
+            device=device,
+            cache=cache,
+            progress=_within(progress, before, len(images), total, "reading images"),
+        )
+
+    seen = look(source, 0)
+    held = seen if test is None else look(test, len(source))
+    if not seen["trained"].x.isfinite().all():
+        raise UserError("The encoder's features are not finite: its weights are damaged, or its training diverged.")
+    sets = _Sets.of(source, test, seen, held, classes, device)
+    notes += sets.leaks()
+    test_y = sets.test_y
+
+    done, found = images, {}
+    right: dict[str, dict[str, Tensor]] = {}
+    for name in encoders:
+        raw = sets.task(name)
+        task = _standardized(raw) if name == "pixels" else raw
+        pictures = sets.known(name), sets.asked(name)
+        scores: dict[str, Score] = {}
+        measured: dict[str, Measure] = {}
+        right[name] = {}
+        for protocol in (p for n, p in runs if n == name):
+            what, answers = f"{protocol}: {name}", []
+            for s in range(seed, seed + repeats[protocol]):
+                if progress is not None:
+                    progress(done, total, what)
+                within = _within(progress, done, cost[protocol], total, what)
+                again = ImageTask(
+                    encoders[name].to(device), raw, *pictures, test_size, _triple(mean), _triple(std), device, within
+                )
+                if protocol in measures:
+                    measured[protocol] = measures[protocol](again, test_y.to(device), s, **given.get(protocol, {}))
+                elif protocol in ON_FEATURES:
+                    answers.append(ON_FEATURES[protocol](task, s, **given[protocol]))
+                else:
+                    answers.append(ON_IMAGES[protocol](again, s, **given[protocol]))
+                done += cost[protocol]
+            if answers:
+                scores[protocol] = _score(answers, test_y, len(classes), seed)
+                right[name][protocol] = _right(answers, test_y)
+        found[name] = _represent(task, scores, measured)
+        if name == "trained":
+            nearest = _nearest(task, sets)
+    if progress is not None:
+        progress(total, total)
+
+    gains = {
+        baseline: {p: _gain(right["trained"][p], theirs, seed) for p, theirs in right[baseline].items()}
+        for baseline in encoders
+        if baseline != "trained"
+    }
+    return Report(
+        source=source.name,
+        test=None if test is None else test.name,
+        classes=tuple(classes),
+        images={part: len(rows) for part, rows in sets.parts.items()},
+        test_size=test_size,
+        seed=seed,
+        representations=found,
+        gains=gains,
+        nearest=nearest,
+        bad=tuple(dict.fromkeys(seen["trained"].bad + held["trained"].bad)),
+        seconds=time.monotonic() - start,
+        features=features,
+        notes=tuple(notes),
+    )
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """The images of an evaluation, and the features that every contender gives them."""
+
+    source: Source
+    tested: Source
+    """The source itself, if the test images were split off from it."""
+    seen: dict[str, Features]
+    """Of the source, by contender."""
+    held: dict[str, Features]
+    """Of `tested`."""
+    parts: dict[str, Tensor]
+    """Rows: "train" and "validation" of `seen`, "test" of `held`."""
+    classes: list[str]
+    device: torch.device
+
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        test: Source | None,
+        seen: dict[str, Features],
+        held: dict[str, Features],
+        classes: list[str],
+        device: torch.device,
+    ) -> _Sets:
+        if source.several:
+            seen = {name: _targeted(f, source) for name, f in seen.items()}
+            held = seen if test is None else {name: _targeted(f, test) for name, f in held.items()}
+        parts = _parts(source, test, seen["trained"], held["trained"])
+        return cls(source, source if test is None else test, seen, held, parts, classes, device)
+
+    @property
+    def learned(self) -> Tensor:
+        """Rows of `seen`: training and validation images."""
+        return torch.cat([self.parts["train"], self.parts["validation"]])
+
+    @property
+    def test_y(self) -> Tensor:
+        return _labels(self.held["trained"])[self.parts["test"]]
+
+    def known(self, name: str) -> Source:
+        """Training and validation images."""
+        return _pictures(self.source, self.seen[name], self.learned)
+
+    def asked(self, name: str) -> Source:
+        """Test images."""
+        return _pictures(self.tested, self.held[name], self.parts["test"])
+
+    def task(self, name: str) -> Task:
+        x, labels, asked = self.seen[name].x, _labels(self.seen[name]), self.held[name].x[self.parts["test"]]
+        (train_x, train_y), (val_x, val_y) = (
+            (x[self.parts[k]].to(self.device), labels[self.parts[k]].to(self.device)) for k in ("train", "validation")
+        )
+        classes = tuple(self.classes)
+        return Task(train_x, train_y, val_x, val_y, asked.to(self.device), len(classes), classes)
+
+    def leaks(self) -> list[str]:
+        """A sentence if test images are training images too."""
+        seen, held = self.seen["trained"], self.held["trained"]
+        twice = across(self.source, self.tested, _rows(seen, self.learned), _rows(held, self.parts["test"]))
+        leaked = {j for _, j in twice}
+        if not leaked:
+            return []
+        return [
+            f"{len(leaked)} of {len(self.test_y)} test images are also training images (the first: "
+            f"{self.tested.where(min(leaked))}): the numbers are too high."
+        ]
+
+
+def _checked(
+    source: Source, test: Source | None, others: Sequence[Source], protocols: Sequence[str]
+) -> tuple[list[str], Source | None, list[Source]]:
+    """The classes, and the test images and further sets with labels numbered like the source's."""
     several = "multilabel" in protocols
     if several and len(protocols) > 1:
         raise UserError(
@@ -235,136 +398,46 @@ def evaluate(
             raise UserError(f"The test images are the images of {source.name} themselves: give others, or none.")
     if several and others:
         raise UserError("Images of other sets are judged by one label each, and 'multilabel' is for several.")
-    measures_of = {p: MEASURES[p] for p in protocols if p in MEASURES}
-    if "guillotine" in measures_of:
+    others = [other.with_classes(classes) for other in others]
+    known = [fingerprint(s) for s in (source, test) if s is not None]
+    for i, other in enumerate(others):
+        check_labels(other)
+        if other.name in (o.name for o in others[:i]):
+            raise UserError(f"Two sets of other conditions are called {other.name}: rename the folder of one.")
+        if fingerprint(other) in known:
+            raise UserError(f"The images of {other.name} are those that are evaluated: give others with --shifted.")
+    return classes, test, others
+
+
+def _measures(
+    protocols: Sequence[str], projector: tuple[nn.Sequential, nn.Module | None] | None, others: Sequence[Source]
+) -> dict[str, Callable[..., Measure]]:
+    """Those among the protocols, and one for each further set."""
+    measures = {p: MEASURES[p] for p in protocols if p in MEASURES}
+    if "guillotine" in measures:
         if projector is None:
             raise UserError(
                 "The protocol 'guillotine' looks into the projector of a run: give its folder, without options for "
                 "weights from elsewhere."
             )
-        measures_of["guillotine"] = partial(guillotine, projector=projector[0], inputs=projector[1])
-    for other in others:
-        named = other.with_classes(classes)
-        check_labels(named)
-        if f"shifted {named.name}" in measures_of:
-            raise UserError(f"Two sets of other conditions are called {named.name}: rename the folder of one.")
-        if fingerprint(named) in map(fingerprint, (source, *([] if test is None else [test]))):
-            raise UserError(f"The images of {named.name} are those that are evaluated: give others with --shifted.")
-        measures_of[f"shifted {named.name}"] = partial(shifted, other=named)
-        given[f"shifted {named.name}"] = {}
-    notes: list[str] = []
+        measures["guillotine"] = partial(guillotine, projector=projector[0], inputs=projector[1])
+    return measures | {f"shifted {other.name}": partial(shifted, other=other) for other in others}
+
+
+def _contenders(
+    encoder: Encoder | Outside, features: Kind, seed: int, protocols: Sequence[str], baselines: bool
+) -> tuple[dict[str, nn.Module], list[str]]:
+    """The encoder and what it must beat, by name, and a sentence about what cannot be had."""
+    contenders: dict[str, nn.Module] = {"trained": _of_kind(encoder, features)}
+    notes = []
     if baselines:
         try:
-            encoders["untrained"] = _of_kind(untrained(encoder, seed), features)
+            contenders["untrained"] = _of_kind(untrained(encoder, seed), features)
         except UserError as e:
             notes.append(str(e))
         if not INSIDE.issuperset(protocols):
-            encoders["pixels"] = Pixels()
-
-    images = len(source) + (len(test) if test is not None else 0)
-    asked = [*protocols, *(name for name in measures_of if name not in protocols)]
-    lack = {"pixels": INSIDE, "untrained": {"guillotine"}}
-    runs = [(name, p) for name in encoders for p in asked if p not in lack.get(name, ())]
-    repeats = {p: seeds if p in SEEDED else 1 for p in asked}
-    looks = {p: _LOOKS for p in ON_IMAGES} | dict.fromkeys(measures_of, 1) | _ONCE
-    costs = {p: repeats[p] * (1 if p in ON_FEATURES else looks[p] * len(source)) for p in asked}
-    done, total = images, images + sum(costs[p] for _, p in runs)
-
-    def look(images: Source, before: int) -> dict[str, Features]:
-        return extract_all(
-            encoders,
-            images,
-            test_size=test_size,
-            mean=mean,
-            std=std,
-            device=device,
-            cache=cache,
-            progress=None if progress is None else lambda done, _: progress(before + done, total, "reading images"),
-        )
-
-    seen = look(source, 0)
-    held = seen if test is None else look(test, len(source))
-    if several:
-        seen = {name: _targeted(f, source) for name, f in seen.items()}
-        held = seen if test is None else {name: _targeted(f, test) for name, f in held.items()}
-    if not seen["trained"].x.isfinite().all():
-        raise UserError("The encoder's features are not finite: its weights are damaged, or its training diverged.")
-    parts = _parts(source, test, seen["trained"], held["trained"])
-    test_y = _labels(held["trained"])[parts["test"]]
-    tested = source if test is None else test
-    learned = _rows(seen["trained"], torch.cat([parts["train"], parts["validation"]]))
-    if twice := across(source, tested, learned, _rows(held["trained"], parts["test"])):
-        leaked = {j for _, j in twice}
-        notes.append(
-            f"{len(leaked)} of {len(test_y)} test images are also training images (the first: "
-            f"{tested.where(min(leaked))}): the numbers are too high."
-        )
-
-    found: dict[str, Representation] = {}
-    right: dict[str, dict[str, Tensor]] = {}
-    for name in encoders:
-        task = _task(seen[name], held[name], parts, classes, device, standardize=name == "pixels")
-        scores: dict[str, Score] = {}
-        measures: dict[str, Measure] = {}
-        right[name] = {}
-        for protocol in [p for n, p in runs if n == name]:
-            if progress is not None:
-                progress(done, total, f"{protocol}: {name}")
-            each = costs[protocol] // repeats[protocol]
-
-            def pictures(protocol: str, before: int, name: str = name, each: int = each) -> ImageTask:
-                return ImageTask(
-                    encoders[name].to(device),
-                    # Raw pixels, too, as they come out of the encoder.
-                    _task(seen[name], held[name], parts, classes, device, standardize=False),
-                    _pictures(source, seen[name], torch.cat([parts["train"], parts["validation"]])),
-                    _pictures(source if test is None else test, held[name], parts["test"]),
-                    test_size,
-                    _triple(mean),
-                    _triple(std),
-                    device,
-                    _within(progress, before, each, total, f"{protocol}: {name}"),
-                )
-
-            if protocol in measures_of:
-                measure = measures_of[protocol]
-                measures[protocol] = measure(pictures(protocol, done), test_y.to(device), seed, **given[protocol])
-            else:
-                answers = [
-                    ON_FEATURES[protocol](task, s, **given[protocol])
-                    if protocol in ON_FEATURES
-                    else ON_IMAGES[protocol](pictures(protocol, done + (s - seed) * each), s, **given[protocol])
-                    for s in range(seed, seed + repeats[protocol])
-                ]
-                scores[protocol] = _score(answers, test_y, len(classes), seed)
-                right[name][protocol] = _right(answers, test_y)
-            done += costs[protocol]
-        found[name] = _represent(task, scores, measures)
-        if name == "trained":
-            nearest = _nearest(task, seen[name], held[name], parts)
-    if progress is not None:
-        progress(total, total)
-
-    gains = {
-        baseline: {p: _gain(right["trained"][p], theirs, seed) for p, theirs in right[baseline].items()}
-        for baseline in encoders
-        if baseline != "trained"
-    }
-    return Report(
-        source=source.name,
-        test=None if test is None else test.name,
-        classes=tuple(classes),
-        images={part: len(rows) for part, rows in parts.items()},
-        test_size=test_size,
-        seed=seed,
-        representations=found,
-        gains=gains,
-        nearest=nearest,
-        bad=tuple(dict.fromkeys(seen["trained"].bad + held["trained"].bad)),
-        seconds=time.monotonic() - start,
-        features=features,
-        notes=tuple(notes),
-    )
+            contenders["pixels"] = Pixels()
+    return contenders, notes
 
 
 # Settings that are not just positive.
@@ -455,7 +528,7 @@ def _within(progress: Update | None, before: int, share: int, total: int, what: 
     """The progress of a part that is `share` of the whole."""
     if progress is None:
         return None
-    return lambda done, of, note="": progress(before + share * done // of, total, f"{what}, {note}")
+    return lambda done, of, note="": progress(before + share * done // of, total, f"{what}, {note}" if note else what)
 
 
 def check_labels(source: Source, fewest: int = 1) -> list[str]:
@@ -535,22 +608,10 @@ def _labels(features: Features) -> Tensor:
     return features.labels
 
 
-def _task(
-    seen: Features,
-    held: Features,
-    parts: dict[str, Tensor],
-    classes: list[str],
-    device: torch.device,
-    standardize: bool,
-) -> Task:
-    labels, x, asked = _labels(seen), seen.x, held.x[parts["test"]]
-    if standardize:
-        standard = Standard.of(x[torch.cat([parts["train"], parts["validation"]])])
-        x, asked = standard(x), standard(asked)
-    (train_x, train_y), (val_x, val_y) = (
-        (x[parts[k]].to(device), labels[parts[k]].to(device)) for k in ("train", "validation")
-    )
-    return Task(train_x, train_y, val_x, val_y, asked.to(device), len(classes), tuple(classes))
+def _standardized(task: Task) -> Task:
+    """With features of mean 0 and variance 1 over the training and validation images."""
+    standard = Standard.of(torch.cat([task.train_x, task.val_x]))
+    return replace(task, train_x=standard(task.train_x), val_x=standard(task.val_x), test_x=standard(task.test_x))
 
 
 def _right(answers: Sequence[Answer], y: Tensor, k: int = 1) -> Tensor:
@@ -591,11 +652,11 @@ def _represent(task: Task, scores: dict[str, Score], measures: dict[str, Measure
     return Representation(x.shape[1], rankme(x), spread(x), tuple(singular_values(x).tolist()), scores, measures)
 
 
-def _nearest(task: Task, seen: Features, held: Features, parts: dict[str, Tensor]) -> tuple[Nearest, ...]:
+def _nearest(task: Task, sets: _Sets) -> tuple[Nearest, ...]:
+    seen, held = sets.seen["trained"], sets.held["trained"]
     rows = torch.linspace(0, len(task.test_x) - 1, min(_QUERIES, len(task.test_x))).long()
     bank = torch.cat([task.train_x, task.val_x])
     similarity, index = neighbors(bank, task.test_x[rows.to(bank.device)], min(_NEAREST, len(bank)))
-    origin = seen.index[torch.cat([parts["train"], parts["validation"]])]
-    queries = held.index[parts["test"]][rows].tolist()
-    found = zip(queries, origin[index.cpu()].tolist(), similarity.tolist(), strict=True)
+    queries = held.index[sets.parts["test"]][rows].tolist()
+    found = zip(queries, seen.index[sets.learned][index.cpu()].tolist(), similarity.tolist(), strict=True)
     return tuple(Nearest(query, tuple(items), tuple(values)) for query, items, values in found)
