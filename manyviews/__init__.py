@@ -2,7 +2,7 @@
 
     import manyviews as mv
 
-    run = mv.pretrain("photos/", recipe="byol_cifar10", epochs=20)
+    run = mv.pretrain("photos/", recipe="simclr_photos")
     report = run.evaluate("labeled/")
     run.export("timm", "backbone/")
 

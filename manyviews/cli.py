@@ -16,7 +16,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 # Nothing heavy is imported here: `manyviews --help` answers at once.
 from manyviews.errors import UserError, printable, unknown
 
-Json = Annotated[Path | None, arg(metavar="FILE", help="Also write the results to this file, as JSON.")]
+Json = Annotated[Path | None, arg(metavar="FILE", help="Also write the results to this file, as JSON; replaces it.")]
 Out = Annotated[Path, arg(metavar="FILE")]
 _WEIGHTS = (
     "The folder of a run, a file of weights (of this library, timm, torchvision, lightly, solo-learn, MoCo, DINO, MAE "
@@ -34,12 +34,14 @@ class Look:
 
     Attributes:
         backbone: Timm's name of the architecture, if the weights do not tell it.
+        num_heads: Of a vision transformer's attention, which weights never tell, if another number was assumed.
         test_size: Side in pixels of what the encoder sees.
         mean: Per channel, to subtract from images in [0, 1].
         std: Per channel, to divide by.
     """
 
     backbone: str | None = None
+    num_heads: Annotated[int | None, arg(metavar="N")] = None
     test_size: Annotated[int | None, arg(metavar="PIXELS")] = None
     mean: Triple | None = None
     std: Triple | None = None
@@ -747,8 +749,9 @@ def main(args: Sequence[str] | None = None) -> None:
             sys.exit(0 if args else 2)
         if args[0] not in VERBS:
             raise unknown("verb", args[0], VERBS)
-        if "--json" in args[:-1]:
-            _check_folder(Path(args[args.index("--json") + 1]))  # before hours of work, and not after
+        for flag, value in zip(args, [*args[1:], ""], strict=True):
+            if flag == "--json" or flag.startswith("--json="):
+                _check_place(Path(flag.partition("=")[2] or value))  # before hours of work, and not after
         tyro.cli(VERBS[args[0]], prog=f"manyviews {args[0]}", args=args[1:])
     except UserError as e:
         print(printable(f"manyviews: {e}"), file=sys.stderr)
@@ -778,7 +781,8 @@ def _loaded(weights: str, look: Look) -> Any:
 
     if look == _AS_THEY_ARE and Path(weights).is_dir():
         return weights
-    return mv.load(weights, look.backbone, test_size=look.test_size, mean=look.mean, std=look.std)
+    settings = {} if look.num_heads is None else {"num_heads": look.num_heads}
+    return mv.load(weights, look.backbone, test_size=look.test_size, mean=look.mean, std=look.std, **settings)
 
 
 def _show_dense(found: Any, out: Path | None) -> None:
@@ -822,7 +826,9 @@ def _facts(run: Any) -> dict[str, Any]:
     }
 
 
-def _check_folder(path: Path) -> None:
+def _check_place(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"The results cannot be written to {path}, which is a folder: name a file.")
     if not path.absolute().parent.is_dir():
         raise UserError(f"There is no folder {path.absolute().parent} for {path.name}.")
 

@@ -211,7 +211,9 @@ def shuffle(x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     if world_size() == 1:
         return x, torch.empty(0)
     rows = gather(x.detach())
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(x.device)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    if x.is_cuda:
+        order = order.pin_memory().to(x.device, non_blocking=True)  # without waiting for the device
     return rows[order].chunk(world_size())[rank()], order
 
 

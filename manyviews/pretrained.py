@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +19,14 @@ from manyviews.backbones import Encoder, Outside
 from manyviews.backbones.outside import fetch, recognize
 from manyviews.engine import folder as files
 from manyviews.errors import UserError, printable, unknown
+from manyviews.evaluation.features import SMALL
 from manyviews.recipe import CIFAR_MEAN, CIFAR_STD
 from manyviews.views.container import IMAGENET_MEAN, IMAGENET_STD
 
 TIMM = "timm:"
 """What names of timm's weights begin with."""
 
-_PICKLES = (".pt", ".pth", ".bin", ".tar", ".ckpt")
+_PICKLES = (".pt", ".pth", ".bin", ".tar", ".ckpt", ".torch", ".pyth", ".pkl")
 _SMALL = 32  # pixels: images of this size are usually CIFAR's
 
 
@@ -114,7 +116,7 @@ def _of_file(path: Path, backbone: str | None, settings: dict[str, Any]) -> tupl
         path = path / files.ENCODER
     facts: dict[str, Any] = {}
     tensors: Any
-    if path.suffix in _PICKLES:
+    if path.suffix.lower() in _PICKLES or (path.suffix != ".safetensors" and zipfile.is_zipfile(path)):
         tensors = _unpickle(path)
     else:
         tensors, facts = checkpoint.load_tensors(path)
@@ -283,7 +285,9 @@ def _timm(weights: Pretrained, out: Path) -> None:
             "pretrain with --set backbone.stem=native."
         )
     size = [3, weights.test_size, weights.test_size]
-    data = {"mean": weights.mean, "std": weights.std, "input_size": size, "crop_pct": 224 / 256}
+    data = {"mean": weights.mean, "std": weights.std, "input_size": size}
+    # As `evaluation.features.test_transform` looks at images.
+    data |= {"crop_pct": 1.0 if weights.test_size <= SMALL else 224 / 256, "interpolation": "bicubic"}
     # What timm knows of its own weights of this architecture does not hold for these.
     source = ("tag", "license", "origin_url", "paper_ids", "paper_name", "notes", "test_input_size", "test_crop_pct")
     out.mkdir()
@@ -302,8 +306,9 @@ def _onnx(weights: Pretrained, out: Path) -> None:
         import onnxscript  # noqa: F401
     except ImportError:
         raise UserError("ONNX export needs its packages: pip install 'manyviews[onnx]'.") from None
-    model = _Normalized(weights).eval()
-    images = torch.rand(2, 3, weights.test_size, weights.test_size)
+    device = next(weights.encoder.parameters()).device
+    model = _Normalized(weights).eval().to(device)
+    images = torch.rand(2, 3, weights.test_size, weights.test_size, device=device)
 
     def save(part: Path) -> None:
         with warnings.catch_warnings():

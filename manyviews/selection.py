@@ -179,7 +179,8 @@ def select(
     names = [str(run) for run in runs]
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise UserError("To select takes two runs or more, each given once.")
-    loaded = [load(run) for run in runs]
+    for run in runs:
+        load(run)  # which may refuse it, before hours of work; all of them at once can be large
     recipes = [files.read(Path(run))[0] if Path(run).is_dir() else None for run in runs]
     source = open_source(_shared(runs) if data is None else data)
     known = None if oracle is None else open_source(oracle, labels)
@@ -190,8 +191,9 @@ def select(
     looked = 0
     settings = _settings(recipes)
     with progress("select") as update:
-        for i, (weights, recipe) in enumerate(zip(loaded, recipes, strict=True)):
-            step = _share(update, i, len(loaded), names[i])
+        for i, (run, recipe) in enumerate(zip(runs, recipes, strict=True)):
+            weights = load(run)
+            step = _share(update, i, len(runs), names[i])
             how: dict[str, Any] = {
                 "test_size": weights.test_size,
                 "mean": weights.mean,
@@ -206,8 +208,7 @@ def select(
             accuracy = {} if known is None else _accuracy(weights, known, asked, how)
             method = None if recipe is None else recipe.method.name
             found.append(Candidate(names[i], method, settings[i], seen.dim, numbers_of(seen), seen.state, accuracy))
-            weights.encoder.cpu()  # the next one has the accelerator to itself
-        update(_TICKS * len(loaded), _TICKS * len(loaded))
+        update(_TICKS * len(runs), _TICKS * len(runs))
     goodness = [CRITERIA[by](c.numbers) for c in found]
     order = sorted(range(len(found)), key=lambda i: -goodness[i])
     return Selection(

@@ -107,7 +107,7 @@ def duplicates(
         UserError: bad input, `out` exists, or the threshold is so low that nearly everything is the same.
     """
     out = new_file(out)
-    groups = copies.duplicates(features(weights, open_source(data), "duplicates"), threshold)
+    groups = copies.duplicates(features(weights, open_source(data), "duplicates"), threshold, device_here())
     checkpoint.write_text(out, copies.to_csv(groups))
     return groups
 

@@ -16,7 +16,7 @@ from manyviews.engine.loop import say
 from manyviews.errors import UserError
 from manyviews.evaluation import Report
 from manyviews.evaluation.features import fingerprint, weights_digest
-from manyviews.evaluation.protocol import MEASURES, check_labels, requested
+from manyviews.evaluation.protocol import FEWEST, MEASURES, check_labels, requested
 from manyviews.pretrained import Pretrained
 from manyviews.run import evaluate, loaded_from
 
@@ -105,9 +105,10 @@ def transfer(
     if measures:
         raise UserError(f"A suite's table is of accuracies, and '{measures[0]}' measures something else: see evaluate.")
     opened = {name: tuple(map(open_source, s if isinstance(s, tuple) else (s,))) for name, s in sets.items()}
-    for parts in opened.values():
-        for source in parts:
-            check_labels(source)
+    for source, *tests in opened.values():
+        classes = check_labels(source, fewest=FEWEST)
+        for test in tests:
+            check_labels(test.with_classes(classes))
     folder = Path(out)
     chosen = {
         "images": {name: [fingerprint(source) for source in parts] for name, parts in opened.items()},
@@ -165,8 +166,8 @@ def find_sets(folder: Path) -> dict[str, Any]:
             if part.lower() not in (*_TRAIN, *_TEST) or not name:
                 found[path.stem] = path
             elif name not in found:
-                parts = {p.stem.rpartition("_")[2].lower(): p for p in folder.glob(f"{name}_*.parquet")}
-                found[name] = _pair(parts) or path
+                own = [p for p in folder.glob("*.parquet") if p.stem.rpartition("_")[0] == name]
+                found[name] = _pair({p.stem.rpartition("_")[2].lower(): p for p in own}) or path
     if not found:
         raise UserError(
             f"{folder} holds no labeled set: put a folder with a folder for each class there, for each set."

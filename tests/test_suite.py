@@ -81,10 +81,11 @@ def test_a_suite_that_was_interrupted_continues(suite, weights, tmp_path, monkey
 
 
 def test_sets_are_found_by_their_layout(suite):
-    for name in ("birds_train", "birds_test", "single", "only_train"):
+    for name in ("birds_train", "birds_test", "birds_few_train", "birds_few_test", "single", "only_train"):
         (suite / f"{name}.parquet").touch()
     found = module.find_sets(suite)
-    assert list(found) == ["birds", "only", "pair", "single", "split"]
+    assert list(found) == ["birds_few", "birds", "only", "pair", "single", "split"]
+    assert found["birds_few"] == (suite / "birds_few_train.parquet", suite / "birds_few_test.parquet")
     assert found["birds"] == (suite / "birds_train.parquet", suite / "birds_test.parquet")
     assert found["only"] == suite / "only_train.parquet"
     assert found["pair"] == (suite / "pair" / "train", suite / "pair" / "val")
@@ -103,6 +104,9 @@ def test_bad_suites_are_named(suite, weights, tmp_path):
         mv.transfer(weights, suite, tmp_path / "out", protocols=("nope",))
     with pytest.raises(UserError, match="no set"):
         mv.transfer(weights, {}, tmp_path / "out")
+    write(tmp_path / "few", 0, 9)
+    with pytest.raises(UserError, match="9 of the at least 10"):
+        mv.transfer(weights, {"few": tmp_path / "few"}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="not an empty folder"):

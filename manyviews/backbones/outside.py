@@ -250,7 +250,7 @@ _LAYOUTS = (
 )
 
 _FAMILIES = (
-    ("MoCo v3", (r"base_encoder\.", r"momentum_encoder\.")),
+    ("MoCo v3", (r"base_encoder\.",)),
     ("MoCo v2", (r"encoder_q\.fc\.2\.",)),
     ("MoCo v1", (r"encoder_q\.",)),
     (
@@ -274,6 +274,7 @@ _LAST = {"momentum", "target", "student", "k", "key", "anchor"}
 
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _NO_WEIGHTS = ("optim", "lr_sched", "scheduler", "scaler", "callbacks", "loops", "hyper_parameters", "args", "config")
+_NARROW = ("vit_tiny", "vit_small")  # of whose heads there are two opinions
 _NAMED = 6  # groups of tensors that a note names
 
 
@@ -361,6 +362,9 @@ def recognize(found: object, where: str, backbone: str | None = None, **settings
         )
     if encoder.spec["stem"] == "padded":
         notes.append("its first convolution was assumed to have a padding of 2, as solo-learn's; stem='small' has 1")
+    if not family and encoder.name.startswith(_NARROW) and _sines(weights):
+        heads = f"its {encoder.model.blocks[0].attn.num_heads} heads were assumed"  # type: ignore[union-attr, index]
+        notes.append(f"{heads}; those of MoCo v3 and solo-learn have 12: num_heads says so")
     notes += [*resized, "nothing was missing"]
     note = "; ".join(notes)
     return Recognized(encoder, family, f"{family} checkpoint: {note}" if family else note[0].upper() + note[1:])
@@ -447,11 +451,17 @@ def _fitting(
             f"{where} holds a vision transformer that is {inferred['embed_dim']} wide, and weights do not tell how "
             "many heads it has: give num_heads."
         )
-    if family == "MoCo v3" and name.startswith("vit_small"):
-        inferred["num_heads"] = 12  # of 32 dimensions, where all others have 6 of 64
+    if name.startswith(_NARROW) and (family == "MoCo v3" or (family == "solo-learn" and _sines(weights))):
+        inferred["num_heads"] = 12  # in solo-learn MAE's too; all others have heads of 64 dimensions
     if family == "solo-learn" and inferred.get("stem") == "small":
         inferred["stem"] = "padded"
     return Encoder(name, **inferred | dict(settings))
+
+
+def _sines(weights: Mapping[str, Tensor]) -> bool:
+    """Whether positions are fixed sines and cosines, as MoCo v3's and MAE's: the class token has none."""
+    positions = weights.get("pos_embed")
+    return positions is not None and positions.ndim == 3 and not positions[:, :1].any()
 
 
 def _own(encoder: Encoder) -> dict[str, Tensor]:
@@ -609,12 +619,12 @@ def reinitialized(module: _M, seed: int) -> _M:
     """
     no = f"There can be no untrained {type(module).__name__} to compare with"
     try:
-        fresh = copy.deepcopy(module)
+        fresh = copy.deepcopy(module).cpu()  # the same baseline, wherever the module lies
     except Exception as e:
         raise UserError(f"{no}, for it cannot be copied ({printable(e, 120)}).") from e
     floats = {k: p for k, p in fresh.named_parameters() if p.is_floating_point()}
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng([]), torch.no_grad():
+        torch.default_generator.manual_seed(seed)
         for p in floats.values():
             p.fill_(math.nan)  # which is how those are found that nobody sets
         for part in reversed(list(fresh.modules())):  # what holds others goes after them, as in constructors

@@ -133,7 +133,7 @@ def in_threads(
     Threads, for Pillow decodes and resizes without the interpreter lock. Unlike processes they need no shared memory,
     which containers are short of, and no signal to the group kills them.
     """
-    with ThreadPoolExecutor(max(1, threads or cores())) as pool:
+    with ThreadPoolExecutor(max(1, cores() if threads is None else threads)) as pool:
         under_way: deque[list[Future[R]]] = deque()
         rest = iter(batches)
         try:

@@ -7,7 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -124,11 +124,31 @@ class Loader:
 
     def _mapped(self, batches: np.ndarray) -> Iterator[Canvases]:
         """From canvases on disk: threads fetch what the disk has not given yet while earlier batches are in use."""
-        ready, pin = self.source.canvases, torch.cuda.is_available()
+        ready, threads = self.source.canvases, max(1, cores() // _processes_here())
         assert ready is not None
-        for (found,) in in_threads(ready, ([items] for items in batches), 2):
-            fields = (found.pixels, found.extent, found.index)
-            yield Canvases(*(x.pin_memory() if pin else x for x in fields))
+        begun: deque[Canvases] = deque()
+
+        def fill(job: tuple[Canvases, slice, np.ndarray]) -> None:
+            batch, rows, items = job
+            found = ready(items)
+            batch.pixels[rows], batch.extent[rows], batch.index[rows] = found.pixels, found.extent, found.index
+
+        def jobs() -> Iterator[list[tuple[Canvases, slice, np.ndarray]]]:
+            for items in batches:
+                begun.append(self._empty(len(items)))
+                ends = np.linspace(0, len(items), min(threads, len(items)) + 1, dtype=np.int64).tolist()
+                yield [(begun[-1], slice(a, b), items[a:b]) for a, b in pairwise(ends)]
+
+        with closing(in_threads(fill, jobs(), threads)) as filled:
+            for _ in filled:
+                yield begun.popleft()
+
+    def _empty(self, n: int) -> Canvases:
+        """A batch to be filled, in memory from which a GPU takes it without a copy."""
+        pin = torch.cuda.is_available()
+        pixels = torch.empty(n, 3, self.size, self.size, dtype=torch.uint8, pin_memory=pin)
+        extent = torch.empty(n, 2, dtype=torch.int64, pin_memory=pin)
+        return Canvases(pixels, extent, torch.empty(n, dtype=torch.int64, pin_memory=pin))
 
     def _streamed(self, batches: np.ndarray) -> Iterator[Canvases]:
         begun: deque[Canvases] = deque()
@@ -138,12 +158,9 @@ class Loader:
             return self._fill(*job[:-1])
 
         def jobs() -> Iterator[list[tuple[Canvases, int, int, int]]]:
-            n, pin = len(batches[0]) if len(batches) else 0, torch.cuda.is_available()
             for step, items in enumerate(batches):
-                pixels = torch.empty(n, 3, self.size, self.size, dtype=torch.uint8, pin_memory=pin)
-                extent = torch.empty(n, 2, dtype=torch.int64, pin_memory=pin)
-                begun.append(Canvases(pixels, extent, torch.empty(n, dtype=torch.int64, pin_memory=pin)))
-                yield [(begun[-1], row, item, step * n + row) for row, item in enumerate(items.tolist())]
+                begun.append(self._empty(len(items)))
+                yield [(begun[-1], row, item, step * len(items) + row) for row, item in enumerate(items.tolist())]
 
         with (
             reading_ahead(self.source, batches.ravel()) as reached,

@@ -7,6 +7,7 @@ shard is written whole or not at all. `canvases.json` is written last: a folder 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from manyviews.types import Canvases
 MANIFEST = "canvases.json"
 _PLAN = "plan.json"
 _SHARD = 2**27  # bytes of pixels: little to lose in a crash, and few files
-_VERSION = 2
+_VERSION = 3
 
 
 def prepare(source: Source, out: Path, size: int = 256, progress: Progress | None = None) -> Path:
@@ -49,10 +50,22 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
     """
     per = max(1, _SHARD // (3 * size**2))
     names = blake2b("\n".join(source.ids).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    plan = {"version": _VERSION, "size": size, "images": len(source), "shard": per, "names": names}
+    marks = source.targets if source.several else source.labels
+    classes = "\n".join(source.classes or []).encode("utf-8", "surrogateescape")
+    labels = None if marks is None else blake2b(marks.tobytes() + classes, digest_size=16).hexdigest()
+    plan = {
+        "version": _VERSION,
+        "size": size,
+        "images": len(source),
+        "shard": per,
+        "names": names,
+        "labels": labels,
+    }
     _begin(out, plan)
     starts = range(0, len(source), per)
     files = [out / f"shard-{k:05}.safetensors" for k in range(len(starts))]
+    if not all(file.exists() for file in files):
+        (out / MANIFEST).unlink(missing_ok=True)  # a damaged shard was removed, to be written again
     while not (out / MANIFEST).exists():
         waiting = False
         for file, start in zip(files, starts, strict=True):
@@ -81,10 +94,15 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
                 raise UserError(f"{out} exists and is not an empty folder: give another --out.")
             write_text(out / _PLAN, json.dumps(plan))
     if json.loads((out / _PLAN).read_text(encoding="utf-8")) != plan:
-        raise UserError(f"{out} holds canvases of other images or of another size: give another --out.")
+        raise UserError(
+            f"{out} holds canvases of other images, with other labels or of another size: give another --out."
+        )
 
 
 def _write(source: Source, rows: range, size: int, file: Path) -> None:
+    for part in file.parent.glob(f".{file.name}.*"):
+        if part.suffix != ".lock":
+            part.unlink()  # of a process that was killed: no other one is at this shard
     found, bad = load_canvases(source.subset(rows), size)
     good = found.index.numpy() + rows.start
     facts = {
@@ -144,9 +162,11 @@ def _layout(file: Path, name: str) -> tuple[int, tuple[int, ...], dict[str, Any]
     try:
         with file.open("rb") as f:
             length = int.from_bytes(f.read(8), "little")
+            if length > file.stat().st_size:
+                raise ValueError("its header is damaged")
             header = json.loads(f.read(length))
         return 8 + length + header[name]["data_offsets"][0], tuple(header[name]["shape"]), header
-    except (OSError, ValueError, KeyError) as e:
+    except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{file} is not a readable shard of canvases ({e}): prepare the images again.") from e
 
 
@@ -204,7 +224,9 @@ def _mapped(file: Path, stamp: int) -> tuple[np.ndarray, np.ndarray]:
     begin, end = header["extent"]["data_offsets"]
     start = offset - header["pixels"]["data_offsets"][0]
     extents = np.fromfile(file, dtype="<i8", count=(end - begin) // 8, offset=start + begin).reshape(-1, 2)
-    return np.memmap(file, dtype=np.uint8, mode="r", offset=offset, shape=shape), extents
+    # NumPy's maps keep a file open each, and a large set has more shards than a process may open files.
+    whole = torch.from_file(str(file), shared=False, size=offset + math.prod(shape), dtype=torch.uint8).numpy()
+    return whole[offset:].reshape(shape), extents
 
 
 def open_prepared(folder: Path) -> Source:

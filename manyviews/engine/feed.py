@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 
@@ -21,7 +22,7 @@ def feed(batches: Iterator[Canvases], device: torch.device) -> Iterator[tuple[Ca
             yield batch.to(device), waited
             waited, batch = _next(batches)
         return
-    stream = torch.cuda.Stream(device)
+    stream = _beside(device)
     while batch is not None:
         with torch.cuda.stream(stream):
             there = batch.to(device)
@@ -32,6 +33,12 @@ def feed(batches: Iterator[Canvases], device: torch.device) -> Iterator[tuple[Ca
             tensor.record_stream(current)
         yield there, waited
         waited, batch = _next(batches)
+
+
+@cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    """One for all epochs: memory is kept by stream, and what another one has left cannot be used."""
+    return torch.cuda.Stream(device)
 
 
 def _next(batches: Iterator[Canvases]) -> tuple[float, Canvases | None]:

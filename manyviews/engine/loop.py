@@ -86,6 +86,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
                 if isinstance(module, Encoder):
                     module.compile()
                     module.tokens = torch.compile(module.tokens)  # type: ignore[method-assign]
+                    module.patches = torch.compile(module.patches)  # type: ignore[method-assign]
 
         watched = observe.prepare(train_on, held, recipe) if first else None
         if first and recipe.data.holdout and watched is None:
@@ -162,6 +163,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
                     look()
                 if stopping:
                     save()
+                    distributed.barrier()  # a launcher may end all processes with the first that ends
                     raise Stopped(
                         f"stopped by {stop.signal or 'another process'} at step {step} of {steps}, and saved: continue "
                         f"with `manyviews resume {folder}`."

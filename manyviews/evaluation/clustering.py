@@ -45,7 +45,9 @@ def clustering(
     if fit not in ("test", "train"):
         raise unknown("set to fit clusters to", fit, ("test", "train"))
     known, asked = (F.normalize(x.float(), dim=1).cpu() for x in comparable(task))
-    items, k = known if fit == "train" else asked, task.frozen.classes
+    items = known if fit == "train" else asked
+    # Not as many as there are names: sets keep the names of classes of which they have no image.
+    k = len(torch.cat([task.frozen.train_y.cpu(), task.frozen.val_y.cpu(), test_y.cpu()]).unique())
     found = []
     for run in range(runs):
         found.append(agreement(test_y.cpu(), kmeans(items, asked, k, seed + run, starts)))

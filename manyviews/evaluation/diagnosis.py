@@ -247,6 +247,7 @@ def diagnose(
     canvases, _ = load_canvases(looked, side)
     if len(canvases) < 2:
         raise UserError(f"{source.name} has too few images that can be read: a diagnosis takes {FEWEST} or more.")
+    encoder.to(device)  # where it is not yet, if its features were kept on disk
     z = _of_views(encoder, canvases, view or default_view(test_size), views, seed, mean, std, device, progress, total)
     numbers = describe(x)
     return Diagnosis(

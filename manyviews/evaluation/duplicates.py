@@ -46,7 +46,7 @@ class Group:
     similarity: tuple[float, ...]
 
 
-def duplicates(features: Features, threshold: float = 0.95) -> list[Group]:
+def duplicates(features: Features, threshold: float = 0.95, device: torch.device | str = "cpu") -> list[Group]:
     """Groups of images whose features' cosine similarity is at least the threshold, ordered by their first names.
 
     Which threshold tells copies from look-alikes depends on the encoder: `copy_detection` measures one.
@@ -54,13 +54,14 @@ def duplicates(features: Features, threshold: float = 0.95) -> list[Group]:
     Args:
         features: of the images.
         threshold: above 0, below 1.
+        device: to compare them on.
 
     Raises:
         UserError: the threshold is out of its range, or so low that there are more than 50 million pairs.
     """
     if not 0 < threshold < 1:
         raise UserError(f"The threshold of near-duplicates must be above 0 and below 1, not {threshold:g}.")
-    return _groups(features.ids, features.index, *similar(features.x, features.x, threshold))
+    return _groups(features.ids, features.index, *similar(features.x, features.x, threshold, device=device))
 
 
 def exact(source: Source, progress: Progress | None = None) -> list[Group]:
@@ -91,9 +92,12 @@ def across(
     """
     some: Sequence[int] = range(len(source))
     others: Sequence[int] = range(len(test))
-    pairs = None if seen is None or held is None else _indistinct(seen.x, held.x)
-    if seen is not None and held is not None and pairs is not None:
-        some, others = (f.index[rows.unique()].tolist() for f, rows in zip((seen, held), pairs.T, strict=True))
+    if seen is not None and held is not None:
+        # Their images alone: what the features leave out may be in the other part of one source.
+        pairs = _indistinct(seen.x, held.x)
+        all_of = torch.arange(len(seen)), torch.arange(len(held))
+        rows = all_of if pairs is None else tuple(column.unique() for column in pairs.T)
+        some, others = (f.index[r].tolist() for f, r in zip((seen, held), rows, strict=True))
     total = len(some) + len(others)
     places = defaultdict(list)
     for i, digest in zip(some, _digests(source, some, _from(progress, 0, total)), strict=True):
@@ -103,7 +107,9 @@ def across(
     return sorted((i, j) for j, digest in found if digest is not None for i in places[digest])
 
 
-def similar(a: Tensor, b: Tensor, threshold: float, most: int = _PAIRS) -> tuple[Tensor, Tensor]:
+def similar(
+    a: Tensor, b: Tensor, threshold: float, most: int = _PAIRS, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """All pairs of rows of `a` and `b` whose cosine similarity is at least the threshold, blockwise.
 
     Args:
@@ -111,6 +117,7 @@ def similar(a: Tensor, b: Tensor, threshold: float, most: int = _PAIRS) -> tuple
         b: `m d`. If it is `a` itself, each pair is given once, as (i, j) with i < j.
         threshold: in (-1, 1].
         most: pairs.
+        device: to compute on.
 
     Returns:
         int64, `p 2`, places in `a` and `b`, and float32, `p`, similarities.
@@ -118,8 +125,8 @@ def similar(a: Tensor, b: Tensor, threshold: float, most: int = _PAIRS) -> tuple
     Raises:
         UserError: there are more than `most` pairs.
     """
-    x = F.normalize(a.float(), dim=1)
-    y = x if a is b else F.normalize(b.float(), dim=1)
+    x = F.normalize(a.float(), dim=1).to(device)
+    y = x if a is b else F.normalize(b.float(), dim=1).to(device)
     pairs, values, count = [], [], 0
     for i in range(0, len(x), _BLOCK):
         for j in range(i if a is b else 0, len(y), _BLOCK):

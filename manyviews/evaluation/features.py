@@ -121,23 +121,24 @@ _PARTS = (_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv, _BACKENDS.mkldnn.matmul, 
 def frozen(*encoders: nn.Module) -> Iterator[None]:
     """`eval()`, no gradients, and exact float32 inside; afterwards all is as it was, submodule by submodule."""
     modes = [(m, m.training) for encoder in encoders for m in encoder.modules()]
-    matmul, precisions = torch.get_float32_matmul_precision(), [part.fp32_precision for part in _PARTS]
+    precisions, matmul = [part.fp32_precision for part in _PARTS], "highest"
     kinds = {p.device.type for encoder in encoders for p in encoder.parameters()}
     try:
         for encoder in encoders:
             encoder.eval()
         # By default convolutions on a GPU round their inputs to 10 bits. There are two ways to say so, and PyTorch
-        # raises where they disagree; the old one also sets the new one, so it comes first.
-        torch.set_float32_matmul_precision("highest")
+        # raises where one asks for the old one while they disagree: they agree once all parts are exact.
         for part in _PARTS:
             part.fp32_precision = "ieee"
+        matmul = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
         with ExitStack() as stack:
             for kind in kinds:
                 stack.enter_context(torch.autocast(kind, enabled=False))
             stack.enter_context(torch.inference_mode())
             yield
     finally:
-        torch.set_float32_matmul_precision(matmul)
+        torch.set_float32_matmul_precision(matmul)  # sets the parts too, which therefore come after it
         for part, precision in zip(_PARTS, precisions, strict=True):
             part.fp32_precision = precision
         for module, training in modes:

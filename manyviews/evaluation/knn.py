@@ -75,9 +75,18 @@ def neighbors(train_x: Tensor, test_x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         test_x: `m d`.
         k: how many.
     """
-    train_x, test_x = F.normalize(train_x.float(), dim=1), F.normalize(test_x.float(), dim=1)
-    found = [_nearest(train_x, queries, k) for queries in test_x.split(_QUERIES)]
-    return torch.cat([s for s, _ in found]), torch.cat([i for _, i in found])
+    queries = F.normalize(test_x.float(), dim=1).split(_QUERIES)
+    best = [q.new_empty(len(q), 0) for q in queries]
+    index = [torch.empty(len(q), 0, dtype=torch.int64, device=q.device) for q in queries]
+    for start in range(0, len(train_x), _KEYS):
+        keys = F.normalize(train_x[start : start + _KEYS].float(), dim=1)  # a block at a time: a copy of all is large
+        for i, q in enumerate(queries):
+            similarity = q @ keys.T
+            block, place = similarity.topk(min(k, similarity.shape[1]))
+            sorted_, order = torch.cat([best[i], block], 1).sort(dim=1, descending=True, stable=True)
+            best[i], order = sorted_[:, :k], order[:, :k]
+            index[i] = torch.cat([index[i], place + start], 1).gather(1, order)
+    return torch.cat(best), torch.cat(index)
 
 
 def vote(similarity: Tensor, labels: Tensor, classes: int, temperature: float | None, top: int = 1) -> Tensor:
@@ -99,15 +108,3 @@ def vote(similarity: Tensor, labels: Tensor, classes: int, temperature: float | 
         first = votes.argmax(1, keepdim=True) if top == 1 else votes.sort(dim=1, descending=True, stable=True)[1]
         ranked.append(first[:, :top])
     return torch.cat(ranked)
-
-
-def _nearest(train_x: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    best = queries.new_empty(len(queries), 0)
-    index = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    for start in range(0, len(train_x), _KEYS):
-        similarity = queries @ train_x[start : start + _KEYS].T
-        block, place = similarity.topk(min(k, similarity.shape[1]))
-        best, order = torch.cat([best, block], 1).sort(dim=1, descending=True, stable=True)
-        best, order = best[:, :k], order[:, :k]
-        index = torch.cat([index, place + start], 1).gather(1, order)
-    return best, index

@@ -22,6 +22,7 @@ PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 _EPOCHS = 20
 _STEPS = 1000
 _BATCH = 256
+_ROWS = 65_536  # of the logistic regression's products at a time
 _MOMENTUM = 0.9
 
 
@@ -282,8 +283,14 @@ def _minimize(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, penalty: float
 
     def objective() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(x @ weight + bias, y) + penalty / 2 * weight.square().sum()
+        loss = penalty / 2 * weight.square().sum()
         loss.backward()
+        loss = loss.detach()
+        # In blocks: a million images by a thousand classes are several gigabytes of logits.
+        for some, labels in zip(x.split(_ROWS), y.split(_ROWS), strict=True):
+            part = F.cross_entropy(some @ weight + bias, labels, reduction="sum") / len(x)
+            part.backward()
+            loss = loss + part.detach()
         return loss
 
     optimizer.step(objective)

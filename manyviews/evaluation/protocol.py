@@ -62,14 +62,14 @@ _QUERIES, _NEAREST = 8, 8  # of the nearest neighbors that a report shows
 def _knn(task: Task, seed: int) -> Answer:
     """k-nearest neighbors by cosine similarity among all training images: k = 20, weighted with temperature 0.1."""
     x, y = torch.cat([task.train_x, task.val_x]), torch.cat([task.train_y, task.val_y])
-    ks = usable((*KS, K), len(x))
+    k = usable((K,), len(x))[0]
+    ks = sorted({*usable(KS, len(x)), k})
     similarity, index = neighbors(x, task.test_x, max(ks))
     labels = y[index]
 
     def predict(k: int, temperature: float | None, top: int = 1) -> Tensor:
         return vote(similarity[:, :k], labels[:, :k], task.classes, temperature, top)
 
-    k = usable((K,), len(x))[0]
     others = {
         f"k={k} {kind}": predict(k, t)[:, 0] for kind, t in (("weighted", TEMPERATURE), ("majority", None)) for k in ks
     }
@@ -286,6 +286,7 @@ def evaluate(
         found[name] = _represent(task, scores, measured)
         if name == "trained":
             nearest = _nearest(task, sets)
+        del raw, task, again  # features of another contender are as large
     if progress is not None:
         progress(total, total)
 
@@ -575,8 +576,8 @@ def untrained(encoder: Encoder | Outside, seed: int) -> Encoder | Outside:
     """
     if isinstance(encoder, Outside):
         return reinitialized(encoder, seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng([]):  # it draws on the CPU; by default every GPU would be touched
+        torch.default_generator.manual_seed(seed)
         return Encoder.from_spec(encoder.spec)
 
 
@@ -588,7 +589,9 @@ def _parts(source: Source, test: Source | None, seen: Features, held: Features) 
         parts["test"] = torch.arange(len(held))
     for part, rows in parts.items():
         if not len(rows):
-            raise UserError(f"{source.name} has too few images that can be read: none is left for {part}.")
+            raise UserError(
+                f"{source.name} has too few images that can be read: of {len(seen)} none fell to {part}. Add some."
+            )
     return parts
 
 

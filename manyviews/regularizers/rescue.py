@@ -74,6 +74,7 @@ class Rescued(Method):
         return self.method.keep
 
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
+        views.together = False  # projections are heard as they pass through `forward`
         branch = next(m for m in self.method.modules() if _trained_branch(m))
         seen: list[Tensor] = []
         targets: list[Tensor] = []

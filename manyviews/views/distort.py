@@ -127,6 +127,11 @@ _fuse = True
 @cache
 def _fused() -> Callable[[Tensor, Color, Distortion], Tensor]:
     """On a GPU sixty operations on single values become some ten passes over the memory."""
+    import torch._dynamo
+
+    # It is compiled for each color setting, size and number of rows, of which multi-crop has more than PyTorch's 8.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    print("Compiling what changes the colors, for each size and setting: some seconds each.", file=sys.stderr)
     return torch.compile(_distort, dynamic=False)
 
 

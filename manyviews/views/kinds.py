@@ -189,7 +189,8 @@ class Rotation(View):
         # The canvas shows the image squashed to a square: it turns in the image's own proportions.
         aspect, zero = (canvases.extent[:, 1] / canvases.extent[:, 0]).float(), torch.zeros_like(cos)
         rows = torch.stack([cos, -sin / aspect, zero]), torch.stack([sin * aspect, cos, zero])
-        fill = 255 * torch.tensor(mean, device=cos.device)[:, None, None]
+        # Made on the device: a copy from the host would wait for all that was asked of it.
+        fill = torch.cat([cos.new_full((1,), 255 * m) for m in mean])[:, None, None]
         # In parts: float copies of all canvases of a large batch would be what the step's memory is spent on.
         parts = zip(torch.stack(rows).permute(2, 0, 1).split(64), canvases.pixels.split(64), strict=True)
         turned = [_sample(pixels - fill, matrix).add_(fill).round_().clamp_(0, 255).byte() for matrix, pixels in parts]

@@ -51,7 +51,8 @@ def make(canvases: Canvases, kind: View, i: int, draws: Draws, mean: Triple, std
         out = torch.empty(b, 3, kind.size, kind.size, device=device, memory_format=torch.channels_last)
         values = _VALUES.get(device.type, _VALUES_ELSEWHERE)
         parts = max(1, math.ceil(3 * max(kind.size, *pixels.shape[-2:]) ** 2 * b / values))
-        step = max(1, math.ceil(b / parts))  # parts of one size, as far as that goes: each size is compiled for
+        # Parts of one size, where the batch has a divisor that is not far: each size is compiled for.
+        step = max(1, next((b // p for p in range(parts, 2 * parts + 1) if b % p == 0), math.ceil(b / parts)))
         for start in range(0, b, step):
             rows = slice(start, start + step)
             x = crop(pixels[rows], boxes[rows], kind.size, flip[rows])

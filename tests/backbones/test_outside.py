@@ -527,6 +527,23 @@ def test_an_architecture_that_the_weights_do_not_tell(tmp_path: Path):
     agree(mv.load(path, num_heads=4), odd, 32)
 
 
+def test_small_transformers_of_moco_v3_and_solo_learn_have_twelve_heads(tmp_path: Path):
+    """Whose positions are fixed sines and cosines; the shapes of the weights are those of any number of heads."""
+    net = vit(192, num_heads=12)
+    with torch.no_grad():
+        net.pos_embed[:, :1] = 0
+    online = under("module.base_encoder.", net.state_dict())
+    agree(mv.load(saved({"state_dict": online}, tmp_path)), net, 32)
+    solo = under("backbone.", net.state_dict()) | noise("projector.0.weight", "classifier.weight")
+    agree(mv.load(saved({"state_dict": solo}, tmp_path)), net, 32)
+    path = saved(net.state_dict(), tmp_path)
+    assert "3 heads were assumed; those of MoCo v3 and solo-learn have 12" in mv.load(path).note
+    agree(mv.load(path, num_heads=12), net, 32)
+    learned = vit(192)
+    solo = under("backbone.", learned.state_dict()) | noise("projector.0.weight", "classifier.weight")
+    agree(mv.load(saved({"state_dict": solo}, tmp_path)), learned, 32)
+
+
 def test_what_is_given_comes_before_what_is_usual(tmp_path: Path):
     path = saved(resnet().state_dict(), tmp_path)
     loaded = mv.load(path, test_size=96, mean=[0.1, 0.2, 0.3], std=(1, 2, 3))

@@ -132,6 +132,15 @@ def test_timms_own_loader_reads_the_export(manyviews, photos: Path, tmp_path: Pa
         torch.testing.assert_close(model(x), loaded.encoder(x))
     config = timm.data.resolve_data_config({}, model=model)
     assert config["mean"] == pytest.approx(loaded.mean) and config["std"] == pytest.approx(loaded.std)
+    # And its own transform looks at images as an evaluation does.
+    from PIL import Image
+
+    from manyviews.evaluation.features import test_transform as ours
+
+    image = Image.effect_mandelbrot((48, 40), (-2, -1.5, 1, 1.5), 100).convert("RGB")
+    seen = timm.data.create_transform(**config, is_training=False)(image)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (loaded.mean, loaded.std))
+    torch.testing.assert_close(seen, (torch.from_numpy(ours(image, 32)) / 255 - mean) / std)
 
 
 def test_a_stem_that_timm_cannot_build_is_refused(manyviews, run_folder: Path, tmp_path: Path):

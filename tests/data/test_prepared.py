@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,17 @@ def test_prepared_canvases_are_the_decoded_ones(photos: Path, tmp_path: Path):
     assert some.canvases(np.array([2, 0])).index.tolist() == [2, 0]
 
 
+def test_canvases_with_other_labels_are_other_canvases(photos: Path, tmp_path: Path):
+    source = open_source(photos)
+    prepare(source, tmp_path / "out", 16)
+    rows = "".join(f"{name},{'even' if i % 4 else 'odd'}\n" for i, name in enumerate(source.ids))
+    (tmp_path / "labels.csv").write_text(f"path,label\n{rows}")
+    other = open_source(photos, tmp_path / "labels.csv")
+    assert other.ids == source.ids
+    with pytest.raises(UserError, match="with other labels"):
+        prepare(other, tmp_path / "out", 16)
+
+
 def test_training_batches_are_the_same_from_disk_from_memory_and_decoded_anew(photos: Path, tmp_path: Path):
     (photos / "cat" / "03.png").unlink()
     (photos / "dog" / "39.png").unlink(missing_ok=True)
@@ -100,7 +112,7 @@ def test_a_killed_preparation_continues_and_is_not_mistaken_for_a_finished_one(
     assert stamps == {f: f.stat().st_mtime_ns for f in written}
     assert same(load_canvases(open_source(out), 16)[0], load_canvases(source, 16)[0])
     for changed in (lambda: prepare(source, out, 24), lambda: prepare(source.subset(range(9)), out, 16)):
-        with pytest.raises(UserError, match="other images or of another size"):
+        with pytest.raises(UserError, match="other images, with other labels or of another size"):
             changed()
     with pytest.raises(UserError, match="not an empty folder"):
         prepare(source, photos, 16)
@@ -120,6 +132,35 @@ def test_several_processes_share_the_work(photos: Path, tmp_path: Path):
         p.join(60)
     assert [p.exitcode for p in processes] == [0, 0, 0]
     assert same(load_canvases(open_source(tmp_path / "out"), 16)[0], load_canvases(open_source(photos), 16)[0])
+
+
+def test_more_shards_than_files_may_be_open(photos: Path, tmp_path: Path, monkeypatch):
+    import resource
+
+    monkeypatch.setattr(prepared, "_SHARD", 3 * 16**2)  # a canvas in each
+    ready = open_source(prepare(open_source(photos), tmp_path / "out", 16))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, limits[1]))
+    try:
+        found = ready.canvases(np.arange(len(ready)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert same(found, load_canvases(ready, 16)[0])
+
+
+def test_a_shard_that_was_removed_is_written_again(photos: Path, tmp_path: Path):
+    """With what a killed process left beside it."""
+    folder = prepare(open_source(photos), tmp_path / "out", 16)
+    shard = sorted(folder.glob("shard-*.safetensors"))[2]
+    whole = shard.read_bytes()
+    shard.unlink()
+    left = folder / f".{shard.name}.x1y2"
+    left.write_bytes(whole[:100])
+    prepare(open_source(photos), folder, 16)
+    assert shard.read_bytes() == whole and not left.exists()
+    shard.write_bytes(b"\xff" * 8 + whole[8:])
+    with pytest.raises(UserError, match="header is damaged"):
+        open_source(folder)
 
 
 def test_damage_is_found(photos: Path, tmp_path: Path):

@@ -99,6 +99,12 @@ def test_minibatches_find_them_too(task, monkeypatch):
     assert clustering.clustering(*task, 0).value > 0.7
 
 
+def test_names_of_classes_without_images_make_no_clusters(task):
+    known, y = task
+    named = dataclasses.replace(known, frozen=dataclasses.replace(known.frozen, classes=1000))
+    assert clustering.clustering(named, y, 0) == clustering.clustering(known, y, 0)
+
+
 def test_what_cannot_be_clustered_is_said(task):
     known, y = task
     few = dataclasses.replace(known, frozen=dataclasses.replace(known.frozen, test_x=known.frozen.test_x[:2]))

@@ -80,6 +80,14 @@ def test_evaluation_is_exact_float32_whatever_surrounds_it(net, pictures):
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # the other way to say it
         extract(net, source, **LOOK)
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.mkldnn.matmul.fp32_precision = "tf32"  # the two ways disagree now
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        with frozen(net):
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+        assert torch.backends.mkldnn.matmul.fp32_precision == "tf32"
     finally:
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.conv.fp32_precision = "tf32"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from manyviews.backbones import Encoder
+from manyviews.backbones import Encoder, Outside
 from manyviews.data import open_source
 from manyviews.data.split import split
 from manyviews.errors import UserError
@@ -230,6 +230,16 @@ def test_the_majority_is_scikit_learns_with_k_from_validation_images():
             assert torch.equal(answer.others[f"k={k}"], theirs(k, x, y, task.test_x))
         assert torch.equal(answer.ranked[:, 0], answer.others[f"k={best}"])
     assert chosen == {10, 20}  # the rule was seen both ways
+
+
+def test_neighbors_of_few_images():
+    """All of them vote, as many as the setting says."""
+    task, _ = noisy(n=10, v=6)
+    answer = ON_FEATURES["knn"](task, 0)
+    assert answer.setting["k"] == 16 and {"k=10 weighted", "k=16 weighted"} <= answer.others.keys()
+    model = KNeighborsClassifier(16, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.1))
+    model.fit(torch.cat([task.train_x, task.val_x]).double(), torch.cat([task.train_y, task.val_y]))
+    assert answer.ranked[:, 0].tolist() == model.predict(task.test_x.double()).tolist()
 
 
 def test_a_majority_of_few_images():
@@ -538,6 +548,14 @@ def test_test_images_that_were_trained_on_are_said(encoder, pictures, tmp_path):
             source.load(i).save(file)
     (note,) = judge(encoder, open_source(tmp_path), baselines=False).notes
     assert "test images are also training images" in note
+
+
+def test_images_that_a_collapsed_encoder_takes_for_one_are_no_copies(pictures):
+    class Same(torch.nn.Module):
+        def forward(self, x):
+            return torch.ones(len(x), 8) + 1e-6 * x.mean((1, 2, 3))[:, None]
+
+    assert judge(Outside(Same(), 12), pictures(200), baselines=False).notes == ()
 
 
 def test_settings_that_are_words_are_checked(encoder, pictures):

@@ -27,13 +27,13 @@ def recipe(name: str) -> Recipe:
     return get(f"{name}_tiny")
 
 
-def views(method: Method, batch: Canvases, recompute: bool = False) -> Views:
-    return Views(batch, method.looks, seed=5, recompute=recompute)
+def views(method: Method, batch: Canvases, memory: str = "views") -> Views:
+    return Views(batch, method.looks, seed=5, recompute=memory == "constant", together=memory == "all")
 
 
 def step(method: Method, optimizer: torch.optim.Optimizer, batch: Canvases, at: At, **how) -> dict[str, torch.Tensor]:
     optimizer.zero_grad(set_to_none=True)
-    terms = backpropagate(method, [lambda: views(method, batch, how.get("memory") == "constant")], at, **how)
+    terms = backpropagate(method, [lambda: views(method, batch, how.get("memory", "views"))], at, **how)
     method.before_update(at)
     optimizer.step()
     method.after_update(at)
@@ -121,7 +121,7 @@ def test_view_by_view_all_at_once_and_recomputed_steps_have_the_same_gradient(na
     gradients, states = {}, {}
     for memory in ("views", "all", "constant"):
         method = copy.deepcopy(built)
-        backpropagate(method, [lambda m=method, c=memory: views(m, batch, c == "constant")], AT, memory=memory)
+        backpropagate(method, [lambda m=method, c=memory: views(m, batch, c)], AT, memory=memory)
         gradients[memory] = {k: p.grad for k, p in method.named_parameters() if p.requires_grad}
         states[memory] = method.state_dict()
     for memory in ("all", "constant"):

@@ -106,13 +106,15 @@ def test_nobody_listens_after_an_exception_or_a_step_that_is_given_up():
     assert not listening(broken)
 
 
-@pytest.mark.parametrize("name", ["simclr", "byol"])
+@pytest.mark.parametrize("name", ["simclr", "byol", "moco_v2"])
 def test_view_by_view_all_at_once_and_recomputed_steps_have_the_same_gradient(name: str):
     batch = canvases(8)
     built = loop.build(rescued(name)).train()
     found = {
         memory: gradients(
-            copy.deepcopy(built), Views(batch, built.looks, recompute=memory == "constant"), memory=memory
+            copy.deepcopy(built),
+            Views(batch, built.looks, recompute=memory == "constant", together=memory == "all"),
+            memory=memory,
         )
         for memory in ("views", "all", "constant")
     }

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -184,6 +185,21 @@ def test_what_cannot_be_shown_is_said(tmp_path, photos):
         next(run.encoder.parameters()).fill_(float("nan"))
     html = write([run], tmp_path / "page", data=photos).read_text(encoding="utf-8")
     assert "features are not finite" in html and "Views" in html
+
+
+def test_a_single_image_is_no_map(tmp_path, photos):
+    one = tmp_path / "one"
+    one.mkdir()
+    shutil.copy(next(p for p in sorted(photos.rglob("*.png"))), one)
+    html = write([fake_run(tmp_path / "run")], tmp_path / "page", data=one).read_text(encoding="utf-8")
+    assert "Fewer than two images could be read" in html
+
+
+def test_labels_that_were_asked_for_must_be_there(tmp_path, photos):
+    run = fake_run(tmp_path / "run", images=str(photos))
+    with pytest.raises(UserError, match=r"nowhere\.csv"):
+        write([run], tmp_path / "page", labels=tmp_path / "nowhere.csv")
+    assert not (tmp_path / "page").exists()
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_is_left(tmp_path, monkeypatch):

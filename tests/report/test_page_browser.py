@@ -211,6 +211,9 @@ def test_the_filter_takes_classes_and_names_and_the_legend_takes_clicks(page):
     assert count.inner_text() == "30 of 45 images" and rowan.get_attribute("aria-pressed") == "false"
     rowan.click(modifiers=["Shift"])
     assert count.inner_text() == "15 of 45 images"
+    for shown in ("45 images", "15 of 45 images", "45 images"):  # alone, all, alone, all
+        rowan.dblclick()
+        assert count.inner_text() == shown
     found.select_option("#map-color", "said")
     assert count.inner_text() == "45 images"
     assert "right" in found.locator("#map-legend").inner_text()
@@ -233,6 +236,7 @@ def test_the_map_works_from_the_keyboard(page):
     before = found.locator("#map-card .name").inner_text()
     found.keyboard.press("Enter")
     assert found.locator("#map-card .name").inner_text() != before
+    assert found.evaluate("document.activeElement.closest('#map-card .near') !== null")  # and one can go on
     found.locator("#map-canvas").focus()
     found.keyboard.press("Escape")
     assert found.locator("#map-card").inner_text() == ""

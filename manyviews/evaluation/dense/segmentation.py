@@ -109,24 +109,23 @@ def segment(
     usable("validation", len(tried[0]), found.val)
     scores = [miou(t) for t in tried]
     best = scores.index(max(scores))
-    tally, constant = _tallies(encoded("test", found.test), [heads[best], _constant(statistics, device)])
-    usable("test", len(tally), found.test)
-    total = tally.sum(0).double()
-    accuracies = total.diagonal() / total.sum(1)
+    tallies, constant = _tallies(encoded("test", found.test), [heads[best], _constant(statistics, device)])
+    usable("test", len(tallies), found.test)
+    right, _, true = tallies.sum(0).double()
     return Dense(
         task="segmentation",
         metric="mIoU",
-        value=miou(tally),
-        interval=interval(tally, seed),
+        value=miou(tallies),
+        interval=interval(tallies, seed),
         details={
-            "pixel accuracy": (total.diagonal().sum() / total.sum()).item(),
-            "mean class accuracy": accuracies[total.sum(1) > 0].mean().item(),
+            "pixel accuracy": (right.sum() / true.sum()).item(),
+            "mean class accuracy": (right / true)[true > 0].mean().item(),
         },
-        per_class=dict(zip(found.classes, ious(tally), strict=True)),
+        per_class=dict(zip(found.classes, ious(tallies), strict=True)),
         baselines={"always the most frequent class": miou(constant)},
         setting={"lr": lrs[best], "epochs": epochs},
         validation={f"lr {lr:g}": score for lr, score in zip(lrs, scores, strict=True)},
-        images={"train": len(train), "validation": len(tried[0]), "test": len(tally)},
+        images={"train": len(train), "validation": len(tried[0]), "test": len(tallies)},
         bad=tuple(dict.fromkeys(bad)),
         seconds=time.monotonic() - start,
     )
@@ -135,29 +134,31 @@ def segment(
 # -- measures ----------------------------------------------------------------------------------------------------
 
 
-def confusion(predicted: Tensor, mask: Tensor, classes: int) -> Tensor:
-    """Pixels by class (rows) and predicted class (columns), without ignored ones: int64 `classes classes`."""
-    counted = mask != IGNORED
-    pairs = mask[counted] * classes + predicted[counted]
-    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+def tally(predicted: Tensor, mask: Tensor, classes: int) -> Tensor:
+    """Pixels of each class that are right, that were predicted and that there are, without ignored ones.
+
+    Int64 `3 classes`: all that mIoU takes, where a confusion matrix of each image would be large.
+    """
+    said, true = predicted[mask != IGNORED], mask[mask != IGNORED]
+    return torch.stack([torch.bincount(v, minlength=classes) for v in (true[said == true], said, true)])
 
 
-def ious(tally: Tensor) -> list[float | None]:
-    """Intersection over union of each class, from images' confusions, `m c c`; None where both are empty."""
-    both, either = _overlaps(tally).sum(0)
+def ious(tallies: Tensor) -> list[float | None]:
+    """Intersection over union of each class, from images' tallies, `m 3 c`; None where both are empty."""
+    both, either = _overlaps(tallies).sum(0)
     return [b / e if e else None for b, e in zip(both.tolist(), either.tolist(), strict=True)]
 
 
-def miou(tally: Tensor) -> float:
+def miou(tallies: Tensor) -> float:
     """Mean of those `ious` that there are."""
-    there = [v for v in ious(tally) if v is not None]
+    there = [v for v in ious(tallies) if v is not None]
     return sum(there) / len(there)
 
 
-def interval(tally: Tensor, seed: int = 0, resamples: int = _RESAMPLES) -> Interval:
+def interval(tallies: Tensor, seed: int = 0, resamples: int = _RESAMPLES) -> Interval:
     """Percentile bootstrap interval of `miou` over the images."""
-    m, classes = len(tally), tally.shape[1]
-    overlaps = _overlaps(tally).double().numpy().reshape(m, -1)
+    m, classes = len(tallies), tallies.shape[2]
+    overlaps = _overlaps(tallies).double().numpy().reshape(m, -1)
     counts = np.random.default_rng(seed).multinomial(m, np.full(m, 1 / m), size=resamples)
     both, either = np.moveaxis((counts @ overlaps).reshape(resamples, 2, classes), 1, 0)
     each = np.divide(both, either, out=np.full_like(both, np.nan), where=either > 0)
@@ -165,10 +166,10 @@ def interval(tally: Tensor, seed: int = 0, resamples: int = _RESAMPLES) -> Inter
     return float(low), float(high)
 
 
-def _overlaps(tally: Tensor) -> Tensor:
+def _overlaps(tallies: Tensor) -> Tensor:
     """Intersections and unions, `m 2 c`."""
-    both = tally.diagonal(dim1=1, dim2=2)
-    return torch.stack([both, tally.sum(1) + tally.sum(2) - both], 1)
+    both, said, true = tallies.unbind(1)
+    return torch.stack([both, said + true - both], 1)
 
 
 # -- examples ----------------------------------------------------------------------------------------------------
@@ -356,13 +357,13 @@ def _at_random(logits: Tensor, mask: Tensor, n: int, generator: torch.Generator)
 
 
 def _tallies(examples: Iterable[_Example], heads: Sequence[_Head]) -> list[Tensor]:
-    """For each layer the confusions of the images, int64 `m c c`. One that diverged says the first class."""
+    """For each layer the tallies of the images, int64 `m 3 c`. One that diverged says the first class."""
     classes = len(heads[0].bias)
     found: list[list[Tensor]] = [[] for _ in heads]
     for one in examples:
         for head, rows in zip(heads, found, strict=True):
             logits = head(one.features.to(head.bias.device))
             sized = F.interpolate(logits[None], size=one.mask.shape, mode="bilinear")[0]
-            rows.append(confusion(sized.nan_to_num().argmax(0).cpu(), one.mask.long(), classes))
-    empty = torch.zeros(0, classes, classes, dtype=torch.int64)
+            rows.append(tally(sized.nan_to_num().argmax(0).cpu(), one.mask.long(), classes))
+    empty = torch.zeros(0, 3, classes, dtype=torch.int64)
     return [torch.stack(rows) if rows else empty for rows in found]

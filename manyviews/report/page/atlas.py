@@ -69,7 +69,7 @@ def others(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     other = index != torch.arange(len(index))[:, None]
     # Of many copies of one image, none of the nearest need be the image itself.
     other[other.all(1), -1] = False
-    return similarity[other].view(-1, k), index[other].view(-1, k)
+    return similarity[other].view(len(x), k), index[other].view(len(x), k)
 
 
 def votes(similarity: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:

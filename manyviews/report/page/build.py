@@ -138,6 +138,8 @@ def _images(runs: Sequence[Any], data: Any, labels: Any) -> tuple[Source | None,
     try:
         return open_source(address, labels), ""
     except UserError as error:
+        if labels is not None:
+            raise  # they were asked for
         return None, f"The images of this run are not where they were. {printable(error, 300)}"
 
 

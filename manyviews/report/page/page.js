@@ -94,8 +94,8 @@
     /** spec: title, lines() -> [{run, name, kind, x, y}], log, logX, xName(), xTick, floor, group, smooth(), height */
     constructor(figure, spec) {
       Object.assign(this, { figure, spec, log: spec.log, raw: spec.lines });
-      this.readout = el("div", { class: "readout", "aria-live": "polite" });
-      this.svg = svg("svg", { tabindex: 0, role: "img" });
+      this.readout = el("div", { class: "readout" });
+      this.svg = svg("svg", { tabindex: 0, role: "application" }); // which lets screen readers hand on the arrow keys
       figure.append(this.readout, this.svg);
       if (spec.canLog !== false) {
         this.tool = el("button", { type: "button", class: "tool", "aria-pressed": String(this.log), "aria-label": `Logarithmic axis of ${spec.title}`, onclick: () => { this.log = !this.log; this.tool.setAttribute("aria-pressed", String(this.log)); this.draw(); } }, "log");
@@ -107,7 +107,9 @@
       this.svg.addEventListener("pointermove", (e) => this.pointed(e));
       this.svg.addEventListener("pointerdown", (e) => this.pointed(e));
       this.svg.addEventListener("pointerleave", (e) => { if (e.pointerType === "mouse") spec.group.point(null); });
-      this.svg.addEventListener("blur", () => spec.group.point(null));
+      // All charts of a group show the same moment; only the one that has the keyboard reads it out.
+      this.svg.addEventListener("focus", () => this.readout.setAttribute("aria-live", "polite"));
+      this.svg.addEventListener("blur", () => { this.readout.removeAttribute("aria-live"); spec.group.point(null); });
       this.svg.addEventListener("keydown", (e) => this.key(e));
       charts.push(this);
       this.watcher = new ResizeObserver(() => this.draw());
@@ -208,7 +210,7 @@
       const x = [...new Set(this.lines.flatMap((s) => s.x))].sort((a, b) => a - b);
       const few = x.length <= 50 ? x : Array.from({ length: 50 }, (_, i) => x[Math.round(i * (x.length - 1) / 49)]);
       const head = el("tr", {}, el("th", { scope: "col" }, this.spec.xName()), ...this.lines.map((s) => el("th", { scope: "col", class: "n" }, s.name)));
-      const body = [...new Set(few)].map((v) => el("tr", {}, el("td", {}, plain(v)), ...this.lines.map((s) => el("td", { class: "n" }, words(s.y[nearest(s.x, v)])))));
+      const body = [...new Set(few)].map((v) => el("tr", {}, el("td", {}, plain(v)), ...this.lines.map((s) => el("td", { class: "n" }, v < s.x[0] || v > s.x.at(-1) ? "–" : words(s.y[nearest(s.x, v)])))));
       into.replaceChildren(el("table", {}, el("thead", {}, head), el("tbody", {}, ...body)));
     }
   }
@@ -220,7 +222,8 @@
     constructor(figure, spec) {
       Object.assign(this, { figure, spec });
       this.svg = svg("svg", { role: "img" });
-      figure.append(this.svg);
+      const table = el("div");
+      figure.append(this.svg, el("details", { ontoggle: (e) => { if (e.target.open) this.fill(table); } }, el("summary", { "aria-label": `Table of ${spec.title}` }, "table"), table));
       charts.push(this);
       new ResizeObserver(() => this.draw()).observe(figure);
     }
@@ -256,7 +259,13 @@
         const first = row.marks[0];
         if (first && first.value != null) this.svg.append(svg("text", { class: strong ? "strong" : "", x: width, y: y + unit * 0.28, "text-anchor": "end" }, first.text ?? (this.spec.digits == null ? words(first.value) : first.value.toFixed(this.spec.digits))));
       });
-      this.svg.setAttribute("aria-label", `${this.spec.title}: ${marks.slice(0, 40).map((m) => `${m.name} ${words(m.value)}`).join(", ")}`);
+      const all = marks.length <= 40 ? marks.map((m) => `${m.name} ${words(m.value)}`).join(", ") : `${marks.length} values, in the table below`;
+      this.svg.setAttribute("aria-label", `${this.spec.title}: ${all}`);
+    }
+    fill(into) {
+      const range = (m) => (m.low == null ? "" : `${words(m.low)} to ${words(m.high)}`);
+      const body = this.spec.rows.flatMap((r) => r.marks).map((m) => el("tr", {}, el("th", { scope: "row" }, m.name), el("td", { class: "n" }, words(m.value)), el("td", { class: "n" }, range(m))));
+      into.replaceChildren(el("table", {}, el("tbody", {}, ...body)));
     }
   }
 
@@ -483,7 +492,11 @@
       const legend = $("#map-legend");
       legend.replaceChildren(...this.groups.flatMap((g, k) => counts[k] ? [el("button", {
         type: "button", "aria-pressed": "true", "data-group": k, title: "Click: hide or show. Double-click, or Shift and Enter: this one alone.",
-        onclick: (e) => { if (e.shiftKey || e.detail > 1) this.only(k); else { if (this.off.has(k)) this.off.delete(k); else this.off.add(k); this.choose(); } },
+        onclick: (e) => {
+          // The first click of two has hidden or shown it: that is taken back.
+          if (e.detail > 1 && this.before) this.off = new Set(this.before); else this.before = new Set(this.off);
+          if (e.shiftKey || e.detail > 1) this.only(k); else { if (this.off.has(k)) this.off.delete(k); else this.off.add(k); this.choose(); }
+        },
       }, el("i", { class: "dot", "aria-hidden": "true" }), el("bdi", {}, g), el("span", { class: "n" }, counts[k].toLocaleString("en")))] : []));
       this.recolor();
       this.choose();
@@ -635,7 +648,9 @@
       if (this.map.said) { const right = this.map.said[i] === this.labels[i]; lines.push(el("span", { class: right ? "dim" : "said" }, `${right ? "k-NN agrees" : `k-NN says ${this.info.classes[this.map.said[i]]}`}, ${Math.round(this.map.share[i] / 2.55)} % of the votes`)); }
       lines.push(el("span", { class: "name" }, el("bdi", {}, this.names[i])));
       const near = [...this.nearby(i)].map((j) => el("button", { type: "button", title: this.names[j] + (this.labels ? `, ${this.info.classes[this.labels[j]]}` : ""), onclick: () => { this.pick(j); this.center(j); } }, this.small(j, Math.round(rem() * 3.4))));
+      const focused = card.contains(document.activeElement);
       card.replaceChildren(el("div", { class: "top" }, this.small(i, size), el("div", {}, ...lines.map((l) => el("div", {}, l)))), el("div", {}, el("p", { class: "dim" }, "Nearest to the encoder"), el("div", { class: "near" }, ...near)));
+      if (focused) near[0]?.focus();
     }
     tip(i, x, y) {
       const tip = $("#tip");
@@ -678,6 +693,7 @@
         this.zoom(Math.exp(-e.deltaY * (e.deltaMode ? 0.05 : e.ctrlKey ? 0.01 : 0.002)), ...spot(e));
       }, { passive: false });
       c.addEventListener("pointerdown", (e) => {
+        if (e.button) return; // a context menu, which may keep the release to itself
         this.aim = false;
         far = this.pointers.size ? 99 : 0;
         this.pointers.set(e.pointerId, spot(e));

@@ -216,7 +216,7 @@ def attention(encoder: Encoder, x: Tensor) -> Tensor | None:
     finally:
         inner.fused_attn = fused
         hook.remove()
-    return heard[0][:, :, 0, encoder.num_prefix_tokens :] if heard else None
+    return heard[0][:, :, 0, model.num_prefix_tokens :] if heard else None
 
 
 def _glow(maps: Tensor) -> np.ndarray:
