@@ -285,7 +285,7 @@ def _timm(weights: Pretrained, out: Path) -> None:
             "pretrain with --set backbone.stem=native."
         )
     size = [3, weights.test_size, weights.test_size]
-    data = {"mean": weights.mean, "std": weights.std, "input_size": size}
+    data: dict[str, Any] = {"mean": weights.mean, "std": weights.std, "input_size": size}
     # As `evaluation.features.test_transform` looks at images.
     data |= {"crop_pct": 1.0 if weights.test_size <= SMALL else 224 / 256, "interpolation": "bicubic"}
     # What timm knows of its own weights of this architecture does not hold for these.

@@ -363,7 +363,7 @@ def recognize(found: object, where: str, backbone: str | None = None, **settings
     if encoder.spec["stem"] == "padded":
         notes.append("its first convolution was assumed to have a padding of 2, as solo-learn's; stem='small' has 1")
     if not family and encoder.name.startswith(_NARROW) and _sines(weights):
-        heads = f"its {encoder.model.blocks[0].attn.num_heads} heads were assumed"  # type: ignore[union-attr, index]
+        heads = f"its {encoder.model.blocks[0].attn.num_heads} heads were assumed"
         notes.append(f"{heads}; those of MoCo v3 and solo-learn have 12: num_heads says so")
     notes += [*resized, "nothing was missing"]
     note = "; ".join(notes)
