@@ -284,10 +284,14 @@ def _timm(weights: Pretrained, out: Path) -> None:
             f"timm cannot build the stem '{stem}' of {encoder.name}: export to onnx, safetensors or torch, or "
             "pretrain with --set backbone.stem=native."
         )
-    size = [3, weights.test_size, weights.test_size]
-    data: dict[str, Any] = {"mean": weights.mean, "std": weights.std, "input_size": size}
-    # As `evaluation.features.test_transform` looks at images.
-    data |= {"crop_pct": 1.0 if weights.test_size <= SMALL else 224 / 256, "interpolation": "bicubic"}
+    data = {
+        "mean": weights.mean,
+        "std": weights.std,
+        "input_size": [3, weights.test_size, weights.test_size],
+        # As `evaluation.features.test_transform` looks at images.
+        "crop_pct": 1.0 if weights.test_size <= SMALL else 224 / 256,
+        "interpolation": "bicubic",
+    }
     # What timm knows of its own weights of this architecture does not hold for these.
     source = ("tag", "license", "origin_url", "paper_ids", "paper_name", "notes", "test_input_size", "test_crop_pct")
     out.mkdir()

@@ -260,7 +260,17 @@ def evaluate(
     for name in encoders:
         raw = sets.task(name)
         task = _standardized(raw) if name == "pixels" else raw
-        pictures = sets.known(name), sets.asked(name)
+        again = partial(
+            ImageTask,
+            encoders[name].to(device),
+            raw,
+            sets.known(name),
+            sets.asked(name),
+            test_size,
+            _triple(mean),
+            _triple(std),
+            device,
+        )
         scores: dict[str, Score] = {}
         measured: dict[str, Measure] = {}
         right[name] = {}
@@ -270,15 +280,14 @@ def evaluate(
                 if progress is not None:
                     progress(done, total, what)
                 within = _within(progress, done, cost[protocol], total, what)
-                again = ImageTask(
-                    encoders[name].to(device), raw, *pictures, test_size, _triple(mean), _triple(std), device, within
-                )
                 if protocol in measures:
-                    measured[protocol] = measures[protocol](again, test_y.to(device), s, **given.get(protocol, {}))
+                    measured[protocol] = measures[protocol](
+                        again(within), test_y.to(device), s, **given.get(protocol, {})
+                    )
                 elif protocol in ON_FEATURES:
                     answers.append(ON_FEATURES[protocol](task, s, **given[protocol]))
                 else:
-                    answers.append(ON_IMAGES[protocol](again, s, **given[protocol]))
+                    answers.append(ON_IMAGES[protocol](again(within), s, **given[protocol]))
                 done += cost[protocol]
             if answers:
                 scores[protocol] = _score(answers, test_y, len(classes), seed)

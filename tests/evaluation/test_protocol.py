@@ -516,6 +516,17 @@ def test_every_measure_is_there_for_every_representation(learner, pictures, few_
     assert Report.from_json(report.to_json()) == report
 
 
+def test_a_projector_alone_is_judged_without_baselines(learner, pictures, few_steps):
+    """An untrained encoder has none: it is described, and nothing is run on it."""
+    width = learner(torch.zeros(2, 3, 12, 12)).shape[1]
+    layers = torch.nn.Sequential(torch.nn.Linear(width, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    report = judge(learner, pictures(120), protocols=("guillotine",), projector=(layers, None))
+    assert {name: list(r.measures) for name, r in report.representations.items()} == {
+        "trained": ["guillotine"],
+        "untrained": [],
+    }
+
+
 def test_a_probe_is_tried_under_other_conditions(encoder, pictures):
     darker = dataclasses.replace(pictures(60, seed=3), name="darker")
     same = dataclasses.replace(pictures(60, seed=4), name="same")
