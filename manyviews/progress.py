@@ -66,11 +66,14 @@ def _bar(console: Console, title: str) -> Iterator[Update]:
 def _lines(title: str) -> Iterator[Update]:
     start = last = time.monotonic()
     first: int | None = None
+    before = 0
 
     def update(done: int, total: int, note: str = "") -> None:
-        nonlocal last, first
-        first = done if first is None else first
+        nonlocal start, last, first, before
         now = time.monotonic()
+        if first is None or done < before:  # another part has begun, at a rate of its own
+            start, first = now, done
+        before = done
         if now - last < _EVERY or done <= first:
             return
         last = now

@@ -155,8 +155,23 @@ MEASURES: dict[str, Callable[..., Measure]] = {
 INSIDE = {"semi_1", "semi_10", "finetune", "finetune_vit", "layers", "guillotine"}
 """Those that let the encoder itself learn, or look inside it, of which raw pixels have none."""
 
-SEEDED = {"linear", "mlp", "linear_grid", "linear_augmented", "semi_1", "semi_10", "finetune", "finetune_vit"}
-"""Those whose result depends on the seed: they are repeated with several."""
+SEEDED = {
+    "linear",
+    "mlp",
+    "linear_grid",
+    "linear_augmented",
+    "semi_1",
+    "semi_10",
+    "finetune",
+    "finetune_vit",
+    "layers",
+    "guillotine",
+    "rotation",
+    "copy_detection",
+    "corruptions",
+}
+"""Those whose result depends on the seed: they are repeated with several. "few_shot_5", "few_shot_10" and "clustering"
+repeat themselves: they have settings for it."""
 
 PROTOCOLS: dict[str, Callable[..., Answer | Measure]] = {**ON_FEATURES, **ON_IMAGES, **MEASURES}
 """All protocols by name."""
@@ -209,7 +224,8 @@ def evaluate(
         std: per channel, of images in [0, 1].
         device: for the encoder and the protocols.
         seed: of the untrained encoder, what the protocols draw, and the intervals.
-        seeds: how often protocols in `SEEDED` are run, with `seed` and the seeds after it: their accuracy is the mean.
+        seeds: how often protocols in `SEEDED` and probes for `others` are run, with `seed` and the seeds after it:
+            what they say is the mean.
         cache: folder for features on disk.
         progress: called now and then.
         baselines: whether to evaluate the untrained encoder and raw pixels too.
@@ -232,7 +248,7 @@ def evaluate(
     images = len(source) + (len(test) if test is not None else 0)
     looks = {p: _LOOKS for p in ON_IMAGES} | dict.fromkeys(measures, 1) | _ONCE
     cost = {p: 1 if p in ON_FEATURES else looks[p] * len(source) for p in asked}
-    repeats = {p: seeds if p in SEEDED else 1 for p in asked}
+    repeats = {p: seeds if p in SEEDED or p not in PROTOCOLS else 1 for p in asked}
     total = images + sum(cost[p] * repeats[p] for _, p in runs)
 
     def look(images: Source, before: int) -> dict[str, Features]:
@@ -275,14 +291,14 @@ def evaluate(
         measured: dict[str, Measure] = {}
         right[name] = {}
         for protocol in (p for n, p in runs if n == name):
-            what, answers = f"{protocol}: {name}", []
+            what, answers, found_by_seed = f"{protocol}: {name}", [], []
             for s in range(seed, seed + repeats[protocol]):
                 if progress is not None:
                     progress(done, total, what)
                 within = _within(progress, done, cost[protocol], total, what)
                 if protocol in measures:
-                    measured[protocol] = measures[protocol](
-                        again(within), test_y.to(device), s, **given.get(protocol, {})
+                    found_by_seed.append(
+                        measures[protocol](again(within), test_y.to(device), s, **given.get(protocol, {}))
                     )
                 elif protocol in ON_FEATURES:
                     answers.append(ON_FEATURES[protocol](task, s, **given[protocol]))
@@ -292,6 +308,8 @@ def evaluate(
             if answers:
                 scores[protocol] = _score(answers, test_y, len(classes), seed)
                 right[name][protocol] = _right(answers, test_y)
+            else:
+                measured[protocol] = _mean(found_by_seed)
         found[name] = _represent(task, scores, measured)
         if name == "trained":
             nearest = _nearest(task, sets)
@@ -643,6 +661,24 @@ def _score(answers: Sequence[Answer], y: Tensor, classes: int, seed: int) -> Sco
         validation={words(setting): accuracy for setting, accuracy in first.validation},
         others={name: metrics.top(guess.cpu()[:, None], y) for name, guess in first.others.items()},
         by_seed=tuple(metrics.top(a.ranked.cpu(), y) for a in answers),
+    )
+
+
+def _mean(found: Sequence[Measure]) -> Measure:
+    """Of one protocol with several seeds, of which there is often one."""
+    first = found[0]
+    if len(found) == 1:
+        return first
+    values = tuple(m.value for m in found)
+    # The ends' means: resampling the items for all seeds at once gives no wider interval.
+    ends = [m.interval for m in found if m.interval is not None]
+    low, high = (sum(e) / len(e) for e in zip(*ends, strict=True)) if ends else (None, None)
+    return replace(
+        first,
+        value=sum(values) / len(values),
+        interval=None if low is None or high is None else (low, high),
+        details={k: sum(m.details[k] for m in found) / len(found) for k in first.details},
+        by_seed=values,
     )
 
 

@@ -259,7 +259,13 @@ def _representation(facts: dict[str, Any]) -> Representation:
         for name, s in facts["scores"].items()
     }
     measures = {
-        name: Measure(**m | {"interval": None if m["interval"] is None else _pair(m["interval"])})
+        name: Measure(
+            **m
+            | {
+                "interval": None if m["interval"] is None else _pair(m["interval"]),
+                "by_seed": tuple(m.get("by_seed", ())),
+            }
+        )
         for name, m in facts.get("measures", {}).items()
     }
     spectrum = tuple(facts["singular_values"])

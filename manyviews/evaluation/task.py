@@ -94,7 +94,8 @@ class Measure:
         value: the headline number; higher is better.
         interval: its 95 % interval; None where there is no honest one.
         details: further numbers by name, in the order in which to show them: a curve, a table, a second measure.
-        setting: with which setting: fixed in advance, or chosen on validation images.
+        setting: with which setting: fixed in advance, or chosen on validation images; with the first seed.
+        by_seed: headline numbers with each seed, if several were tried; all above are means over them.
     """
 
     name: str
@@ -102,3 +103,4 @@ class Measure:
     interval: tuple[float, float] | None
     details: dict[str, float]
     setting: dict[str, float]
+    by_seed: tuple[float, ...] = ()

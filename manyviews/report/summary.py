@@ -282,6 +282,11 @@ def _remarks(report: Report) -> list[Text]:
         more = f" and {len(measure.details) - _DETAILS} more" if len(measure.details) > _DETAILS else ""
         if shown:
             remarks.append(f"{TITLES.get(name, name)}: {', '.join(shown)}{more}.")
+        if measure.by_seed:
+            remarks.append(
+                f"{TITLES.get(name, name)}: mean of {len(measure.by_seed)} seeds, standard deviation "
+                f"{statistics.stdev(measure.by_seed):.3f}."
+            )
     top5 = [
         f"{TITLES.get(p, p)} {percent(found.top5)}" for p, found in trained.scores.items() if found.top5 is not None
     ]

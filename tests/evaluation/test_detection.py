@@ -99,6 +99,40 @@ def test_average_precision_is_pycocotools(kind, seed):
     assert (truth, answers) == before
 
 
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_the_interval_is_of_sets_in_which_images_occur_as_often_as_they_are_drawn(kind, monkeypatch):
+    monkeypatch.setattr(detection, "_LEAST_RESAMPLES", 20)
+    monkeypatch.setattr(detection, "_ROWS", 0)
+    truth, answers = invented(2)
+    for i, answer in enumerate(answers):  # equal scores are ranked in the order of the images
+        answer["score"] += 1e-4 * i
+    rng, values = np.random.default_rng(5), []
+    for _ in range(20):
+        drawn = (1 + rng.integers(0, 6, 6)).tolist()
+        again = {**truth, "images": [], "annotations": []}
+        said = []
+        for new, old in enumerate(drawn, 1):
+            again["images"].append({**truth["images"][old - 1], "id": new})
+            for a in truth["annotations"]:
+                if a["image_id"] == old:
+                    again["annotations"].append({**a, "image_id": new, "id": len(again["annotations"]) + 1})
+            said += [{**a, "image_id": new} for a in answers if a["image_id"] == old]
+        values.append(judged(again, said, kind)[0]["AP"])
+    found = detection.interval(truth, answers, kind, seed=5)
+    assert found == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])), abs=1e-9)
+
+
+def test_the_interval_narrows_with_the_images_and_is_a_point_without_answers():
+    widths = []
+    for images in (12, 48, 192):
+        truth, answers = invented(3, images=images)
+        low, high = detection.interval(truth, answers, "bbox")
+        assert low < average_precision(truth, answers, "bbox")[0]["AP"] < high
+        widths.append(high - low)
+    assert widths[0] > 1.5 * widths[1] > 2.25 * widths[2]
+    assert detection.interval(truth, [], "bbox") == (0, 0)
+
+
 def test_right_answers_have_a_precision_of_one_and_none_of_zero():
     truth, _ = invented(0)
     for a in truth["annotations"]:

@@ -478,6 +478,35 @@ def test_several_seeds_are_run_and_averaged(encoder, pictures):
         judged(0, 0)
 
 
+def test_measures_are_repeated_with_several_seeds_too(encoder, pictures):
+    settings = {"corruptions.kinds": ("gaussian_noise", "fog"), "corruptions.severities": (5,)}
+
+    def judged(seed, seeds):
+        protocols = ("corruptions", "few_shot_5")
+        return evaluate(
+            encoder,
+            pictures(150),
+            protocols=protocols,
+            settings=settings,
+            baselines=False,
+            seed=seed,
+            seeds=seeds,
+            **LOOK,
+        )
+
+    reports = [judged(3, 1), judged(4, 1), judged(3, 2)]
+    one, two, both = (r.representations["trained"].measures["corruptions"] for r in reports)
+    assert one.value != two.value
+    assert both.by_seed == (one.value, two.value)
+    assert both.value == pytest.approx((one.value + two.value) / 2)
+    assert both.interval == pytest.approx(np.mean([one.interval, two.interval], 0))
+    assert both.details["fog"] == pytest.approx((one.details["fog"] + two.details["fog"]) / 2)
+    alone, again = (r.representations["trained"].measures["few_shot_5"] for r in (reports[0], reports[2]))
+    assert alone == again
+    assert Report.from_json(reports[2].to_json()) == reports[2]
+    assert "corrupted images: mean of 2 seeds" in " ".join(plain({}, reports[2]).split())
+
+
 def test_measures_stand_beside_accuracies(encoder, pictures, monkeypatch):
     def counting(task: object, test_y: torch.Tensor, seed: int, *, scale: float = 2.0) -> Measure:
         """Counts."""

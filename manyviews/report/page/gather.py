@@ -338,8 +338,7 @@ def _by_k(order: Sequence[tuple[int, str]], there: Mapping[int, Evaluated]) -> l
 
 def _score(score: Any) -> Facts:
     low, high = score.interval
-    seeds = [100 * accuracy for accuracy in score.by_seed]
-    spread = f"{len(seeds)} seeds, {min(seeds):.1f} to {max(seeds):.1f}" if len(seeds) > 1 else ""
+    seeds = _seeds([100 * accuracy for accuracy in score.by_seed], 1)
     return {
         "value": rounded(100 * score.top1),
         "text": f"{100 * score.top1:.1f}",
@@ -348,7 +347,7 @@ def _score(score: Any) -> Facts:
         "top5": None if score.top5 is None else rounded(100 * score.top5),
         "by_class": [None if a is None else rounded(100 * a) for a in score.per_class],
         "others": {printable(k, 60): rounded(100 * v) for k, v in score.others.items()},
-        "setting": ", ".join(filter(None, [_words(score.setting), spread])),
+        "setting": ", ".join(filter(None, [_words(score.setting), seeds])),
     }
 
 
@@ -362,8 +361,12 @@ def _measure(measure: Any) -> Facts:
         "high": None if high is None else rounded(high),
         "details": details,
         "curve": _curve(details),
-        "setting": _words(measure.setting),
+        "setting": ", ".join(filter(None, [_words(measure.setting), _seeds(measure.by_seed, 3)])),
     }
+
+
+def _seeds(values: Sequence[float], digits: int) -> str:
+    return f"{len(values)} seeds, {min(values):.{digits}f} to {max(values):.{digits}f}" if len(values) > 1 else ""
 
 
 def _words(setting: Mapping[str, float]) -> str:
