@@ -12,10 +12,12 @@ from typing import Any
 
 from manyviews import distributed, recipes
 from manyviews.checkpoint import write_text
+from manyviews.data import open_source
 from manyviews.engine import folder as files
 from manyviews.engine.loop import say
 from manyviews.engine.observe import COLLAPSED
 from manyviews.errors import UserError
+from manyviews.evaluation.features import fingerprint
 from manyviews.recipe import Recipe, override, to_json
 from manyviews.run import Run, pretrain, resume
 
@@ -110,7 +112,7 @@ def sweep(
     if baseline is not None:
         wanted.append(("", ", ".join(f"{k}={v}" for k, v in baseline.items()), _with(base, baseline)))
     distributed.start()  # of several processes the first one makes the folder
-    _claim(folder, wanted)
+    _claim(folder, data, wanted)
 
     found: list[tuple[str, str, list[Run]]] = []
     done: dict[str, Run] = {}  # by recipe: two settings may share a point
@@ -163,12 +165,12 @@ def _with(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     return recipes.resolve(recipe)
 
 
-def _claim(folder: Path, wanted: Sequence[tuple[str, Any, Recipe]]) -> None:
+def _claim(folder: Path, data: Any, wanted: Sequence[tuple[str, Any, Recipe]]) -> None:
     """The folder is this sweep's: new, or begun by the same command. The first process finds out for all."""
     refusal = None
     if distributed.rank() == 0:
         try:
-            _make(folder, wanted)
+            _make(folder, fingerprint(open_source(data)), wanted)
         except UserError as e:
             refusal = str(e)
     refusal = distributed.share(refusal)
@@ -176,14 +178,17 @@ def _claim(folder: Path, wanted: Sequence[tuple[str, Any, Recipe]]) -> None:
         raise UserError(refusal)
 
 
-def _make(folder: Path, wanted: Sequence[tuple[str, Any, Recipe]]) -> None:
-    plan = json.dumps([[p, str(v), json.loads(to_json(r))] for p, v, r in wanted], indent=2)
+def _make(folder: Path, images: str, wanted: Sequence[tuple[str, Any, Recipe]]) -> None:
+    points = [[p, str(v), json.loads(to_json(r))] for p, v, r in wanted]
+    plan = json.dumps({"images": images, "points": points}, indent=2)
     path = folder / "plan.json"
     if path.exists():
         if path.read_text(encoding="utf-8") != plan:
-            raise UserError(f"{folder} holds another sweep: give another --out, or the same settings to continue it.")
+            raise UserError(
+                f"{folder} holds another sweep: give another --out, or the same images and settings to continue it."
+            )
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder: give another --out.")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, plan)

@@ -82,7 +82,8 @@ def transfer(
     Args:
         weights: a run folder or weights: see `manyviews.load`.
         suite: a folder with a set in each folder or Parquet file below, see `find_sets`; or names and sets, each of
-            which is what `manyviews.evaluate` takes as data, or a pair of it and of test data.
+            which is what `manyviews.evaluate` takes as data, or a pair of it and of test data: arrays with labels are
+            `((images, labels),)`.
         out: a folder for `transfer.json` and, in `sets`, a report of each set; new or of the same suite.
         protocols: names from `manyviews list protocols`, such as "linear" and "finetune".
         settings: see `manyviews.evaluate`.
@@ -111,7 +112,7 @@ def transfer(
             check_labels(test.with_classes(classes))
     folder = Path(out)
     chosen = {
-        "images": {name: [fingerprint(source) for source in parts] for name, parts in opened.items()},
+        "images": {name: [[fingerprint(s), s.labeling] for s in parts] for name, parts in opened.items()},
         "look": [loaded.test_size, list(loaded.mean), list(loaded.std)],
         "weights": weights_digest(loaded.encoder),
         "protocols": list(protocols),

@@ -1,5 +1,6 @@
 """A suite is its sets, each judged as it would be alone."""
 
+import dataclasses
 import json
 import shutil
 import statistics
@@ -11,6 +12,7 @@ from PIL import Image
 import manyviews as mv
 from manyviews import suite as module
 from manyviews.backbones import Encoder
+from manyviews.data import open_source
 from manyviews.errors import UserError
 from manyviews.pretrained import Pretrained
 
@@ -74,6 +76,18 @@ def test_a_suite_that_was_interrupted_continues(suite, weights, tmp_path, monkey
     shutil.move(suite / "split" / "class 0" / "0.png", suite / "split" / "class 0" / "other.png")
     with pytest.raises(UserError, match="other weights, images or settings"):
         mv.transfer(weights, suite, tmp_path / "out", protocols=("knn",), baselines=False)
+    shutil.move(suite / "split" / "class 0" / "other.png", suite / "split" / "class 0" / "0.png")
+    mv.transfer(weights, suite, tmp_path / "out", protocols=("knn",), baselines=False)
+    opened = {
+        name: tuple(map(open_source, s if isinstance(s, tuple) else (s,)))
+        for name, s in module.find_sets(suite).items()
+    }
+    first, *rest = opened["split"]
+    renamed = dataclasses.replace(first, annotate=lambda: (first.labels, [f"{c} again" for c in first.classes]))
+    with pytest.raises(UserError, match="other weights, images or settings"):
+        mv.transfer(
+            weights, opened | {"split": (renamed, *rest)}, tmp_path / "out", protocols=("knn",), baselines=False
+        )
     other = Pretrained(Encoder("resnet18", stem="small", channels=(4, 4, 8, 8)).eval(), **LOOK, name="other")
     for changed in ({"weights": other}, {"weights": weights, "seed": 1}):
         with pytest.raises(UserError, match="another --out"):

@@ -110,6 +110,8 @@ def _bare_resnet(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
 def _vit(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     if "norm_pre.weight" in weights:
         raise ValueError("of CLIP there are two, with activations that weights do not tell apart")
+    if any(name.startswith("attn_pool.") for name in weights):
+        raise ValueError("several architectures pool by attention")
     width, _, patch, _ = weights["patch_embed.proj.weight"].shape
     usual_width = width if width in _VITS else 192
     word, usual_patch, usual_depth, heads = _VITS[usual_width]

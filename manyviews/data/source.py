@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,20 @@ class Source:
         """The names of the classes, by label; None when the data has no labels."""
         return self._annotation[1] if self._annotation else None
 
+    @property
+    def labeling(self) -> str | None:
+        """A hash of the labels and the classes' names; None when the data has no labels."""
+        marks = self.targets if self.several else self.labels
+        if marks is None:
+            return None
+        names = "\n".join(self.classes or []).encode("utf-8", "surrogateescape")
+        return blake2b(marks.tobytes() + names, digest_size=16).hexdigest()
+
+    def sample(self, n: int = 16) -> str:
+        """A hash of the undecoded content of a few items from all over: other images may lie under the same names."""
+        some = np.linspace(0, self.size - 1, min(n, self.size)).astype(int).tolist()
+        return blake2b(" ".join(_content_id(self.read, i) for i in some).encode(), digest_size=16).hexdigest()
+
     def load(self, i: int) -> Image.Image:
         """Image `i`, RGB, upright, at its own size.
 
@@ -143,7 +158,8 @@ def content_ids(read: Callable[[int], Raw], size: int) -> list[str]:
 def _content_id(read: Callable[[int], Raw], i: int) -> str:
     try:
         raw = read(i)
-    except BadImage:
+        raw = raw.read_bytes() if isinstance(raw, Path) else raw
+    except (BadImage, FileNotFoundError, PermissionError):
         return f"bad-{i}"
     if not isinstance(raw, bytes):
         pixels = np.asarray(raw)
@@ -200,10 +216,11 @@ def _chosen_canvases(canvases: Callable[[np.ndarray], Canvases], chosen: np.ndar
 
 def _chosen_blocks(blocks: np.ndarray | None, chosen: np.ndarray) -> np.ndarray | None:
     """What is left of each block; none where another order tears them apart."""
-    if blocks is None or (np.diff(chosen) <= 0).any():
-        return None
-    ends = np.unique(np.searchsorted(chosen, blocks))
-    return ends[ends > 0]
+    if blocks is None or not len(chosen):
+        return None if blocks is None else blocks[:0]
+    block = np.searchsorted(blocks, chosen, side="right")
+    ends = np.append(np.flatnonzero(np.diff(block)) + 1, len(chosen))
+    return ends if len(ends) <= 4 * len(np.unique(block)) else None
 
 
 def _chosen_ids(source: Source, chosen: np.ndarray) -> list[str]:

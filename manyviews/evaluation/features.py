@@ -324,8 +324,10 @@ def _digest(text: str) -> str:
 
 
 def weights_digest(encoder: nn.Module) -> str:
-    """A hash of everything the encoder computes with; its printed form stands for what has no weights."""
-    digest = blake2b(repr(encoder).encode(), digest_size=16)
+    """A hash of everything the encoder computes with; its settings and printed form stand for what has no weights."""
+    # Numbers of heads, for one, are in no printed form.
+    specs = [sorted(m.spec.items()) for m in encoder.modules() if isinstance(m, Encoder)]
+    digest = blake2b(f"{encoder!r} {specs}".encode(), digest_size=16)
     for name, value in encoder.state_dict().items():
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ VIT_LRS = (5e-4, 1e-3, 2e-3)
 _MOMENTUM = 0.9
 _PART = 256  # images that go through a network at once: the paper's batches of 1024 are shared by four GPUs
 _MEMORY = 4 * 2**30  # bytes of validation images that are held; more are read again for every setting
+# Of modules from outside, which cannot say themselves what must not decay.
+_TOKENS = re.compile(r"(^|\.)((cls|class|dist|reg|register|mask)_tokens?|pos(itional)?_embed(ding)?s?)$")
 
 
 def linear_augmented(
@@ -50,8 +53,9 @@ def linear_augmented(
 ) -> Answer:
     """A linear layer on standardized features of random crops and flips, by SGD; nothing is chosen (MULAN, A).
 
-    Crops of 8 to 100 % of the image, mirrored half of the time, go through the frozen encoder anew in every epoch. The
-    standardization is that of the clean images. As nothing is chosen, validation images are training images too.
+    Crops of 8 to 100 % of the image, mirrored half of the time, go through the frozen encoder anew in every epoch, in
+    bfloat16 on a GPU. The standardization is that of the clean images. As nothing is chosen, validation images are
+    training images too.
 
     Args:
         task: the problem.
@@ -384,7 +388,8 @@ def _groups(model: nn.Sequential, weight_decay: float, layer_decay: float) -> li
     if not hasattr(body, "group_matcher"):
         if layer_decay != 1:
             raise UserError(f"{_name(inner)} does not say what its layers are: set layer_decay to 1.")
-        return param_groups_weight_decay(model, weight_decay)
+        tokens = [name for name, _ in model.named_parameters() if _TOKENS.search(name)]
+        return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=tokens)
     exempt = body.no_weight_decay() if hasattr(body, "no_weight_decay") else ()
     # As long as it is a part of the body, it is to timm what a classifier is: the layer above all others.
     body.add_module("_head", head)

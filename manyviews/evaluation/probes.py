@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from manyviews.errors import UserError
 from manyviews.evaluation import metrics
 from manyviews.evaluation.finetune import balanced
 from manyviews.evaluation.linear import Standard, logistic_fit
@@ -29,7 +30,7 @@ def mlp(
     seed: int,
     *,
     layers: int = 2,
-    lrs: Sequence[float] = MLP_LRS,
+    lrs: tuple[float, ...] = MLP_LRS,
     widest: int = 1024,
     dropout: float = 0.2,
     epochs: int = 6,
@@ -51,7 +52,12 @@ def mlp(
         widest: units of a hidden layer, at most.
         dropout: share of the hidden units that is left out in training.
         epochs: passes over the training features.
+
+    Raises:
+        UserError: fewer than two layers, of which `linear` is the protocol.
     """
+    if layers < 2:
+        raise UserError(f"The setting mlp.layers must be 2 or more, not {layers}: see the protocol 'linear'.")
     (n, d), device = task.train_x.shape, task.train_x.device
     hidden = min(2 * d, widest)
     standard = Standard.of(task.train_x)

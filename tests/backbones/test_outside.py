@@ -609,6 +609,8 @@ def test_files_that_hold_something_else(tmp_path: Path):
     refused(
         saved({"conv1.weight": torch.zeros(2, 3, 3, 3)}, tmp_path), "weights do not fit resnet18", backbone="resnet18"
     )
+    pooled = vit().state_dict() | {"attn_pool.latent": torch.zeros(1, 1, 3)}
+    refused(saved(pooled, tmp_path), "does not say which architecture")
     shapeless = dict.fromkeys(vit().state_dict(), torch.zeros(3))
     refused(saved(shapeless, tmp_path), "does not say which architecture")
     refused(saved(shapeless, tmp_path), "vit_tiny_patch16_224", backbone="vit_tiny_patch16_224")

@@ -56,6 +56,10 @@ def test_a_sweep_trains_every_value_once_and_continues(pictures: Path, tmp_path:
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("*/summary.json")}
     again = run()
     assert again == found and stamps == {p: p.stat().st_mtime_ns for p in stamps}
+    for i in range(40):
+        Image.new("RGB", (32, 32), (i, 0, 0)).save(pictures / "dark" / f"{i}.png")
+    with pytest.raises(UserError, match="holds another sweep"):
+        run()
     with pytest.raises(UserError, match="holds another sweep"):
         run(epochs=2)
 

@@ -441,7 +441,12 @@ def test_a_subset_keeps_what_is_left_of_each_block(tmp_path):
     source = in_blocks(open_source(shards(tmp_path)), 10, 2)
     assert source.subset([3, 4, 9, 10, 35, 59]).blocks.tolist() == [3, 4, 5, 6]
     assert source.subset(range(60)).blocks.tolist() == source.blocks.tolist()
-    assert source.subset([4, 3]).blocks is None
+    assert source.subset([4, 3]).blocks.tolist() == [2]
+    # Two parts, one after the other, and then one of them: each reads a block twice at most.
+    parts = source.subset([*range(0, 60, 2), *range(1, 60, 2)])
+    assert parts.blocks.tolist() == [*range(5, 61, 5)]
+    assert parts.subset(range(25)).blocks.tolist() == [5, 10, 15, 20, 25]
+    assert source.subset(np.random.default_rng(0).permutation(60)).blocks is None
     assert source.subset([]).blocks.tolist() == []
 
 

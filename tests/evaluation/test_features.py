@@ -8,10 +8,11 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
+from manyviews.backbones import Encoder
 from manyviews.data import BadImage, open_source
 from manyviews.errors import UserError
 from manyviews.evaluation import features
-from manyviews.evaluation.features import Pixels, encode, extract, extract_all, frozen
+from manyviews.evaluation.features import Pixels, encode, extract, extract_all, frozen, weights_digest
 
 LOOK = {"test_size": 12, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
 
@@ -186,6 +187,18 @@ def test_the_cache_is_found_by_weights_images_and_transform(tmp_path):
     (data / "cat" / "00.png").write_bytes(encoded(99))  # another image under the same name
     extract(net, open_source(data), cache=cache, **LOOK)
     assert net.seen == 56
+
+
+def test_encoders_of_other_numbers_of_heads_are_not_each_other():
+    """Which have the same weights, and are printed alike."""
+    one, other = (
+        Encoder("vit_tiny_patch16_224", img_size=32, embed_dim=24, depth=1, num_heads=n).eval() for n in (2, 4)
+    )
+    other.load_state_dict(one.state_dict())
+    assert weights_digest(one) != weights_digest(other)
+    other = Encoder.from_spec(one.spec)
+    other.load_state_dict(one.state_dict())
+    assert weights_digest(one) == weights_digest(other)
 
 
 def test_an_image_that_was_repaired_is_read_again(tmp_path):

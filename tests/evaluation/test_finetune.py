@@ -330,6 +330,14 @@ def test_rates_fall_from_layer_to_layer_by_hand():
         matrix = name.endswith("weight") and "norm" not in name
         assert decay == (0.05 if matrix else 0.0), name
 
+    from torchvision.models import VisionTransformer
+
+    outside = VisionTransformer(12, 4, 2, 2, 16, 32)
+    found = scales(nn.Sequential(outside, nn.Linear(16, 3)), layer_decay=1)
+    for name, (_, decay) in found.items():
+        still = name.endswith("bias") or name in ("0.class_token", "0.encoder.pos_embedding") or ".ln" in name
+        assert decay == (0.0 if still else 0.05), name
+
     resnet = nn.Sequential(Encoder("resnet18", layers=(1, 2, 1, 1), channels=(8, 8, 8, 8)), nn.Linear(8, 3))
     order = ("layer1.0", "layer2.0", "layer2.1", "layer3.0", "layer4.0", "1.")
     for name, (scale, decay) in scales(resnet, layer_decay=0.8).items():
