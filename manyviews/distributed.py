@@ -189,6 +189,15 @@ def share(x: T) -> T:
     return box[0]
 
 
+def collect(x: T) -> list[T]:
+    """Every rank's object, on every rank."""
+    if not active() or world_size() == 1:
+        return [x]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, x)
+    return found
+
+
 def anywhere(yes: bool) -> bool:
     """Whether any rank says yes. No rank's device is waited for."""
     if not active() or world_size() == 1:

@@ -101,7 +101,8 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Step:
-    """How a step is executed. Nothing here changes what is learned, up to rounding.
+    """How a step is executed. But for `accumulate` and `sync_batchnorm`, nothing here changes what is learned, up to
+    rounding.
 
     Attributes:
         precision: "auto" takes bfloat16 where the device computes faster in it.
@@ -367,14 +368,18 @@ def parse(text: str) -> Any:
         if isinstance(x, ast.Call) and isinstance(x.func, ast.Name):
             if x.func.id not in _TYPES:
                 raise unknown("schedule or view type", x.func.id, [n for n in _TYPES if _TYPES[n] not in _OWN])
+            kind = _TYPES[x.func.id]
+            args, settings = map(build, x.args), {str(k.arg): build(k.value) for k in x.keywords}
             try:
-                return _TYPES[x.func.id](*map(build, x.args), **{str(k.arg): build(k.value) for k in x.keywords})
+                given = inspect.signature(kind).bind(*args, **settings).arguments
+                hints = typing.get_type_hints(kind)
+                return kind(**{name: check(v, hints[name], f"{x.func.id}.{name}") for name, v in given.items()})
             except (TypeError, ValueError) as e:
                 raise UserError(f"'{text}' is not a valid value: {e}.") from e
         try:
             return ast.literal_eval(x)
-        except ValueError:
-            return ast.unparse(x)
+        except (TypeError, ValueError):
+            return ast.get_source_segment(text.strip(), x)
 
     return build(tree)
 

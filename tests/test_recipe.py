@@ -80,6 +80,11 @@ def test_override_leaves_everything_else():
         ("seed.x", "1", "has no part 'x'"),
         ("method.momentum", "Cosin(1, 2)", "Did you mean 'Cosine'"),
         ("method.momentum", "Cosine(1, 2, 3)", "is not a valid value"),
+        ("method.momentum", "Cosine(a, b)", "Cosine.start must be float, not 'a'"),
+        ("optimizer.schedule", "WarmupCosine(warmup=ten)", "WarmupCosine.warmup must be float, not 'ten'"),
+        ("method.view", "Global(2, color=SIMCLR)", "Global.color must be"),
+        ("method.view", "Global(2, sizes=3)", "is not a valid value"),
+        ("seed", "{[1]: 2}", "seed must be int"),
         ("method.tasks.local.area", "(0.5, 0.1)", "area"),
     ],
 )
@@ -103,6 +108,7 @@ def test_text_is_parsed_and_never_run():
     assert parse("(1, 'a', None)") == (1, "a", None)
     assert parse("resnet18") == "resnet18"
     assert parse("a b c") == "a b c"
+    assert parse("my-run") == "my-run"
     assert parse("Color(0.1, blur=0.5)") == Color(0.1, blur=0.5)
     with pytest.raises(UserError, match="There is no schedule or view type '__import__'"):
         parse("__import__('os')")

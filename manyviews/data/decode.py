@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from manyviews.data.files import Unreachable
 
 Raw = Path | bytes | Image.Image | np.ndarray
 """An image before decoding: a file, its bytes, or something decoded elsewhere (`h w 3` or `h w` uint8)."""
@@ -19,6 +22,8 @@ MAX_RATIO = 100
 MAX_PIXELS = 178_956_970
 """Beyond this an image is taken for a decompression bomb. It is Pillow's own limit: half a gigabyte of RGB."""
 
+# What says nothing of the image: too many open files, a network disk that does not answer.
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN}
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,6 +52,7 @@ def decode(raw: Raw, at_least: int | None = None) -> tuple[Image.Image, tuple[in
     side shorter than `at_least`: several times faster for photographs.
 
     Raises:
+        Unreachable: a disk that is gone, or no more files that may be open.
         BadImage: unreadable, corrupt, truncated, not an image, over `MAX_PIXELS`, longer than
             `MAX_RATIO` times its width, or a side under `MIN_SIDE`.
     """
@@ -55,6 +61,8 @@ def decode(raw: Raw, at_least: int | None = None) -> tuple[Image.Image, tuple[in
     except BadImage:
         raise
     except FileNotFoundError:
+        if isinstance(raw, Path) and not raw.parent.is_dir():
+            raise Unreachable(f"The folder {raw.parent} is gone, or its disk.") from None
         raise BadImage("the file is gone") from None
     except PermissionError:
         raise BadImage("no permission to read the file") from None
@@ -62,6 +70,12 @@ def decode(raw: Raw, at_least: int | None = None) -> tuple[Image.Image, tuple[in
         raise BadImage("not an image of a known format") from None
     except Image.DecompressionBombError:
         raise BadImage(f"more than {MAX_PIXELS:,} pixels, which may be a decompression bomb") from None
+    except OSError as error:
+        if error.errno in _PASSING:
+            raise Unreachable(
+                error.errno, f"{raw if isinstance(raw, Path) else 'An image'}: {error.strerror}"
+            ) from None
+        raise BadImage(f"corrupt or truncated ({error})") from None
     # On corrupt files Pillow's plugins raise nearly everything: OSError, SyntaxError, struct.error, KeyError, ...
     except Exception as error:
         raise BadImage(f"corrupt or truncated ({str(error) or type(error).__name__})") from None

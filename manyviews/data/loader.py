@@ -25,7 +25,8 @@ class Loader:
 
     The order of an epoch is a pure function of (seed, epoch). A global batch is `world_size` batches of that order and
     rank r takes the r-th, so it is the same however many ranks share it. The last, incomplete global batch is dropped.
-    In the place of a bad image stands the next good one of the source.
+    In the place of a bad image stands a good one of a later step: the next in its column of the epoch's batches, so
+    that no batch is full of one image where all images of a folder are bad.
 
     A source of many blocks that are best read together has another order, in memory too, so that a run does not depend
     on how much of it is free: it keeps the images of a block near each other, and a rank reads its own blocks only,
@@ -51,7 +52,8 @@ class Loader:
         progress: called with (done, total) while canvases are decoded into memory.
 
     Raises:
-        UserError: the source has fewer images than one global batch, or no good ones.
+        UserError: the source has fewer images than one global batch, or fewer good ones, if all are decoded at the
+            start; else it is raised where there is none.
     """
 
     def __init__(
@@ -84,6 +86,12 @@ class Loader:
             self._bad.update(bad)
             if not len(self._canvases):
                 raise self._nothing_good()
+            if len(self._canvases) < batch * world_size:
+                where, reason = self.bad[0]
+                raise UserError(
+                    f"Of the {len(source)} images of {source.name} only {len(self._canvases)} can be used, fewer than "
+                    f"one batch of {batch * world_size} ({where}: {reason}): mend them, or set a smaller batch size."
+                )
             self._canvases = _near(self._canvases, device)
 
     @property
@@ -93,10 +101,12 @@ class Loader:
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Canvases]:
         """This rank's batches of an epoch, from the step `start_step` of that epoch on."""
-        mine = self._order(epoch)[start_step:]
+        mine = self._order(epoch)
         if self.in_memory:
-            return self._held(mine)
-        return self._mapped(mine) if self.source.side == self.size else self._streamed(mine)
+            return self._held(self._substituted(mine)[start_step:])
+        if self.source.side == self.size:
+            return self._mapped(mine[start_step:])
+        return self._streamed(mine, start_step)
 
     def _order(self, epoch: int) -> np.ndarray:
         """Items of this rank's steps of an epoch, `steps batch`."""
@@ -108,12 +118,24 @@ class Loader:
         items = nearby(self.seed, epoch, blocks, near, self.rank, self.world_size)
         return items[: self.steps_per_epoch * self.batch].reshape(-1, self.batch)
 
+    def _substituted(self, batches: np.ndarray) -> np.ndarray:
+        """An epoch's batches with good images in the places of bad ones, when it is known which are good."""
+        good = np.zeros(len(self.source), dtype=bool)
+        good[self._canvases.index.cpu().numpy()] = True
+        column = batches.T.ravel()
+        there = np.flatnonzero(good[column])
+        if len(there) == len(column):
+            return batches
+        if not len(there):  # the good ones are all among those that this epoch leaves out
+            there, column = np.arange(int(good.sum())), np.flatnonzero(good)
+        place = np.searchsorted(there, np.arange(batches.size)) % len(there)
+        return column[there[place]].reshape(batches.shape[::-1]).T
+
     def _held(self, batches: np.ndarray) -> Iterator[Canvases]:
         held, pin = self._canvases, torch.cuda.is_available()
         index = held.index.cpu().numpy()
         for items in batches:
-            # Where bad images left gaps, the insertion point is the next good one; after the last comes the first.
-            rows = torch.from_numpy(np.searchsorted(index, items) % len(index))
+            rows = torch.from_numpy(np.searchsorted(index, items))
             if held.pixels.is_cuda:
                 yield held[rows.pin_memory().to(held.pixels.device, non_blocking=True)]
                 continue
@@ -150,20 +172,22 @@ class Loader:
         extent = torch.empty(n, 2, dtype=torch.int64, pin_memory=pin)
         return Canvases(pixels, extent, torch.empty(n, dtype=torch.int64, pin_memory=pin))
 
-    def _streamed(self, batches: np.ndarray) -> Iterator[Canvases]:
+    def _streamed(self, batches: np.ndarray, start: int) -> Iterator[Canvases]:
         begun: deque[Canvases] = deque()
+        steps, size = batches.shape
 
-        def fill(job: tuple[Canvases, int, int, int]) -> bool:
-            reached(job[-1])
-            return self._fill(*job[:-1])
+        def fill(job: tuple[Canvases, int, int]) -> bool:
+            batch, step, row = job
+            reached((step - start) * size + row)
+            return self._fill(batch, row, batches, step)
 
-        def jobs() -> Iterator[list[tuple[Canvases, int, int, int]]]:
-            for step, items in enumerate(batches):
-                begun.append(self._empty(len(items)))
-                yield [(begun[-1], row, item, step * len(items) + row) for row, item in enumerate(items.tolist())]
+        def jobs() -> Iterator[list[tuple[Canvases, int, int]]]:
+            for step in range(start, steps):
+                begun.append(self._empty(size))
+                yield [(begun[-1], step, row) for row in range(size)]
 
         with (
-            reading_ahead(self.source, batches.ravel()) as reached,
+            reading_ahead(self.source, batches[start:].ravel()) as reached,
             closing(in_threads(fill, jobs(), cores() // _processes_here())) as filled,
         ):
             for found in filled:
@@ -171,9 +195,11 @@ class Loader:
                     raise self._nothing_good()
                 yield begun.popleft()
 
-    def _fill(self, batch: Canvases, row: int, item: int) -> bool:
-        """Decode an image, or the next good one, into its row of a batch. False when there is no good one."""
-        for i in chain(range(item, len(self.source)), range(item)):
+    def _fill(self, batch: Canvases, row: int, batches: np.ndarray, step: int) -> bool:
+        """Decode an image, or what stands for it, into its row of a batch. False when there is no good one."""
+        column, place = batches.T, row * len(batches) + step
+        later = (int(column.flat[k % batches.size]) for k in range(place, place + batches.size))
+        for i in chain(later, range(len(self.source))):
             if i in self._skipped:
                 continue
             try:

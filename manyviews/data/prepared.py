@@ -50,22 +50,21 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
     """
     per = max(1, _SHARD // (3 * size**2))
     names = blake2b("\n".join(source.ids).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    marks = source.targets if source.several else source.labels
-    classes = "\n".join(source.classes or []).encode("utf-8", "surrogateescape")
-    labels = None if marks is None else blake2b(marks.tobytes() + classes, digest_size=16).hexdigest()
     plan = {
         "version": _VERSION,
         "size": size,
         "images": len(source),
         "shard": per,
         "names": names,
-        "labels": labels,
+        "content": source.sample(),
+        "labels": source.labeling,
     }
     _begin(out, plan)
     starts = range(0, len(source), per)
     files = [out / f"shard-{k:05}.safetensors" for k in range(len(starts))]
-    if not all(file.exists() for file in files):
-        (out / MANIFEST).unlink(missing_ok=True)  # a damaged shard was removed, to be written again
+    with FileLock(out / f".{_PLAN}.lock"):
+        if (out / MANIFEST).exists() and not all(file.exists() for file in files):
+            (out / MANIFEST).unlink()  # a damaged shard was removed, to be written again
     while not (out / MANIFEST).exists():
         waiting = False
         for file, start in zip(files, starts, strict=True):
@@ -87,7 +86,10 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
 
 
 def _begin(out: Path, plan: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"The folder {out} cannot be made: {e.strerror}.") from None
     with FileLock(out / f".{_PLAN}.lock"):
         if not (out / _PLAN).exists():
             if any(not p.name.startswith(".") for p in out.iterdir()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +12,7 @@ from typing import Any
 
 from manyviews.checkpoint import write_text
 from manyviews.engine import folder as files
-from manyviews.errors import UserError
+from manyviews.errors import UserError, printable
 
 Row = Mapping[str, float | int | str]
 
@@ -35,7 +36,7 @@ class Log:
         kept = [r for r in files.rows(folder) if r.get("step", 0) <= step] if step else []
         write_text(folder / files.LOG, "".join(json.dumps(r) + "\n" for r in kept))
         self._file = (folder / files.LOG).open("a", encoding="utf-8")
-        self._sinks = [_TRACKERS[name](folder, step) for name in trackers]
+        self._sinks = {name: _TRACKERS[name](folder, step) for name in trackers}
 
     def write(self, row: Row) -> None:
         """Append one row. A number that is not finite becomes a string, which JSON can hold."""
@@ -43,8 +44,13 @@ class Log:
         self._file.write(json.dumps(plain) + "\n")
         self._file.flush()
         numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
-        for sink, _ in self._sinks:
-            sink(numbers, int(row["step"]))
+        for name, (sink, _) in list(self._sinks.items()):
+            try:
+                sink(numbers, int(row["step"]))
+            except Exception as e:  # a server that is down must not end the training
+                del self._sinks[name]
+                words = f"Warning: {name} is told nothing more of this run, as it failed: {e}"
+                print(printable(words), file=sys.stderr, flush=True)
 
     def __enter__(self) -> Log:
         return self
@@ -53,7 +59,7 @@ class Log:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self._file.close()
-        for _, close in self._sinks:
+        for _, close in self._sinks.values():
             close()
 
 

@@ -12,7 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
+from shlex import quote
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +79,10 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
         optimizer = optim.build(method, recipe.optimizer, device)
 
         steps = max(1, round(recipe.epochs * loader.steps_per_epoch))
-        identity = {"images": len(source), "steps": steps}
+        identity: dict[str, Any] = {"images": len(source), "steps": steps}
+        if recipe.data.holdout:  # the names say which images are held out
+            ids = "\n".join(source.ids).encode("utf-8", "surrogateescape")
+            identity["names"] = blake2b(ids, digest_size=16).hexdigest()
         step, before = _restore(folder, method, optimizer, identity)
         if distributed.anywhere(distributed.share(step) != step):
             raise UserError(f"Not all processes see the checkpoint in {folder}: put it where they all do.")
@@ -106,6 +112,12 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
             if first and meter.finite():
                 facts = identity | {"step": step, "seconds": before + time.monotonic() - begun}
                 checkpoint.save(folder / files.CHECKPOINT, method, optimizer, facts)
+
+        def save_what_is_good(kind: object, error: BaseException | None, trace: object) -> None:
+            if isinstance(error, OSError):  # a disk or a network fails: the weights are as sound as before
+                save()
+
+        stack.push(save_what_is_good)
 
         def look() -> None:
             nonlocal numbers
@@ -159,35 +171,38 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
                         log.write({"step": step, **row})
                     note = f"{row['images_per_second']:.0f} images/s, loss {row['loss']:.3f}"
                 update(step, steps, note)
+                if stopping:
+                    save()  # first: who stops a process may not wait for long
                 if looking:
                     look()
                 if stopping:
-                    save()
                     distributed.barrier()  # a launcher may end all processes with the first that ends
                     raise Stopped(
                         f"stopped by {stop.signal or 'another process'} at step {step} of {steps}, and saved: continue "
-                        f"with `manyviews resume {folder}`."
+                        f"with `manyviews resume {quote(str(folder))}`."
                     )
                 if last or time.monotonic() - saved > 60 * recipe.observe.checkpoint_minutes:
                     save()
                     saved = time.monotonic()
                 if last:
                     break
+        bad = sorted(set(chain.from_iterable(distributed.collect(loader.bad))))
         if first:
             write_encoder(folder, method.keep, recipe, step)
             summary = {
-                **identity,
+                "images": len(source),
+                "steps": steps,
                 "seconds": before + time.monotonic() - begun,
                 "device": str(device),
-                "bad_images": len(loader.bad),
-                "bad": loader.bad[:100],
+                "bad_images": len(bad),
+                "bad": bad[:100],
                 "last": row | {f"observe/{k}": v for k, v in numbers.items()},
             }
             checkpoint.write_text(folder / files.SUMMARY, json.dumps(summary, indent=2))
-            for where, reason in loader.bad[:5]:
+            for where, reason in bad[:5]:
                 say(f"Skipped {where}: {reason}")
-            if len(loader.bad) > 5:
-                say(f"Skipped {len(loader.bad) - 5} more images: see {folder / files.SUMMARY}")
+            if len(bad) > 5:
+                say(f"Skipped {len(bad) - 5} more images: see {folder / files.SUMMARY}")
         distributed.barrier()
 
 
@@ -273,17 +288,23 @@ def _momentum(method: Method, at: At) -> dict[str, float]:
 
 
 def _restore(
-    folder: Path, method: Method, optimizer: torch.optim.Optimizer, identity: dict[str, int]
+    folder: Path, method: Method, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
 ) -> tuple[int, float]:
     """The step to continue from and the seconds spent so far: those of the checkpoint, if there is one."""
     path = folder / files.CHECKPOINT
     if not path.exists():
         return 0, 0.0
     facts = checkpoint.load(path, method, optimizer)
-    if any(facts[k] != v for k, v in identity.items()):
+    if any(facts[k] != identity[k] for k in ("images", "steps")):
         raise UserError(
             f"The run in {folder} was started on {facts['images']} images for {facts['steps']} steps, and now there "
             f"are {identity['images']} images for {identity['steps']} steps: restore the images, or start a new run."
+        )
+    names = identity.get("names")
+    if facts.get("names", names) != names:
+        raise UserError(
+            f"The run in {folder} was started on images of other names, some of which it held out: restore them, or "
+            "start a new run."
         )
     return int(facts["step"]), float(facts["seconds"])
 

@@ -125,9 +125,12 @@ class Rescued(Method):
 
     def _k(self, branch: nn.Module, n: int, world: int) -> int:
         """How many of n images, so that every rank has as many."""
-        norm = any(isinstance(m, _BatchNorm) for m in branch.modules())
+        norms = [m for m in branch.modules() if isinstance(m, _BatchNorm)]
+        norm = bool(norms)
         if self.settings.k is None:
-            return min(n, world * math.ceil(max(_FEW if norm else 1, n / 64) / world))
+            shared = all(isinstance(m, (nn.SyncBatchNorm, distributed.SyncBatchNorm)) for m in norms)
+            least = 1 if shared else _FEW  # on each rank: its statistics are of them alone
+            return min(n, world * max(least, math.ceil(max(_FEW if norm else 1, n / 64) / world)))
         k, least = self.settings.k // self.parts, world * (2 if norm else 1)
         if k % world or not least <= k <= n:
             raise UserError(

@@ -1,5 +1,6 @@
 """Every format and mode against pixels computed by hand."""
 
+import errno
 import io
 import os
 import struct
@@ -15,6 +16,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from manyviews.data.canvas import load_canvas, to_canvas
 from manyviews.data.decode import MAX_PIXELS, BadImage, decode
+from manyviews.data.files import Unreachable
 from manyviews.data.source import Source
 
 
@@ -268,6 +270,21 @@ def test_flipped_bits_in_a_png_are_bad():
 @pytest.mark.parametrize("raw", [b"", b"hello, world", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0" + bytes(50)])
 def test_what_is_no_image_is_bad(raw):
     reason(raw)
+
+
+def test_a_disk_that_is_gone_is_no_property_of_its_images(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(BadImage, match="gone"):
+        decode(tmp_path / "photos" / "1.png")
+    with pytest.raises(Unreachable, match="gone, or its disk"):
+        decode(tmp_path / "unmounted" / "1.png")
+
+    def exhausted(path):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", exhausted)
+    with pytest.raises(Unreachable, match="Too many open files"):
+        decode(tmp_path / "photos" / "1.png")
 
 
 def test_formats_that_run_programs_are_not_opened():

@@ -114,12 +114,31 @@ def test_the_memory_budget_decides(numbered):
 
 
 @pytest.mark.parametrize("memory", [None, STREAMED])
-def test_the_next_good_image_stands_for_a_bad_one(flawed, memory):
+def test_a_good_image_of_the_next_step_stands_for_a_bad_one(flawed, memory):
     loader = Loader(flawed, 8, 4, memory=memory)
-    successor = {3: 5, 4: 5, 11: 0}
-    for epoch in range(2):
-        seen = list(itertools.chain(*indices(loader.batches(epoch))))
-        assert seen == [successor.get(i, i) for i in order(0, epoch, 12).tolist()]
+    for epoch in range(4):
+        wanted = order(0, epoch, 12).reshape(3, 4)
+        column = wanted.T.ravel().tolist()
+        good = [next(i for i in column[k:] + column[:k] if i not in (3, 4, 11)) for k in range(12)]
+        wanted = np.array(good).reshape(4, 3).T.tolist()
+        assert indices(loader.batches(epoch)) == wanted
+        assert indices(loader.batches(epoch, 2)) == wanted[2:]
+
+
+@pytest.mark.parametrize("memory", [None, STREAMED])
+def test_no_image_fills_the_places_of_a_whole_folder_of_bad_ones(tmp_path, memory):
+    for k in range(64):
+        Image.new("RGB", (8, 8), (k, 0, 0)).save(tmp_path / f"{k:02}.png")
+        if 16 <= k < 40:
+            (tmp_path / f"{k:02}.png").write_bytes(b"half downloaded")
+    for batch in indices(Loader(open_source(tmp_path), 8, 8, memory=memory).batches(0)):
+        assert not {*range(16, 40)} & set(batch)
+        assert max(batch.count(i) for i in batch) <= 2
+
+
+def test_fewer_good_images_than_a_batch(flawed):
+    with pytest.raises(UserError, match=r"Of the 12 images .* only 9 can be used, fewer than one batch of 10"):
+        Loader(flawed, 8, 10)
 
 
 @pytest.mark.parametrize("memory", [None, STREAMED])

@@ -69,6 +69,15 @@ def test_canvases_with_other_labels_are_other_canvases(photos: Path, tmp_path: P
         prepare(other, tmp_path / "out", 16)
 
 
+def test_other_images_of_the_same_names_are_other_canvases(photos: Path, tmp_path: Path):
+    """As the frames of two videos."""
+    prepare(open_source(photos), tmp_path / "out", 16)
+    for file in photos.rglob("*.png"):
+        Image.new("RGB", (20, 20), (1, 2, 3)).save(file)
+    with pytest.raises(UserError, match="canvases of other images"):
+        prepare(open_source(photos), tmp_path / "out", 16)
+
+
 def test_training_batches_are_the_same_from_disk_from_memory_and_decoded_anew(photos: Path, tmp_path: Path):
     (photos / "cat" / "03.png").unlink()
     (photos / "dog" / "39.png").unlink(missing_ok=True)

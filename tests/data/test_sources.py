@@ -95,6 +95,7 @@ def test_links_are_followed_once_and_loops_end(tmp_path):
     (tmp_path / "data" / "z" / "loop").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "outside").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "broken.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "data" / "itself.png").symlink_to("itself.png")
     assert open_source(tmp_path / "data").ids == ["outside/2.png", "z/1.png"]
 
 

@@ -15,7 +15,9 @@ import torch
 
 import manyviews as mv
 from manyviews import checkpoint
+from manyviews.data import open_source
 from manyviews.engine import folder as files
+from manyviews.engine.observe import hold_out
 from manyviews.engine.stopping import Stopped
 
 SETTINGS = {"data.batch_size": 16, "observe.steps": 2, "observe.epochs": 0, "data.holdout": 0.2}
@@ -179,7 +181,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(images: Path, tmp_path: Pat
 
     def full(tensors, path, **kwargs):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) >= 3:
             Path(path).write_bytes(b"half a checkpoint")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(tensors, path, **kwargs)
@@ -223,6 +225,42 @@ def test_other_images_are_noticed_on_resume(images: Path, tmp_path: Path, monkey
     monkeypatch.undo()
     with pytest.raises(mv.UserError, match="was started on 100 images"):
         mv.resume(tmp_path / "run", noise(90))
+    steps = len(hold_out(open_source(images), 0.2)[0]) // 16
+    others = (np.random.default_rng(seed).integers(0, 256, (100, 32, 32, 3), dtype=np.uint8) for seed in range(20))
+    as_many = next(x for x in others if len(hold_out(open_source(x), 0.2)[0]) // 16 == steps)
+    with pytest.raises(mv.UserError, match="images of other names"):
+        mv.resume(tmp_path / "run", as_many)
+
+
+def test_a_disk_that_fails_costs_nothing_of_what_was_trained(images: Path, tmp_path: Path, monkeypatch):
+    from manyviews.engine import loop
+
+    real = loop.feed
+
+    def failing(batches, device):
+        for i, batch in enumerate(real(batches, device)):
+            if i == 3:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            yield batch
+
+    monkeypatch.setattr(loop, "feed", failing)
+    with pytest.raises(OSError, match="Stale"):
+        pretrain(images, tmp_path / "run")
+    assert checkpoint.load_tensors(tmp_path / "run" / files.CHECKPOINT)[1]["step"] == 3
+    monkeypatch.undo()
+    assert same(weights(mv.resume(tmp_path / "run")), weights(pretrain(images, tmp_path / "whole")))
+
+
+def test_a_tracker_that_fails_is_left_behind(images: Path, tmp_path: Path, monkeypatch, capsys):
+    from manyviews.engine import log
+
+    def down(numbers, step):
+        raise ConnectionError("no route to the server")
+
+    monkeypatch.setitem(log._TRACKERS, "tensorboard", lambda folder, step: (down, lambda: None))
+    run = pretrain(images, tmp_path / "run", **{"observe.trackers": "tensorboard"})
+    assert run.summary is not None and len([r for r in run.log if "loss" in r]) > 2
+    assert capsys.readouterr().err.count("tensorboard is told nothing more of this run") == 1
 
 
 def test_images_in_memory_train_and_must_be_given_again(tmp_path: Path):

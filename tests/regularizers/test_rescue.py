@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cosine_similarity
 
 import manyviews as mv
@@ -155,13 +156,17 @@ def test_two_ranks_rescue_what_one_does():
 
 
 def test_k_is_a_64th_of_the_batch_and_can_be_set():
-    def k(name: str, n: int, world: int, k: int | None = None, parts: int = 1) -> int:
+    def k(name: str, n: int, world: int, k: int | None = None, parts: int = 1, shared: bool = True) -> int:
         recipe = dataclasses.replace(rescued(name, k=k), step=Step(accumulate=parts))
         method = loop.build(recipe)
+        if shared:
+            method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
         return method._k(next(m for m in method.modules() if isinstance(m, Branch)), n, world)
 
     assert [k("simclr", n, 1) for n in (4096, 1024, 512, 64, 4)] == [64, 16, 8, 8, 4]
     assert [k("simclr", n, 8) for n in (4096, 640, 64)] == [64, 16, 8]
+    # Where each process normalizes its own, it has no fewer.
+    assert [k("simclr", n, 8, shared=False) for n in (8192, 4096, 640, 64)] == [128, 64, 64, 64]
     # Without BatchNorm there is no least number: a DINO on a transformer.
     vit = dataclasses.replace(get("dino_tiny"), backbone=get("mae_tiny").backbone, rescue=Rescue(1.0, 16))
     method = loop.build(override(vit, "method.views", (Global(2, 32),)))
