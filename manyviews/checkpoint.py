@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,12 @@ from manyviews.errors import UserError
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path beside `path`, then move the result into place.
 
-    A crash or a full disk leaves what was at `path` before.
+    A crash or a full disk leaves what was at `path` before. A link stays, and what it leads to is replaced.
     """
+    if path.exists() and not path.is_file():  # a device or a pipe, such as /dev/stdout, must not become a file
+        write(path)
+        return
+    path = path.resolve() if path.is_symlink() else path
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     part = Path(name)
@@ -34,9 +39,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(part)
         with part.open("rb+") as f:
             os.fsync(f.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)  # as any new file, and not as a temporary one
+        part.chmod(0o666 & ~_umask())  # as any new file, and not as a temporary one
         part.replace(path)
         # The rename itself must survive a power cut.
         with contextlib.suppress(OSError):
@@ -45,6 +48,38 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.close(folder)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out`, for what is to be in it; at the end of the block it is there, whole.
+
+    `out` may be an empty folder. If the block fails, nothing is left.
+    """
+    part = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
+    try:
+        yield part
+        part.chmod(0o777 & ~_umask())
+        if out.exists():  # it may be a mount or a link, or where we are: it stays
+            for found in sorted(part.iterdir()):
+                shutil.move(found, out / found.name)
+        else:
+            part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def check_writable(path: Path) -> None:
+    """Raises UserError: no file can be made at `path`, which is better known before the work than after it."""
+    parent = path.absolute().parent
+    if not path.exists() and not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"There is no permission to write in {parent}: give another place.")
 
 
 def write_text(path: Path, text: str) -> None:

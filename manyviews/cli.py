@@ -459,8 +459,8 @@ def report(
     """Write a page about runs: how they trained, how good they are, what they see. It opens from disk.
 
     For example:
-      manyviews report runs/first --out pages/first
-      manyviews report runs/first runs/second --out pages/both --data labeled/ --queries mine/
+      manyviews report runs/first --out page
+      manyviews report runs/first runs/second --out both --data labeled/ --queries mine/
 
     Args:
         runs: Folders of runs; several are shown side by side.
@@ -591,7 +591,7 @@ def subspaces(run: Folder, data: Images, /, out: Out, labels: Path | None = None
     import manyviews as mv
 
     found = mv.subspaces(run, data, out, labels)
-    print(f"Wrote {len(list(out.glob('*.png')))} plots and subspaces.json to {out}.")
+    print(f"Wrote {len(list(out.glob('*.png')))} plots and subspaces.json to {printable(str(out))}.")
     print(f"The most diverse augmentations first: {printable(', '.join(found['order']))}.")
     if json:
         _write(json, found)
@@ -614,7 +614,7 @@ def embed(weights: Weights, data: Images, /, out: Out, look: Elsewhere = _AS_THE
     path = mv.embed(_loaded(weights, look), data, out)
     table = pq.read_schema(path)
     facts = {"file": str(path), "images": pq.read_metadata(path).num_rows, "columns": table.names}
-    print(f"Wrote the features of {facts['images']} images to {path}.")
+    print(f"Wrote the features of {facts['images']} images to {printable(str(path))}.")
     if json:
         _write(json, facts)
 
@@ -641,7 +641,7 @@ def export(
     import manyviews as mv
 
     path = mv.export(_loaded(weights, look), format, out)
-    print(f"Wrote {path}.")
+    print(f"Wrote {printable(str(path))}.")
     if json:
         _write(json, {"file": str(path), "format": format})
 
@@ -710,8 +710,9 @@ def demo(out: Annotated[Path | None, arg(metavar="RUN")] = None, json: Json = No
     import manyviews as mv
     from manyviews.report import summary
 
-    run = mv.pretrain("demo", "simclr_demo", out=out)
-    report = run.evaluate("demo", "demo:test")
+    # Not "demo", which a folder here may be called.
+    run = mv.pretrain("demo:train", "simclr_demo", out=out)
+    report = run.evaluate("demo:train", "demo:test")
     summary.show_run(run)
     if json:
         _write(json, {**_facts(run), "report": report.to_dict()})
@@ -827,10 +828,13 @@ def _facts(run: Any) -> dict[str, Any]:
 
 
 def _check_place(path: Path) -> None:
+    from manyviews.checkpoint import check_writable
+
     if path.is_dir():
         raise UserError(f"The results cannot be written to {path}, which is a folder: name a file.")
     if not path.absolute().parent.is_dir():
         raise UserError(f"There is no folder {path.absolute().parent} for {path.name}.")
+    check_writable(path)
 
 
 def _write(path: Path, result: Any) -> None:

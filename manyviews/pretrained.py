@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -112,7 +113,9 @@ def _of_file(path: Path, backbone: str | None, settings: dict[str, Any]) -> tupl
     if path.is_dir():
         files.read(path)  # says what is wrong with a folder that is no run
         if not (path / files.ENCODER).exists():
-            raise UserError(f"The run in {path} is not finished: continue it with `manyviews resume {path}`.")
+            raise UserError(
+                f"The run in {path} is not finished: continue it with `manyviews resume {quote(str(path))}`."
+            )
         path = path / files.ENCODER
     facts: dict[str, Any] = {}
     tensors: Any
@@ -294,14 +297,14 @@ def _timm(weights: Pretrained, out: Path) -> None:
     }
     # What timm knows of its own weights of this architecture does not hold for these.
     source = ("tag", "license", "origin_url", "paper_ids", "paper_name", "notes", "test_input_size", "test_crop_pct")
-    out.mkdir()
-    save_for_hf(
-        encoder.model,
-        str(out),
-        model_config={"pretrained_cfg": {**dict.fromkeys(source), **data}},
-        model_args=encoder.timm_kwargs,
-        safe_serialization=True,
-    )
+    with checkpoint.new_folder(out) as part:
+        save_for_hf(
+            encoder.model,
+            str(part),
+            model_config={"pretrained_cfg": {**dict.fromkeys(source), **data}},
+            model_args=encoder.timm_kwargs,
+            safe_serialization=True,
+        )
 
 
 def _onnx(weights: Pretrained, out: Path) -> None:

@@ -330,9 +330,9 @@ def subspaces(run: str | Path | Run, data: Any, out: str | Path, labels: str | P
             device=device_here(),
             seed=run.recipe.seed,
         )
-    out.mkdir()
-    checkpoint.write_text(out / "subspaces.json", json.dumps(found))
-    pictures.draw(found, out)
+    with checkpoint.new_folder(out) as part:
+        checkpoint.write_text(part / "subspaces.json", json.dumps(found))
+        pictures.draw(found, part)
     return found
 
 
@@ -357,7 +357,12 @@ def embed(weights: str | Path | Pretrained, data: Any, out: str | Path, labels: 
     }
     if found.labels is not None and source.classes is not None:
         columns["label"] = pa.array([_text(source.classes[i]) for i in found.labels.tolist()])
-    checkpoint.write_atomically(out, lambda part: pq.write_table(pa.table(columns), part))
+
+    def save(part: Path) -> None:
+        with part.open("wb") as file:  # pyarrow takes no path that is not valid Unicode
+            pq.write_table(pa.table(columns), file)
+
+    checkpoint.write_atomically(out, save)
     return out
 
 
@@ -420,7 +425,7 @@ def device_here() -> torch.device:
 def _address(data: Any) -> str | None:
     """Where to find the images again; None for those in memory."""
     if isinstance(data, str) and (data.partition(":")[0] == "demo" or "://" in data):
-        return data
+        return "demo:train" if data == "demo" else data  # a folder called demo may be made later
     return str(Path(data).expanduser().absolute()) if isinstance(data, (str, os.PathLike)) else None
 
 
@@ -430,6 +435,7 @@ def new_file(out: str | Path) -> Path:
         raise UserError(f"{out} exists already: give another --out.")
     if not out.absolute().parent.is_dir():
         raise UserError(f"There is no folder {out.absolute().parent} for {out.name}.")
+    checkpoint.check_writable(out)
     return out
 
 

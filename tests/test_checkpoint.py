@@ -66,6 +66,43 @@ def test_a_full_disk_leaves_the_last_good_file(tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["c"]
 
 
+def test_links_stay_and_what_they_lead_to_is_replaced(tmp_path: Path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    checkpoint.write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path):
+    """As /dev/stdout is, which a rename would destroy for the whole system."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    checkpoint.write_text(pipe, "through")
+    assert os.read(end, 100) == b"through"
+    os.close(end)
+    assert pipe.is_fifo()
+
+
+def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch):
+    with pytest.raises(OSError, match="full"), checkpoint.new_folder(tmp_path / "out") as part:
+        (part / "half").write_text("of it")
+        raise OSError("full")
+    assert not list(tmp_path.iterdir())
+    with checkpoint.new_folder(tmp_path / "out") as part:
+        (part / "whole").write_text("it")
+        assert not (tmp_path / "out").exists()
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["whole"]
+    # Folders that are there, and cannot be removed: where one is, or a mount.
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with checkpoint.new_folder(Path()) as part:
+        (part / "whole").write_text("it")
+    assert [p.name for p in (tmp_path / "here").iterdir()] == ["whole"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["here", "out"]
+
+
 def test_tensors_that_share_memory_are_saved_whole(tmp_path: Path):
     x = torch.arange(6.0)
     checkpoint.save_tensors(tmp_path / "c", {"a": x, "b": x, "c": x[1:5:2], "t": x.view(2, 3).T}, {})

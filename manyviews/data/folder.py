@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 from functools import partial
 from pathlib import Path
@@ -64,10 +65,14 @@ def scan(root: Path) -> list[str]:
                 if entry.name.startswith("."):
                     continue
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir():
-                    (links if entry.is_symlink() else folders).append(path)
-                elif entry.is_file():
-                    files.append(path)
+                try:
+                    if entry.is_dir():
+                        (links if entry.is_symlink() else folders).append(path)
+                    elif entry.is_file():
+                        files.append(path)
+                except OSError as e:
+                    if e.errno != errno.ELOOP:  # a link to itself
+                        raise
     return sorted(files)
 
 

@@ -49,6 +49,8 @@ def open_source(data: Any, labels: Any = None) -> Source:
 
         if Path(data).exists():
             raise UserError(f"'{data}' names the images that come with manyviews, and is here: write ./{data} for it.")
+        if labels is not None:
+            raise UserError("The images that come with manyviews have labels of their own: leave --labels out.")
         return demo.source(data.partition(":")[2] or "train")
     if isinstance(data, str) and "://" in data:
         return _open_url(data, labels)
@@ -70,6 +72,11 @@ def _open_path(path: Path, labels: Any) -> Source:
     try:
         if path.is_dir():
             if (path / MANIFEST).is_file():
+                if labels is not None:
+                    raise UserError(
+                        f"The canvases in {path} have the labels with which they were made: prepare the images anew "
+                        "with --labels."
+                    )
                 return open_prepared(path)
             if (path / "plan.json").is_file() and any(path.glob("shard-*.safetensors")):
                 raise UserError(f"{path} is not finished: run `manyviews prepare` with the same arguments again.")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -48,7 +49,8 @@ def create(out: Path | None, recipe: Recipe, facts: Mapping[str, Any]) -> Path:
         path = names[0]
         if (path / RECIPE).exists():
             raise UserError(
-                f"{path} holds a run already: continue it with `manyviews resume {path}`, or give another --out."
+                f"{path} holds a run already: continue it with `manyviews resume {quote(str(path))}`, or give another "
+                "--out."
             )
         raise UserError(f"{path} exists and is not an empty folder: give another --out.")
     write_text(path / RUN, json.dumps(dict(facts), indent=2))
@@ -100,6 +102,8 @@ def lock(folder: Path) -> Iterator[None]:
         held.acquire(timeout=0)
     except Timeout:
         raise UserError(f"Another process is training in {folder}: wait for it, or give another --out.") from None
+    except OSError as e:
+        raise UserError(f"The run in {folder} cannot be written to: {e.strerror}.") from None
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """What people get wrong, one by one: exit code 2, one sentence that says what and where, no traceback."""
 
+import json
 import os
 import pickle
 import shutil
@@ -15,6 +16,8 @@ import torch
 from manyviews import checkpoint
 
 from .conftest import TINY, Result, picture
+
+LARGE = ("--set", "data.batch_size=256")
 
 
 def told(result: Result, *words: str) -> None:
@@ -242,6 +245,37 @@ def test_a_folder_named_demo_is_not_mistaken(manyviews, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
     told(manyviews("pretrain", "demo", *TINY), "./demo")
+    result = manyviews("pretrain", "demo:train", *TINY, *LARGE, "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+
+
+def test_a_run_on_the_demo_goes_on_in_a_folder_of_that_name(manyviews, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert manyviews("pretrain", "demo", *TINY, *LARGE, "--out", "demo").code == 0
+    assert json.loads((tmp_path / "demo" / "run.json").read_text())["data"] == "demo:train"
+    result = manyviews("diagnose", "demo", "demo:train", "--images", 100)
+    assert result.code == 0, result.err
+
+
+def test_labels_of_what_has_its_own_are_refused(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
+    (tmp_path / "labels.csv").write_text("path,label\n")
+    labels = ("--labels", tmp_path / "labels.csv")
+    assert manyviews("prepare", photos, "--out", tmp_path / "canvases", "--canvas", 32).code == 0
+    told(manyviews("evaluate", run_folder, "--data", tmp_path / "canvases", *labels), "prepare the images anew")
+    told(manyviews("evaluate", run_folder, "--data", "demo", *labels), "labels of their own")
+
+
+def test_places_where_nothing_can_be_written(manyviews, run_folder: Path, photos: Path, tmp_path: Path, monkeypatch):
+    """Known before the work."""
+    monkeypatch.setattr(os, "access", lambda *_: False)  # tests may be run by who may write anywhere
+    out = tmp_path / "new"
+    told(manyviews("embed", run_folder, photos, "--out", out), "no permission to write")
+    told(manyviews("report", run_folder, "--out", out), "no permission to write")
+    told(manyviews("embed", run_folder, photos, "--out", out, "--json", tmp_path / "x.json"), "no permission to write")
+    monkeypatch.undo()
+    out.write_text("a file")
+    told(manyviews("prepare", photos, "--out", out), "cannot be made")
+    told(manyviews("sweep", photos, *TINY, "--vary", "optimizer.lr=0.1,0.2", "--out", out), "not an empty folder")
 
 
 def test_hostile_names_reach_no_terminal(manyviews, run_folder: Path, tmp_path: Path):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +13,7 @@ import numpy as np
 import torch
 
 from manyviews import __version__
+from manyviews.checkpoint import check_writable, new_folder
 from manyviews.data import Source, open_source
 from manyviews.errors import UserError, printable
 from manyviews.evaluation import subspaces as numbers
@@ -94,8 +92,7 @@ def write(
     if asked is not None and len(asked) > _QUERIES:
         asked = asked.subset(range(_QUERIES))
     names = gather.names(runs)
-    part = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
-    try:
+    with new_folder(out) as part:
         facts = _numbers(runs, names)
         where = _Where(part, pictures.Pictures(part), images, device, seed, progress)
         facts["images"] = (
@@ -107,15 +104,7 @@ def write(
         facts["made"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         facts["version"] = __version__
         (part / "index.html").write_text(render(facts), encoding="utf-8")
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o777 & ~umask)  # as any new folder, and not as a temporary one
         _check_new(out)
-        if out.exists():
-            out.rmdir()  # an empty one; fails if it no longer is
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return out / "index.html"
 
 
@@ -124,6 +113,7 @@ def _check_new(out: Path) -> None:
         raise UserError(f"{out} exists already and is not an empty folder: give another --out.")
     if not out.absolute().parent.is_dir():
         raise UserError(f"There is no folder {out.absolute().parent} for {out.name}.")
+    check_writable(out)
 
 
 def _images(runs: Sequence[Any], data: Any, labels: Any) -> tuple[Source | None, str]:
