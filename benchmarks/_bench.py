@@ -193,14 +193,21 @@ def installed(*packages: str) -> dict[str, str | None]:
     return found
 
 
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
+
+
+# When this is imported, before anything is measured: commits that are made meanwhile are not what was.
+_COMMIT = _git("rev-parse", "--short", "HEAD") + (" changed" if _git("status", "--porcelain", "-uno") else "")
+
+
 def facts(device: torch.device, *packages: str) -> Answer:
     """What a reader must know to believe a number, or to measure it again."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     return {
         "machine": machine(device),
         "processor": _processor(),
-        "commit": commit,
+        "commit": _COMMIT,
         "command": " ".join(["python", *sys.argv]),
         "versions": installed(*packages),
     }

@@ -5,8 +5,9 @@ python benchmarks/claims.py --train cifar10_train.parquet --test cifar10_test.pa
 A claim says that one arm is better than another. Every arm is one method with one change, trained with the same
 optimizer on the same images for as many epochs, from the last checkpoint, with several seeds; its number is the
 k-NN accuracy (cosine, k = 20, temperature 0.1) on the test images, voted on by all training images. Nothing is chosen
-with them. A claim is reproduced when the 95 % interval of the mean difference, paired by seed (Student's t), lies above
-zero, not reproduced when it lies below, and inconclusive at this scale otherwise.
+with them but batch and momentum, which all arms share: after one look at BYOL. A claim is reproduced when the 95 %
+interval of the mean difference, paired by seed (Student's t), lies above zero, not reproduced when it lies below, and
+inconclusive at this scale otherwise.
 
 Runs that the file holds already are not repeated, so that the command can be interrupted, and two of them can share
 the work. `--table` prints what the file holds.

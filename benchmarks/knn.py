@@ -10,7 +10,7 @@ and its neighbors where no two neighbors are equally near up to rounding.
 from __future__ import annotations
 
 import argparse
-import resource
+import gc
 import time
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,20 @@ def features(n: int, d: int, centers: torch.Tensor, generator: torch.Generator) 
 
 
 def peak() -> float:
-    """The most memory this process has had, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most memory this process has had since `reset`, MiB."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+
+def reset() -> None:
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def one(n: int, m: int, d: int, rounds: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     centers = torch.randn(10, d, generator=generator)
     (x, y), (q, t) = (features(size, d, centers, generator) for size in (n, m))
+    reset()
     before = peak()
     similarity, index = neighbors(x, q, K)
     grown = peak() - before

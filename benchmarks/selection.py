@@ -181,7 +181,7 @@ def main() -> None:
         wanted = [(name, seed) for seed in range(options.seeds) for name in arms() if (name, seed) not in done]
         for name, seed in wanted[: options.most]:
             row = measure(replace(arms()[name], seed=seed), train_on, known, asked)
-            state["rows"].append({"arm": name, "seed": seed, **row})
+            state["rows"].append({"arm": name, "seed": seed, "commit": state["commit"], **row})
             state["results"] = results(state["rows"])
             write_text(options.out, json.dumps(state, indent=1) + "\n")
             numbers = f"RankMe {row['rankme']:.1f}, LiDAR {row['lidar']:.1f}, k-NN {row['knn']}, linear {row['linear']}"

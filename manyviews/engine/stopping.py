@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 PATIENCE = 3.0
@@ -43,7 +43,9 @@ def watch() -> Iterator[Request]:
     def note(number: int, frame: FrameType | None) -> None:
         if request.signal is None:
             request.signal, request.at = signal.Signals(number).name, time.monotonic()
-            os.write(2, b"Stopping after this step, to save. Once more to stop at once.\n")
+            # Nobody may be reading any more, as `tee` after Ctrl-C; an error here would break into a step.
+            with suppress(OSError):
+                os.write(2, b"Stopping after this step, to save. Once more to stop at once.\n")
         elif time.monotonic() - request.at > PATIENCE:
             signal.signal(number, before[signal.Signals(number)])
             os.kill(os.getpid(), number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Literal
@@ -9,13 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from manyviews.errors import require
+from manyviews.errors import UserError, require
 from manyviews.types import Canvases
 from manyviews.views.augmentations import (
     MAST_5,
     RANDAUGMENT,
     Augmentation,
     Erase,
+    GaussianBlur,
     HorizontalFlip,
     ResizedCrop,
 )
@@ -58,6 +60,7 @@ class Composed(View):
         names = {a.name for a in self.augmentations}
         require(0 < len(names) == len(self.augmentations), self, "augmentations", "one or more, of distinct names")
         require(self.choose in ("image", "batch"), self, "choose", '"image" or "batch"')
+        _check_blurs(self, self.augmentations)
 
     def applied(self, draws: Draws) -> Tensor:
         """Which augmentations a view gets: bool, `b K`, given the draws of that view."""
@@ -127,6 +130,7 @@ class Strong(View):
         super().__post_init__()
         require(len(self.augmentations) > 0, self, "augmentations", "one or more")
         require(self.operations >= 0, self, "operations", "0 or more")
+        _check_blurs(self, self.augmentations)
 
     def paint(self, i: int, draws: Draws) -> Paint:
         drawn: list[tuple[Augmentation, Tensor, Tensor]] = []
@@ -138,3 +142,12 @@ class Strong(View):
             everyone = torch.ones_like(draws.index, dtype=torch.bool)
             drawn.append((self.hole, everyone, self.hole.draw(draws.at("hole"), self.size)))
         return lambda x, rows: reduce(lambda x, d: apply_to(d[1][rows], d[0].apply, x, d[2][rows]), drawn, x)
+
+
+def _check_blurs(view: View, augmentations: Sequence[Augmentation]) -> None:
+    for a in augmentations:
+        if isinstance(a, GaussianBlur) and a.kernel_at(view.size) // 2 >= view.size:
+            raise UserError(
+                f"{type(view).__name__} of {view.size} pixels is too small for a blur of {a.kernel_at(view.size)}: set "
+                "a smaller `kernel`."
+            )

@@ -91,4 +91,5 @@ def relation(canvases: Canvases, view: tuple[View, int], target: tuple[View, int
 
 def relation_dim(kind: View) -> int:
     """How many numbers `relation` gives for a kind of view."""
-    return 5 + kind.parameters(Draws(0, 0, torch.zeros(1, dtype=torch.int64))).shape[1]
+    draws = Draws(0, 0, torch.zeros(1, dtype=torch.int64))
+    return 5 + kind.parameters(place(draws, kind, 0)).shape[1]

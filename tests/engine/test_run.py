@@ -18,7 +18,7 @@ from manyviews import checkpoint
 from manyviews.data import open_source
 from manyviews.engine import folder as files
 from manyviews.engine.observe import hold_out
-from manyviews.engine.stopping import Stopped
+from manyviews.engine.stopping import Stopped, watch
 
 SETTINGS = {"data.batch_size": 16, "observe.steps": 2, "observe.epochs": 0, "data.holdout": 0.2}
 
@@ -230,6 +230,18 @@ def test_other_images_are_noticed_on_resume(images: Path, tmp_path: Path, monkey
     as_many = next(x for x in others if len(hold_out(open_source(x), 0.2)[0]) // 16 == steps)
     with pytest.raises(mv.UserError, match="images of other names"):
         mv.resume(tmp_path / "run", as_many)
+
+
+def test_a_signal_whose_message_nobody_reads_is_obeyed(monkeypatch):
+    """As that of Ctrl-C, where `tee` reads and is gone first."""
+
+    def broken(*args):
+        raise BrokenPipeError
+
+    with watch() as stop:
+        monkeypatch.setattr(os, "write", broken)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == "SIGINT"
 
 
 def test_a_disk_that_fails_costs_nothing_of_what_was_trained(images: Path, tmp_path: Path, monkeypatch):

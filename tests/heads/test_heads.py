@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from manyviews.errors import UserError
 from manyviews.heads import Decoder, DINOHead, Predictors, Prototypes, comparable, mlp, others, task_weights
-from manyviews.views import Cutout, Global, Local
+from manyviews.views import Composed, Cutout, Global, Local
 
 
 def kinds(module: nn.Sequential) -> list[str]:
@@ -140,6 +140,9 @@ def test_predictors_are_one_each_or_one_for_all():
     assert len({id(m) for m in own.of.values()}) == len({id(m) for m in told.of.values()}) == 3
     assert len({id(m) for m in shared.of.values()}) == 1
     assert {k: m.in_features for k, m in told.of.items()} == {"global": 9, "local": 9, "cutout": 13}
+    composed = Composed(1)  # is told which of its augmentations were applied
+    told = Predictors((Global(2), composed), 4, lambda dim: nn.Linear(dim, 4), "conditioned")
+    assert told.of["composed"].in_features == 9 + len(composed.augmentations)
 
 
 def test_every_view_is_compared_with_every_global_target_but_its_own():

@@ -16,6 +16,7 @@ from manyviews.views import (
     MULAN,
     SIMCLR,
     Color,
+    Composed,
     CutMix,
     Cutout,
     Draws,
@@ -23,9 +24,11 @@ from manyviews.views import (
     Local,
     Rotation,
     Shuffle,
+    Strong,
     View,
     Views,
 )
+from manyviews.views.augmentations import GaussianBlur
 from manyviews.views.geometry import draw_blocks
 from manyviews.views.masks import apply_to, erase
 
@@ -42,6 +45,8 @@ from manyviews.views.masks import apply_to, erase
         (lambda: Global(flip=1.5), "Global.flip"),
         (lambda: Global(3, color=BYOL_PAIR), "3 views and 2 colors"),
         (lambda: Global(size=8, color=Color(kernel=17)), "too small for a blur of 17"),
+        (lambda: Composed(size=8, augmentations=(GaussianBlur(kernel=17),)), "too small for a blur of 17"),
+        (lambda: Strong(size=8, augmentations=(GaussianBlur(kernel=17),)), "too small for a blur of 17"),
         (lambda: Cutout(hole=(0.4, 0.2)), "Cutout.hole"),
         (lambda: Cutout(hole_ratio=(0.0, 1.0)), "Cutout.hole_ratio"),
         (lambda: Cutout(1, symmetric=True), "Cutout.count"),
