@@ -49,13 +49,12 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
         UserError: the folder holds something else, or no image could be read.
     """
     per = max(1, _SHARD // (3 * size**2))
-    names = blake2b("\n".join(source.ids).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     plan = {
         "version": _VERSION,
         "size": size,
         "images": len(source),
         "shard": per,
-        "names": names,
+        "names": source.naming,
         "content": source.sample(),
         "labels": source.labeling,
     }

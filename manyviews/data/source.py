@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from manyviews.data.decode import BadImage, Raw, decode
+from manyviews.data.files import Unreachable
 from manyviews.errors import UserError
 from manyviews.types import Canvases
 
@@ -97,6 +98,11 @@ class Source:
         return self._annotation[1] if self._annotation else None
 
     @property
+    def naming(self) -> str:
+        """A hash of the ids."""
+        return blake2b("\n".join(self.ids).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+    @property
     def labeling(self) -> str | None:
         """A hash of the labels and the classes' names; None when the data has no labels."""
         marks = self.targets if self.several else self.labels
@@ -159,7 +165,9 @@ def _content_id(read: Callable[[int], Raw], i: int) -> str:
     try:
         raw = read(i)
         raw = raw.read_bytes() if isinstance(raw, Path) else raw
-    except (BadImage, FileNotFoundError, PermissionError):
+    except Unreachable:
+        raise
+    except (BadImage, OSError):
         return f"bad-{i}"
     if not isinstance(raw, bytes):
         pixels = np.asarray(raw)

@@ -81,8 +81,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
         steps = max(1, round(recipe.epochs * loader.steps_per_epoch))
         identity: dict[str, Any] = {"images": len(source), "steps": steps}
         if recipe.data.holdout:  # the names say which images are held out
-            ids = "\n".join(source.ids).encode("utf-8", "surrogateescape")
-            identity["names"] = blake2b(ids, digest_size=16).hexdigest()
+            identity["names"] = source.naming
         step, before = _restore(folder, method, optimizer, identity)
         if distributed.anywhere(distributed.share(step) != step):
             raise UserError(f"Not all processes see the checkpoint in {folder}: put it where they all do.")

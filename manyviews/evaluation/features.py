@@ -30,8 +30,6 @@ Progress = Callable[[int, int], None]
 SMALL = 64
 """Up to this size images are looked at whole: they come from sets whose objects fill the picture, such as CIFAR."""
 
-_SAMPLE = 16  # images read to see whether those behind the names are still the same
-
 
 @dataclass(frozen=True)
 class Features:
@@ -336,14 +334,7 @@ def weights_digest(encoder: nn.Module) -> str:
 
 def fingerprint(source: Source) -> str:
     """A hash of the images' names and, since files may change under their names, of a few images themselves."""
-    digest = blake2b(_digest("\n".join(source.ids)).encode(), digest_size=16)
-    for i in np.linspace(0, len(source) - 1, min(_SAMPLE, len(source))).astype(int):
-        try:
-            image = source.load(int(i))
-            digest.update(f"{image.size}".encode() + image.tobytes())
-        except BadImage as error:
-            digest.update(error.reason.encode())
-    return digest.hexdigest()
+    return _digest(source.naming + source.sample())
 
 
 def _stamps(source: Source) -> str:
