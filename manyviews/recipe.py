@@ -332,6 +332,11 @@ def _replace(node: Any, keys: list[str], new: Any, path: str) -> Any:
         names = [f.name for f in dataclasses.fields(node)]
         if key not in names:
             raise unknown(f"setting in '{path}'", key, names)
+        if rest and getattr(node, key) is None:
+            whole = path.removesuffix("." + ".".join(rest))
+            kind = next((a.__name__ for a in typing.get_args(hints[key]) if dataclasses.is_dataclass(a)), None)
+            example = f', such as --set "{whole}={kind}({rest[0]}={new})"' if kind and len(rest) == 1 else ""
+            raise UserError(f"Setting {path}: {whole} is none in this recipe; set it as a whole{example}.")
         value = _replace(getattr(node, key), rest, new, path)
         if isinstance(value, str) and typing.get_origin(hints[key]) is tuple:
             value = (value,)  # one word where several may stand

@@ -78,6 +78,11 @@ def test_override_leaves_everything_else():
         ("observe.trackers", "tensorbord", "observe.trackers must be"),
         ("method.name", "simclr", "choose a recipe of the other method"),
         ("seed.x", "1", "has no part 'x'"),
+        (
+            "rescue.scale",
+            "0.5",
+            'rescue is none in this recipe; set it as a whole, such as --set "rescue=Rescue(scale=0.5)"',
+        ),
         ("method.momentum", "Cosin(1, 2)", "Did you mean 'Cosine'"),
         ("method.momentum", "Cosine(1, 2, 3)", "is not a valid value"),
         ("method.momentum", "Cosine(a, b)", "Cosine.start must be float, not 'a'"),

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from manyviews.data.decode import BadImage
+
 HELD = 2**29
 """Bytes of blocks that a process keeps."""
 
@@ -43,7 +45,10 @@ class Blocks:
         return Blocks, ()
 
     def get(self, block: int, fetch: Callable[[int], Any]) -> Any:
-        """`fetch(block)`, which has `nbytes`, or what it gave before. What it raises, it raises in all who wait."""
+        """`fetch(block)`, which has `nbytes`, or what it gave before. What it raises, it raises in all who wait.
+
+        That a block is bad is kept: one try is enough for all its images. What else went wrong is tried again.
+        """
         if self._process != os.getpid():  # a forked worker must not wait for its parent's threads
             self._forget()
         with self._lock:
@@ -56,8 +61,9 @@ class Blocks:
         try:
             found.set_result(fetch(block))
         except BaseException as error:
-            with self._lock:
-                self._held.pop(block, None)
+            if not isinstance(error, BadImage):
+                with self._lock:
+                    self._held.pop(block, None)
             found.set_exception(error)
             raise
         self._drop()
@@ -65,10 +71,14 @@ class Blocks:
 
     def _drop(self) -> None:
         with self._lock:
-            done = {block: future.result().nbytes for block, future in self._held.items() if future.done()}
+            done = {block: future.result().nbytes for block, future in self._held.items() if _good(future)}
             total = sum(done.values())
             for block in list(done)[:-2]:
                 if total <= HELD:
                     break
                 total -= done[block]
                 del self._held[block]
+
+
+def _good(future: Future[Any]) -> bool:
+    return future.done() and future.exception() is None

@@ -60,25 +60,36 @@ def decode(raw: Raw, at_least: int | None = None) -> tuple[Image.Image, tuple[in
         return _decode(raw, at_least)
     except BadImage:
         raise
-    except FileNotFoundError:
-        if isinstance(raw, Path) and not raw.parent.is_dir():
-            raise Unreachable(f"The folder {raw.parent} is gone, or its disk.") from None
-        raise BadImage("the file is gone") from None
-    except PermissionError:
-        raise BadImage("no permission to read the file") from None
     except Image.UnidentifiedImageError:
         raise BadImage("not an image of a known format") from None
     except Image.DecompressionBombError:
         raise BadImage(f"more than {MAX_PIXELS:,} pixels, which may be a decompression bomb") from None
     except OSError as error:
-        if error.errno in _PASSING:
-            raise Unreachable(
-                error.errno, f"{raw if isinstance(raw, Path) else 'An image'}: {error.strerror}"
-            ) from None
-        raise BadImage(f"corrupt or truncated ({error})") from None
+        raise fault(error, raw if isinstance(raw, Path) else None) from None
     # On corrupt files Pillow's plugins raise nearly everything: OSError, SyntaxError, struct.error, KeyError, ...
     except Exception as error:
         raise BadImage(f"corrupt or truncated ({str(error) or type(error).__name__})") from None
+
+
+def fault(error: OSError, path: Path | None, what: str = "the file") -> BadImage | Unreachable:
+    """What an error of the file system says: of an image itself, or of the disk on which its file lies.
+
+    Args:
+        error: what reading raised.
+        path: the file, if it is on a local disk.
+        what: it is, for people.
+    """
+    if isinstance(error, Unreachable):
+        return error
+    if isinstance(error, FileNotFoundError):
+        if path is not None and not path.parent.is_dir():
+            return Unreachable(f"The folder {path.parent} is gone, or its disk.")
+        return BadImage(f"{what} is gone")
+    if isinstance(error, PermissionError):
+        return BadImage(f"no permission to read {what}")
+    if error.errno in _PASSING:
+        return Unreachable(error.errno, f"{path or 'An image'}: {error.strerror}")
+    return BadImage(f"corrupt or truncated ({error})")
 
 
 def _decode(raw: Raw, at_least: int | None) -> tuple[Image.Image, tuple[int, int]]:

@@ -78,19 +78,20 @@ class File:
         """These bytes, in one request; fewer where the file ends.
 
         Raises:
-            Unreachable: the file system does not answer, after a few tries.
-            FileNotFoundError, PermissionError: as open() does.
+            Unreachable: the file system does not answer, after a few tries, or no longer gives what it has listed, as
+                when credentials expire.
+            FileNotFoundError: the file is gone.
             OSError: a local file that cannot be read.
         """
         for wait in (*_WAITS, None):
             try:
                 content: bytes = self.fs.cat_file(self.path, start=start, end=stop)
-            except (FileNotFoundError, PermissionError):
+            except FileNotFoundError:
                 raise
             except Exception as error:  # each file system has its own
                 if self.local:
                     raise
-                if wait is None:
+                if wait is None or isinstance(error, PermissionError):
                     raise Unreachable(f"{self} cannot be read ({type(error).__name__}: {error})") from error
                 time.sleep(wait)
             else:

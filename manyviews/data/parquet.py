@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import bisect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manyviews.data.blocks import Blocks, window
-from manyviews.data.decode import BadImage
+from manyviews.data.decode import BadImage, fault
 from manyviews.data.files import THREADS, File, Ranges, Unreachable
 from manyviews.data.source import Labels, Source, as_labels, content_ids
 from manyviews.errors import UserError, unknown
@@ -88,17 +90,18 @@ class Table:
 
     def _fetch(self, group: int) -> Any:
         number, part = self._groups[group]
+        where = self.files[number]
         try:
-            with _open(self.files[number], self._metadata[number]) as file:
+            with _open(where, self._metadata[number]) as file:
                 # No threads: pyarrow's pool does not survive a fork, and images are decoded in parallel anyway. In
                 # batches: a row group of more than 2 GiB does not fit one array, and nested ones are not split.
                 batches = file.iter_batches(
                     batch_size=_BATCH, row_groups=[part], columns=[self._bytes], use_threads=False
                 )
                 chunks = [batch.column(0) for batch in batches]
-        except Unreachable:
-            raise
-        except (OSError, pa.ArrowException) as error:
+        except OSError as error:
+            raise fault(error, Path(where.path) if where.local else None) from None
+        except pa.ArrowException as error:
             raise BadImage(f"row group {part} cannot be read ({error})") from None
         return pa.chunked_array([c.field("bytes") if pa.types.is_struct(c.type) else c for c in chunks])
 
@@ -111,7 +114,7 @@ class Table:
         """All values of a column or, with a dot, of a field, as one chunked array."""
 
         def chunks(file: File, metadata: pq.FileMetaData) -> list[Any]:
-            with _open(file, metadata) as opened:
+            with _explained(file), _open(file, metadata) as opened:
                 return opened.read(columns=[name]).column(0).chunks
 
         with ThreadPoolExecutor(THREADS) as pool:
@@ -136,8 +139,13 @@ class Table:
 
 def _open(file: File, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
     """Opened anew for each use, so that threads and forked workers share no position in it; a known footer helps."""
+    return pq.ParquetFile(file.path if file.local else Ranges(file), metadata=metadata)
+
+
+@contextmanager
+def _explained(file: File) -> Iterator[None]:
     try:
-        return pq.ParquetFile(file.path if file.local else Ranges(file), metadata=metadata)
+        yield
     except Unreachable:
         raise
     except PermissionError:
@@ -147,7 +155,7 @@ def _open(file: File, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile
 
 
 def _metadata(file: File) -> pq.FileMetaData:
-    with _open(file) as opened:
+    with _explained(file), _open(file) as opened:
         return opened.metadata
 
 

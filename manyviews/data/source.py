@@ -121,6 +121,7 @@ class Source:
 
         Raises:
             BadImage: with the reason why it cannot be used.
+            Unreachable: a disk or a server fails, which says nothing of the image.
         """
         return decode(self.read(i))[0]
 

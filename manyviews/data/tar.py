@@ -23,7 +23,7 @@ from filelock import FileLock
 
 from manyviews.checkpoint import write_text
 from manyviews.data.blocks import Blocks, window
-from manyviews.data.decode import EXTENSIONS, BadImage
+from manyviews.data.decode import EXTENSIONS, BadImage, fault
 from manyviews.data.files import THREADS, File
 from manyviews.data.folder import is_image
 from manyviews.data.source import Labels, Source, as_labels
@@ -124,10 +124,8 @@ class Tars:
         start, stop = int(self._starts[begin]), min(int(self._stops[end - 1]), file.size)
         try:
             return memoryview(file.read(start, stop) if stop > start else b"")
-        except FileNotFoundError:
-            raise BadImage("the tar is gone") from None
-        except PermissionError:
-            raise BadImage("no permission to read the tar") from None
+        except OSError as error:
+            raise fault(error, Path(file.path) if file.local else None, "the tar") from None
 
     def locate(self, i: int) -> str:
         """Tar and member, for people."""

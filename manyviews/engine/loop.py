@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -132,59 +132,70 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
 
         if step == 0:
             look()
-        while step < steps:
-            batches = loader.batches(step // loader.steps_per_epoch, step % loader.steps_per_epoch)
-            for canvases, waited in feed(batches, device):
-                at = At(step, steps, loader.steps_per_epoch)
-                # Dropout and its like: from the step alone, so that a resumed run draws what an uninterrupted one did.
-                torch.manual_seed(_noise(recipe.seed, step, distributed.rank()))
-                lr = optim.schedule(optimizer, recipe.optimizer, recipe.data.batch_size, at)
-                optimizer.zero_grad(set_to_none=True)
-                terms = backpropagate(
-                    method,
-                    _parts(canvases, method, recipe, at),
-                    at,
-                    precision=recipe.step.precision,
-                    memory=recipe.step.memory,
-                    device=device,
-                )
-                method.before_update(at)
-                norm = optim.clip(method, recipe.optimizer.clip)
-                optimizer.step()
-                method.after_update(at)
-                meter.add(terms, norm, waited)
-                step += 1
+        first_step, warned = step, False
+        batches = stack.enter_context(contextlib.closing(_batches(loader, step, steps, device)))
+        following = next(batches, None)
+        while following is not None:
+            canvases, waited = following
+            at = At(step, steps, loader.steps_per_epoch)
+            # Dropout and its like: from the step alone, so that a resumed run draws what an uninterrupted one did.
+            torch.manual_seed(_noise(recipe.seed, step, distributed.rank()))
+            lr = optim.schedule(optimizer, recipe.optimizer, recipe.data.batch_size, at)
+            optimizer.zero_grad(set_to_none=True)
+            terms = backpropagate(
+                method,
+                _parts(canvases, method, recipe, at),
+                at,
+                precision=recipe.step.precision,
+                memory=recipe.step.memory,
+                device=device,
+            )
+            method.before_update(at)
+            norm = optim.clip(method, recipe.optimizer.clip)
+            optimizer.step()
+            method.after_update(at)
+            meter.add(terms, norm, waited)
+            step += 1
 
-                last, stopping = step == steps, distributed.anywhere(bool(stop))
-                looking = step % every == 0 or last
-                if step % recipe.observe.steps == 0 or looking or stopping:
-                    row = meter.read() | {"lr": lr, "epoch": step / loader.steps_per_epoch} | _momentum(method, at)
-                    if not math.isfinite(row["loss"] + row["grad_norm"]):
-                        what = "gradient" if math.isfinite(row["loss"]) else "loss"
-                        raise FloatingPointError(
-                            f"The {what} is no longer finite at step {step}. Lower the learning rate, for example "
-                            f"--set optimizer.lr={recipe.optimizer.lr / 3:.2g}; the last good checkpoint is in "
-                            f"{folder}."
-                        )
-                    if log:
-                        log.write({"step": step, **row})
-                    note = f"{row['images_per_second']:.0f} images/s, loss {row['loss']:.3f}"
-                update(step, steps, note)
-                if stopping:
-                    save()  # first: who stops a process may not wait for long
-                if looking:
-                    look()
-                if stopping:
-                    distributed.barrier()  # a launcher may end all processes with the first that ends
-                    raise Stopped(
-                        f"stopped by {stop.signal or 'another process'} at step {step} of {steps}, and saved: continue "
-                        f"with `manyviews resume {quote(str(folder))}`."
+            # The next batch before the vote, so that no process begins a step that another cannot.
+            failure: Exception | None = None
+            try:
+                following = None if stop else next(batches, None)
+            except Exception as error:
+                failure = error  # of a disk, a network, a source: the weights are as sound as before
+            last, stopping = step == steps, distributed.anywhere(bool(stop) or failure is not None)
+            looking = step % every == 0 or last
+            if step % recipe.observe.steps == 0 or looking or stopping:
+                row = meter.read() | {"lr": lr, "epoch": step / loader.steps_per_epoch} | _momentum(method, at)
+                if not math.isfinite(row["loss"] + row["grad_norm"]):
+                    what = "gradient" if math.isfinite(row["loss"]) else "loss"
+                    raise FloatingPointError(
+                        f"The {what} is no longer finite at step {step}. Lower the learning rate, for example "
+                        f"--set optimizer.lr={recipe.optimizer.lr / 3:.2g}; the last good checkpoint is in "
+                        f"{folder}."
                     )
-                if last or time.monotonic() - saved > 60 * recipe.observe.checkpoint_minutes:
-                    save()
-                    saved = time.monotonic()
-                if last:
-                    break
+                if log:
+                    log.write({"step": step, **row})
+                note = f"{row['images_per_second']:.0f} images/s, loss {row['loss']:.3f}"
+                if first and not warned and (text := _many_bad(loader, step - first_step, len(train_on))):
+                    say(text)
+                    warned = True
+            update(step, steps, note)
+            if stopping:
+                save()  # first: who stops a process may not wait for long
+            if looking:
+                look()
+            if stopping:
+                distributed.barrier()  # a launcher may end all processes with the first that ends
+                if failure is not None:
+                    raise failure
+                raise Stopped(
+                    f"stopped by {stop.signal or 'another process'} at step {step} of {steps}, and saved: continue "
+                    f"with `manyviews resume {quote(str(folder))}`."
+                )
+            if last or time.monotonic() - saved > 60 * recipe.observe.checkpoint_minutes:
+                save()
+                saved = time.monotonic()
         bad = sorted(set(chain.from_iterable(distributed.collect(loader.bad))))
         if first:
             write_encoder(folder, method.keep, recipe, step)
@@ -260,6 +271,27 @@ def _loader(recipe: Recipe, source: Source, device: torch.device) -> Loader:
             device=device,
             progress=update,
         )
+
+
+def _batches(loader: Loader, step: int, steps: int, device: torch.device) -> Iterator[tuple[Canvases, float]]:
+    """Those of all steps from `step` on, across epochs, as `feed` gives them."""
+    while step < steps:
+        epoch, start = divmod(step, loader.steps_per_epoch)
+        for batch in feed(loader.batches(epoch, start), device):
+            yield batch
+            step += 1
+            if step == steps:
+                return
+
+
+def _many_bad(loader: Loader, steps: int, images: int) -> str | None:
+    """A warning, if more than one in a hundred of the images that this process has met so far are bad, and ten."""
+    met = images if loader.in_memory else min(images, steps * loader.batch)
+    bad = loader.bad
+    if len(bad) <= max(10, met / 100):
+        return None
+    where, reason = bad[0]
+    return f"Warning: of {met} images so far {len(bad)} could not be used, such as {where}: {reason}"
 
 
 def _parts(canvases: Canvases, method: Method, recipe: Recipe, at: At) -> list[Callable[[], Views]]:

@@ -1,8 +1,10 @@
 """Tars agree with a folder of the same images, on disk and behind a URL, and their blocks are read once."""
 
+import errno
 import io
 import itertools
 import json
+import os
 import pickle
 import sys
 import tarfile
@@ -357,6 +359,11 @@ def test_a_file_that_goes_away_and_a_network_that_fails(monkeypatch):
     failures += [TimeoutError("slow")] * 50
     with pytest.raises(Unreachable, match=r"memory:///gone/a\.tar"):  # no reason to skip every image
         list(Loader(source, 8, 2, memory=STREAMED).batches(0))
+    failures[:], waits[:] = [PermissionError("expired token")] * 50, []
+    source = open_source("memory://gone/a.tar")
+    with pytest.raises(Unreachable, match="expired token"):  # nor then
+        list(Loader(source, 8, 2, memory=STREAMED).batches(0))
+    assert not waits
     failures.clear()
     source = open_source("memory://gone/a.tar")
     MemoryFileSystem.store.clear()
@@ -496,11 +503,47 @@ def test_a_forked_worker_does_not_wait_for_its_parents_threads(monkeypatch):
     assert held.get(0, lambda b: np.ones(3)).sum() == 3
 
 
-def test_a_block_that_failed_is_tried_again():
-    held = Blocks()
-    with pytest.raises(BadImage, match="once"):
-        held.get(0, lambda b: (_ for _ in ()).throw(BadImage("once")))
-    assert held.get(0, lambda b: np.ones(3)).sum() == 3
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_bad_sector_is_skipped_and_a_failing_disk_stops(kind, tmp_path, monkeypatch):
+    if kind == "tar":
+        (tmp_path / "a.tar").write_bytes(packed(samples(range(4))))
+        reader, name = LocalFileSystem, "cat_file"
+    else:
+        pq.write_table(pa.table({"image": [encoded(k) for k in range(4)]}), tmp_path / "a.parquet")
+        reader, name = pq, "ParquetFile"
+    numbers = [errno.EIO, errno.ESTALE, errno.EMFILE]
+    sources = [open_source(tmp_path) for _ in (*numbers, None)]
+
+    def fail(*arguments, **options):
+        raise OSError(numbers[0], os.strerror(numbers[0]))
+
+    monkeypatch.setattr(reader, name, fail)
+    for source, error in zip(sources, (BadImage, Unreachable, Unreachable), strict=False):
+        with pytest.raises(error):
+            source.load(0)
+        numbers.pop(0)
+    monkeypatch.undo()
+    (tmp_path / f"a.{kind}").unlink()
+    with pytest.raises(BadImage, match="is gone"):
+        sources[-1].load(0)
+
+
+def test_a_block_that_is_bad_stays_so_and_what_else_failed_is_tried_again(monkeypatch):
+    held, tries = Blocks(), []
+
+    def fail(block):
+        tries.append(block)
+        raise BadImage("cut") if block == 0 else Unreachable("later")
+
+    monkeypatch.setattr(blocks, "HELD", 0)
+    for block, error in [(0, BadImage), (1, Unreachable)] * 2:
+        with pytest.raises(error):
+            held.get(block, fail)
+    assert tries == [0, 1, 1]
+    for block in (1, 2, 3):
+        assert held.get(block, lambda b: np.full(3, b)).sum() == 3 * block
+    with pytest.raises(BadImage):
+        held.get(0, lambda b: np.ones(3))
 
 
 # The order

@@ -19,6 +19,7 @@ from manyviews.data import open_source
 from manyviews.engine import folder as files
 from manyviews.engine.observe import hold_out
 from manyviews.engine.stopping import Stopped, watch
+from tests.ranks import on_ranks
 
 SETTINGS = {"data.batch_size": 16, "observe.steps": 2, "observe.epochs": 0, "data.holdout": 0.2}
 
@@ -261,6 +262,45 @@ def test_a_disk_that_fails_costs_nothing_of_what_was_trained(images: Path, tmp_p
     assert checkpoint.load_tensors(tmp_path / "run" / files.CHECKPOINT)[1]["step"] == 3
     monkeypatch.undo()
     assert same(weights(mv.resume(tmp_path / "run")), weights(pretrain(images, tmp_path / "whole")))
+
+
+def _fails_on_the_second_rank(images: Path, out: Path) -> str:
+    from manyviews import distributed
+    from manyviews.engine import loop
+
+    real = loop.feed
+
+    def failing(batches, device):
+        for i, batch in enumerate(real(batches, device)):
+            if i == 3 and distributed.rank() == 1:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            yield batch
+
+    loop.feed = failing  # in a process of its own
+    try:
+        pretrain(images, out)
+    except (OSError, Stopped) as error:
+        return str(error)
+    return "went on"
+
+
+def test_a_disk_that_fails_one_process_of_several_costs_nothing_either(images: Path, tmp_path: Path):
+    first, second = on_ranks(_fails_on_the_second_rank, images, tmp_path / "run")
+    assert "another process at step 3" in first
+    assert "Stale" in second
+    assert checkpoint.load_tensors(tmp_path / "run" / files.CHECKPOINT)[1]["step"] == 3
+
+
+def test_many_bad_images_are_said_while_a_run_goes_on(images: Path, tmp_path: Path, capsys):
+    for path in sorted(images.rglob("*.png")):
+        (tmp_path / "some" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        whole = int(path.stem) >= 30
+        (tmp_path / "some" / path.parent.name / path.name).write_bytes(path.read_bytes() if whole else b"none")
+    for memory in (0, 1):
+        pretrain(tmp_path / "some", tmp_path / f"run{memory}", **{"data.memory_gb": memory, "data.holdout": 0})
+        said = capsys.readouterr().err
+        assert said.count("could not be used, such as") == 1
+        assert f"of {100 if memory else 32} images so far" in said
 
 
 def test_a_tracker_that_fails_is_left_behind(images: Path, tmp_path: Path, monkeypatch, capsys):
