@@ -73,7 +73,7 @@ def prepare(
         out: A new folder, or one that was begun by the same command: the same command again, or several at once,
             continue it.
         canvas: Their side, data.canvas of the recipe.
-        labels: A CSV file with the columns path and label.
+        labels: Of a folder a CSV file of path,label; of Parquet or tar files a column, or a member or field.
         verify: Read everything that was written again, and compare checksums.
     """
     import json as plain
@@ -171,12 +171,12 @@ def sweep(
     found = mv.sweep(
         data,
         recipe,
-        {k: parse(f"({v},)") for k, v in _settings(vary).items()},
+        {k: parse(f"({v},)") for k, v in _settings(vary, "--vary", "method.temperature=0.1,0.2").items()},
         out,
         seeds=seeds,
         epochs=epochs,
         settings=_settings(set),
-        baseline=_settings(baseline) or None,
+        baseline=_settings(baseline, "--baseline") or None,
         metric=metric,
     )
     summary.show_sweep(found.to_dict())
@@ -231,7 +231,7 @@ def evaluate(
         features: Of a vision transformer: the pooled ones, the class tokens of the last four blocks, or the class
             token and the mean patch token.
         set: Change a setting of a protocol, such as finetune.epochs=30; may be repeated.
-        labels: A CSV file with the columns path and label.
+        labels: Of a folder a CSV file of path,label; of Parquet or tar files a column, or a member or field.
         test_labels: The same for the test images.
         shifted: Labeled images of the same classes under other conditions, such as sketches, on which a probe that
             learned on DATA is tried; may be repeated.
@@ -247,7 +247,7 @@ def evaluate(
         test,
         protocols=_names(protocol),
         features=features,
-        settings=_settings(set),
+        settings=_settings(set, example="finetune.epochs=30"),
         labels=labels,
         test_labels=test_labels,
         others=shifted,
@@ -282,7 +282,7 @@ def transfer(
         suite: A folder with a set in each folder below: pets/train/<class> and pets/test/<class>, or pets/<class>, or
             pets_train.parquet and pets_test.parquet.
         out: A folder for the reports. The same command again continues a suite that was interrupted.
-        protocol: Which protocols, separated by commas: see `manyviews list protocols`.
+        protocol: Which protocols, separated by commas: those of `manyviews list protocols` that classify.
         set: Change a setting of a protocol, such as finetune.epochs=30; may be repeated.
         baselines: Evaluate an untrained encoder and raw pixels too.
         seed: Of the untrained encoder, what the protocols draw, and the intervals.
@@ -296,7 +296,7 @@ def transfer(
         suite,
         out,
         protocols=_names(protocol),
-        settings=_settings(set),
+        settings=_settings(set, example="finetune.epochs=30"),
         seed=seed,
         seeds=seeds,
         baselines=baselines,
@@ -331,7 +331,7 @@ def segment(
         stages: Of which of the network's stages, from the back as -1, -2: several are put side by side.
         epochs: Passes over the images.
         lrs: Learning rates to choose from on validation images.
-        ignore: The value in masks that does not count, if it is not 255.
+        ignore: A value in masks that does not count, besides 255.
         baseline: Judge an untrained encoder too.
         seed: Of the layer's training.
     """
@@ -466,7 +466,7 @@ def report(
         runs: Folders of runs; several are shown side by side.
         out: A new or empty folder; open its index.html.
         data: Images for the map, the galleries and the views; those of the first run by default.
-        labels: A CSV file with the columns path and label.
+        labels: Of a folder a CSV file of path,label; of Parquet or tar files a column, or a member or field.
         queries: Images of your own, whose nearest neighbors are shown.
         images: On the map, at most.
         seed: Of the map.
@@ -532,7 +532,8 @@ def select(
         by: A number that needs no labels.
         oracle: Labeled images, to see how often the choice agrees with accuracy.
         test: Labeled images to test the accuracy on; a fifth of the oracle by default.
-        labels: A CSV file with the columns path and label, for the oracle.
+        labels: For the oracle: of a folder a CSV file of path,label; of Parquet or tar files a column, or a member or
+            field.
         test_labels: The same for the test images.
         seed: Of the views and the intervals.
     """
@@ -586,7 +587,7 @@ def subspaces(run: Folder, data: Images, /, out: Out, labels: Path | None = None
         run: The folder of a run of mast.
         data: Images; with labels, also what each subspace is good for.
         out: A new folder, for plots and subspaces.json.
-        labels: A CSV file with the columns path and label.
+        labels: Of a folder a CSV file of path,label; of Parquet or tar files a column, or a member or field.
     """
     import manyviews as mv
 
@@ -655,7 +656,7 @@ def show(run: Folder, /, settings: bool = False, json: Json = None) -> None:
 
     Args:
         run: The folder of the run.
-        settings: Print every setting, in the form that --set takes.
+        settings: Print every setting by its dotted path.
     """
     import manyviews as mv
     from manyviews.report import summary
@@ -798,10 +799,10 @@ def _names(listed: str) -> list[str]:
     return [name.strip() for name in listed.split(",") if name.strip()]
 
 
-def _settings(pairs: tuple[str, ...]) -> dict[str, str]:
+def _settings(pairs: tuple[str, ...], flag: str = "--set", example: str = "optimizer.lr=0.1") -> dict[str, str]:
     for pair in pairs:
         if "=" not in pair:
-            raise UserError(f"--set takes path=value, such as optimizer.lr=0.1, not '{pair}'.")
+            raise UserError(f"{flag} takes path=value, such as {example}, not '{pair}'.")
     return dict(p.split("=", 1) for p in pairs)
 
 

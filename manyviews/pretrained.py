@@ -182,8 +182,8 @@ def _check_size(weights: Pretrained) -> None:
         return
     if getattr(getattr(encoder.model, "patch_embed", None), "strict_img_size", False):
         raise UserError(
-            f"{encoder.name} takes images of {encoder.test_size} pixels alone: leave out the test size, or build it "
-            f"with img_size={weights.test_size}."
+            f"{encoder.name} takes images of {encoder.test_size} pixels alone: leave out the test size, or, in "
+            f"Python, load it with img_size={weights.test_size}."
         )
     encoder.check_size(weights.test_size, weights.test_size)
 

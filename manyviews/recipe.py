@@ -48,7 +48,8 @@ class Data:
         mean: per-channel mean of the inputs, in [0, 1].
         std: per-channel standard deviation of the inputs, in [0, 1].
         holdout: fraction of the images, at most 1,000, that is not trained on but observed.
-        memory_gb: canvases are held in memory when they need at most this much, and decoded each epoch otherwise.
+        memory_gb: canvases are held in memory when they need at most this much, and half of what is free, and decoded each
+            epoch otherwise.
     """
 
     canvas: int = 256
@@ -129,7 +130,7 @@ class Observe:
     """What is watched while training, and how often.
 
     Attributes:
-        epochs: epochs between observations on held-out images; 0 observes once, at the end.
+        epochs: epochs between observations on held-out images; 0: at the start and the end only.
         steps: steps between log lines.
         checkpoint_minutes: minutes between checkpoints; one is also written at the end and when interrupted.
         trackers: where numbers go besides the run folder's log.
@@ -334,9 +335,9 @@ def _replace(node: Any, keys: list[str], new: Any, path: str) -> Any:
             raise unknown(f"setting in '{path}'", key, names)
         if rest and getattr(node, key) is None:
             whole = path.removesuffix("." + ".".join(rest))
-            kind = next((a.__name__ for a in typing.get_args(hints[key]) if dataclasses.is_dataclass(a)), None)
-            example = f', such as --set "{whole}={kind}({rest[0]}={new})"' if kind and len(rest) == 1 else ""
-            raise UserError(f"Setting {path}: {whole} is none in this recipe; set it as a whole{example}.")
+            kinds = [a for a in typing.get_args(hints[key]) if dataclasses.is_dataclass(a)]
+            advice = f'; set it as a whole, with --set "{whole}={_call(kinds[0])}"' if kinds else ""
+            raise UserError(f"Setting {path}: {whole} is none in this recipe{advice}.")
         value = _replace(getattr(node, key), rest, new, path)
         if isinstance(value, str) and typing.get_origin(hints[key]) is tuple:
             value = (value,)  # one word where several may stand
@@ -352,6 +353,12 @@ def _replace(node: Any, keys: list[str], new: Any, path: str) -> Any:
         at = names.index(key) if key in names else int(key)
         return (*node[:at], _replace(node[at], rest, new, path), *node[at + 1 :])
     raise UserError(f"Setting {path}: {node!r} has no part '{key}'.")
+
+
+def _call(kind: Any) -> str:
+    """How a value of a type is written, with what it must be given."""
+    needed = [p for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
+    return f"{kind.__name__}({', '.join([*(f'{p.name}=...' for p in needed), '...'])})"
 
 
 def parse(text: str) -> Any:
@@ -372,7 +379,8 @@ def parse(text: str) -> Any:
             return tuple(build(e) for e in x.elts)
         if isinstance(x, ast.Call) and isinstance(x.func, ast.Name):
             if x.func.id not in _TYPES:
-                raise unknown("schedule or view type", x.func.id, [n for n in _TYPES if _TYPES[n] not in _OWN])
+                known = [n for n in _TYPES if _TYPES[n] is Rescue or _TYPES[n] not in _OWN]
+                raise unknown("schedule or view type", x.func.id, known)
             kind = _TYPES[x.func.id]
             args, settings = map(build, x.args), {str(k.arg): build(k.value) for k in x.keywords}
             try:

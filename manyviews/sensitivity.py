@@ -134,7 +134,8 @@ def sweep(
         raise UserError("None of these runs came to an end: their losses are not finite.")
     metric = metric or ("knn" if all("observe/knn" in last for last in seen) else "rankme")
     if not all(f"observe/{metric}" in last for last in seen):
-        raise UserError(f"These runs did not observe {metric}: it needs labels, and enough images to hold some out.")
+        labels = ", and labels" if metric in ("knn", "linear") else ""
+        raise UserError(f"These runs did not observe {metric}: it needs 16 held-out images or more{labels}.")
     points = [_point(folder, path, value, runs, metric) for path, value, runs in found]
     result = Sweep(folder, metric, [p for p in points if p.setting], next((p for p in points if not p.setting), None))
     if distributed.rank() == 0:

@@ -85,7 +85,7 @@ def transfer(
             which is what `manyviews.evaluate` takes as data, or a pair of it and of test data: arrays with labels are
             `((images, labels),)`.
         out: a folder for `transfer.json` and, in `sets`, a report of each set; new or of the same suite.
-        protocols: names from `manyviews list protocols`, such as "linear" and "finetune".
+        protocols: names from `manyviews list protocols` that classify, such as "linear" and "finetune".
         settings: see `manyviews.evaluate`.
         seed: see `manyviews.evaluate`.
         seeds: see `manyviews.evaluate`.

@@ -81,7 +81,7 @@ def test_override_leaves_everything_else():
         (
             "rescue.scale",
             "0.5",
-            'rescue is none in this recipe; set it as a whole, such as --set "rescue=Rescue(scale=0.5)"',
+            'rescue is none in this recipe; set it as a whole, with --set "rescue=Rescue(scale=..., ...)"',
         ),
         ("method.momentum", "Cosin(1, 2)", "Did you mean 'Cosine'"),
         ("method.momentum", "Cosine(1, 2, 3)", "is not a valid value"),

@@ -168,7 +168,9 @@ def _layout(file: Path, name: str) -> tuple[int, tuple[int, ...], dict[str, Any]
             header = json.loads(f.read(length))
         return 8 + length + header[name]["data_offsets"][0], tuple(header[name]["shape"]), header
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{file} is not a readable shard of canvases ({e}): prepare the images again.") from e
+        raise UserError(
+            f"{file} is not a readable shard of canvases ({e}): remove it, and prepare the images again."
+        ) from e
 
 
 @dataclass(frozen=True)
@@ -239,12 +241,16 @@ def open_prepared(folder: Path) -> Source:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except ValueError as e:
-        raise UserError(f"{folder / MANIFEST} is damaged ({e}): prepare the images again.") from e
+        raise UserError(f"{folder / MANIFEST} is damaged ({e}): remove it, and prepare the images again.") from e
     if manifest["version"] != _VERSION:
-        raise UserError(f"{folder} was prepared by another version of manyviews: prepare the images again.")
+        raise UserError(
+            f"{folder} was prepared by another version of manyviews: prepare the images again, in a new folder."
+        )
     for shard in manifest["shards"]:
         if _count(folder / shard["file"])[0] != shard["images"]:
-            raise UserError(f"{folder / shard['file']} is not the shard that was prepared: prepare the images again.")
+            raise UserError(
+                f"{folder / shard['file']} is not the shard that was prepared: remove it, and prepare the images again."
+            )
     counts = [s["images"] for s in manifest["shards"]]
     ends = tuple(np.cumsum(counts).tolist())
     ready = Prepared(folder, manifest["size"], ends, tuple(s["file"] for s in manifest["shards"]))

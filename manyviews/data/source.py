@@ -154,6 +154,11 @@ class Source:
         return replace(self, annotate=partial(_given, _renumbered(self._annotation, list(classes), self.name)))
 
 
+NAME_LABELS = (
+    "name its labels with --labels: of a folder a CSV file of path,label, of Parquet or tar files the column or member"
+)
+"""What to do about a source without labels, for people."""
+
 _LABELS = (str, bytes, int, float, np.generic)
 
 
@@ -246,7 +251,7 @@ def _chosen_labels(source: Source, chosen: np.ndarray) -> Labels | None:
 
 def _renumbered(labels: Labels | None, classes: list[str], name: str) -> Labels:
     if labels is None:
-        raise UserError(f"{name} has no labels; put its images into one folder for each class, or give a CSV.")
+        raise UserError(f"{name} has no labels; put its images into one folder for each class, or {NAME_LABELS}.")
     found, names = labels
     used = np.unique(found) if found.ndim == 1 else np.flatnonzero(found.any(0))
     strange = [names[k] for k in used if names[k] not in classes]

@@ -101,7 +101,7 @@ def lock(folder: Path) -> Iterator[None]:
     try:
         held.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"Another process is training in {folder}: wait for it, or give another --out.") from None
+        raise UserError(f"Another process is training in {folder}: wait for it, or stop it.") from None
     except OSError as e:
         raise UserError(f"The run in {folder} cannot be written to: {e.strerror}.") from None
     try:

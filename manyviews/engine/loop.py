@@ -242,7 +242,9 @@ def check(recipe: Recipe, source: Source) -> None:
     if part < 2:
         raise UserError("A part of a batch must hold at least 2 images: raise --set data.batch_size.")
     if images < batch:
-        fewer = f", or --set data.batch_size={2 ** int(math.log2(images))}" if images > 3 else ""
+        share = world * recipe.step.accumulate
+        most = images // share * share
+        fewer = f", or --set data.batch_size={most}" if most >= 2 * share else ""
         raise UserError(
             f"{source.name} has {images} images to train on, fewer than a batch of {batch}: give more images{fewer}."
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from manyviews.data.source import Source
+from manyviews.data.source import NAME_LABELS, Source
 from manyviews.errors import UserError
 from manyviews.evaluation.linear import PENALTIES, Linear, Standard
 from manyviews.evaluation.metrics import Ranking
@@ -134,7 +134,7 @@ def check_targets(source: Source) -> list[str]:
     """
     targets, classes = source.targets, source.classes
     if targets is None or classes is None:
-        raise UserError(f"{source.name} has no labels, which an evaluation needs: give a CSV file of path,label.")
+        raise UserError(f"{source.name} has no labels, which an evaluation needs: {NAME_LABELS}.")
     if (used := int(targets.any(0).sum())) < 2:
         raise UserError(f"The images of {source.name} are of {used} class: an evaluation needs at least two classes.")
     return classes

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from manyviews.backbones import Encoder, Outside, reinitialized
 from manyviews.backbones.encoder import Kind
-from manyviews.data.source import Source, unlabeled
+from manyviews.data.source import NAME_LABELS, Source, unlabeled
 from manyviews.data.split import split
 from manyviews.errors import UserError, unknown
 from manyviews.evaluation import metrics
@@ -473,6 +473,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "momentum": (lambda v: 0 <= v < 1, "at least 0 and less than 1"),
     "share": (lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     "layer_decay": (lambda v: 0 < v <= 1, "more than 0 and at most 1"),
+    "severities": (lambda v: v in range(1, 6), "from 1 to 5"),
     **dict.fromkeys(("smoothing", "drop_path", "dropout"), (lambda v: 0 <= v < 1, "at least 0 and less than 1")),
     **dict.fromkeys(
         ("weight_decay", "weight_decays", "warmup", "randaugment", "mixup", "cutmix"),
@@ -571,15 +572,15 @@ def check_labels(source: Source, fewest: int = 1) -> list[str]:
     if labels is None or classes is None:
         raise UserError(
             f"{source.name} has no labels, which an evaluation needs: put its images into one folder for each class, "
-            "or give a CSV file of path,label."
+            f"or {NAME_LABELS}."
         )
     if {c.lower() for c in classes} <= _SPLITS:
         learn = next((c for c in classes if c.lower().startswith("train")), classes[0])
         others = sorted((c for c in classes if c != learn), key=lambda c: not c.lower().startswith("test"))
-        ask = f" and --test {source.name}/{others[0]}" if others else ""
+        ask = f", and '{others[0]}' as the test images" if others else ""
         raise UserError(
             f"The first-level folders of {source.name} are {', '.join(classes)}, which are parts of a set and no "
-            f"classes: give --data {source.name}/{learn}{ask}."
+            f"classes: give its folder '{learn}' as the images{ask}."
         )
     numbers, counts = np.unique(labels, return_counts=True)
     if len(numbers) < 2:

@@ -199,7 +199,7 @@ def facts_of(run: Any) -> dict[str, Any]:
 
 
 def settings(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    """Every setting of a recipe: dotted path and value, as `--set` takes them."""
+    """Every setting of a recipe: dotted path and value."""
 
     def walk(x: Any, path: str) -> Iterator[tuple[str, Any]]:
         if isinstance(x, Choice):
