@@ -48,8 +48,8 @@ class Data:
         mean: per-channel mean of the inputs, in [0, 1].
         std: per-channel standard deviation of the inputs, in [0, 1].
         holdout: fraction of the images, at most 1,000, that is not trained on but observed.
-        memory_gb: canvases are held in memory when they need at most this much, and half of what is free, and decoded each
-            epoch otherwise.
+        memory_gb: canvases are held in memory when they need at most this much, and at most half of what is free;
+            else they are decoded each epoch.
     """
 
     canvas: int = 256

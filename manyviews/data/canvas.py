@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +22,9 @@ from manyviews.types import Canvases
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux says what a container may use."""
 
 _CHUNK = 16
 _AHEAD = 8  # blocks under way
@@ -148,5 +153,10 @@ def in_threads(
 
 
 def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use, in a container no more than its share of them."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text().split()
+        return max(1, min(found, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no container, or no limit ("max")
+        return found

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from manyviews.data.canvas import Progress, cores, in_threads, load_canvas, load_canvases, reading_ahead
+from manyviews.data.canvas import CGROUP, Progress, cores, in_threads, load_canvas, load_canvases, reading_ahead
 from manyviews.data.decode import BadImage
 from manyviews.data.source import Source
 from manyviews.errors import UserError
@@ -39,6 +39,7 @@ class Loader:
     Attributes:
         steps_per_epoch: global batches in one epoch.
         in_memory: whether all canvases were decoded at the start.
+        by_rank: whether the order depends on the number of ranks.
 
     Args:
         source: the images.
@@ -79,6 +80,9 @@ class Loader:
         self.steps_per_epoch = len(source) // (batch * world_size)
         free = _free_memory() // (2 * _processes_here())
         self.in_memory = len(source) * 3 * size**2 <= (free if memory is None else min(memory, free))
+        blocks = source.blocks
+        # Few or sparse blocks are read as fast in any order: all stay in memory, or each gives one image.
+        self.by_rank = blocks is not None and source.window < len(blocks) <= len(source) // 2
         self._bad: dict[str, str] = {}
         self._skipped: set[int] = set()
         if self.in_memory:
@@ -110,12 +114,11 @@ class Loader:
 
     def _order(self, epoch: int) -> np.ndarray:
         """Items of this rank's steps of an epoch, `steps batch`."""
-        whole, blocks, near = self.batch * self.world_size, self.source.blocks, self.source.window
-        # Few or sparse blocks are read as fast in any order: all stay in memory, or each gives one image.
-        if blocks is None or len(blocks) <= near or len(self.source) < 2 * len(blocks):
+        whole, blocks = self.batch * self.world_size, self.source.blocks
+        if not self.by_rank or blocks is None:
             steps = order(self.seed, epoch, len(self.source))[: self.steps_per_epoch * whole].reshape(-1, whole)
             return steps[:, self.rank * self.batch : (self.rank + 1) * self.batch]
-        items = nearby(self.seed, epoch, blocks, near, self.rank, self.world_size)
+        items = nearby(self.seed, epoch, blocks, self.source.window, self.rank, self.world_size)
         return items[: self.steps_per_epoch * self.batch].reshape(-1, self.batch)
 
     def _substituted(self, batches: np.ndarray) -> np.ndarray:
@@ -279,7 +282,9 @@ def _free_memory() -> int:
         free.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free.append(int(lines["MemAvailable"].split()[0]) * 1024)
-        free.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        held = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        free.append(limit - used + int(held["file"]))  # what caches files is given back when it is needed
     except (AttributeError, OSError, KeyError, ValueError):  # not Linux, or no limit ("max")
         pass
     return min(free)

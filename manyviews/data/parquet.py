@@ -23,6 +23,7 @@ from manyviews.data.source import Labels, Source, as_labels, content_ids
 from manyviews.errors import UserError, unknown
 
 _BATCH = 4096  # rows in one array: 2 GiB of images of half a megabyte
+_HASHED = 2**30  # bytes of images of which hashes are the names
 _IMAGE_NAMES = ("image", "img")
 _LABEL_NAMES = ("label", "labels", "class", "target")
 
@@ -123,12 +124,20 @@ class Table:
         return pc.struct_field(column, 0) if "." in name else column
 
     def ids(self) -> list[str]:
-        """The paths stored with the images, if each has one of its own; else hashes of their bytes."""
+        """The paths stored with the images, if each has one of its own; else hashes of their bytes.
+
+        Of more than a gigabyte, all of which would have to be read for hashes: file and row.
+        """
         if self._path is not None:
             paths = self.column(self._path).to_pylist()
             if all(paths) and len(set(paths)) == len(paths):
                 return [path.replace("\\", "/") for path in paths]
-        return content_ids(self.read, len(self))
+        if sum(self._group_bytes(k, g) for k, g in self._groups) <= _HASHED:
+            return content_ids(self.read, len(self))
+        names = [file.name for file in self.files]
+        names = names if len(set(names)) == len(names) else [str(file) for file in self.files]
+        rows = np.diff(self._first_row).tolist()
+        return [f"{name} row {i}" for name, n in zip(names, rows, strict=True) for i in range(n)]
 
     def labels(self) -> Labels | None:
         if self._label is None:

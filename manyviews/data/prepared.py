@@ -30,7 +30,7 @@ from manyviews.types import Canvases
 MANIFEST = "canvases.json"
 _PLAN = "plan.json"
 _SHARD = 2**27  # bytes of pixels: little to lose in a crash, and few files
-_VERSION = 3
+_VERSION = 4
 
 
 def prepare(source: Source, out: Path, size: int = 256, progress: Progress | None = None) -> Path:
@@ -106,13 +106,9 @@ def _write(source: Source, rows: range, size: int, file: Path) -> None:
             part.unlink()  # of a process that was killed: no other one is at this shard
     found, bad = load_canvases(source.subset(rows), size)
     good = found.index.numpy() + rows.start
-    facts = {
-        "ids": [source.ids[i] for i in good],
-        "labels": _packed(source, good),
-        "bad": bad,
-        "checksum": _checksum(found.pixels),
-    }
-    save_tensors(file, {"pixels": found.pixels, "extent": found.extent}, facts)
+    tensors = {"pixels": found.pixels, "extent": found.extent}
+    facts = {"ids": [source.ids[i] for i in good], "labels": _packed(source, good), "bad": bad}
+    save_tensors(file, tensors, facts | {"checksum": _checksum(tensors, facts)})
 
 
 def _packed(source: Source, rows: np.ndarray) -> list[Any] | None:
@@ -122,8 +118,13 @@ def _packed(source: Source, rows: np.ndarray) -> list[Any] | None:
     return None if source.labels is None else source.labels[rows].tolist()
 
 
-def _checksum(pixels: torch.Tensor) -> str:
-    return blake2b(pixels.numpy().data, digest_size=16).hexdigest()
+def _checksum(tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> str:
+    """Of all that a shard holds."""
+    found = blake2b(digest_size=16)
+    for name in ("pixels", "extent"):
+        found.update(tensors[name].contiguous().numpy().data)
+    found.update(json.dumps([facts["ids"], facts["labels"], facts["bad"]]).encode())
+    return found.hexdigest()
 
 
 def _finish(source: Source, out: Path, plan: dict[str, Any], files: list[Path]) -> None:
@@ -277,9 +278,8 @@ def verify(folder: Path, progress: Progress | None = None) -> list[Path]:
     for k, shard in enumerate(shards):
         file = folder / shard["file"]
         try:
-            tensors, _ = load_tensors(file)
-            right = _checksum(tensors["pixels"]) == shard["checksum"]
-        except UserError:
+            right = _checksum(*load_tensors(file)) == shard["checksum"]
+        except (UserError, KeyError):
             right = False
         if not right:
             damaged.append(file)

@@ -70,6 +70,12 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
             for part in folder.glob(f".{files.CHECKPOINT}.*"):
                 part.unlink()  # of a process that was killed while it wrote
         train_on, held = observe.hold_out(source, recipe.data.holdout)
+        canvas = recipe.data.canvas
+        if first and source.side not in (None, canvas):
+            say(
+                f"Warning: {source.name} holds canvases of {source.side} pixels and not of data.canvas={canvas}: all "
+                f"are resampled. Prepare them with --canvas {canvas}, or set data.canvas."
+            )
         loader = _loader(recipe, train_on, device)
         stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
         torch.backends.cudnn.benchmark = True  # shapes are the same in every step
@@ -79,10 +85,10 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
         optimizer = optim.build(method, recipe.optimizer, device)
 
         steps = max(1, round(recipe.epochs * loader.steps_per_epoch))
-        identity: dict[str, Any] = {"images": len(source), "steps": steps}
+        identity: dict[str, Any] = {"images": len(source), "steps": steps, "processes": distributed.world_size()}
         if recipe.data.holdout:  # the names say which images are held out
             identity["names"] = source.naming
-        step, before = _restore(folder, method, optimizer, identity)
+        step, before = _restore(folder, method, optimizer, identity, loader)
         if distributed.anywhere(distributed.share(step) != step):
             raise UserError(f"Not all processes see the checkpoint in {folder}: put it where they all do.")
         distributed.broadcast(method.state_dict().values())
@@ -321,7 +327,7 @@ def _momentum(method: Method, at: At) -> dict[str, float]:
 
 
 def _restore(
-    folder: Path, method: Method, optimizer: torch.optim.Optimizer, identity: dict[str, Any]
+    folder: Path, method: Method, optimizer: torch.optim.Optimizer, identity: dict[str, Any], loader: Loader
 ) -> tuple[int, float]:
     """The step to continue from and the seconds spent so far: those of the checkpoint, if there is one."""
     path = folder / files.CHECKPOINT
@@ -338,6 +344,12 @@ def _restore(
         raise UserError(
             f"The run in {folder} was started on images of other names, some of which it held out: restore them, or "
             "start a new run."
+        )
+    processes = facts.get("processes", identity["processes"])
+    if distributed.rank() == 0 and loader.by_rank and processes != identity["processes"]:
+        say(
+            f"Warning: the run had {processes} processes, which share these images in another order: in this epoch "
+            "some come twice, and others not at all."
         )
     return int(facts["step"]), float(facts["seconds"])
 

@@ -175,14 +175,16 @@ def test_a_shard_that_was_removed_is_written_again(photos: Path, tmp_path: Path)
 def test_damage_is_found(photos: Path, tmp_path: Path):
     folder = prepare(open_source(photos), tmp_path / "out", 16)
     shards = sorted(folder.glob("shard-*.safetensors"))
-    raw = bytearray(shards[1].read_bytes())
-    raw[-5] ^= 255
-    shards[1].write_bytes(raw)
-    offset, _, _ = prepared._layout(shards[2], "pixels")
-    raw = bytearray(shards[2].read_bytes())
-    raw[offset + 40] ^= 1
-    shards[2].write_bytes(raw)
-    assert shards[2] in verify(folder)
+    assert not verify(folder)
+    for shard, name in ((shards[1], "pixels"), (shards[2], "extent")):
+        offset, _, _ = prepared._layout(shard, name)
+        raw = bytearray(shard.read_bytes())
+        raw[offset + 8] ^= 1
+        shard.write_bytes(raw)
+    name = prepared._header(shards[3])[1]["ids"][0].encode()
+    assert shards[3].read_bytes().count(name) == 1
+    shards[3].write_bytes(shards[3].read_bytes().replace(name, name[:-1] + b"?"))
+    assert verify(folder) == shards[1:4]
     shards[4].write_bytes(shards[4].read_bytes()[:-200])
     with pytest.raises(UserError, match="cut short"):
         open_source(folder)

@@ -760,6 +760,18 @@ def test_distant_parquet_that_cannot_be_read(monkeypatch):
         source.load(0)
 
 
+def test_names_of_much_parquet_are_found_without_its_images(requests, monkeypatch):
+    for name in ("a/z.parquet", "a/b/z.parquet", "a/b/y.parquet"):
+        table(f"memory://bucket/{name}", range(12), 4)
+    one, several = open_source("memory://bucket/a/b"), open_source("memory://bucket/a")
+    opened = len(requests)
+    monkeypatch.setattr(import_module("manyviews.data.parquet"), "_HASHED", 1000)
+    assert one.ids == [f"{name}.parquet row {i}" for name in "yz" for i in range(12)]
+    assert len(set(several.ids)) == 36
+    assert "memory:///bucket/a/z.parquet row 3" in several.ids
+    assert len(requests) == opened
+
+
 # A run
 
 
