@@ -16,7 +16,8 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	$(BIN)/pytest tests/test_gpu.py
 
 test-learning: $(VENV)/installed-dev
 	$(BIN)/pytest -m learning
@@ -26,8 +27,8 @@ test-learning: $(VENV)/installed-dev
 # idle, for an hour on two cores. Not among them: page.py, which drives a browser, and claims.py and selection.py, which
 # train for hours and continue where they stopped.
 bench: $(BENCH)/installed
-	$(BENCH)/bin/python benchmarks/views.py --data $(DATA) --out benchmarks/views.json
-	$(BENCH)/bin/python benchmarks/step.py --data $(DATA) --out benchmarks/step.json
+	$(BENCH)/bin/python benchmarks/views.py --data $(DATA) --out benchmarks/views.json --gpu
+	$(BENCH)/bin/python benchmarks/step.py --data $(DATA) --out benchmarks/step.json --gpu
 	$(BENCH)/bin/python benchmarks/faithful.py --data $(DATA) --out benchmarks/faithful.json
 	$(BENCH)/bin/python benchmarks/growth.py --data $(DATA) --out benchmarks/growth.json
 	$(BENCH)/bin/python benchmarks/memory.py --out benchmarks/memory.json

@@ -162,6 +162,7 @@ class Training:
 
     def __init__(self, recipe: Recipe, device: torch.device, steps: int = 10**6) -> None:
         self.recipe, self.device, self.steps, self.step = recipe, device, steps, 0
+        torch.backends.cudnn.benchmark = True
         self.method = loop.build(recipe).to(device).to(memory_format=torch.channels_last).train()
         self.optimizer = optim.build(self.method, recipe.optimizer, device)
 

@@ -38,6 +38,11 @@ def start() -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"Process {local} of this machine has no GPU of its own, for PyTorch sees {torch.cuda.device_count()}: "
+                "start fewer processes, or let each see all."
+            )
         torch.cuda.set_device(device)
     if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not active():
         # Two backends: a question between processes is asked on the CPU, so that no step waits for its device.

@@ -227,6 +227,7 @@ def _near(canvases: Canvases, device: torch.device | None) -> Canvases:
     if device is None or device.type != "cuda":
         return canvases
     free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # left by an earlier run
     return canvases.to(device) if canvases.pixels.numel() <= free // 4 else canvases
 
 
