@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from manyviews.backbones.encoder import Encoder, Kind
 from manyviews.checkpoint import load_tensors, save_tensors
-from manyviews.data.canvas import in_threads
+from manyviews.data.canvas import in_threads, reading_ahead
 from manyviews.data.decode import BadImage
 from manyviews.data.source import Source
 from manyviews.errors import UserError
@@ -83,6 +83,7 @@ def test_images(source: Source, size: int, batch_size: int = 256) -> Iterator[tu
     """
 
     def read(i: int) -> np.ndarray | str:
+        reached(i)
         try:
             return test_transform(source.load(i), size)
         except BadImage as error:
@@ -90,11 +91,12 @@ def test_images(source: Source, size: int, batch_size: int = 256) -> Iterator[tu
 
     starts = range(0, len(source), batch_size)
     batches = (range(start, min(start + batch_size, len(source))) for start in starts)
-    for start, found in zip(starts, in_threads(read, batches), strict=True):
-        results = dict(enumerate(found, start))
-        good = {i: r for i, r in results.items() if not isinstance(r, str)}
-        pixels = torch.from_numpy(np.stack(list(good.values()))) if good else torch.empty(0, dtype=torch.uint8)
-        yield pixels, list(good), {i: r for i, r in results.items() if isinstance(r, str)}
+    with reading_ahead(source, np.arange(len(source))) as reached, closing(in_threads(read, batches)) as all_found:
+        for start, found in zip(starts, all_found, strict=True):
+            results = dict(enumerate(found, start))
+            good = {i: r for i, r in results.items() if not isinstance(r, str)}
+            pixels = torch.from_numpy(np.stack(list(good.values()))) if good else torch.empty(0, dtype=torch.uint8)
+            yield pixels, list(good), {i: r for i, r in results.items() if isinstance(r, str)}
 
 
 def read_again(source: Source, size: int, batch_size: int = 256) -> Iterator[Tensor]:

@@ -28,6 +28,7 @@ from manyviews.data.blocks import Blocks, window
 from manyviews.data.files import Unreachable
 from manyviews.data.loader import nearby, order
 from manyviews.errors import UserError
+from manyviews.evaluation import features
 
 STREAMED = 0  # bytes of memory for canvases
 
@@ -758,6 +759,29 @@ def test_distant_parquet_that_cannot_be_read(monkeypatch):
     assert "memory:///bucket/y.parquet cannot be read" in message(url)
     with pytest.raises(Unreachable):
         source.load(0)
+
+
+def test_an_evaluation_reads_each_block_once_and_ahead(monkeypatch):
+    url = put("memory://bucket/c.tar", packed(samples(range(60))))
+    monkeypatch.setattr(tar, "_MOST", 5)
+    source = open_source(url)
+    assert len(source.blocks) == 12
+    original, under_way, seen, most = MemoryFileSystem.cat_file, [], [], []
+
+    def cat_file(self, path, start=None, end=None, **options):
+        under_way.append(start)
+        seen.append(start)
+        most.append(len(under_way))
+        time.sleep(0.02)
+        under_way.remove(start)
+        return original(self, path, start, end, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    monkeypatch.setattr(import_module("manyviews.data.canvas"), "cores", lambda: 1)
+    found = list(features.test_images(source, 8, 16))
+    assert [i for _, good, _ in found for i in good] == list(range(60))
+    assert len(seen) == len(set(seen)) == 12
+    assert max(most) > 2  # more than the one thread that decodes
 
 
 def test_names_of_much_parquet_are_found_without_its_images(requests, monkeypatch):
