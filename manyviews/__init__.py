@@ -15,9 +15,13 @@ import importlib
 import os
 from typing import Any
 
+from manyviews import machine
+
 # Large tensors of the CPU in large pages, which PyTorch asks for if this is set before the first tensor: Linux fills
 # memory that a step takes anew in 4 KiB at a time else, for a third of the time that a batch of views takes.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+machine.limit_threads()
 
 _FUNCTIONS = {
     "prepare": "manyviews.run",

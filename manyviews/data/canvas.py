@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -18,13 +15,11 @@ from torch.nn.functional import interpolate
 
 from manyviews.data.decode import BadImage, decode
 from manyviews.data.source import Source
+from manyviews.machine import cores
 from manyviews.types import Canvases
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
-
-CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux says what a container may use."""
 
 _CHUNK = 16
 _AHEAD = 8  # blocks under way
@@ -150,13 +145,3 @@ def in_threads(
                 yield [future.result() for future in under_way.popleft()]
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def cores() -> int:
-    """Cores this process may use, in a container no more than its share of them."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = (CGROUP / "cpu.max").read_text().split()
-        return max(1, min(found, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no container, or no limit ("max")
-        return found

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import chain, pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from manyviews.data.canvas import CGROUP, Progress, cores, in_threads, load_canvas, load_canvases, reading_ahead
+from manyviews.data.canvas import Progress, in_threads, load_canvas, load_canvases, reading_ahead
 from manyviews.data.decode import BadImage
 from manyviews.data.source import Source
 from manyviews.errors import UserError
+from manyviews.machine import cores, free_memory
 from manyviews.types import Canvases
 
 
@@ -78,7 +77,7 @@ class Loader:
         self.source, self.size, self.batch, self.seed = source, size, batch, seed
         self.rank, self.world_size = rank, world_size
         self.steps_per_epoch = len(source) // (batch * world_size)
-        free = _free_memory() // (2 * _processes_here())
+        free = free_memory() // (2 * _processes_here())
         self.in_memory = len(source) * 3 * size**2 <= (free if memory is None else min(memory, free))
         blocks = source.blocks
         # Few or sparse blocks are read as fast in any order: all stay in memory, or each gives one image.
@@ -274,18 +273,3 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def _processes_here() -> int:
     """How many processes of this run share the machine, as torchrun says."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _free_memory() -> int:
-    """Bytes that this machine, and the container if there is one, can still give."""
-    free = [sys.maxsize]
-    try:
-        free.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free.append(int(lines["MemAvailable"].split()[0]) * 1024)
-        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        held = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        free.append(limit - used + int(held["file"]))  # what caches files is given back when it is needed
-    except (AttributeError, OSError, KeyError, ValueError):  # not Linux, or no limit ("max")
-        pass
-    return min(free)

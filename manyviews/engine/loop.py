@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -281,7 +281,7 @@ def _loader(recipe: Recipe, source: Source, device: torch.device) -> Loader:
         )
 
 
-def _batches(loader: Loader, step: int, steps: int, device: torch.device) -> Iterator[tuple[Canvases, float]]:
+def _batches(loader: Loader, step: int, steps: int, device: torch.device) -> Generator[tuple[Canvases, float]]:
     """Those of all steps from `step` on, across epochs, as `feed` gives them."""
     while step < steps:
         epoch, start = divmod(step, loader.steps_per_epoch)

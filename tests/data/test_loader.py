@@ -1,14 +1,13 @@
 """The order of the images, and that nothing but (seed, epoch) changes it."""
 
 import itertools
-import os
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from manyviews.data import Loader, canvas, loader, open_source
+from manyviews.data import Loader, open_source
 from manyviews.data.loader import order
 from manyviews.errors import UserError
 
@@ -177,21 +176,3 @@ def test_leaving_an_epoch_early_and_starting_another(numbered):
     loader = Loader(numbered, 8, 5, memory=STREAMED)
     next(iter(loader.batches(0)))
     assert indices(loader.batches(1)) == indices(Loader(numbered, 8, 5).batches(1))
-
-
-@pytest.mark.parametrize(("quota", "found"), [("max 100000", 7), ("200000 100000", 2), ("50000 100000", 1)])
-def test_cores_and_memory_of_a_container(quota, found, tmp_path, monkeypatch):
-    for name, text in {
-        "cpu.max": quota,
-        "memory.max": "3000000",
-        "memory.current": "2500000",
-        "memory.stat": "anon 2000000\nfile 400000\nsock 0",
-    }.items():
-        (tmp_path / name).write_text(text + "\n")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(7)), raising=False)
-    monkeypatch.setattr(canvas, "CGROUP", tmp_path)
-    monkeypatch.setattr(loader, "CGROUP", tmp_path)
-    assert canvas.cores() == found
-    assert loader._free_memory() == 900000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert loader._free_memory() > 10**8
