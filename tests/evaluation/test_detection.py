@@ -126,7 +126,9 @@ def test_the_interval_narrows_with_the_images_and_is_a_point_without_answers():
     widths = []
     for images in (12, 48, 192):
         truth, answers = invented(3, images=images)
-        low, high = detection.interval(truth, answers, "bbox")
+        steps = []
+        low, high = detection.interval(truth, answers, "bbox", progress=lambda *step: steps.append(step))
+        assert steps[-1] == (len(steps), len(steps), "interval")
         assert low < average_precision(truth, answers, "bbox")[0]["AP"] < high
         widths.append(high - low)
     assert widths[0] > 1.5 * widths[1] > 2.25 * widths[2]

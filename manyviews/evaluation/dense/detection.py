@@ -111,7 +111,7 @@ def detect(
         task="detection",
         metric=metric,
         value=details.pop(metric),
-        interval=interval(truth, answers, kinds[0], seed),
+        interval=interval(truth, answers, kinds[0], seed, progress),
         details=details,
         per_class=dict(zip(found.classes, scores[kinds[0]][1], strict=True)),
         baselines={},
@@ -152,7 +152,11 @@ def average_precision(
 
 
 def interval(
-    truth: dict[str, Any], answers: Sequence[dict[str, Any]], kind: Literal["bbox", "segm"], seed: int = 0
+    truth: dict[str, Any],
+    answers: Sequence[dict[str, Any]],
+    kind: Literal["bbox", "segm"],
+    seed: int = 0,
+    progress: Update | None = None,
 ) -> Interval:
     """Percentile bootstrap interval of AP over the images, which 1,000 times are drawn with replacement.
 
@@ -163,6 +167,7 @@ def interval(
     Args:
         truth, answers, kind: see `average_precision`.
         seed: of the draws.
+        progress: called after every draw.
     """
     judge = _judge(truth, answers, kind, separate_eval=True)
     # AP is of objects of any size, with up to 100 answers an image: the rest is not asked here.
@@ -171,13 +176,16 @@ def interval(
     judge.evaluate()
     matched, m, classes = judge._evalImgs_cpp, len(judge.params.imgIds), len(judge.params.catIds)
     rng, values = np.random.default_rng(seed), []
-    for _ in range(max(_LEAST_RESAMPLES, min(MAP_RESAMPLES, _ROWS // len(matched)))):
+    draws = max(_LEAST_RESAMPLES, min(MAP_RESAMPLES, _ROWS // len(matched)))
+    for k in range(draws):
         drawn = rng.integers(0, m, m).tolist()
         judge._evalImgs_cpp = [matched[c * m + i] for c in range(classes) for i in drawn]
         judge.accumulate()
         precision = np.asarray(judge.eval["precision"])
         if (precision > -1).any():
             values.append(precision[precision > -1].mean())
+        if progress is not None:
+            progress(k + 1, draws, "interval")
     low, high = np.percentile(values, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
     return float(low), float(high)
 
