@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -34,13 +35,13 @@ def limit_threads() -> None:
 def free_memory() -> int:
     """Bytes that the machine can still give."""
     free = [sys.maxsize]
-    try:
+    with suppress(AttributeError, OSError, KeyError, ValueError):  # not Linux
         free.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    with suppress(OSError, KeyError, ValueError):  # no container, or no limit ("max")
         limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         held = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        free.append(limit - used + int(held["file"]))  # what caches files is given back when it is needed
-    except (AttributeError, OSError, KeyError, ValueError):  # not Linux, or no limit ("max")
-        pass
+        # What caches files is given back when it is needed; what lies in /dev/shm is not.
+        free.append(limit - used + int(held["active_file"]) + int(held["inactive_file"]))
     return min(free)

@@ -15,7 +15,7 @@ def container(tmp_path, monkeypatch):
         "cpu.max": "max 100000",
         "memory.max": "3000000",
         "memory.current": "2500000",
-        "memory.stat": "anon 2000000\nfile 400000\nsock 0",
+        "memory.stat": "anon 1500000\nfile 900000\nshmem 500000\ninactive_file 300000\nactive_file 100000",
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text + "\n")

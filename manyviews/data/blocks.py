@@ -38,6 +38,7 @@ class Blocks:
 
     def _forget(self) -> None:
         self._held: OrderedDict[int, Future[Any]] = OrderedDict()
+        self._bad: dict[int, str] = {}  # reasons alone: an error holds on to all that was around when it was raised
         self._lock = threading.Lock()
         self._process = os.getpid()
 
@@ -52,6 +53,8 @@ class Blocks:
         if self._process != os.getpid():  # a forked worker must not wait for its parent's threads
             self._forget()
         with self._lock:
+            if block in self._bad:
+                raise BadImage(self._bad[block])
             found = self._held.get(block)
             if mine := found is None:
                 found = self._held[block] = Future()
@@ -61,9 +64,10 @@ class Blocks:
         try:
             found.set_result(fetch(block))
         except BaseException as error:
-            if not isinstance(error, BadImage):
-                with self._lock:
-                    self._held.pop(block, None)
+            with self._lock:
+                self._held.pop(block, None)
+                if isinstance(error, BadImage):
+                    self._bad[block] = error.reason
             found.set_exception(error)
             raise
         self._drop()
@@ -71,14 +75,10 @@ class Blocks:
 
     def _drop(self) -> None:
         with self._lock:
-            done = {block: future.result().nbytes for block, future in self._held.items() if _good(future)}
+            done = {block: future.result().nbytes for block, future in self._held.items() if future.done()}
             total = sum(done.values())
             for block in list(done)[:-2]:
                 if total <= HELD:
                     break
                 total -= done[block]
                 del self._held[block]
-
-
-def _good(future: Future[Any]) -> bool:
-    return future.done() and future.exception() is None

@@ -105,6 +105,13 @@ class File:
         return open(self.path, "rb") if self.local else io.BufferedReader(Ranges(self), _BUFFER)
 
 
+def names_below(files: Sequence[File]) -> list[str]:
+    """The files' names from the folder on that holds them all: the same wherever that lies."""
+    names = [str(file) for file in files]
+    common = os.path.commonprefix([name.rpartition("/")[0] + "/" for name in names])  # noqa: RUF071 - cut back to a folder
+    return [name[common.rfind("/") + 1 :] for name in names]
+
+
 class Ranges(io.RawIOBase):
     """A file whose every read is one request."""
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from manyviews.data.blocks import Blocks, window
 from manyviews.data.decode import BadImage, fault
-from manyviews.data.files import THREADS, File, Ranges, Unreachable
+from manyviews.data.files import THREADS, File, Ranges, Unreachable, names_below
 from manyviews.data.source import Labels, Source, as_labels, content_ids
 from manyviews.errors import UserError, unknown
 
@@ -100,6 +100,8 @@ class Table:
                     batch_size=_BATCH, row_groups=[part], columns=[self._bytes], use_threads=False
                 )
                 chunks = [batch.column(0) for batch in batches]
+        except MemoryError:  # one of Arrow's errors, too
+            raise
         except OSError as error:
             raise fault(error, Path(where.path) if where.local else None) from None
         except pa.ArrowException as error:
@@ -134,10 +136,8 @@ class Table:
                 return [path.replace("\\", "/") for path in paths]
         if sum(self._group_bytes(k, g) for k, g in self._groups) <= _HASHED:
             return content_ids(self.read, len(self))
-        names = [file.name for file in self.files]
-        names = names if len(set(names)) == len(names) else [str(file) for file in self.files]
         rows = np.diff(self._first_row).tolist()
-        return [f"{name} row {i}" for name, n in zip(names, rows, strict=True) for i in range(n)]
+        return [f"{name} row {i}" for name, n in zip(names_below(self.files), rows, strict=True) for i in range(n)]
 
     def labels(self) -> Labels | None:
         if self._label is None:
@@ -155,7 +155,7 @@ def _open(file: File, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile
 def _explained(file: File) -> Iterator[None]:
     try:
         yield
-    except Unreachable:
+    except (Unreachable, MemoryError):
         raise
     except PermissionError:
         raise UserError(f"There is no permission to read {file}.") from None

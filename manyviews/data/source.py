@@ -66,7 +66,8 @@ class Source:
     def ids(self) -> list[str]:
         """One stable name for each item: its path in the collection or, if it has none, a hash of its content.
 
-        Hashing the content reads all of it, once. Exact copies then share an id.
+        Hashing the content reads all of it, once. Exact copies then share an id. Of much Parquet without paths it is
+        file and row.
         """
         return self.identify()
 
@@ -155,7 +156,7 @@ class Source:
 
 
 NAME_LABELS = (
-    "name its labels with --labels: of a folder a CSV file of path,label, of Parquet or tar files the column or member"
+    "say where its labels are: for a folder in a CSV file of path,label, for Parquet or tar files in a column or member"
 )
 """What to do about a source without labels, for people."""
 

@@ -24,7 +24,7 @@ from filelock import FileLock
 from manyviews.checkpoint import write_text
 from manyviews.data.blocks import Blocks, window
 from manyviews.data.decode import EXTENSIONS, BadImage, fault
-from manyviews.data.files import THREADS, File
+from manyviews.data.files import THREADS, File, names_below
 from manyviews.data.folder import is_image
 from manyviews.data.source import Labels, Source, as_labels
 from manyviews.errors import UserError
@@ -133,10 +133,7 @@ class Tars:
 
     def ids(self) -> list[str]:
         """The names of the samples under those of their tars, which have their folders where those differ."""
-        names = [str(file) for file in self.files]
-        folders = [name.rpartition("/")[0] + "/" for name in names]
-        common = os.path.commonprefix(folders).rpartition("/")[0]  # noqa: RUF071 - cut back to a folder
-        shards = [name[len(common) + 1 :].removesuffix(".tar") for name in names]
+        shards = [name.removesuffix(".tar") for name in names_below(self.files)]
         ends = [0, *self._ends.tolist()]
         return [
             f"{shard}/{_parts(name)[0]}"

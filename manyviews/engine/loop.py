@@ -112,11 +112,15 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
         row, numbers = _logged(folder) if step == steps else ({}, {})
         seen = observe.observations(files.rows(folder))  # of a run that continues, what was observed before
 
+        written = -1
+
         def save() -> None:
+            nonlocal written
             # Weights that are not finite must not replace the last good ones.
-            if first and meter.finite():
+            if first and step != written and meter.finite():
                 facts = identity | {"step": step, "seconds": before + time.monotonic() - begun}
                 checkpoint.save(folder / files.CHECKPOINT, method, optimizer, facts)
+                written = step
 
         def save_what_is_good(kind: object, error: BaseException | None, trace: object) -> None:
             if isinstance(error, OSError):  # a disk or a network fails: the weights are as sound as before
@@ -140,9 +144,22 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
             look()
         first_step, warned = step, False
         batches = stack.enter_context(contextlib.closing(_batches(loader, step, steps, device)))
-        following = next(batches, None)
-        while following is not None:
-            canvases, waited = following
+        canvases: Canvases | None = None
+        failure: Exception | None = None
+
+        def fetch() -> None:
+            """The next batch. A vote comes after it, so that no process begins a step that another one cannot."""
+            nonlocal canvases, failure
+            try:
+                canvases, waited = next(batches, (None, 0.0))
+                meter.waited += waited
+            except Exception as error:  # of a disk, a network, a source: the weights are as sound as before
+                failure = error
+
+        fetch()
+        if distributed.anywhere(failure is not None):
+            raise failure or UserError("Another process cannot read its images.")
+        while canvases is not None:
             at = At(step, steps, loader.steps_per_epoch)
             # Dropout and its like: from the step alone, so that a resumed run draws what an uninterrupted one did.
             torch.manual_seed(_noise(recipe.seed, step, distributed.rank()))
@@ -160,15 +177,11 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
             norm = optim.clip(method, recipe.optimizer.clip)
             optimizer.step()
             method.after_update(at)
-            meter.add(terms, norm, waited)
+            meter.add(terms, norm)
             step += 1
 
-            # The next batch before the vote, so that no process begins a step that another cannot.
-            failure: Exception | None = None
-            try:
-                following = None if stop else next(batches, None)
-            except Exception as error:
-                failure = error  # of a disk, a network, a source: the weights are as sound as before
+            if not stop:
+                fetch()
             last, stopping = step == steps, distributed.anywhere(bool(stop) or failure is not None)
             looking = step % every == 0 or last
             if step % recipe.observe.steps == 0 or looking or stopping:
@@ -293,13 +306,13 @@ def _batches(loader: Loader, step: int, steps: int, device: torch.device) -> Gen
 
 
 def _many_bad(loader: Loader, steps: int, images: int) -> str | None:
-    """A warning, if more than one in a hundred of the images that this process has met so far are bad, and ten."""
+    """A warning, if more than about one in a hundred of the images that this process has met are bad, and ten."""
     met = images if loader.in_memory else min(images, steps * loader.batch)
     bad = loader.bad
     if len(bad) <= max(10, met / 100):
         return None
     where, reason = bad[0]
-    return f"Warning: of {met} images so far {len(bad)} could not be used, such as {where}: {reason}"
+    return f"Warning: {len(bad)} images could not be used so far, such as {where}: {reason}"
 
 
 def _parts(canvases: Canvases, method: Method, recipe: Recipe, at: At) -> list[Callable[[], Views]]:
@@ -346,7 +359,8 @@ def _restore(
             "start a new run."
         )
     processes = facts.get("processes", identity["processes"])
-    if distributed.rank() == 0 and loader.by_rank and processes != identity["processes"]:
+    begun = int(facts["step"]) % loader.steps_per_epoch > 0
+    if distributed.rank() == 0 and begun and loader.by_rank and processes != identity["processes"]:
         say(
             f"Warning: the run had {processes} processes, which share these images in another order: in this epoch "
             "some come twice, and others not at all."
@@ -384,11 +398,10 @@ class _Meter:
     waited: float = 0.0
     since: float = field(default_factory=time.monotonic)
 
-    def add(self, terms: dict[str, Tensor], norm: Tensor, waited: float) -> None:
+    def add(self, terms: dict[str, Tensor], norm: Tensor) -> None:
         for name, x in (terms | {"grad_norm": norm}).items():
             self.sums[name] = self.sums[name] + x if name in self.sums else x
         self.count += 1
-        self.waited += waited
 
     def read(self) -> dict[str, float]:
         """Means over the steps and ranks since the last reading, and this rank's speed.

@@ -1,6 +1,7 @@
 """Tars agree with a folder of the same images, on disk and behind a URL, and their blocks are read once."""
 
 import errno
+import gc
 import io
 import itertools
 import json
@@ -10,6 +11,7 @@ import sys
 import tarfile
 import threading
 import time
+import weakref
 from dataclasses import replace
 from importlib import import_module
 
@@ -543,6 +545,20 @@ def test_a_block_that_is_bad_stays_so_and_what_else_failed_is_tried_again(monkey
     assert tries == [0, 1, 1]
     for block in (1, 2, 3):
         assert held.get(block, lambda b: np.full(3, b)).sum() == 3 * block
+
+    class Batch:
+        pass
+
+    def meet(batch):
+        with pytest.raises(BadImage):
+            held.get(0, fail)
+
+    batch = Batch()
+    left = weakref.ref(batch)
+    meet(batch)
+    del batch
+    gc.collect()
+    assert left() is None
     with pytest.raises(BadImage):
         held.get(0, lambda b: np.ones(3))
 
@@ -792,7 +808,7 @@ def test_names_of_much_parquet_are_found_without_its_images(requests, monkeypatc
     monkeypatch.setattr(import_module("manyviews.data.parquet"), "_HASHED", 1000)
     assert one.ids == [f"{name}.parquet row {i}" for name in "yz" for i in range(12)]
     assert len(set(several.ids)) == 36
-    assert "memory:///bucket/a/z.parquet row 3" in several.ids
+    assert {"z.parquet row 3", "b/z.parquet row 3"} < set(several.ids)
     assert len(requests) == opened
 
 

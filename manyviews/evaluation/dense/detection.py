@@ -79,7 +79,7 @@ def detect(
         proposals: regions per image that the heads learn from.
         device: to compute on.
         seed: of the heads' first weights, the order, the flips, the regions that are drawn, and the interval.
-        progress: called after every step and every test image.
+        progress: called after every step, every test image and every draw of the interval.
 
     Raises:
         UserError: data in no known layout, an encoder without maps, or a training that diverged.
