@@ -262,8 +262,8 @@ def check(recipe: Recipe, source: Source) -> None:
         raise UserError("A part of a batch must hold at least 2 images: raise --set data.batch_size.")
     if images < batch:
         share = world * recipe.step.accumulate
-        most = images // share * share
-        fewer = f", or --set data.batch_size={most}" if most >= 2 * share else ""
+        fits = images >= 2 * share
+        fewer = f", or --set data.batch_size={share * 2 ** int(math.log2(images // share))}" if fits else ""
         raise UserError(
             f"{source.name} has {images} images to train on, fewer than a batch of {batch}: give more images{fewer}."
         )

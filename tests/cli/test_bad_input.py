@@ -232,12 +232,12 @@ def test_parts_of_a_set_are_no_classes(manyviews, run_folder: Path, tmp_path: Pa
         (tmp_path / part).mkdir()
         for i in range(12):
             picture(0, i).save(tmp_path / part / f"{i}.png")
-    told(manyviews("evaluate", run_folder, "--data", tmp_path), "train, val", "no classes", "--test")
+    told(manyviews("evaluate", run_folder, "--data", tmp_path), "train, val", "no classes", "'val' as the test images")
     shutil.copytree(tmp_path / "val", tmp_path / "test")
-    told(manyviews("evaluate", run_folder, "--data", tmp_path), "/train and --test", "/test.")
+    told(manyviews("evaluate", run_folder, "--data", tmp_path), "'train' as the images", "'test' as the test images.")
     shutil.rmtree(tmp_path / "val")
     shutil.rmtree(tmp_path / "test")
-    told(manyviews("evaluate", run_folder, "--data", tmp_path), "/train.")
+    told(manyviews("evaluate", run_folder, "--data", tmp_path), "'train' as the images.")
     told(manyviews("evaluate", run_folder, "--data", tmp_path, "--seed", "-1"), "seed")
 
 
