@@ -196,6 +196,9 @@ def test_settings_are_values_or_texts(value):
     assert protocol._given(("finetune",), {"finetune.lrs": value})["finetune"] == {"lrs": (0.05, 0.1)}
     assert protocol._given(("finetune",), {"finetune.epochs": "3"})["finetune"] == {"epochs": (3,)}
     assert protocol._given(("linear_augmented",), {"linear_augmented.lr": 1})["linear_augmented"] == {"lr": 1}
+    for severity in ("0", "6"):
+        with pytest.raises(UserError, match="severities must be from 1 to 5"):
+            protocol._given(("corruptions",), {"corruptions.severities": severity})
 
 
 # -- majority --------------------------------------------------------------------------------------------------------
