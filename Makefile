@@ -16,8 +16,8 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@if command -v nvidia-smi > /dev/null; then echo $(BIN)/pytest tests/test_gpu.py; $(BIN)/pytest tests/test_gpu.py; fi
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
-	$(BIN)/pytest tests/test_gpu.py
 
 test-learning: $(VENV)/installed-dev
 	$(BIN)/pytest -m learning
