@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 
 from manyviews.errors import UserError
 
@@ -259,8 +260,40 @@ def add(x: Tensor) -> Tensor:
     return x if not active() or world_size() == 1 else _Sum.apply(x)
 
 
+class _Normalize(torch.autograd.Function):
+    """BatchNorm by the statistics of all ranks, of which each holds as many rows: the result, their mean and variance.
+
+    Made of PyTorch's own kernels for one process, which read the whole input once each and not once an operation.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        own = torch.stack(torch.batch_norm_update_stats(x, None, None, 0.0))
+        means, variances = _all_gather(own[None]).unbind(1)
+        mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
+        ctx.eps = eps
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.mark_non_differentiable(mean, var)
+        return F.batch_norm(x, mean, var, weight, bias, eps=eps), mean, var
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, var = ctx.saved_tensors
+        scale = (var + ctx.eps).rsqrt()
+        # As one process would, with the sums over its own rows; then the difference that those of all ranks make.
+        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, None, None, mean, scale, True, ctx.eps, [True, True, True]
+        )
+        sums = torch.stack([of_weight, of_bias])
+        everyone = sums.clone()
+        dist.all_reduce(everyone)
+        off = (sums - everyone / world_size()) * (weight * scale * x.shape[1] / x.numel())
+        of_x += F.batch_norm(x, mean, var, off[0], off[1], eps=ctx.eps)
+        return of_x, of_weight, of_bias, None
+
+
 class SyncBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
-    """BatchNorm over all ranks' rows on any device; PyTorch's own runs on accelerators only."""
+    """BatchNorm over all ranks' rows on a CPU; PyTorch's own runs on accelerators only."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -269,21 +302,14 @@ class SyncBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
         if not self.training or world_size() == 1:
             return super().forward(input)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
-        dims = [0, *range(2, x.dim())]
-        n = x.numel() // x.shape[1] * world_size()
-        mean = _Sum.apply(x.sum(dims)) / n
-        shape = [1, -1, *[1] * (x.dim() - 2)]
-        centered = x - mean.view(shape)
-        var = _Sum.apply(centered.square().sum(dims)) / n
+        weight, bias = (self.weight, self.bias) if self.affine else (x.new_ones(x.shape[1]), x.new_zeros(x.shape[1]))
+        y, mean, var = _Normalize.apply(x, weight, bias, self.eps)
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            with torch.no_grad():
-                self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-                momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)  # type: ignore[arg-type]
-                self.running_mean.lerp_(mean.detach(), momentum)
-                self.running_var.lerp_(var.detach() * n / (n - 1), momentum)
-        y = centered * (var + self.eps).rsqrt().view(shape)
-        if self.affine:
-            y = y * self.weight.view(shape) + self.bias.view(shape)
+            n = x.numel() // x.shape[1] * world_size()
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)  # type: ignore[arg-type]
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(var * n / (n - 1), momentum)
         return y.to(input.dtype)
 
 
