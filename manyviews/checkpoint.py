@@ -77,6 +77,8 @@ def _umask() -> int:
 
 def check_writable(path: Path) -> None:
     """Raises UserError: no file can be made at `path`, which is better known before the work than after it."""
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path} is a link that leads nowhere: make what it leads to, or give another place.")
     parent = path.absolute().parent
     if not path.exists() and not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"There is no permission to write in {parent}: give another place.")

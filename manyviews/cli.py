@@ -168,10 +168,16 @@ def sweep(
     from manyviews.recipe import parse
     from manyviews.report import summary
 
+    def values(path: str, text: str) -> tuple[Any, ...]:
+        found = parse(f"({text},)")
+        if not isinstance(found, tuple):
+            raise UserError(f"--vary takes path=value,value, such as method.temperature=0.1,0.2, not '{path}={text}'.")
+        return found
+
     found = mv.sweep(
         data,
         recipe,
-        {k: parse(f"({v},)") for k, v in _settings(vary, "--vary", "method.temperature=0.1,0.2").items()},
+        {k: values(k, v) for k, v in _settings(vary, "--vary", "method.temperature=0.1,0.2").items()},
         out,
         seeds=seeds,
         epochs=epochs,
@@ -301,7 +307,7 @@ def transfer(
         seeds=seeds,
         baselines=baselines,
     )
-    summary.show_transfer(found.table())
+    summary.show_transfer(found.table(), found.notes)
     if json:
         _write(json, found.to_dict())
 
@@ -594,6 +600,9 @@ def subspaces(run: Folder, data: Images, /, out: Out, labels: Path | None = None
     found = mv.subspaces(run, data, out, labels)
     print(f"Wrote {len(list(out.glob('*.png')))} plots and subspaces.json to {printable(str(out))}.")
     print(f"The most diverse augmentations first: {printable(', '.join(found['order']))}.")
+    if found["bad"]:
+        where, reason = found["bad"][0]
+        print(printable(f"Left out {len(found['bad'])} images that cannot be read (the first: {where}: {reason})."))
     if json:
         _write(json, found)
 
@@ -803,7 +812,12 @@ def _settings(pairs: tuple[str, ...], flag: str = "--set", example: str = "optim
     for pair in pairs:
         if "=" not in pair:
             raise UserError(f"{flag} takes path=value, such as {example}, not '{pair}'.")
-    return dict(p.split("=", 1) for p in pairs)
+    found = [pair.split("=", 1) for pair in pairs]
+    paths = [path for path, _ in found]
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise UserError(f"{flag} {twice} is given several times: give it once.")
+    return {path: value for path, value in found}
 
 
 def _finished(run: Any, out: Path | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,7 +118,7 @@ def _of_file(path: Path, backbone: str | None, settings: dict[str, Any]) -> tupl
         path = path / files.ENCODER
     facts: dict[str, Any] = {}
     tensors: Any
-    if path.suffix.lower() in _PICKLES or (path.suffix != ".safetensors" and zipfile.is_zipfile(path)):
+    if _is_pickle(path):
         tensors = _unpickle(path)
     else:
         tensors, facts = checkpoint.load_tensors(path)
@@ -136,6 +135,18 @@ def _of_file(path: Path, backbone: str | None, settings: dict[str, Any]) -> tupl
     mean = _triple(f"mean of {path}", facts["mean"], lambda v: True)
     std = _triple(f"std of {path}", facts["std"], lambda v: v > 0)
     return Pretrained(encoder.eval(), mean, std, facts["test_size"], str(path), note), guess
+
+
+def _is_pickle(path: Path) -> bool:
+    """By what is in it, whatever it is called, and by its name where that says nothing."""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(9)
+        if head[8:] == b"{":  # safetensors: the header's length, and JSON
+            return False
+        if head[:2] == b"PK" or head[:1] == b"\x80":  # a zip file, as `torch.save` makes it, or a bare pickle
+            return True
+    return path.suffix.lower() in _PICKLES
 
 
 def _assumed(encoder: Encoder, outside: bool) -> tuple[str, dict[str, Any]]:
@@ -293,6 +304,7 @@ def _timm(weights: Pretrained, out: Path) -> None:
         "input_size": [3, weights.test_size, weights.test_size],
         # As `evaluation.features.test_transform` looks at images.
         "crop_pct": 1.0 if weights.test_size <= SMALL else 224 / 256,
+        "crop_mode": "center",
         "interpolation": "bicubic",
     }
     # What timm knows of its own weights of this architecture does not hold for these.

@@ -64,6 +64,11 @@ class Run:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     @property
+    def started(self) -> bool:
+        """Whether there is a checkpoint."""
+        return (self.folder / files.CHECKPOINT).exists()
+
+    @property
     def encoder(self) -> Encoder:
         """The pretrained encoder. Raises UserError while the run is unfinished."""
         return cast(Encoder, load(self.folder).encoder)
@@ -71,7 +76,7 @@ class Run:
     @property
     def method(self) -> Method:
         """The method with all its heads, as of the latest checkpoint. Raises UserError when there is none."""
-        method = loop.build(self.recipe)
+        method = loop.build(self.recipe, trained=True)
         checkpoint.load(self.folder / files.CHECKPOINT, method)
         return method.eval()
 
@@ -146,6 +151,7 @@ def pretrain(
     # What cannot run leaves no folder behind.
     loop.check(chosen, source)
     method = loop.build(chosen)
+    loop.check_sizes(method, chosen)
     folder = None
     if distributed.rank() == 0:
         facts = {
@@ -160,7 +166,7 @@ def pretrain(
         _draw_views(folder, method, chosen, source)
     folder = cast(Path, distributed.share(folder))
     loop.train(method, chosen, source, folder)
-    return _finish(folder, source)
+    return _finish(folder)
 
 
 def resume(folder: str | Path, data: Any = None) -> Run:
@@ -180,12 +186,12 @@ def resume(folder: str | Path, data: Any = None) -> Run:
     if data is None:
         raise UserError(f"The images of {folder} were given in memory: pass them to `resume(folder, data=...)` again.")
     if (folder / files.SUMMARY).exists():
-        return Run(folder)
+        return Run(folder) if any((folder / files.PLOTS).glob("loss.png")) else _finish(folder)
     source = open_source(data)
     distributed.start()  # how many processes there are decides what fits
     loop.check(recipe, source)
-    loop.train(loop.build(recipe), recipe, source, folder)
-    return _finish(folder, source)
+    loop.train(loop.build(recipe, trained=Run(folder).started), recipe, source, folder)
+    return _finish(folder)
 
 
 def _draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) -> None:
@@ -201,7 +207,7 @@ def _draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) ->
         plots.views(pictures, folder / files.PLOTS / "views.png", recipe.data.mean, recipe.data.std)
 
 
-def _finish(folder: Path, source: Source) -> Run:
+def _finish(folder: Path) -> Run:
     """Plots of a finished run, once."""
     if distributed.rank() == 0:
         from manyviews.report import plots
@@ -381,8 +387,12 @@ def loaded_from(weights: str | Path | Pretrained) -> Pretrained:
 
 
 def features(weights: str | Path | Pretrained, source: Source, what: str = "embed") -> Features:
-    """Features of all images, with a progress bar named `what`; images that cannot be read are said."""
-    from manyviews.evaluation import extract
+    """Features of all images, with a progress bar named `what`; images that cannot be read are said.
+
+    Raises:
+        UserError: no image can be read, or features are not finite.
+    """
+    from manyviews.evaluation.features import check_finite, extract
 
     loaded = loaded_from(weights)
     with progress(what) as update:
@@ -397,6 +407,7 @@ def features(weights: str | Path | Pretrained, source: Source, what: str = "embe
         )
     for where, reason in found.bad:
         loop.say(f"Skipped {where}: {reason}")
+    check_finite(found.x)
     return found
 
 

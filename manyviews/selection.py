@@ -158,7 +158,8 @@ def select(
     (Garrido et al. 2023; Thilak et al. 2024). They do not compare methods, nor widths.
 
     Args:
-        runs: folders of finished runs, or files of weights that say what they are of; two or more.
+        runs: folders of runs, or files of weights that say what they are of; two or more. Runs that are not finished
+            are left out, where two others are.
         data: images, of which labels are not looked at; those that the runs were trained on if None.
         by: "rankme", "lidar", "alpha_req" or "auc": see `manyviews.evaluation.spectrum`.
         oracle: labeled images, to see how good the choice was: k-NN and linear accuracy of every run.
@@ -179,6 +180,12 @@ def select(
     names = [str(run) for run in runs]
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise UserError("To select takes two runs or more, each given once.")
+    unfinished = [
+        run for run in runs if (Path(run) / files.RECIPE).exists() and not (Path(run) / files.ENCODER).exists()
+    ]
+    if len(runs) - len(unfinished) >= 2:  # a sweep's runs that broke down have no encoder, and are not to be finished
+        runs = [run for run in runs if run not in unfinished]
+        names = [str(run) for run in runs]
     for run in runs:
         load(run)  # which may refuse it, before hours of work; all of them at once can be large
     recipes = [files.read(Path(run))[0] if Path(run).is_dir() else None for run in runs]
@@ -189,6 +196,7 @@ def select(
 
     found: list[Candidate] = []
     looked = 0
+    said = {f"{printable(str(run))} is not finished, and was left out.": None for run in unfinished}
     settings = _settings(recipes)
     with progress("select") as update:
         for i, (run, recipe) in enumerate(zip(runs, recipes, strict=True)):
@@ -205,7 +213,12 @@ def select(
                 weights.encoder, source, images=images, viewed=viewed, views=views, baseline=False, progress=step, **how
             )
             looked = seen.images
-            accuracy = {} if known is None else _accuracy(weights, known, asked, how)
+            if seen.bad:
+                said |= {f"{len(seen.bad)} images of {source.name} could not be read and were left out.": None}
+            accuracy = dict[str, float]()
+            if known is not None:
+                accuracy, notes = _accuracy(weights, known, asked, how)
+                said |= dict.fromkeys(notes)
             method = None if recipe is None else recipe.method.name
             found.append(Candidate(names[i], method, settings[i], seen.dim, numbers_of(seen), seen.state, accuracy))
         update(_TICKS * len(runs), _TICKS * len(runs))
@@ -216,7 +229,7 @@ def select(
         source.name,
         looked,
         tuple(found[i] for i in order),
-        tuple(_warnings(found, recipes)),
+        tuple([*_warnings(found, recipes), *said]),
         {m: agreement(names, goodness, [c.accuracy[m] for c in found]) for m in (METRICS if known else ())},
     )
 
@@ -272,10 +285,14 @@ def _settings(recipes: Sequence[Recipe | None]) -> list[dict[str, str]]:
     ]
 
 
-def _accuracy(weights: Pretrained, known: Source, asked: Source | None, how: Mapping[str, Any]) -> dict[str, float]:
+def _accuracy(
+    weights: Pretrained, known: Source, asked: Source | None, how: Mapping[str, Any]
+) -> tuple[dict[str, float], list[str]]:
+    """By metric, and what is wrong with the images."""
     encoder: Any = weights.encoder  # of whatever library
     report = evaluation.evaluate(encoder, known, asked, protocols=METRICS, baselines=False, **how)
-    return {m: report.representations["trained"].scores[m].top1 for m in METRICS}
+    notes = [*report.notes, *([f"{len(report.bad)} labeled images could not be read."] if report.bad else [])]
+    return {m: report.representations["trained"].scores[m].top1 for m in METRICS}, notes
 
 
 def _warnings(found: Sequence[Candidate], recipes: Sequence[Recipe | None]) -> list[str]:

@@ -12,10 +12,10 @@ from typing import Any
 
 from manyviews import distributed, recipes
 from manyviews.checkpoint import write_text
-from manyviews.data import open_source
+from manyviews.data import Source, open_source
 from manyviews.engine import folder as files
 from manyviews.engine.loop import say
-from manyviews.engine.observe import COLLAPSED
+from manyviews.engine.observe import COLLAPSED, FEWEST
 from manyviews.errors import UserError
 from manyviews.evaluation.features import fingerprint
 from manyviews.recipe import Recipe, override, to_json
@@ -101,6 +101,8 @@ def sweep(
         raise UserError(f"A sweep needs 1 seed or more, not {seeds}.")
     if metric is not None and metric not in METRICS:
         raise UserError(f"A sweep is judged by {', '.join(METRICS)}, not by '{metric}'.")
+    if any("seed" in given for given in (vary, settings or {}, baseline or {})):
+        raise UserError("A sweep trains with the seeds 0, 1, ... itself: say how many with --seeds, and set no seed.")
     base = recipes.get(recipe) if isinstance(recipe, str) else recipe
     if epochs is not None:
         base = override(base, "epochs", epochs)
@@ -111,6 +113,7 @@ def sweep(
     wanted = [(path, value, _with(base, {path: value})) for path, values in vary.items() for value in values]
     if baseline is not None:
         wanted.append(("", ", ".join(f"{k}={v}" for k, v in baseline.items()), _with(base, baseline)))
+    _check_judged(open_source(data), metric, [r for *_, r in wanted])
     distributed.start()  # of several processes the first one makes the folder
     _claim(folder, data, wanted)
 
@@ -164,6 +167,18 @@ def _with(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     for path, value in settings.items():
         recipe = override(recipe, path, value)
     return recipes.resolve(recipe)
+
+
+def _check_judged(source: Source, metric: str | None, wanted: Sequence[Recipe]) -> None:
+    """Raises UserError where nothing would be observed, which is better known before the training than after it."""
+    if metric in ("knn", "linear") and source.labels is None:
+        raise UserError(f"{source.name} has no labels, which the metric {metric} needs: take --metric rankme.")
+    for recipe in wanted:
+        if recipe.data.holdout * len(source) < FEWEST:
+            raise UserError(
+                f"A sweep is judged on {FEWEST} held-out images or more, and data.holdout={recipe.data.holdout:g} of "
+                f"{len(source)} are fewer: raise it."
+            )
 
 
 def _claim(folder: Path, data: Any, wanted: Sequence[tuple[str, Any, Recipe]]) -> None:

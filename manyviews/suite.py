@@ -42,24 +42,45 @@ class Transfer:
         """A row for each set and protocol, and for each protocol a last one, "mean", over the sets.
 
         `top1`, `mean_per_class` (what is published for Pets, Aircraft, Caltech and Flowers) and `untrained` (None
-        without baselines) are accuracies in [0, 1], `interval` is that of `top1` (None for means), as is `images`, how
-        many were tested.
+        without baselines) are accuracies in [0, 1]. `interval` is that of `top1` over test images, `deviation` its
+        standard deviation over seeds if there were several, `images` how many were tested: all None for means.
         """
         rows = []
         for protocol in next(iter(self.reports.values())).protocols:
             mine = [_row(name, protocol, report) for name, report in self.reports.items()]
-            mean: dict[str, Any] = {"set": "mean", "protocol": protocol, "interval": None, "images": None}
+            mean: dict[str, Any] = {
+                "set": "mean",
+                "protocol": protocol,
+                "interval": None,
+                "deviation": None,
+                "images": None,
+            }
             for column in ("top1", "mean_per_class", "untrained"):
                 values = [row[column] for row in mine]
                 mean[column] = None if None in values else statistics.fmean(values)
             rows += [*mine, mean]
         return rows
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the table must know, in sentences that begin with the set's name."""
+        found = []
+        for name, report in self.reports.items():
+            found += [f"{name}: {note}" for note in report.notes]
+            if report.bad:
+                where, reason = report.bad[0]
+                found.append(
+                    f"{name}: {len(report.bad)} images could not be read and were left out (the first: {where}: "
+                    f"{reason})."
+                )
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return {
             "weights": self.weights,
             "table": self.table(),
+            "notes": self.notes,
             "reports": {name: report.to_dict() for name, report in self.reports.items()},
         }
 
@@ -206,6 +227,7 @@ def _row(name: str, protocol: str, report: Report) -> dict[str, Any]:
         "protocol": protocol,
         "top1": score.top1,
         "interval": list(score.interval),
+        "deviation": statistics.stdev(score.by_seed) if len(score.by_seed) > 1 else None,
         "mean_per_class": statistics.fmean(a for a in score.per_class if a is not None),
         "untrained": None if other is None else other.scores[protocol].top1,
         "images": report.images["test"],

@@ -60,6 +60,7 @@ class Encoder(nn.Module):
     Attributes:
         name: as given.
         model: the timm model, whose state dict has timm's own names.
+        pretrained: whether it was made with timm's weights.
         embed_dim: dimensions of the features.
         timm_kwargs: what `timm.create_model(name, num_classes=0, **timm_kwargs)` makes the same model from, save for
             a small stem.
@@ -82,7 +83,7 @@ class Encoder(nn.Module):
         _check_settings(name, timm_kwargs)
         if pretrained and (stem, position) != ("native", "learned"):
             raise UserError(f"{name} has pretrained weights for its native stem and learned positions only.")
-        self.name = name
+        self.name, self.pretrained = name, pretrained
         self.spec = {"name": name, "stem": stem, "position": position, **timm_kwargs}
         self.timm_kwargs, self.model = _create(name, pretrained, timm_kwargs)
         self.embed_dim: int = getattr(self.model, "head_hidden_size", None) or self.model.num_features
@@ -194,9 +195,14 @@ class Encoder(nn.Module):
         """Features of each place of the last feature map, row by row, or of each patch, `b n d`.
 
         `d` is `embed_dim`, but for the few networks that widen after pooling (MobileNetV3).
+
+        Raises:
+            UserError: patches do not tile the image, or the network gives several maps (CrossViT).
         """
         self._check_size(x)
         found = self.model.forward_features(x)
+        if not isinstance(found, Tensor):
+            raise UserError(f"{self.name} has no single map of features: choose another backbone.")
         if found.ndim == 3:
             return found[:, getattr(self.model, "num_prefix_tokens", 0) :]
         if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
@@ -259,12 +265,19 @@ class Encoder(nn.Module):
         return self._vit("give tokens").num_prefix_tokens
 
     def freeze_patch_embed(self) -> None:
-        """Keep the projection of patches as it was initialized (MoCo v3, section 4.1).
+        """Keep the projection of patches as it was initialized (MoCo v3, section 4.1), or as it came from elsewhere.
+
+        One that stays random matters more than one that learns: it is initialized as theirs, uniformly by Glorot and
+        Bengio 2010, without a bias. PyTorch's own is half as large, beside positions that do not grow either.
 
         Raises:
             UserError: the backbone is not a vision transformer.
         """
-        self._vit("freeze a patch projection").patch_embed.requires_grad_(False)
+        embed = self._vit("freeze a patch projection").patch_embed.requires_grad_(False)
+        if not self.pretrained:
+            nn.init.xavier_uniform_(embed.proj.weight.view(embed.proj.out_channels, -1))
+            if embed.proj.bias is not None:
+                nn.init.zeros_(embed.proj.bias)
 
     def _vit(self, what: str) -> Any:
         from timm.layers import PatchEmbed

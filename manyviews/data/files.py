@@ -42,6 +42,16 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
+def shown(address: object) -> str:
+    """A path or a URL for people: without a user, a password and a query, which may hold secrets."""
+    text = str(address)
+    scheme, there, rest = text.partition("://")
+    if not there:
+        return text
+    host, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
 class Unreachable(OSError):
     """A file system that does not answer: no property of the images, and no reason to skip them."""
 
@@ -63,8 +73,8 @@ class File:
     stamp: str
 
     def __str__(self) -> str:
-        """For people: a path or a URL, without a query, which may hold secrets."""
-        return self.path if self.local else str(self.fs.unstrip_protocol(self.path)).partition("?")[0]
+        """For people: see `shown`."""
+        return self.path if self.local else shown(self.fs.unstrip_protocol(self.path))
 
     @property
     def name(self) -> str:

@@ -36,7 +36,11 @@ def open_folder(root: Path, files: list[str], labels: Path | None = None) -> Sou
     return Source(name, len(images), partial(_path, str(root), images), images.copy, annotate)
 
 
-_RUN = ("recipe.json", "run.json")
+PAGE = ".manyviews-page"
+"""A file in the folder of a page, whose pictures are no images to learn from."""
+
+# What is in folders of runs, sweeps, subspaces and pages: their plots and pictures, too, may lie among the images.
+_OURS = ({"recipe.json", "run.json"}, {"sweep.json", "sweep.png"}, {"subspaces.json"}, {PAGE})
 
 
 def is_image(path: str) -> bool:
@@ -45,7 +49,9 @@ def is_image(path: str) -> bool:
 
 
 def scan(root: Path) -> list[str]:
-    """All files under `root` as sorted relative POSIX paths, without hidden ones, macOS's `._*` and run folders.
+    """All files under `root` as sorted relative POSIX paths, without hidden ones, macOS's `._*` and what we made.
+
+    That is folders of runs, sweeps, subspaces and pages. The folders of a sweep's runs are such folders themselves.
 
     Each folder is visited once, and linked folders after all real ones. That ends loops, counts no image twice, and
     lets a folder that is also linked to keep its own name.
@@ -58,21 +64,22 @@ def scan(root: Path) -> list[str]:
         if (status.st_dev, status.st_ino) in visited:
             continue
         visited.add((status.st_dev, status.st_ino))
-        if folder and all((root / folder / name).exists() for name in _RUN):
-            continue  # plots of a run that was started among the images
-        with os.scandir(root / folder) as entries:
-            for entry in sorted(entries, key=lambda e: e.name):
-                if entry.name.startswith("."):
-                    continue
-                path = f"{folder}/{entry.name}" if folder else entry.name
-                try:
-                    if entry.is_dir():
-                        (links if entry.is_symlink() else folders).append(path)
-                    elif entry.is_file():
-                        files.append(path)
-                except OSError as e:
-                    if e.errno != errno.ELOOP:  # a link to itself
-                        raise
+        with os.scandir(root / folder) as found:
+            entries = sorted(found, key=lambda e: e.name)
+        if folder and any(ours <= {e.name for e in entries} for ours in _OURS):
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            try:
+                if entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(path)
+                elif entry.is_file():
+                    files.append(path)
+            except OSError as e:
+                if e.errno != errno.ELOOP:  # a link to itself
+                    raise
     return sorted(files)
 
 

@@ -150,7 +150,7 @@ class Source:
         """The same items, their labels numbered as in `classes`, so that a test set speaks its training set's language.
 
         Raises:
-            UserError: the data has no labels, or a class that is not among these.
+            UserError: the data has no labels, or a class that is not among these, or is there several times.
         """
         return replace(self, annotate=partial(_given, _renumbered(self._annotation, list(classes), self.name)))
 
@@ -254,7 +254,14 @@ def _renumbered(labels: Labels | None, classes: list[str], name: str) -> Labels:
     if labels is None:
         raise UserError(f"{name} has no labels; put its images into one folder for each class, or {NAME_LABELS}.")
     found, names = labels
+    if names == classes:
+        return labels
     used = np.unique(found) if found.ndim == 1 else np.flatnonzero(found.any(0))
+    twice = [names[k] for k in used if classes.count(names[k]) > 1]
+    if twice:
+        raise UserError(
+            f"Several classes are called '{twice[0]}', and which of them {name} means is not clear: rename them."
+        )
     strange = [names[k] for k in used if names[k] not in classes]
     if strange:
         raise UserError(f"{name} has the class '{strange[0]}', which is not among {', '.join(classes)}.")

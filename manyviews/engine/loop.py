@@ -30,6 +30,7 @@ from manyviews.engine.log import Log, missing
 from manyviews.engine.step import backpropagate
 from manyviews.engine.stopping import Stopped, watch
 from manyviews.errors import UserError, printable
+from manyviews.evaluation.features import frozen
 from manyviews.methods import Method
 from manyviews.progress import progress
 from manyviews.recipe import Recipe
@@ -40,10 +41,14 @@ from manyviews.types import At, Canvases
 from manyviews.views import Views
 
 
-def build(recipe: Recipe) -> Method:
-    """The method that a recipe describes, on the CPU, initialized from the recipe's seed."""
+def build(recipe: Recipe, *, trained: bool = False) -> Method:
+    """The method that a recipe describes, on the CPU, initialized from the recipe's seed.
+
+    With `trained`, its weights come from a checkpoint, and none are fetched from elsewhere to start from.
+    """
     torch.manual_seed(recipe.seed)
-    encoder = Encoder(recipe.backbone.name, **recipe.backbone.settings)
+    settings = recipe.backbone.settings
+    encoder = Encoder(recipe.backbone.name, **({**settings, "pretrained": False} if trained else settings))
     method = methods.get(recipe.method.name)(encoder, **recipe.method.settings)
     return method if recipe.rescue is None else Rescued(method, recipe.rescue, recipe.step.accumulate)
 
@@ -276,6 +281,27 @@ def check(recipe: Recipe, source: Source) -> None:
     for name in recipe.observe.trackers:
         if importlib.util.find_spec(name) is None:
             raise missing(name)
+
+
+def check_sizes(method: Method, recipe: Recipe) -> None:
+    """Raises UserError when the encoder does not take images of the views' sizes and of the test size."""
+    encoder = method.keep
+    for size in sorted({recipe.test_size, *(look.size for look in method.looks)}):
+        with frozen(encoder):
+            try:
+                found = encoder(torch.zeros(1, 3, size, size))
+            except UserError:
+                raise
+            except Exception as e:  # timm's models assert, or fail somewhere inside
+                raise UserError(
+                    f"{encoder.name} does not take images of {size} pixels ({printable(e, 120)}): choose another "
+                    "backbone, or other sizes of the views and --set test_size."
+                ) from None
+        if found.shape != (1, encoder.embed_dim):
+            raise UserError(
+                f"{encoder.name} gives features of the shape {tuple(found.shape[1:])} and not {encoder.embed_dim} for "
+                "each image: leave its settings for pooling as they are."
+            )
 
 
 def _loader(recipe: Recipe, source: Source, device: torch.device) -> Loader:

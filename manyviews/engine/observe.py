@@ -30,14 +30,16 @@ MOST = 1000
 # peak early and shrink by a third, a transformer's to two fifths of an untrained one's before they grow.
 _WATCHED = {"features": ("", COLLAPSED, 1 / 4), "projections": ("projection_", 0.1, 1 / 2)}
 
-_FEW = 16  # held-out images below which a spectrum says nothing
+FEWEST = 16
+"""Held-out images below which a spectrum says nothing."""
+
 _PAIRS = 256  # held-out images of which two views are compared
 
 
 def hold_out(source: Source, fraction: float) -> tuple[Source, Source]:
     """The images to train on, and those to watch: a stable hash of each image's name decides, the same everywhere."""
     share = min(fraction, MOST / len(source))
-    if share * len(source) < _FEW:  # would say nothing, and be missing from training
+    if share * len(source) < FEWEST:  # would say nothing, and be missing from training
         return source, source.subset([])
     parts = split(source.ids, {"train": 1 - share, "watch": share}, salt="watch")
     return source.subset(parts["train"]), source.subset(parts["watch"][:MOST])
@@ -64,10 +66,10 @@ class Watch:
 
 def prepare(train: Source, held: Source, recipe: Recipe) -> Watch | None:
     """Read the images to watch; None when there are too few."""
-    if len(held) < _FEW:
+    if len(held) < FEWEST:
         return None
     pixels, labels = _read(held, recipe.test_size)
-    if len(pixels) < _FEW:
+    if len(pixels) < FEWEST:
         return None
     known, known_labels = pixels[:0], None
     if labels is not None and len(labels.unique()) > 1:

@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from manyviews.data.source import Source
 from manyviews.errors import UserError, unknown
 from manyviews.evaluation import metrics
-from manyviews.evaluation.features import SMALL, Pixels, encode, extract, read_again
+from manyviews.evaluation.duplicates import across
+from manyviews.evaluation.features import SMALL, Features, Pixels, encode, extract, read_again
 from manyviews.evaluation.knn import TEMPERATURE, neighbors, usable
 from manyviews.evaluation.linear import Standard, linear_probe
 from manyviews.evaluation.task import ImageTask, Measure, Task
@@ -583,4 +584,22 @@ def shifted(task: ImageTask, test_y: Tensor, seed: int, other: Source, *, probe:
             "difference": accuracy - usual,
         },
         {**model.setting, "images": len(right), "classes": len(present)},
+        notes=tuple(_doubts(task, other, seen)),
     )
+
+
+def _doubts(task: ImageTask, other: Source, seen: Features) -> list[str]:
+    """What is wrong with a further set of images: some were learned from, some cannot be read."""
+    doubts, learned = [], torch.cat([task.frozen.train_x, task.frozen.val_x]).cpu()
+    known = Features(learned, None, torch.arange(len(learned)), [], [])
+    leaked = {j for _, j in across(task.known, other, known, seen)}
+    if leaked:
+        doubts.append(
+            f"{len(leaked)} of {len(seen)} images of {other.name} are also training images (the first: "
+            f"{other.where(min(leaked))}): its accuracy is too high."
+        )
+    if seen.bad:
+        where, reason = seen.bad[0]
+        count = f"{len(seen.bad)} images of {other.name}"
+        doubts.append(f"{count} could not be read and were left out (the first: {where}: {reason}).")
+    return doubts

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from manyviews.backbones import Encoder, Outside
 from manyviews.data import Source, load_canvases
-from manyviews.errors import UserError
-from manyviews.evaluation.features import SMALL, extract_all, frozen
+from manyviews.errors import UserError, printable
+from manyviews.evaluation.features import SMALL, check_finite, extract_all, frozen
 from manyviews.evaluation.protocol import untrained
 from manyviews.evaluation.spectrum import (
     COLLAPSED,
@@ -169,6 +169,9 @@ class Diagnosis:
             f"{name:13} {value:>8}  {words}" + ("" if old is None else f" (untrained: {old:.3g})")
             for name, value, words, old in rows
         ]
+        if self.bad:
+            where, reason = (printable(text, 80) for text in self.bad[0])
+            lines.append(f"{len(self.bad)} images could not be read and were left out (the first: {where}: {reason}).")
         lines.append(f"Of {self.images} images at {self.test_size} pixels; {self.viewed[0]} in {self.viewed[1]} views.")
         return "\n".join([*lines, "", self.verdict])
 
@@ -241,8 +244,7 @@ def diagnose(
     x = seen["trained"].x
     if len(x) < FEWEST:
         raise UserError(f"{source.name} has {len(x)} images that can be read: a diagnosis takes {FEWEST} or more.")
-    if not x.isfinite().all():
-        raise UserError("The encoder's features are not finite: its weights are damaged, or its training diverged.")
+    check_finite(x)
     side = test_size if test_size <= SMALL else int(test_size * 256 / 224)
     canvases, _ = load_canvases(looked, side)
     if len(canvases) < 2:

@@ -166,7 +166,8 @@ def _indistinct(a: Tensor, b: Tensor) -> Tensor | None:
 def to_csv(groups: Sequence[Group]) -> str:
     """A line for each image of a group: `group` (its number from 1), `id`, `keep` ("yes" or "no") and `similarity`."""
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
+    # All in quotes: Python before 3.11.9 leaves a carriage return in a name without, which would begin another line.
+    table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     table.writerow(["group", "id", "keep", "similarity"])
     for number, group in enumerate(groups, 1):
         for i, (name, value) in enumerate(zip(group.ids, group.similarity, strict=True)):

@@ -112,6 +112,12 @@ def read_again(source: Source, size: int, batch_size: int = 256) -> Iterator[Ten
         yield pixels
 
 
+def check_finite(x: Tensor) -> None:
+    """Raises UserError unless all features are finite: nothing that is done with others means anything."""
+    if not x.isfinite().all():
+        raise UserError("The encoder's features are not finite: its weights are damaged, or its training diverged.")
+
+
 # Typed by hand: to mypy these modules lack what they set at run time.
 _BACKENDS: Any = torch.backends
 _PARTS = (_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv, _BACKENDS.mkldnn.matmul, _BACKENDS.mkldnn.conv)

@@ -123,10 +123,12 @@ class Ranking:
     def bootstrap(self, seed: int = 0, level: float = LEVEL, resamples: int = MAP_RESAMPLES) -> Interval:
         """Percentile bootstrap interval of the mean over classes of their average precisions, over the items.
 
-        Classes that a resample has no items of are left out of its mean.
+        Classes that a resample has no items of are left out of its mean, and a resample that has items of no class is
+        left out of all.
         """
         rng, m = np.random.default_rng(seed), self.order.shape[1]
         draws = (rng.multinomial(m, np.full(m, 1 / m)).astype(np.float32) for _ in range(resamples))  # counts: exact
-        means = [np.nanmean(self.average_precision(weight)) for weight in draws]
+        precisions = (self.average_precision(weight) for weight in draws)
+        means = [np.nanmean(p) for p in precisions if not np.isnan(p).all()]
         low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)])
         return float(low), float(high)

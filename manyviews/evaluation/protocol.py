@@ -27,7 +27,7 @@ from manyviews.evaluation import metrics
 from manyviews.evaluation.clustering import clustering
 from manyviews.evaluation.corruptions import corruptions, shifted
 from manyviews.evaluation.duplicates import across
-from manyviews.evaluation.features import Chosen, Features, Pixels, extract_all, fingerprint
+from manyviews.evaluation.features import Chosen, Features, Pixels, check_finite, extract_all, fingerprint
 from manyviews.evaluation.finetune import finetune, finetune_vit, linear_augmented, semi_1, semi_10
 from manyviews.evaluation.knn import KS, TEMPERATURE, neighbors, usable, vote
 from manyviews.evaluation.layers import guillotine, layers, linear_grid
@@ -265,9 +265,8 @@ def evaluate(
 
     seen = look(source, 0)
     held = seen if test is None else look(test, len(source))
-    if not seen["trained"].x.isfinite().all():
-        raise UserError("The encoder's features are not finite: its weights are damaged, or its training diverged.")
-    sets = _Sets.of(source, test, seen, held, classes, device)
+    check_finite(seen["trained"].x)
+    sets = _Sets.of(source, test, seen, held, classes, device, several="multilabel" in protocols)
     notes += sets.leaks()
     test_y = sets.test_y
 
@@ -322,6 +321,7 @@ def evaluate(
         for baseline in encoders
         if baseline != "trained"
     }
+    said = (note for measure in found["trained"].measures.values() for note in measure.notes)
     return Report(
         source=source.name,
         test=None if test is None else test.name,
@@ -335,7 +335,7 @@ def evaluate(
         bad=tuple(dict.fromkeys(seen["trained"].bad + held["trained"].bad)),
         seconds=time.monotonic() - start,
         features=features,
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys([*notes, *said])),
     )
 
 
@@ -364,8 +364,9 @@ class _Sets:
         held: dict[str, Features],
         classes: list[str],
         device: torch.device,
+        several: bool,
     ) -> _Sets:
-        if source.several:
+        if several:  # what is asked for decides: images with one label each may be asked so too
             seen = {name: _targeted(f, source) for name, f in seen.items()}
             held = seen if test is None else {name: _targeted(f, test) for name, f in held.items()}
         parts = _parts(source, test, seen["trained"], held["trained"])

@@ -264,6 +264,7 @@ def _representation(facts: dict[str, Any]) -> Representation:
             | {
                 "interval": None if m["interval"] is None else _pair(m["interval"]),
                 "by_seed": tuple(m.get("by_seed", ())),
+                "notes": tuple(m.get("notes", ())),
             }
         )
         for name, m in facts.get("measures", {}).items()

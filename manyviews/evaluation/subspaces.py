@@ -60,6 +60,7 @@ def analyze(
         - "masks": for each subspace the d entries of its mask, to four digits.
         - "correlation": for each two masks; see `correlation`.
         - "order": the subspaces' names, the most diverse first; see `diverse`.
+        - "bad": place and reason of each image that could not be read and was left out.
         - "uncertainty": "images" (where they are) and "values"; see `uncertainty`.
         - "invariance": by augmentation: "strength" (what it is), "values" of it, "subspaces" (for each, one number a
           value; see `invariance`), "all" (the same without masks), and "trace" (the variance's, mean over images).
@@ -84,6 +85,7 @@ def analyze(
         "masks": [[round(v, 4) for v in column] for column in masks.T.tolist()],
         "correlation": alike.tolist(),
         "order": [method.subspaces[k] for k in diverse(alike)],
+        "bad": [list(bad) for bad in seen.bad],
         "uncertainty": None,
         "invariance": _sweeps(method, _spread(chosen, swept), masks, test_size, mean, std, device, seed, batch_size),
         **_classified(seen, chosen, mu, masks, unsure),

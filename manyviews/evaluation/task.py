@@ -96,6 +96,7 @@ class Measure:
         details: further numbers by name, in the order in which to show them: a curve, a table, a second measure.
         setting: with which setting: fixed in advance, or chosen on validation images; with the first seed.
         by_seed: headline numbers with each seed, if several were tried; all above are means over them.
+        notes: what a reader must know, in sentences.
     """
 
     name: str
@@ -104,3 +105,4 @@ class Measure:
     details: dict[str, float]
     setting: dict[str, float]
     by_seed: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()

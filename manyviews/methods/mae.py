@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from manyviews.backbones import Encoder
+from manyviews.errors import UserError
 from manyviews.heads import Decoder
 from manyviews.methods.method import Method, Terms
 from manyviews.objectives import masked_mse, patchify, random_masking
@@ -47,6 +48,8 @@ class MAE(Method):
         normalize_pixels: bool = True,
     ) -> None:
         super().__init__()
+        if view.count != 1:
+            raise UserError(f"MAE looks at one view of each image, not at {view.count}: set its count to 1.")
         self.looks = (view,)
         self.encoder = encoder
         self.patch_size = encoder.patch_size

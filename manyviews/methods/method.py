@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 
+import torch
 from torch import Tensor, nn
 
 from manyviews.backbones import Encoder
@@ -34,8 +36,11 @@ class Branch(nn.Module):
 def paired(*kinds: View, target: str | None = None) -> tuple[View, ...]:
     """The view types themselves, when two views of the target type, by default of the first, can be compared.
 
+    With `target`, views predict targets, which a type may blend. Without, views are compared with each other.
+
     Raises:
-        UserError: two types of the same name, none of the target's, or fewer than two views of it.
+        UserError: two types of the same name, none of the target's, fewer than two views of it, or a type that asks for
+            other targets than the method has.
     """
     names = [k.name for k in kinds]
     if len(set(names)) < len(names):
@@ -45,7 +50,19 @@ def paired(*kinds: View, target: str | None = None) -> tuple[View, ...]:
         raise UserError(f"The views need a {target} type to compare with, not only {', '.join(names) or 'none'}.")
     if first.count < 2:
         raise UserError(f"This method compares {first.name} views, and {first.count} is too few: set its count to 2.")
+    for kind in kinds:
+        if target is None and type(kind).blend is not View.blend:
+            raise UserError(f"{kind.name} views predict a blend of targets, and this method has no targets: take byol.")
+        if target is not None and kind.aim != target:
+            raise UserError(
+                f"{kind.name} views predict {kind.aim} views here, and this method {target} ones: take byol."
+            )
     return kinds
+
+
+def sum_of(xs: Sequence[Tensor]) -> Tensor:
+    """The sum of one tensor or more of one shape; the tensor itself if it is one."""
+    return reduce(torch.add, xs)
 
 
 class Method(nn.Module):

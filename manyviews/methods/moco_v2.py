@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 
 from manyviews import distributed
 from manyviews.backbones import Encoder
+from manyviews.errors import UserError
 from manyviews.heads import mlp
 from manyviews.methods.method import Branch, Method, Terms, paired
 from manyviews.objectives import info_nce
@@ -56,6 +57,8 @@ class MoCoV2(Method):
     ) -> None:
         super().__init__()
         self.looks = paired(view)
+        if view.count != 2:
+            raise UserError(f"MoCo v2 compares two views of each image, not {view.count}: set its count to 2.")
         self.query = Branch(encoder, mlp(encoder.embed_dim, hidden_dim, output_dim, norm=False))
         self.key = EMA(self.query, momentum)
         self.queue = Queue(queue_size, output_dim)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.heads import Prototypes, mlp
-from manyviews.methods.method import Branch, Method, Terms, paired
+from manyviews.methods.method import Branch, Method, Terms, paired, sum_of
 from manyviews.objectives import sinkhorn, swapped_prediction
 from manyviews.types import At
 from manyviews.views import SWAV, Global, Local, View, Views
@@ -74,14 +74,16 @@ class SwAV(Method):
         codes = [sinkhorn(s.detach(), self.epsilon, self.iterations) for s in scores]
         pairs = len(codes) * (sum(v.count for v in self.looks) - 1)
 
-        def term(scores: Tensor, codes: list[Tensor]) -> Tensor:
-            return torch.stack([swapped_prediction(scores, q, self.temperature) for q in codes]).sum() / pairs
+        def term(name: str, i: int, scores: Tensor, codes: list[Tensor]) -> Tensor:
+            # Cross-entropy is linear in the codes: of their sum, it takes one pass over the scores.
+            code = views.blend(name, i, sum_of(codes))
+            return swapped_prediction(scores, code, self.temperature) / pairs
 
-        terms = [term(s, codes[:i] + codes[i + 1 :]) for i, s in enumerate(scores)]
+        terms = [term("global", i, s, codes[:i] + codes[i + 1 :]) for i, s in enumerate(scores)]
         yield {"global": torch.stack(terms).sum()}
         del scores, terms
-        for kind, _, z in views.each([v for v in self.looks if v.name != "global"], self.online):
-            yield {kind.name: term(self.prototypes(z), codes)}
+        for kind, i, z in views.each([v for v in self.looks if v.name != "global"], self.online):
+            yield {kind.name: term(kind.name, i, self.prototypes(z), codes)}
 
     def before_update(self, at: At) -> None:
         if at.epoch < self.freeze_epochs:

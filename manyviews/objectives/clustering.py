@@ -48,7 +48,7 @@ def swapped_prediction(scores: Tensor, codes: Tensor, temperature: float) -> Ten
 
     Args:
         scores: similarities of one view and the prototypes, `b k`.
-        codes: the other view's, from `sinkhorn`, `b k`; receive no gradient.
+        codes: the other view's, from `sinkhorn`, `b k`, or several views' sum; receive no gradient.
         temperature: of the softmax over prototypes, above 0; not the epsilon of the codes.
 
     Returns:

@@ -29,7 +29,7 @@ def cross_entropy(teacher_probs: Tensor, student_logits: Tensor, temperature: fl
     """`-sum_k p_k log softmax(logits / temperature)_k`, mean over rows. DINO, eq. 2, for one pair of views.
 
     Args:
-        teacher_probs: rows that sum to 1, `b k`; receive no gradient.
+        teacher_probs: rows that sum to 1, `b k`, or sums of such; receive no gradient.
         student_logits: `b k`.
         temperature: the student's, above 0.
 

@@ -9,10 +9,11 @@ Rescuing Easy Samples in Self-Supervised Pretraining, Wang et al., algorithm 1 a
 
 It is the same for every method that projects two views of an image. z_a and z_b are projections of the first two views
 as they come out of the projector, before a predictor: z_a the trained network's, z_b the target network's where a
-method has one. As printed, the gradient goes through z_a as well as z_s. The paper says nothing about ranks: the k are
-the easiest of all ranks, and the ranks share the work on them evenly. Nor about BatchNorm: strong views are normalized
-by their own statistics, of which running ones learn nothing. Its k is a 64th of a batch of thousands; of small batches
-more are taken, because a BatchNorm over two images would make their projections exactly opposite.
+method has one (but for MoCo v2, whose keys are of a shuffled batch). As printed, the gradient goes through z_a as well
+as z_s. The paper says nothing about ranks: the k are the easiest of all ranks, and the ranks share the work on them
+evenly. Nor about BatchNorm: strong views are normalized by their own statistics, of which running ones learn nothing.
+Its k is a 64th of a batch of thousands; of small batches more are taken, because a BatchNorm over two images would make
+their projections exactly opposite.
 """
 
 from __future__ import annotations
@@ -127,11 +128,11 @@ class Rescued(Method):
         """How many of n images, so that every rank has as many."""
         norms = [m for m in branch.modules() if isinstance(m, _BatchNorm)]
         norm = bool(norms)
+        shared = all(isinstance(m, (nn.SyncBatchNorm, distributed.SyncBatchNorm)) for m in norms)
         if self.settings.k is None:
-            shared = all(isinstance(m, (nn.SyncBatchNorm, distributed.SyncBatchNorm)) for m in norms)
             least = 1 if shared else _FEW  # on each rank: its statistics are of them alone
             return min(n, world * max(least, math.ceil(max(_FEW if norm else 1, n / 64) / world)))
-        k, least = self.settings.k // self.parts, world * (2 if norm else 1)
+        k, least = self.settings.k // self.parts, max(2 if norm else 1, world * (1 if shared else 2))
         if k % world or not least <= k <= n:
             raise UserError(
                 f"Of {n} images on {world} processes, {k} cannot be rescued: set rescue.k to a multiple of "

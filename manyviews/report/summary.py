@@ -19,6 +19,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from manyviews.data.files import shown
 from manyviews.errors import printable
 from manyviews.evaluation import Measure
 from manyviews.evaluation.dense import Dense
@@ -104,14 +105,16 @@ def show_sweep(found: Mapping[str, Any]) -> None:
     _show(Group(table, "", Text("files"), *(Padding(Text(printable(f)), (0, 0, 0, 2)) for f in files)))
 
 
-def show_transfer(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the table of a transfer suite (`manyviews.suite.Transfer.table()`) to standard output."""
+def show_transfer(rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> None:
+    """Print the table of a transfer suite (`manyviews.suite.Transfer.table()`) and its notes to standard output."""
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
     for column in ("set", "protocol", "top-1 (95 % interval)", "mean per class", "untrained", "test images"):
         table.add_column(Text(column))
     for row in rows:
         style = "bold" if row["set"] == "mean" else ""
         interval = " ({:.1f} to {:.1f})".format(*(100 * v for v in row["interval"])) if row["interval"] else ""
+        if row["deviation"] is not None:
+            interval += f", ± {100 * row['deviation']:.1f} over seeds"
         table.add_row(
             Text(printable(row["set"]), style=style),
             Text(TITLES.get(row["protocol"], row["protocol"]), style=style),
@@ -120,7 +123,7 @@ def show_transfer(rows: Sequence[Mapping[str, Any]]) -> None:
             "-" if row["untrained"] is None else percent(row["untrained"]),
             str(row["images"] or ""),
         )
-    _show(table)
+    _show(Group(table, *(Text(printable(note), style="yellow") for note in notes)))
 
 
 def show_dense(found: Dense) -> None:
@@ -166,7 +169,7 @@ def facts_of(run: Any) -> dict[str, Any]:
     last = logged[-1] if logged else {}
     facts: dict[str, Any] = {
         "name": recipe.name,
-        "data": f"{about.get('data') or 'images in memory'}, {about.get('images', '?')} images",
+        "data": f"{shown(about.get('data') or 'images in memory')}, {about.get('images', '?')} images",
         "recipe": f"{recipe.method.name}, {recipe.backbone.name}, {recipe.epochs:g} epochs of batches of "
         f"{recipe.data.batch_size}, seed {recipe.seed}",
         "machine": about.get("machine"),

@@ -272,7 +272,8 @@ def open_pictures(root: Path, masks: bool = False) -> Pictures:
     `<split>/_annotations.coco.json`, with the images in a folder named as the split, in `images/<split>` or `images`,
     or beside the file.
 
-    With a test split, val is learned from too, for nothing is chosen with it; without, val is the test.
+    With a test split, val is learned from too, for nothing is chosen with it; without, val is the test. Test images
+    are never learned from, whatever other splits they are in.
 
     Args:
         root: the folder.
@@ -286,6 +287,9 @@ def open_pictures(root: Path, masks: bool = False) -> Pictures:
     if voc and masks:
         raise UserError(f"{root} is in Pascal VOC's format, which has no masks of objects: give annotations as COCO's.")
     found = _open_voc(voc[0]) if voc else _open_coco(root, masks)
+    asked = {picture.path for picture in found.test}
+    twice = [(str(p.path), "it is a test image, and is not learned from") for p in found.train if p.path in asked]
+    found = replace(found, train=[p for p in found.train if p.path not in asked], bad=[*found.bad, *twice])
     for name, part in (("train", found.train), ("test", found.test)):
         if not any(not thing.crowd for picture in part for thing in picture.things):
             raise UserError(f"{root} has no objects in its images to {name}.")

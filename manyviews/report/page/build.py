@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,8 @@ import torch
 from manyviews import __version__
 from manyviews.checkpoint import check_writable, new_folder
 from manyviews.data import Source, open_source
+from manyviews.data.files import shown
+from manyviews.data.folder import PAGE
 from manyviews.errors import UserError, printable
 from manyviews.evaluation import subspaces as numbers
 from manyviews.evaluation.features import Features, extract
@@ -103,6 +106,7 @@ def write(
         )
         facts["made"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         facts["version"] = __version__
+        (part / PAGE).touch()
         (part / "index.html").write_text(render(facts), encoding="utf-8")
         _check_new(out)
     return out / "index.html"
@@ -124,7 +128,7 @@ def _images(runs: Sequence[Any], data: Any, labels: Any) -> tuple[Source | None,
     if address is None:
         return None, "The images of this run were given in memory, and are gone."
     if "://" in str(address):
-        return None, f"The images of this run are at {printable(address, 200)}, and are not fetched unasked."
+        return None, f"The images of this run are at {printable(shown(address), 200)}, and are not fetched unasked."
     try:
         return open_source(address, labels), ""
     except UserError as error:
@@ -182,10 +186,9 @@ def _views_and_subspaces(runs: Sequence[Any], source: Source | None, where: _Whe
     views: list[Facts] = []
     subspaces: list[Facts] = []
     for i, run in enumerate(runs):
-        try:
-            method = run.method
-        except UserError:
-            continue  # stopped before its first checkpoint
+        if not run.started:
+            continue
+        method = run.method
         if source is not None:
             _add_views(views, i, run.recipe, method, source, where.pictures)
         method = method.method if isinstance(method, Rescued) else method
@@ -224,21 +227,20 @@ def _what_encoders_see(
         return {"why_not": "An encoder's features are not finite: its weights are damaged, or its training diverged."}
     asked = None if queries is None else (queries, [look(queries, i, None) for i in finished])
     drawn = places.draw_map(known, [names[i] for i in finished], where.page, where.seed, where.progress)
-    rows = pictures.spread_out(len(known.source), _PATCHED).tolist()
-    sets = [("images of the map", [(known.source, i) for i in rows])]
+    some = pictures.spread_out(len(known.source), _PATCHED).tolist()
+    sets = [("images of the map", [(known.source, i) for i in some])]
     if queries is not None:
         sets.append(("your own images", [(queries, i) for i in range(min(_PATCHED, len(queries)))]))
-    patches = [
-        {
-            "title": title,
-            "images": [where.pictures.of(*one) for one in shown],
-            "rows": [
-                {"run": i, **pictures.patches(encoders[i], shown, runs[i].recipe, where.device, where.pictures)}
-                for i in finished
-            ],
-        }
-        for title, shown in sets
-    ]
+    patches = []
+    for title, images in sets:
+        rows = []
+        for i in finished:
+            with contextlib.suppress(UserError):  # some networks have no map of features
+                rows.append(
+                    {"run": i, **pictures.patches(encoders[i], images, runs[i].recipe, where.device, where.pictures)}
+                )
+        if rows:
+            patches.append({"title": title, "images": [where.pictures.of(*one) for one in images], "rows": rows})
     return {
         "runs": finished,
         "source": printable(source.name, 100),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from manyviews.data.files import shown
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.report import COLLAPSED_SPREAD, NAMES, TITLES, Report, percent
 from manyviews.progress import duration
@@ -400,7 +401,9 @@ def settings(runs: Sequence[Any]) -> Facts:
     """Settings that differ between the runs, "differ", and those that do not, "same": name and value for each run."""
     found = [{k: printable(v, 3000) for k, v in summary.settings(run.recipe)} for run in runs]
     for values, run in zip(found, runs, strict=True):
-        values["images"] = printable(f"{run.facts.get('data') or 'in memory'}, {run.facts.get('images', '?')}", 300)
+        values["images"] = printable(
+            f"{shown(run.facts.get('data') or 'in memory')}, {run.facts.get('images', '?')}", 300
+        )
     every = list(dict.fromkeys(k for values in found for k in values))
     parts = list(dict.fromkeys(k.partition(".")[0] for k in every))
     every.sort(key=lambda k: parts.index(k.partition(".")[0]))

@@ -16,7 +16,7 @@ from torch import Tensor
 from manyviews.backbones import Encoder
 from manyviews.data import BadImage, Source, load_canvases
 from manyviews.data.decode import decode
-from manyviews.errors import printable
+from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen, normalize, test_transform
 from manyviews.recipe import Recipe
 from manyviews.views import View, Views
@@ -152,6 +152,9 @@ def patches(
     Returns:
         "grid" (rows of patches), "components" (a picture for each image: see `components`), "attention" (by name, such
         as "mean of 4 heads" or "head 1", a picture for each image; empty for encoders without a class token).
+
+    Raises:
+        UserError: the encoder has no map of features.
     """
     shown = np.stack([_seen(source, i, recipe.test_size) for source, i in images])
     x = normalize(torch.from_numpy(shown).to(device), recipe.data.mean, recipe.data.std)
@@ -160,6 +163,8 @@ def patches(
         found = encoder.patches(x).float().cpu()
         heads = attention(encoder, x)
     side = math.isqrt(found.shape[1])
+    if side * side != found.shape[1]:  # a token among them that timm does not tell of
+        raise UserError(f"{encoder.name} gives {found.shape[1]} places, which are no square.")
     colors = components(found).reshape(-1, side, side, 3)
     maps: dict[str, Tensor] = {}
     if heads is not None:
