@@ -236,8 +236,9 @@ def _unpickle(path: Path) -> object:
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
     try:
-        with torch.serialization.safe_globals(list(_INERT)):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # As an open file: by a path PyTorch goes by the name.
+        with torch.serialization.safe_globals(list(_INERT)), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as e:  # the unpickler raises whatever the bytes make it raise
         foreign = re.search(r"GLOBAL (\S+)", str(e))
         reason = f"it holds {foreign[1]}" if foreign else str(e).partition("\n")[0]

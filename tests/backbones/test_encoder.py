@@ -183,6 +183,26 @@ def test_a_frozen_patch_projection_gets_no_gradient():
     assert without == {"patch_embed.proj.weight", "patch_embed.proj.bias"}
 
 
+def test_a_frozen_patch_projection_is_initialized_as_moco_v3s():
+    encoder = vit()
+    encoder.freeze_patch_embed()
+    weight, bias = encoder.model.patch_embed.proj.weight, encoder.model.patch_embed.proj.bias
+    bound = math.sqrt(6 / (weight[0].numel() + len(weight)))
+    assert 0.98 * bound < weight.abs().max() <= bound and weight.std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    assert not bias.any()
+    encoder = vit()
+    encoder.pretrained = True  # what came from elsewhere stays
+    before = encoder.model.patch_embed.proj.weight.clone()
+    encoder.freeze_patch_embed()
+    assert torch.equal(encoder.model.patch_embed.proj.weight, before)
+
+
+def test_several_maps_are_no_map():
+    encoder = Encoder("crossvit_tiny_240", img_size=240)
+    with pytest.raises(UserError, match="no single map"):
+        encoder.patches(images(240, 1))
+
+
 def test_sincos_positions():
     found = sincos((3, 5), 8)
     for row in range(3):

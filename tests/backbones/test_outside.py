@@ -624,10 +624,19 @@ def test_damaged_files(tmp_path: Path):
     (tmp_path / "part.pth").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.pth").write_bytes(b"")
     (tmp_path / "text.ckpt").write_bytes(b"hello, world")
-    (tmp_path / "other.safetensors").write_bytes(whole[:1000])
+    (tmp_path / "other.safetensors").write_bytes(b"hello, world")
     for name in ("part.pth", "empty.pth", "text.ckpt"):
         refused(tmp_path / name, "cannot be loaded safely: it is damaged")
     refused(tmp_path / "other.safetensors", "not a readable safetensors file")
+
+
+def test_what_is_in_a_file_counts_and_not_its_name(tmp_path: Path):
+    net = resnet()
+    safetensors.torch.save_file(net.state_dict(), tmp_path / "weights.pth")
+    torch.save(net.state_dict(), tmp_path / "weights.safetensors")
+    torch.save(net.state_dict(), tmp_path / "old", _use_new_zipfile_serialization=False)
+    for name in ("weights.pth", "weights.safetensors", "old"):
+        agree(mv.load(tmp_path / name), net, 64)
 
 
 class Harm:

@@ -227,6 +227,18 @@ def test_what_cannot_be_trained_with(manyviews, photos: Path):
     )
 
 
+def test_sizes_that_the_backbone_does_not_take_leave_no_run_behind(manyviews, photos: Path, tmp_path: Path):
+    out = ("--out", tmp_path / "run")
+    for recipe, backbone, says in (
+        ("simclr_photos", "name=levit_conv_128s", "does not take images of 128 pixels"),
+        ("moco_v3_tiny", "patch_size=5", "do not tile"),
+        ("simclr_tiny", "global_pool=''", "features of the shape"),
+    ):
+        sets = ("--set", "data.batch_size=16", "--set", f"backbone.{backbone}")
+        told(manyviews("pretrain", photos, "--recipe", recipe, *sets, *out), says)
+        assert not (tmp_path / "run").exists()
+
+
 def test_parts_of_a_set_are_no_classes(manyviews, run_folder: Path, tmp_path: Path):
     for part in ("train", "val"):
         (tmp_path / part).mkdir()
@@ -275,7 +287,13 @@ def test_places_where_nothing_can_be_written(manyviews, run_folder: Path, photos
     monkeypatch.undo()
     out.write_text("a file")
     told(manyviews("prepare", photos, "--out", out), "cannot be made")
-    told(manyviews("sweep", photos, *TINY, "--vary", "optimizer.lr=0.1,0.2", "--out", out), "not an empty folder")
+    held = ("--set", "data.holdout=0.3")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "here")
+    for verb in (("embed", run_folder, photos), ("report", run_folder), ("export", run_folder, "--format", "torch")):
+        told(manyviews(*verb, "--out", tmp_path / "link"), "leads nowhere")
+    told(
+        manyviews("sweep", photos, *TINY, "--vary", "optimizer.lr=0.1,0.2", *held, "--out", out), "not an empty folder"
+    )
 
 
 def test_hostile_names_reach_no_terminal(manyviews, run_folder: Path, tmp_path: Path):

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from manyviews.checkpoint import load_tensors, save_tensors
+
 from .conftest import TINY
 
 
@@ -40,6 +42,16 @@ def test_transfer(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
         (s, p) for p in ("knn", "logistic") for s in ("photos", "mean")
     ]
     assert f"{100 * table[0]['top1']:.1f} %" in result.out
+    assert json.loads((tmp_path / "t.json").read_text())["notes"] == []
+    for i in range(40):  # on both sides of the split, which goes by names
+        shutil.copy(photos / "red" / f"{i}.png", tmp_path / "sets" / "photos" / "red" / f"copy {i}.png")
+    (tmp_path / "sets" / "photos" / "red" / "bad.png").write_bytes(b"no image")
+    out = ("--out", tmp_path / "again", "--json", tmp_path / "t.json")
+    result = manyviews("transfer", run_folder, tmp_path / "sets", "--protocol", "knn", *out)
+    leaked, bad = json.loads((tmp_path / "t.json").read_text())["notes"]
+    assert leaked.startswith("photos: ") and "are also training images" in leaked
+    assert leaked in " ".join(result.out.split())
+    assert bad.startswith("photos: 1 images could not be read") and "bad.png" in bad
     result = manyviews("transfer", run_folder, tmp_path / "sets", "--protocol", "clustering", "--out", tmp_path / "x")
     assert result.code == 2 and "clustering" in result.err
 
@@ -58,6 +70,13 @@ def test_diagnose_and_select(manyviews, run_folder: Path, photos: Path, tmp_path
     assert chosen["chosen"] in (str(run_folder), str(other)) and "method.temperature" in result.out
     assert 0 <= chosen["agreement"]["knn"]["regret"] <= 1
     assert manyviews("select", run_folder).code == 2
+    # A run of a sweep that broke down is left out, and of two nothing is left to choose from.
+    shutil.copytree(other, tmp_path / "broken")
+    (tmp_path / "broken" / "encoder.safetensors").unlink()
+    result = manyviews("select", run_folder, other, tmp_path / "broken")
+    assert result.code == 0 and "broken is not finished, and was left out" in result.out
+    result = manyviews("select", run_folder, tmp_path / "broken")
+    assert result.code == 2 and "is not finished" in result.err
 
 
 def test_segment_and_propagate(manyviews, run_folder: Path, tmp_path: Path):
@@ -82,6 +101,14 @@ def test_segment_and_propagate(manyviews, run_folder: Path, tmp_path: Path):
     result = manyviews("propagate", run_folder, tmp_path / "videos", "--no-baseline", "--json", tmp_path / "p.json")
     assert result.code == 0, result.err
     assert json.loads((tmp_path / "p.json").read_text())["value"] > 0.5
+    broken = tmp_path / "broken"
+    shutil.copytree(run_folder, broken)
+    tensors, facts = load_tensors(broken / "encoder.safetensors")
+    next(v for k, v in tensors.items() if k.endswith("weight")).fill_(float("nan"))
+    save_tensors(broken / "encoder.safetensors", tensors, facts)
+    for verb in (("segment", broken, tmp_path / "scenes"), ("embed", broken, "demo", "--out", tmp_path / "x.parquet")):
+        result = manyviews(*verb)
+        assert result.code == 2 and "its training diverged" in result.err
     for verb in ("segment", "detect", "propagate"):
         result = manyviews(verb, run_folder, tmp_path / "none")
         assert result.code == 2 and "none" in result.err

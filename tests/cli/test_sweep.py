@@ -103,6 +103,9 @@ def test_the_verb_prints_a_table_and_writes_json(pictures: Path, tmp_path: Path,
         ({"metric": "loss"}, "judged by"),
         ({"vary": {"method.temprature": (1,)}}, "temperature"),
         ({"settings": {"data.holdout": 0.0}}, "holdout"),
+        ({"settings": {"data.holdout": 0.1}}, "16 held-out images or more"),
+        ({"vary": {"seed": (1, 2)}}, "set no seed"),
+        ({"settings": {"seed": 7}}, "set no seed"),
     ],
 )
 def test_bad_sweeps_are_refused_before_anything_is_made(pictures: Path, tmp_path: Path, changes, says):
@@ -110,3 +113,23 @@ def test_bad_sweeps_are_refused_before_anything_is_made(pictures: Path, tmp_path
     with pytest.raises(UserError, match=says):
         mv.sweep(pictures, "simclr_tiny", **how)
     assert not (tmp_path / "s").exists()
+
+
+def test_a_metric_that_needs_labels_is_refused_without(tmp_path: Path):
+    images = np.zeros((80, 32, 32, 3), np.uint8)
+    with pytest.raises(UserError, match="no labels, which the metric knn needs"):
+        mv.sweep(images, "simclr_tiny", {"optimizer.lr": (0.1,)}, tmp_path / "s", metric="knn", settings=FEW)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("vary", "says"),
+    [
+        (["--vary", "method.temperature=0.1", "--vary", "method.temperature=0.2"], "several times"),
+        (["--vary", "method.temperature=0.1,0.2,"], "path=value,value"),
+    ],
+)
+def test_values_that_would_be_lost_are_refused(pictures: Path, tmp_path: Path, capsys, vary, says):
+    with pytest.raises(SystemExit) as e:
+        cli.main(["sweep", str(pictures), "--recipe", "simclr_tiny", *vary, "--out", str(tmp_path / "s")])
+    assert e.value.code == 2 and says in capsys.readouterr().err and not (tmp_path / "s").exists()

@@ -1,5 +1,6 @@
 """Everything that holds images, and everything that only seems to."""
 
+import dataclasses
 import io
 import json
 import os
@@ -15,6 +16,8 @@ import torch
 from PIL import Image
 
 from manyviews.data import BadImage, load_canvases, open_source
+from manyviews.data.files import shown
+from manyviews.data.folder import PAGE
 from manyviews.errors import UserError
 
 
@@ -86,6 +89,15 @@ def test_run_folders_among_the_images_are_ignored(tmp_path):
         (tmp_path / "runs" / "first" / name).write_text("{}")
     assert open_source(tmp_path).ids == ["a.png", "runs/mine.png"]
     assert open_source(tmp_path / "runs" / "first").ids == ["plots/views.png"]  # asked for by name
+
+
+def test_sweeps_subspaces_and_pages_among_the_images_are_ignored(tmp_path):
+    fill(tmp_path, "a.png", "sweep/sweep.png", "masks/masks.png", "page/pictures/0.webp", "page/map/sheet-0.webp")
+    fill(tmp_path, "site/pictures/b.png")
+    (tmp_path / "site" / "index.html").write_text("no page of ours")
+    for name in ("sweep/sweep.json", "masks/subspaces.json", f"page/{PAGE}"):
+        (tmp_path / name).write_text("{}")
+    assert open_source(tmp_path).ids == ["a.png", "site/pictures/b.png"]
 
 
 def test_links_are_followed_once_and_loops_end(tmp_path):
@@ -449,6 +461,11 @@ def test_labels_are_renumbered_for_the_classes_of_another_set(tmp_path):
     assert source.with_classes(["emu", "dog", "cat"]).labels.tolist() == [2, 0]
     with pytest.raises(UserError, match="'emu'"):
         source.with_classes(["cat"])
+    with pytest.raises(UserError, match="Several classes are called 'emu'"):
+        source.with_classes(["emu", "cat", "emu"])
+    twice = open_source((np.zeros((3, 4, 4, 3), np.uint8), np.array([0, 1, 2])))
+    twice = dataclasses.replace(twice, annotate=lambda: (np.array([0, 1, 2]), ["crane", "emu", "crane"]))
+    assert twice.with_classes(["crane", "emu", "crane"]).labels.tolist() == [0, 1, 2]
     with pytest.raises(UserError, match="no labels"):
         open_source(fill(tmp_path / "flat", "1.png")).with_classes(["cat"])
 
@@ -482,3 +499,9 @@ def test_canvases_of_good_images_and_names_of_bad_ones(tmp_path):
     assert canvases.pixels.shape == (4, 3, 8, 8)
     assert [name for name, _ in bad] == ["2.png", "5.png"]
     assert steps[-1] == (6, 6)
+
+
+def test_addresses_are_shown_without_their_secrets():
+    assert shown("https://user:password@host:80/a@b/x.parquet?sig=secret") == "https://host:80/a@b/x.parquet"
+    assert shown("s3://bucket/{00..99}.tar") == "s3://bucket/{00..99}.tar"
+    assert shown("/photos/what?.jpg") == "/photos/what?.jpg"

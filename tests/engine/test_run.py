@@ -15,10 +15,14 @@ import torch
 
 import manyviews as mv
 from manyviews import checkpoint
+from manyviews.backbones import Encoder
 from manyviews.data import open_source
 from manyviews.engine import folder as files
+from manyviews.engine import loop
 from manyviews.engine.observe import hold_out
 from manyviews.engine.stopping import Stopped, watch
+from manyviews.recipe import override
+from manyviews.recipes import get
 from tests.ranks import on_ranks
 
 SETTINGS = {"data.batch_size": 16, "observe.steps": 2, "observe.epochs": 0, "data.holdout": 0.2}
@@ -214,6 +218,28 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(image
         pretrain(images, tmp_path / "run", **{"observe.checkpoint_minutes": 0, "observe.steps": 3})
     _, facts = checkpoint.load_tensors(tmp_path / "run" / files.CHECKPOINT)
     assert facts["step"] == 4
+
+
+def test_plots_that_were_not_made_are_made_later(images: Path, tmp_path: Path):
+    run = pretrain(images, tmp_path / "run")
+    plot = run.folder / files.PLOTS / "loss.png"
+    plot.unlink()  # as after a crash between the summary and the plots
+    mv.resume(run.folder)
+    assert plot.stat().st_size > 1000
+
+
+def test_weights_to_start_from_are_not_fetched_again(monkeypatch):
+    asked = []
+
+    def encoder(name: str, **settings) -> Encoder:
+        asked.append(settings["pretrained"])
+        return Encoder(name, **settings | {"pretrained": False})
+
+    monkeypatch.setattr(loop, "Encoder", encoder)
+    recipe = override(get("simclr_tiny"), "backbone.pretrained", True)
+    for trained in (False, True):
+        loop.build(recipe, trained=trained)
+    assert asked == [True, False]
 
 
 def test_other_images_are_noticed_on_resume(images: Path, tmp_path: Path, monkeypatch):

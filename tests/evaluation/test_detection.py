@@ -4,6 +4,7 @@ import json
 import shutil
 import zipfile
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,6 +242,14 @@ def test_boxes_of_pascal_voc_count_from_one_and_difficult_ones_are_crowds(tmp_pa
     (tmp_path / "VOC2007/ImageSets/Main/test.txt").unlink()
     found = open_pictures(tmp_path / "VOC2007")
     assert [[p.path.stem for p in part] for part in (found.train, found.test)] == [["a"], ["b", "c"]]
+
+
+def test_test_images_are_never_learned_from(tmp_path):
+    write_voc(tmp_path, {"train": ["a", "b"], "val": ["c", "d"], "test": ["b", "c"]})
+    found = open_pictures(tmp_path)
+    assert [[p.path.stem for p in part] for part in (found.train, found.test)] == [["a", "d"], ["b", "c"]]
+    left_out = [(Path(where).stem, reason) for where, reason in found.bad if "test image" in reason]
+    assert [stem for stem, _ in left_out] == ["b", "c"]
 
 
 def test_boxes_of_coco_have_their_classes_and_masks(coco):

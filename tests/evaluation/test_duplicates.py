@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from manyviews.data import open_source
 from manyviews.errors import UserError
 from manyviews.evaluation import Features, duplicates, extract
-from manyviews.evaluation.duplicates import across, exact, similar, to_csv
+from manyviews.evaluation.duplicates import Group, across, exact, similar, to_csv
 from manyviews.evaluation.duplicates import duplicates as find
 
 LOOK = {"test_size": 12, "mean": (0.5,) * 3, "std": (0.25,) * 3}
@@ -180,3 +180,10 @@ def test_rounding_hides_no_copy():
     pairs = duplicates._indistinct(x, torch.cat([torch.randn(40, 32), near]))
     assert sorted(map(tuple, pairs.tolist())) == [(100 + i, 40 + i) for i in range(50)]
     assert duplicates._indistinct(x, torch.randn(5, 32)).shape == (0, 2)
+
+
+def test_a_name_begins_no_line_of_the_table():
+    evil = "a\r7,precious.jpg,no,1.0000\r8,b.jpg"
+    text = to_csv([Group((0, 1), (evil, "c.jpg"), (1.0, 1.0))])
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [(r["id"], r["keep"]) for r in rows] == [(evil, "yes"), ("c.jpg", "no")]

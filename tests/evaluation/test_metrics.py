@@ -127,3 +127,11 @@ def test_the_interval_of_a_mean_average_precision_is_that_of_drawing_images():
     assert ranking.bootstrap(seed=1) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.015)
     assert ranking.bootstrap(seed=1, resamples=50) == ranking.bootstrap(seed=1, resamples=50)
     assert ranking.bootstrap(seed=1, resamples=50) != ranking.bootstrap(seed=2, resamples=50)
+
+
+def test_resamples_without_any_item_of_a_class_do_not_count():
+    scores = torch.linspace(1, 0, 60)[:, None].expand(60, 2)
+    targets = torch.zeros(60, 2, dtype=torch.bool)
+    targets[[3, 20], 0] = True  # a seventh of the resamples have neither
+    low, high = Ranking.of(scores, targets).bootstrap(resamples=200)
+    assert 0 < low < high <= 1

@@ -574,6 +574,31 @@ def test_a_probe_is_tried_under_other_conditions(encoder, pictures):
         judge(encoder, pictures(200), others=[pictures(60, classes=6)])
 
 
+def test_what_is_wrong_with_other_conditions_is_said(encoder, pictures, tmp_path):
+    source = pictures(120)
+    for i in range(60):
+        file = tmp_path / "darker" / f"class {i % 3}" / f"{i}.png"
+        file.parent.mkdir(exist_ok=True, parents=True)
+        (source if i < 20 else pictures(60, seed=3)).load(i).save(file)
+    (tmp_path / "darker" / "class 0" / "bad.png").write_bytes(b"no image")
+    report = judge(
+        encoder, source, protocols=("linear",), others=[open_source(tmp_path / "darker")], baselines=False, seeds=2
+    )
+    copied, bad = report.notes
+    learned = report.images["train"] + report.images["validation"]
+    assert 0 < int(copied.split()[0]) <= 20 and learned < 120
+    assert "images of darker are also training images" in copied and "too high" in copied
+    assert bad.startswith("1 images of darker could not be read") and "bad.png" in bad
+    assert Report.from_json(report.to_json()) == report
+
+
+def test_images_with_one_label_each_may_be_asked_for_several(encoder, pictures):
+    source, test = pictures(120), pictures(60, seed=5)
+    for sets in ((source,), (source, test)):
+        report = judge(encoder, *sets, protocols=("multilabel",), baselines=False)
+        assert 0.3 < report.representations["trained"].measures["multilabel"].value <= 1
+
+
 def test_test_images_that_were_trained_on_are_said(encoder, pictures, tmp_path):
     source, test = pictures(120), pictures(40, seed=9)
     assert judge(encoder, source, test, baselines=False).notes == ()

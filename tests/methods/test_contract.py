@@ -7,17 +7,18 @@ from functools import partial
 import pytest
 import torch
 
-from manyviews import methods
+from manyviews import methods, schedules
 from manyviews.backbones import Encoder
 from manyviews.engine import loop, optim
 from manyviews.engine.step import backpropagate
 from manyviews.errors import UserError
 from manyviews.evaluation import rankme
 from manyviews.methods import Method
-from manyviews.recipe import Recipe, settings
+from manyviews.objectives import sharpen, sinkhorn
+from manyviews.recipe import Recipe, override, settings
 from manyviews.recipes import get
 from manyviews.types import At, Canvases
-from manyviews.views import Cutout, Global, Local, Views
+from manyviews.views import CutMix, Cutout, Draws, Global, Local, Views
 
 AT = At(3, 20, 5)
 every_method = pytest.mark.parametrize("name", methods.names())
@@ -71,6 +72,51 @@ def test_views_that_cannot_be_compared_are_refused(name: str):
     if not several:
         with pytest.raises(UserError, match="set its count to 2"):
             build(view=Global(1, size=32))
+    if name in ("dino", "swav"):
+        with pytest.raises(UserError, match="cutout views predict cutout views"):
+            build(views=(Global(2, size=32), Cutout(2, size=32, symmetric=True)))
+    if not several and name != "mast":  # which composes its own
+        with pytest.raises(UserError, match="a blend of targets"):
+            build(view=CutMix(2, size=32))
+
+
+def test_views_that_would_be_ignored_are_refused():
+    for name, view, says in (("mae", Global(2, size=32), "one view"), ("moco_v2", Global(3, size=32), "two views")):
+        with pytest.raises(UserError, match=says):
+            methods.get(name)(loop.build(recipe(name)).keep, view=view)
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbors(Local):
+    """Local views that predict the neighbor's targets."""
+
+    def blend(self, targets: torch.Tensor, draws: Draws) -> torch.Tensor:
+        return targets.roll(1, 0)
+
+
+@pytest.mark.parametrize("name", ["dino", "swav"])
+def test_targets_are_blended_as_the_view_says(name: str, batch: Canvases):
+    found = loop.build(override(recipe(name), "method.views", (Global(2, size=32), Local(2, size=16)))).train()
+    kinds = (Global(2, size=32), Neighbors(2, size=16))
+    draws = Views(batch, kinds, seed=5)
+    targets, heard = [], []
+    head = found.student if name == "dino" else found.prototypes
+    head.register_forward_hook(lambda _, x, s: heard.append(s.detach()))
+    found.looks = kinds
+    at = AT
+    if name == "dino":
+        found.teacher.register_forward_hook(lambda _, x, t: targets.append(t.detach()))
+    losses = {k: v.detach() for terms in found.loss(draws, at) for k, v in terms.items() if k == "neighbors"}
+    scores, local = heard[:2], heard[-1]
+    if name == "dino":
+        t = schedules.value(found.teacher_temperature, at)
+        targets = [sharpen(t_, found.center.value, t) for t_ in targets[:2]]
+        temperature = found.student_temperature
+    else:
+        targets = [sinkhorn(s, found.epsilon, found.iterations) for s in scores]
+        temperature = found.temperature
+    each = [-(q.roll(1, 0) * (local / temperature).log_softmax(1)).sum(1).mean() for q in targets]
+    torch.testing.assert_close(losses["neighbors"], sum(each) / (2 * 3))
 
 
 @every_method

@@ -172,9 +172,13 @@ def test_k_is_a_64th_of_the_batch_and_can_be_set():
     method = loop.build(override(vit, "method.views", (Global(2, 32),)))
     assert method._k(method.method.student, 2048, 16) == 16
     assert k("simclr", 1024, 2, k=128, parts=4) == 32
-    with pytest.raises(UserError, match="multiple of 4 from 8 to 64"):
+    # One image on each process will do, where they normalize together.
+    assert k("simclr", 64, 4, k=4) == 4
+    with pytest.raises(UserError, match="multiple of 4 from 4 to 64"):
         k("simclr", 64, 4, k=6)
-    with pytest.raises(UserError, match=r"rescue\.k"):
+    with pytest.raises(UserError, match="multiple of 4 from 8 to 64"):
+        k("simclr", 64, 4, k=4, shared=False)
+    with pytest.raises(UserError, match="multiple of 1 from 2 to 64"):
         k("simclr", 64, 1, k=100)
     with pytest.raises(UserError, match="leave out rescue"):
         loop.build(rescued("mae"))

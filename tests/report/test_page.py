@@ -46,6 +46,7 @@ def fake_run(folder, recipe="simclr_tiny", images=None, finished=True, log=(), s
         facts={"data": images, "images": 60, "machine": "a machine", "started": "2026-01-01T00:00:00+00:00"},
         log=list(log),
         summary={"seconds": 61.0, "bad_images": 0} if finished else None,
+        started=True,
         encoder=method.keep,
         method=method,
     )
