@@ -46,7 +46,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import manyviews as mv
-from manyviews import methods, recipes
+from manyviews import recipes
 from manyviews.data import Loader, open_source
 from manyviews.engine import loop, optim
 from manyviews.engine.precision import bfloat16_is_faster
@@ -563,10 +563,7 @@ def on_gpu(quick: bool) -> dict[str, list[_bench.Answer]]:
         torch.cuda.empty_cache()
 
     pairs = [(method, backbone) for method in ("simclr", "byol") for backbone in ("resnet50", "vit_small_patch16_224")]
-    if "barlow_twins" in methods.names():
-        pairs.append(("barlow_twins", "vit_small_patch16_224"))
-    else:
-        print("Barlow Twins is not among the methods, and left out.")
+    pairs.append(("barlow_twins", "vit_small_patch16_224"))
     for method, backbone in pairs:
         keep("against_made_views", against_made_views(method, backbone, batch, device, rounds=rounds, steps=steps))
     keep("cifar10_epoch", cifar10_epoch())

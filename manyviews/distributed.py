@@ -83,7 +83,7 @@ def gather(x: Tensor) -> Tensor:
     With a loss that is averaged over the ranks (as `mean_gradients` does), the gradient of a loss computed from
     gathered rows equals that of one process holding the whole batch.
     """
-    if not active() or world_size() == 1:
+    if world_size() == 1:
         return x
     if not (torch.is_grad_enabled() and x.requires_grad):
         return _all_gather(x)
@@ -128,17 +128,13 @@ def ring(x: Tensor) -> Iterator[Tensor]:
 
 
 def mean(x: Tensor) -> Tensor:
-    """The mean over ranks of a tensor without gradient, in a new tensor."""
-    if not active() or world_size() == 1:
-        return x
-    x = x.detach().clone()
-    dist.all_reduce(x)
-    return x / world_size()
+    """The mean over ranks of a tensor without gradient; in one process the tensor itself."""
+    return x if world_size() == 1 else total(x) / world_size()
 
 
 def total(x: Tensor) -> Tensor:
-    """The sum over ranks of a tensor without gradient, in a new tensor."""
-    if not active() or world_size() == 1:
+    """The sum over ranks of a tensor without gradient; in one process the tensor itself."""
+    if world_size() == 1:
         return x
     x = x.detach().clone()
     dist.all_reduce(x)
@@ -152,7 +148,7 @@ def mean_gradients(parameters: Iterable[torch.nn.Parameter], bucket: int = 2**24
     step here has one backward pass per view, and a view's pass does not reach the other views' predictors. A
     gradient that is missing on some rank counts as zero there.
     """
-    if not active() or world_size() == 1:
+    if world_size() == 1:
         return
     trained = [p for p in parameters if p.requires_grad]
     # A parameter no rank used keeps grad None (weight decay must not move it): ask before filling in zeros.
@@ -181,14 +177,14 @@ def mean_gradients(parameters: Iterable[torch.nn.Parameter], bucket: int = 2**24
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
     """Overwrite each tensor with rank 0's, in place."""
-    if active() and world_size() > 1:
+    if world_size() > 1:
         for t in tensors:
             dist.broadcast(t, 0)
 
 
 def share(x: T) -> T:
     """Rank 0's object, on every rank."""
-    if not active() or world_size() == 1:
+    if world_size() == 1:
         return x
     box = [x]
     dist.broadcast_object_list(box, 0)
@@ -197,7 +193,7 @@ def share(x: T) -> T:
 
 def collect(x: T) -> list[T]:
     """Every rank's object, on every rank."""
-    if not active() or world_size() == 1:
+    if world_size() == 1:
         return [x]
     found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, x)
@@ -206,7 +202,7 @@ def collect(x: T) -> list[T]:
 
 def anywhere(yes: bool) -> bool:
     """Whether any rank says yes. No rank's device is waited for."""
-    if not active() or world_size() == 1:
+    if world_size() == 1:
         return yes
     answer = torch.tensor(int(yes), dtype=torch.int32)
     dist.all_reduce(answer, op=dist.ReduceOp.MAX)
@@ -257,7 +253,7 @@ class _Sum(torch.autograd.Function):
 
 def add(x: Tensor) -> Tensor:
     """The sum over ranks, differentiable, on every rank. Its gradients are those of `gather`."""
-    return x if not active() or world_size() == 1 else _Sum.apply(x)
+    return x if world_size() == 1 else _Sum.apply(x)
 
 
 class _Normalize(torch.autograd.Function):

@@ -7,7 +7,7 @@ Masked Autoencoders Are Scalable Vision Learners, He et al. 2022.
 
     L = mean over the masked patches of  mean over pixels of (prediction - normalized pixels)^2
 
-Targets are the patch's P*P*3 pixels, standardized within the patch (not an embedding, as the lecture's equation says).
+Targets are the patch's P*P*3 pixels, standardized within the patch.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ of its gradient, is that of one process with the whole batch.
 from manyviews.objectives.alignment import consistency, negative_cosine, squared_distance
 from manyviews.objectives.clustering import sinkhorn, swapped_prediction
 from manyviews.objectives.contrastive import cross_info_nce, info_nce, nt_xent
-from manyviews.objectives.decorrelation import covariance, invariance, variance
+from manyviews.objectives.decorrelation import covariance, cross_correlation, invariance, variance
 from manyviews.objectives.distillation import cross_entropy, sharpen
 from manyviews.objectives.gaussian import gaussian_distance, gaussian_kl, masked_distance, sparsity, unit_prior
 from manyviews.objectives.reconstruction import masked_mse, patchify, random_masking
@@ -17,6 +17,7 @@ from manyviews.objectives.reconstruction import masked_mse, patchify, random_mas
 __all__ = [
     "consistency",
     "covariance",
+    "cross_correlation",
     "cross_entropy",
     "cross_info_nce",
     "gaussian_distance",

@@ -1,7 +1,11 @@
-"""Decorrelation: VICReg's three terms (Bardes et al. 2022), at the scale its weights 25, 25 and 1 are meant for."""
+"""Decorrelation: VICReg's three terms (Bardes et al. 2022), at the scale its weights 25, 25 and 1 are meant for.
+
+And the cross-correlation of Barlow Twins (Zbontar et al. 2021).
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -69,8 +73,34 @@ def covariance(z: Tensor) -> Tensor:
     return cov.square().sum() / d
 
 
+@in_float32
+def cross_correlation(za: Tensor, zb: Tensor) -> Tensor:
+    """How each dimension of one view's embeddings correlates with each of the other's, over the batch of all ranks.
+
+    Dimensions are standardized as by BatchNorm: with the variance over N, not N - 1, and 1e-5 added to it, so that one
+    that is constant correlates with none.
+
+    Args:
+        za: `b d`, not normalized.
+        zb: `b d`, of the same images in the same order.
+
+    Returns:
+        `d d`, in [-1, 1]: the rows are dimensions of `za`.
+
+    Raises:
+        UserError: a batch of one image.
+    """
+    a, b = (_standardized(_batch(z)) for z in (za, zb))
+    return a.T @ b / len(a)
+
+
+def _standardized(rows: Tensor) -> Tensor:
+    var, mean = torch.var_mean(rows, 0, correction=0)
+    return (rows - mean) * (var + 1e-5).rsqrt()
+
+
 def _batch(z: Tensor) -> Tensor:
     rows = distributed.gather(z)
     if len(rows) < 2:
-        raise UserError("VICReg needs at least 2 images in a batch: a single one has no variance.")
+        raise UserError("This loss needs at least 2 images in a batch: a single one has no variance.")
     return rows

@@ -9,7 +9,7 @@ from manyviews.views import Global, Local
 def imagenet() -> Recipe:
     """DINO, ViT-S/16, 800 epochs, batch 1024, 2x224 + 8x96 (Caron et al. 2021).
 
-    torchrun --nproc-per-node 16 -m manyviews pretrain imagenet/train --recipe dino_imagenet
+    torchrun --nnodes 2 --nproc-per-node 8 -m manyviews pretrain imagenet/train --recipe dino_imagenet
 
     16 V100 in the paper, whose best run, with ten local crops, has linear 77.0 and k-NN 74.5. Not run by us.
     """
@@ -32,7 +32,7 @@ def imagenet() -> Recipe:
 def rescue() -> Recipe:
     """DINO with rescued easy samples, ViT-L/16, 100 epochs, batch 2048: k 16, s 1 (Wang et al.).
 
-    torchrun --nproc-per-node 16 -m manyviews pretrain imagenet/train --recipe dino_rescue
+    torchrun --nnodes 2 --nproc-per-node 8 -m manyviews pretrain imagenet/train --recipe dino_rescue
 
     The paper's is DINOv2 (linear 83.1, 0.5 above none), which has masked patch prediction and KoLeo besides; these are
     its settings on DINO. Not run by us.

@@ -9,7 +9,7 @@ from manyviews.views import Global
 def imagenet() -> Recipe:
     """MAE, ViT-B/16, 800 epochs, batch 4096, 75 % masked (He et al. 2022).
 
-    torchrun --nproc-per-node 64 -m manyviews pretrain imagenet/train --recipe mae_imagenet
+    torchrun --nnodes 8 --nproc-per-node 8 -m manyviews pretrain imagenet/train --recipe mae_imagenet
 
     64 GPUs in the paper. Expected on ImageNet: 83.6 fine-tuned after 1600 epochs. Not run by us.
     """

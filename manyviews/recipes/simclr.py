@@ -21,7 +21,7 @@ def _muon(warmup: float) -> Optimizer:
 
 
 def imagenet() -> Recipe:
-    """SimCLR, ResNet-50, 1000 epochs (Chen et al. 2020; lecture, section on SimCLR).
+    """SimCLR, ResNet-50, 1000 epochs (Chen et al. 2020).
 
     torchrun --nproc-per-node 8 -m manyviews pretrain imagenet/train --recipe simclr_imagenet
 

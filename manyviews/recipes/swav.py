@@ -9,7 +9,7 @@ from manyviews.views import Global, Local
 def imagenet() -> Recipe:
     """SwAV, ResNet-50, 800 epochs, batch 4096, 2x224 + 6x96 (Caron et al. 2020).
 
-    torchrun --nproc-per-node 64 -m manyviews pretrain imagenet/train --recipe swav_imagenet
+    torchrun --nnodes 8 --nproc-per-node 8 -m manyviews pretrain imagenet/train --recipe swav_imagenet
 
     64 V100 in the paper. Expected linear top-1 on ImageNet: 75.3. Not run by us.
     """

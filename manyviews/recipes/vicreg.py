@@ -9,12 +9,11 @@ from manyviews.views import MAST_15, Composed, Global
 
 
 def imagenet() -> Recipe:
-    """VICReg, ResNet-50, 1000 epochs, batch 2048 (Bardes et al. 2022; lecture, section on VICReg).
+    """VICReg, ResNet-50, 1000 epochs, batch 2048 (Bardes et al. 2022).
 
     torchrun --nproc-per-node 8 -m manyviews pretrain imagenet/train --recipe vicreg_imagenet
 
-    8 GPUs. Expected linear top-1 on ImageNet: 73.2. Not run by us. Its rate is 1.6 in all, and 0.002 at the end; the
-    lecture has 2.4.
+    8 GPUs. Expected linear top-1 on ImageNet: 73.2. Not run by us. Its rate is 1.6 in all, and 0.002 at the end.
     """
     return Recipe(
         name="vicreg",

@@ -81,6 +81,8 @@ class Draws:
 
     def bernoulli(self, name: str, p: float) -> Tensor:
         """bool, `b`, true with probability `p`; always for 1, never for 0."""
+        if p in (0, 1):
+            return torch.full(self.index.shape, p == 1, device=self.index.device)
         return self.uniform(name, 1)[:, 0] < p
 
     def permutation(self, name: str, n: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from manyviews.objectives import (
     covariance,
+    cross_correlation,
     cross_entropy,
     cross_info_nce,
     info_nce,
@@ -132,6 +133,24 @@ def test_vicreg_of_white_embeddings_is_zero():
     z = torch.linalg.qr(torch.randn(64, 8, dtype=torch.float64))[0]
     z = torch.linalg.qr(torch.cat([torch.ones(64, 1, dtype=torch.float64), z], 1))[0][:, 1:] * math.sqrt(63)
     assert invariance(z, z) + variance(z) + covariance(z) == pytest.approx(0, abs=1e-12)
+
+
+def barlow_twins(za, zb):
+    c = cross_correlation(za, zb)
+    off = c - c.diagonal().diag()
+    return ((1 - c.diagonal()).square().sum() + 0.005 * off.square().sum()).item()
+
+
+def test_barlow_twins_of_white_copied_and_independent_embeddings():
+    z = torch.linalg.qr(torch.randn(64, 8, dtype=torch.float64))[0]
+    z = torch.linalg.qr(torch.cat([torch.ones(64, 1, dtype=torch.float64), z], 1))[0][:, 1:]
+    assert barlow_twins(1e3 * z, 1e3 * z) == pytest.approx(0, abs=1e-9)
+    column = torch.tensor([-1.0, 1.0]).repeat(50)[:, None].expand(100, 128)
+    assert barlow_twins(column + 7, column) == pytest.approx(0.005 * 128 * 127, rel=1e-3)
+    a, b = torch.randn(2, 512, 128)
+    assert barlow_twins(a, b) == pytest.approx(128 + 128 / 512 + 0.005 * 128 * 127 / 512, rel=0.04)
+    constant = torch.full((8, 16), 3.0)
+    assert barlow_twins(constant, constant) == 16
 
 
 def test_mae_at_its_own_size():

@@ -133,6 +133,7 @@ BOTH = {
     "invariance": objectives.invariance,
     "variance": lambda x, y: objectives.variance(x) + objectives.variance(y),
     "covariance": lambda x, y: objectives.covariance(x) + objectives.covariance(y),
+    "cross_correlation": lambda x, y: objectives.cross_correlation(x, y).square().sum(),
 }
 
 
@@ -172,6 +173,7 @@ CALLS = {
     "invariance": objectives.invariance,
     "variance": lambda x, y: objectives.variance(x),
     "covariance": lambda x, y: objectives.covariance(x),
+    "cross_correlation": objectives.cross_correlation,
     "masked_mse": lambda x, y: objectives.masked_mse(x[None, :3], y[None, :3], MASK[:1]),
 }
 
@@ -193,6 +195,6 @@ def test_bad_input_is_refused():
         objectives.patchify(torch.zeros(1, 3, 30, 32), 4)
     with pytest.raises(UserError, match="at least 1 iteration"):
         objectives.sinkhorn(torch.zeros(2, 3), 0.05, 0)
-    for term in (objectives.variance, objectives.covariance):
+    for term in (objectives.variance, objectives.covariance, lambda z: objectives.cross_correlation(z, z)):
         with pytest.raises(UserError, match="at least 2 images"):
             term(torch.zeros(1, 3))

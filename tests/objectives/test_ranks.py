@@ -18,6 +18,7 @@ LOSSES = {
     "variance": lambda a, b: objectives.variance(a) + objectives.variance(b),
     "covariance": lambda a, b: objectives.covariance(a) + objectives.covariance(b),
     "invariance": objectives.invariance,
+    "cross_correlation": lambda a, b: objectives.cross_correlation(a, b).square().sum(),
     "swapped_prediction": lambda a, b: objectives.swapped_prediction(a, objectives.sinkhorn(b, 0.3, 3), 0.1),
 }
 

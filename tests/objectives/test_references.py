@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -141,6 +142,15 @@ def test_vicreg():
         assert objectives.variance(z).item() == pytest.approx(hinge, abs=1e-12)
         off = sum(cov[j][k] ** 2 for j in range(3) for k in range(3) if j != k) / 3
         assert objectives.covariance(z).item() == pytest.approx(off, abs=1e-12)
+
+
+def test_cross_correlation():
+    za, zb = randn(6, 3), 5 + 0.5 * randn(6, 3)
+    found = objectives.cross_correlation(za, zb)
+    expected = np.corrcoef(za.T, zb.T)[:3, 3:]  # of both sets of dimensions: the block between them
+    np.testing.assert_allclose(found, expected, rtol=1e-3)  # but for what is added to the variances
+    torch.testing.assert_close(objectives.cross_correlation(zb, za), found.T)
+    torch.testing.assert_close(objectives.cross_correlation(300 * za - 1, 200 * zb + 7), found, rtol=1e-3, atol=0)
 
 
 def test_patchify_keeps_rows_columns_and_channels_in_order():

@@ -192,7 +192,11 @@ def test_k_is_a_64th_of_the_batch_and_can_be_set():
 
 @pytest.mark.parametrize("name", [n for n in recipes.names() if recipes.get(n).rescue])
 def test_every_recipe_rescues_with_the_processes_its_command_names(name: str):
-    recipe, world = get(name), int(re.search(r"--nproc-per-node (\d+)", recipes.describe(name))[1])
+    # Of each machine, times the machines, if it takes several.
+    machines, processes = re.search(
+        r"torchrun (?:--nnodes (\d+) )?--nproc-per-node (\d+)", recipes.describe(name)
+    ).groups("1")
+    recipe, world = get(name), int(machines) * int(processes)
     assert recipe.rescue.k % world == 0
     norm = "resnet" in recipe.backbone.name or recipe.method.name == "moco_v3"
     assert recipe.rescue.k >= world * (2 if norm else 1)
