@@ -168,16 +168,21 @@ def sweep(
     from manyviews.recipe import parse
     from manyviews.report import summary
 
+    example = "method.temperature=0.1,0.2"
+
     def values(path: str, text: str) -> tuple[Any, ...]:
         found = parse(f"({text},)")
         if not isinstance(found, tuple):
-            raise UserError(f"--vary takes path=value,value, such as method.temperature=0.1,0.2, not '{path}={text}'.")
+            raise UserError(f"--vary takes path=value,value, such as {example}, not '{path}={text}'.")
         return found
 
+    varied = _settings(vary, "--vary", example)
+    if len(varied) < len(vary):  # of two the last would count, as with --set
+        raise UserError(f"--vary names a setting several times: give all of its values at once, such as {example}.")
     found = mv.sweep(
         data,
         recipe,
-        {k: values(k, v) for k, v in _settings(vary, "--vary", "method.temperature=0.1,0.2").items()},
+        {k: values(k, v) for k, v in varied.items()},
         out,
         seeds=seeds,
         epochs=epochs,
@@ -812,12 +817,7 @@ def _settings(pairs: tuple[str, ...], flag: str = "--set", example: str = "optim
     for pair in pairs:
         if "=" not in pair:
             raise UserError(f"{flag} takes path=value, such as {example}, not '{pair}'.")
-    found = [pair.split("=", 1) for pair in pairs]
-    paths = [path for path, _ in found]
-    twice = next((path for path in paths if paths.count(path) > 1), None)
-    if twice is not None:
-        raise UserError(f"{flag} {twice} is given several times: give it once.")
-    return {path: value for path, value in found}
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def _finished(run: Any, out: Path | None) -> None:

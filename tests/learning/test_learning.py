@@ -49,7 +49,7 @@ MARGIN = {
     "moco_v3": 5,
     "byol": 3,
     "simsiam": 4,
-    "barlow_twins": 0,
+    "barlow_twins": 4,
     "vicreg": 5,
     "swav": 4,
     "dino": 2,
