@@ -56,11 +56,12 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     `out` may be an empty folder. If the block fails, nothing is left.
     """
+    out = out.resolve() if out.is_symlink() else out
     part = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
     try:
         yield part
         part.chmod(0o777 & ~_umask())
-        if out.exists():  # it may be a mount or a link, or where we are: it stays
+        if out.exists():  # it may be a mount, or where we are: it stays
             for found in sorted(part.iterdir()):
                 shutil.move(found, out / found.name)
         else:
@@ -77,7 +78,7 @@ def _umask() -> int:
 
 def check_writable(path: Path) -> None:
     """Raises UserError: no file can be made at `path`, which is better known before the work than after it."""
-    if path.is_symlink() and not path.exists():
+    if path.is_symlink() and not path.resolve().parent.is_dir():
         raise UserError(f"{path} is a link that leads nowhere: make what it leads to, or give another place.")
     parent = path.absolute().parent
     if not path.exists() and not os.access(parent, os.W_OK | os.X_OK):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import warnings
@@ -139,9 +140,8 @@ def _of_file(path: Path, backbone: str | None, settings: dict[str, Any]) -> tupl
 
 def _is_pickle(path: Path) -> bool:
     """By what is in it, whatever it is called, and by its name where that says nothing."""
-    if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(9)
+    with contextlib.suppress(OSError), path.open("rb") as file:  # who reads it says what is wrong
+        head = file.read(9)
         if head[8:] == b"{":  # safetensors: the header's length, and JSON
             return False
         if head[:2] == b"PK" or head[:1] == b"\x80":  # a zip file, as `torch.save` makes it, or a bare pickle

@@ -64,11 +64,6 @@ class Run:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     @property
-    def started(self) -> bool:
-        """Whether there is a checkpoint."""
-        return (self.folder / files.CHECKPOINT).exists()
-
-    @property
     def encoder(self) -> Encoder:
         """The pretrained encoder. Raises UserError while the run is unfinished."""
         return cast(Encoder, load(self.folder).encoder)
@@ -186,11 +181,13 @@ def resume(folder: str | Path, data: Any = None) -> Run:
     if data is None:
         raise UserError(f"The images of {folder} were given in memory: pass them to `resume(folder, data=...)` again.")
     if (folder / files.SUMMARY).exists():
-        return Run(folder) if any((folder / files.PLOTS).glob("loss.png")) else _finish(folder)
+        distributed.start()
+        return Run(folder) if (folder / files.PLOTS / "loss.png").exists() else _finish(folder)
     source = open_source(data)
     distributed.start()  # how many processes there are decides what fits
     loop.check(recipe, source)
-    loop.train(loop.build(recipe, trained=Run(folder).started), recipe, source, folder)
+    trained = (folder / files.CHECKPOINT).exists()
+    loop.train(loop.build(recipe, trained=trained), recipe, source, folder)
     return _finish(folder)
 
 
@@ -212,8 +209,10 @@ def _finish(folder: Path) -> Run:
     if distributed.rank() == 0:
         from manyviews.report import plots
 
-        run = Run(folder)
-        plots.training(run.log, folder / files.PLOTS)
+        try:
+            plots.training(Run(folder).log, folder / files.PLOTS)
+        except OSError as e:  # what was trained is there all the same
+            loop.say(f"The plots could not be written to {folder} ({e.strerror}).")
     distributed.barrier()
     return Run(folder)
 

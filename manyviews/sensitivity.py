@@ -15,7 +15,7 @@ from manyviews.checkpoint import write_text
 from manyviews.data import Source, open_source
 from manyviews.engine import folder as files
 from manyviews.engine.loop import say
-from manyviews.engine.observe import COLLAPSED, FEWEST
+from manyviews.engine.observe import COLLAPSED, FEWEST, hold_out
 from manyviews.errors import UserError
 from manyviews.evaluation.features import fingerprint
 from manyviews.recipe import Recipe, override, to_json
@@ -171,13 +171,17 @@ def _with(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 def _check_judged(source: Source, metric: str | None, wanted: Sequence[Recipe]) -> None:
     """Raises UserError where nothing would be observed, which is better known before the training than after it."""
-    if metric in ("knn", "linear") and source.labels is None:
-        raise UserError(f"{source.name} has no labels, which the metric {metric} needs: take --metric rankme.")
-    for recipe in wanted:
-        if recipe.data.holdout * len(source) < FEWEST:
+    if metric in ("knn", "linear") and (source.labels is None or len(set(source.labels.tolist())) < 2):
+        raise UserError(
+            f"{source.name} has no labels of two classes or more, which the metric {metric} needs: take --metric "
+            "rankme."
+        )
+    for share in sorted({recipe.data.holdout for recipe in wanted}):
+        held = len(hold_out(source, share)[1])
+        if held < FEWEST:
             raise UserError(
-                f"A sweep is judged on {FEWEST} held-out images or more, and data.holdout={recipe.data.holdout:g} of "
-                f"{len(source)} are fewer: raise it."
+                f"A sweep is judged on {FEWEST} held-out images or more, and data.holdout={share:g} of {len(source)} "
+                f"leaves {held}: raise it."
             )
 
 

@@ -149,8 +149,8 @@ def _judged(
     encoder = loaded.encoder
     if not isinstance(encoder, Encoder):
         raise UserError(f"{encoder.name} has no maps of features, which this needs: give an encoder that timm builds.")
-    if any(values.isnan().any() for values in encoder.state_dict().values()):
-        raise UserError("The encoder's weights are not numbers: the file is damaged, or its training diverged.")
+    if not all(values.isfinite().all() for values in encoder.parameters()):
+        raise UserError("The encoder's weights are not finite: the file is damaged, or its training diverged.")
     how = {"mean": loaded.mean, "std": loaded.std, "device": device_here(), **options}
     with progress(judge.__name__) as update:
         found = judge(encoder, Path(data), progress=update, **how)

@@ -60,7 +60,7 @@ class Encoder(nn.Module):
     Attributes:
         name: as given.
         model: the timm model, whose state dict has timm's own names.
-        pretrained: whether it was made with timm's weights.
+        pretrained: whether its weights came from elsewhere: timm's, or those that `load_weights` took.
         embed_dim: dimensions of the features.
         timm_kwargs: what `timm.create_model(name, num_classes=0, **timm_kwargs)` makes the same model from, save for
             a small stem.
@@ -335,6 +335,7 @@ class Encoder(nn.Module):
                 f"{len(wrong)} weights do not fit {self.name}'s {len(ours)} ({first}): {_seems(theirs, self.name)}."
             )
         self.model.load_state_dict(theirs)
+        self.pretrained = True
 
 
 def _check_settings(name: str, settings: Mapping[str, Any]) -> None:

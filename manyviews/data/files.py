@@ -44,12 +44,9 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 def shown(address: object) -> str:
     """A path or a URL for people: without a user, a password and a query, which may hold secrets."""
-    text = str(address)
-    scheme, there, rest = text.partition("://")
-    if not there:
-        return text
-    host, slash, path = rest.partition("?")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    text = re.sub(r"(https?://[^?]*)\?.*", r"\1", str(address))
+    # Before the @ Azure has the container.
+    return re.sub(r"(\w+)://[^/@]*@", lambda m: m[0] if m[1].startswith(("abfs", "wasb")) else f"{m[1]}://", text)
 
 
 class Unreachable(OSError):

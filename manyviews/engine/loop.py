@@ -286,7 +286,8 @@ def check(recipe: Recipe, source: Source) -> None:
 def check_sizes(method: Method, recipe: Recipe) -> None:
     """Raises UserError when the encoder does not take images of the views' sizes and of the test size."""
     encoder = method.keep
-    for size in sorted({recipe.test_size, *(look.size for look in method.looks)}):
+    looks = (*method.looks, method.view) if isinstance(method, Rescued) else method.looks
+    for size in sorted({recipe.test_size, *(look.size for look in looks)}):
         with frozen(encoder):
             try:
                 found = encoder(torch.zeros(1, 3, size, size))
@@ -297,10 +298,10 @@ def check_sizes(method: Method, recipe: Recipe) -> None:
                     f"{encoder.name} does not take images of {size} pixels ({printable(e, 120)}): choose another "
                     "backbone, or other sizes of the views and --set test_size."
                 ) from None
-        if found.shape != (1, encoder.embed_dim):
+        if not isinstance(found, Tensor) or found.shape != (1, encoder.embed_dim):
             raise UserError(
-                f"{encoder.name} gives features of the shape {tuple(found.shape[1:])} and not {encoder.embed_dim} for "
-                "each image: leave its settings for pooling as they are."
+                f"{encoder.name} does not give {encoder.embed_dim} features for each image: leave its settings for "
+                "pooling as they are."
             )
 
 

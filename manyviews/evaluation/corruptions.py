@@ -539,7 +539,9 @@ def corruptions(
     )
 
 
-def shifted(task: ImageTask, test_y: Tensor, seed: int, other: Source, *, probe: Probe = "linear") -> Measure:
+def shifted(
+    task: ImageTask, test_y: Tensor, seed: int, other: Source, *, probe: Probe = "linear", doubt: bool = True
+) -> Measure:
     """Accuracy on another set of images of the same classes, of a probe learned on the training images.
 
     For sets such as ImageNet-V2, -R, -A, Sketch and ObjectNet. The probe chooses among the classes that occur in the
@@ -552,6 +554,7 @@ def shifted(task: ImageTask, test_y: Tensor, seed: int, other: Source, *, probe:
         seed: of the probe and the interval.
         other: images with labels that number the task's classes: see `Source.with_classes`.
         probe: see `classifier`.
+        doubt: whether to note which of these images are training images, and which cannot be read.
 
     Raises:
         UserError: the other set has no labels, or an unknown probe.
@@ -584,7 +587,7 @@ def shifted(task: ImageTask, test_y: Tensor, seed: int, other: Source, *, probe:
             "difference": accuracy - usual,
         },
         {**model.setting, "images": len(right), "classes": len(present)},
-        notes=tuple(_doubts(task, other, seen)),
+        notes=tuple(_doubts(task, other, seen)) if doubt else (),
     )
 
 

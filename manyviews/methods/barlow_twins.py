@@ -9,8 +9,9 @@ Barlow Twins: Self-Supervised Learning via Redundancy Reduction, Zbontar et al. 
     L = scale ( sum_i (1 - C_ii)^2 + 0.005 sum_{i != j} C_ij^2 ),   C = Z_a^T Z_b / N
 
 Each dimension is standardized over the batch, and not each embedding normalized, as the document's overview has it: the
-diagonal could then not come near to one. The paper has a rate of their own for biases and norms, 0.024 of the
-weights'; LARS moves weights by the direction of their gradient alone, so that `scale=0.024` does the same.
+diagonal could then not come near to one. The paper has a rate of their own for biases and norms, 0.024 of the weights';
+LARS moves weights by the direction of their gradient alone, so that `scale=0.024` does the same, but for a decay of
+1e-6.
 
 Beyond the paper: with more than two views of an image, each term is the mean over all pairs of views.
 """

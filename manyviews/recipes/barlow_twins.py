@@ -32,8 +32,14 @@ def cifar10() -> Recipe:
     One GPU. Not run by us.
     """
     lars = Optimizer("lars", lr=0.3, weight_decay=1e-4, schedule=WarmupCosine(warmup=10))
-    sizes = {"hidden_dim": 2048, "output_dim": 2048}
-    return common.cifar10("barlow_twins", optimizer=lars, view=common.small(Global(2)), scale=0.1, **sizes)
+    return common.cifar10(
+        "barlow_twins",
+        optimizer=lars,
+        view=common.small(Global(2)),
+        hidden_dim=2048,
+        output_dim=2048,
+        scale=0.1,
+    )
 
 
 def tiny() -> Recipe:

@@ -105,7 +105,10 @@ class View:
         return torch.empty(len(draws.index), 0, device=draws.index.device)
 
     def blend(self, targets: Tensor, draws: Draws) -> Tensor:
-        """What a view predicts of the targets of the batch's images, `b d`: here that of its own image."""
+        """What a view predicts of the targets of the batch's images, `b d`, which are not to be written to.
+
+        Here that of its own image.
+        """
         return targets
 
 

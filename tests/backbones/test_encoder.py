@@ -191,7 +191,7 @@ def test_a_frozen_patch_projection_is_initialized_as_moco_v3s():
     assert 0.98 * bound < weight.abs().max() <= bound and weight.std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
     assert not bias.any()
     encoder = vit()
-    encoder.pretrained = True  # what came from elsewhere stays
+    encoder.load_weights(vit().model.state_dict())  # what came from elsewhere stays
     before = encoder.model.patch_embed.proj.weight.clone()
     encoder.freeze_patch_embed()
     assert torch.equal(encoder.model.patch_embed.proj.weight, before)

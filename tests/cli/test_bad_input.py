@@ -232,7 +232,7 @@ def test_sizes_that_the_backbone_does_not_take_leave_no_run_behind(manyviews, ph
     for recipe, backbone, says in (
         ("simclr_photos", "name=levit_conv_128s", "does not take images of 128 pixels"),
         ("moco_v3_tiny", "patch_size=5", "do not tile"),
-        ("simclr_tiny", "global_pool=''", "features of the shape"),
+        ("simclr_tiny", "global_pool=''", "does not give 16 features"),
     ):
         sets = ("--set", "data.batch_size=16", "--set", f"backbone.{backbone}")
         told(manyviews("pretrain", photos, "--recipe", recipe, *sets, *out), says)

@@ -117,7 +117,7 @@ def test_bad_sweeps_are_refused_before_anything_is_made(pictures: Path, tmp_path
 
 def test_a_metric_that_needs_labels_is_refused_without(tmp_path: Path):
     images = np.zeros((80, 32, 32, 3), np.uint8)
-    with pytest.raises(UserError, match="no labels, which the metric knn needs"):
+    with pytest.raises(UserError, match="no labels of two classes or more, which the metric knn needs"):
         mv.sweep(images, "simclr_tiny", {"optimizer.lr": (0.1,)}, tmp_path / "s", metric="knn", settings=FEW)
     assert not (tmp_path / "s").exists()
 

@@ -505,3 +505,5 @@ def test_addresses_are_shown_without_their_secrets():
     assert shown("https://user:password@host:80/a@b/x.parquet?sig=secret") == "https://host:80/a@b/x.parquet"
     assert shown("s3://bucket/{00..99}.tar") == "s3://bucket/{00..99}.tar"
     assert shown("/photos/what?.jpg") == "/photos/what?.jpg"
+    assert shown("zip://a.parquet::https://me:secret@host/x.zip?sig=s") == "zip://a.parquet::https://host/x.zip"
+    assert shown("abfs://images@account.dfs.core.windows.net/a") == "abfs://images@account.dfs.core.windows.net/a"

@@ -4,7 +4,6 @@ import json
 import shutil
 import zipfile
 from contextlib import redirect_stdout
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -248,8 +247,13 @@ def test_test_images_are_never_learned_from(tmp_path):
     write_voc(tmp_path, {"train": ["a", "b"], "val": ["c", "d"], "test": ["b", "c"]})
     found = open_pictures(tmp_path)
     assert [[p.path.stem for p in part] for part in (found.train, found.test)] == [["a", "d"], ["b", "c"]]
-    left_out = [(Path(where).stem, reason) for where, reason in found.bad if "test image" in reason]
-    assert [stem for stem, _ in left_out] == ["b", "c"]
+    assert [reason for where, reason in found.bad if where == str(tmp_path)] == [
+        "2 images to train are test images too, and are not learned from"
+    ]
+    for name in ("train", "val"):
+        (tmp_path / "ImageSets" / "Main" / f"{name}.txt").write_text("b\nc")
+    with pytest.raises(UserError, match="no images to train but those to test"):
+        open_pictures(tmp_path)
 
 
 def test_boxes_of_coco_have_their_classes_and_masks(coco):

@@ -18,6 +18,7 @@ from sklearn.decomposition import PCA
 from manyviews import recipes
 from manyviews.backbones import Encoder
 from manyviews.data import open_source
+from manyviews.data.folder import PAGE
 from manyviews.engine import loop
 from manyviews.errors import UserError
 from manyviews.evaluation import evaluate
@@ -46,7 +47,6 @@ def fake_run(folder, recipe="simclr_tiny", images=None, finished=True, log=(), s
         facts={"data": images, "images": 60, "machine": "a machine", "started": "2026-01-01T00:00:00+00:00"},
         log=list(log),
         summary={"seconds": 61.0, "bad_images": 0} if finished else None,
-        started=True,
         encoder=method.keep,
         method=method,
     )
@@ -130,7 +130,7 @@ def test_everything_it_needs_lies_beside_it_and_nothing_else_may_be_loaded(page)
     needed += [facts["map"]["images"], *facts["map"]["sheets"], *(r["src"] for r in facts["map"]["runs"])]
     assert len(needed) > 50
     assert all((page.parent / src).is_file() for src in needed)
-    assert {"index.html", "map", "pictures"} == {p.name for p in page.parent.iterdir()}
+    assert {"index.html", "map", "pictures", PAGE} == {p.name for p in page.parent.iterdir()}
     assert all(a["href"].startswith("#") for tag in ("a", "link") for a in parsed.of(tag))
     # No attribute runs or styles anything, so that the policy can forbid it.
     assert not [k for _, attributes in parsed.found for k in attributes if k.startswith("on") or k == "style"]

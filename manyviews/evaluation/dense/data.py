@@ -288,8 +288,12 @@ def open_pictures(root: Path, masks: bool = False) -> Pictures:
         raise UserError(f"{root} is in Pascal VOC's format, which has no masks of objects: give annotations as COCO's.")
     found = _open_voc(voc[0]) if voc else _open_coco(root, masks)
     asked = {picture.path for picture in found.test}
-    twice = [(str(p.path), "it is a test image, and is not learned from") for p in found.train if p.path in asked]
-    found = replace(found, train=[p for p in found.train if p.path not in asked], bad=[*found.bad, *twice])
+    train = [p for p in found.train if p.path not in asked]
+    if len(train) < len(found.train):
+        twice = f"{len(found.train) - len(train)} images to train are test images too"
+        if not train:
+            raise UserError(f"{root} has no images to train but those to test: give others in one of the lists.")
+        found = replace(found, train=train, bad=[*found.bad, (str(root), f"{twice}, and are not learned from")])
     for name, part in (("train", found.train), ("test", found.test)):
         if not any(not thing.crowd for picture in part for thing in picture.things):
             raise UserError(f"{root} has no objects in its images to {name}.")

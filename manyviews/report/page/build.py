@@ -186,9 +186,10 @@ def _views_and_subspaces(runs: Sequence[Any], source: Source | None, where: _Whe
     views: list[Facts] = []
     subspaces: list[Facts] = []
     for i, run in enumerate(runs):
-        if not run.started:
-            continue
-        method = run.method
+        try:
+            method = run.method
+        except UserError:
+            continue  # stopped before its first checkpoint
         if source is not None:
             _add_views(views, i, run.recipe, method, source, where.pictures)
         method = method.method if isinstance(method, Rescued) else method
