@@ -17,6 +17,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ class Worker:
     def close(self) -> None:
         """End the process: it leaves at the end of its input."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it died with something unread
+            self._process.stdin.close()
         self._process.wait()
         self._errors.close()
 
@@ -158,7 +160,7 @@ def photographs(data: Path, n: int) -> list[bytes]:
 
 
 def cifar10(data: Path, n: int) -> list[bytes]:
-    """PNG files of CIFAR-10's first `n` training images."""
+    """WebP files, without loss, of CIFAR-10's first `n` training images."""
     rows = next(pq.ParquetFile(data / "cifar10_train.parquet").iter_batches(n, columns=["image"]))
     return [row["bytes"] for row in rows.column("image").to_pylist()]
 
@@ -197,8 +199,11 @@ def _git(*words: str) -> str:
     return subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
 
 
-# When this is imported, before anything is measured: commits that are made meanwhile are not what was.
-_COMMIT = _git("rev-parse", "--short", "HEAD") + (" changed" if _git("status", "--porcelain", "-uno") else "")
+# When this is imported, before anything is measured: commits that are made meanwhile are not what was. Results that
+# benchmarks wrote before this one are no change of what is measured.
+_CHANGED = _git("status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)benchmarks/*.json")
+_COMMIT = _git("rev-parse", "--short", "HEAD") + (" changed" if _CHANGED else "")
+_BEGUN = datetime.now(UTC).isoformat(timespec="minutes")
 
 
 def facts(device: torch.device, *packages: str) -> Answer:
@@ -208,6 +213,7 @@ def facts(device: torch.device, *packages: str) -> Answer:
         "machine": machine(device),
         "processor": _processor(),
         "commit": _COMMIT,
+        "begun": _BEGUN,
         "command": " ".join(["python", *sys.argv]),
         "versions": installed(*packages),
     }

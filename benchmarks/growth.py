@@ -14,7 +14,8 @@ contain that, up to a tenth.
 - ring: NT-Xent of 2 x n projections on each rank, as it is. gather: the same, when each rank first gathers all keys.
   Four ranks on two cores take turns: theirs is a figure of memory, not of time.
 - step: of BYOL (MULAN where there is a cutout view), ResNet-18 at 32 pixels; "views" backpropagates view by view, "all"
-  keeps every activation until the end.
+  keeps every activation until the end. shared_step: the two global views of a batch that processes share, gradients
+  and the statistics of BatchNorm included.
 - prepared: a folder of canvases without pixels, sparse files, that is otherwise as one of canvases at 256 pixels: what
   opening it takes, an epoch's order, the order and the first 100 batches of 64, and the names of the images. Pixels
   that were read count as resident.
@@ -82,6 +83,8 @@ def cases(quick: bool) -> Iterator[Row]:
     for views in ("2", "2+2+1") if quick else ("2", "2+2+1", "2+4", "2+10"):
         for memory in ("views", "all"):
             yield {"what": "step", "views": views, "memory": memory, "batch": 32 if quick else 128}
+    for world, threads in ((1, 1), (1, 2), (2, 1)):
+        yield {"what": "shared_step", "processes": world, "threads": threads, "batch": 32 if quick else 256}
     for images in (10**4, 10**5) if quick else (10**4, 10**5, 10**6, 10**7):
         yield {"what": "prepared", "images": images}
     for processes, cores in ((1, 1), (2, 1), (1, 2)):
@@ -182,11 +185,21 @@ def nearest(features: int, queries: int) -> list[Row]:
 
 
 def train(views: str, memory: str, batch: int) -> list[Row]:
+    return [_train(views, memory, batch)]
+
+
+def shared_train(processes: int, batch: int) -> list[Row]:
+    rows = on_ranks(_train, processes, "2", "views", batch // processes)
+    return [{**row, "images_per_second": round(batch / row["seconds"][1], 1)} for row in rows]
+
+
+def _train(views: str, memory: str, batch: int) -> Row:
     """Views as in memory.py: global, local and cutout."""
     size = 32
     pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
     canvases = Canvases(pixels, torch.full((batch, 2), size), torch.arange(batch))
     method = build("byol", views, size).to(memory_format=torch.channels_last).train()
+    distributed.sync_batchnorm(method, torch.device("cpu"))
 
     def run() -> None:
         for p in method.parameters():  # gradients are held either way: they are not what is compared
@@ -196,7 +209,7 @@ def train(views: str, memory: str, batch: int) -> list[Row]:
         backpropagate(method, [lambda: looks], At(0, 10, 5), memory=memory, precision="float32")  # type: ignore[arg-type]
 
     run()
-    return [measure(run)]
+    return measure(run)
 
 
 # -- data ------------------------------------------------------------------------------------------------------------
@@ -273,6 +286,7 @@ MEASURES: dict[str, Callable[..., list[Row]]] = {
     "ring": ring,
     "gather": gather,
     "step": train,
+    "shared_step": shared_train,
     "prepared": open_images,
     "prepare": prepare_images,
 }
@@ -313,7 +327,7 @@ def main() -> None:
                 }
             rows.append(row)
             print(_line(row), flush=True)
-    facts = _bench.facts(torch.device("cpu"))
+    facts = _bench.facts(torch.device("cpu"), "manyviews", "torch", "timm", "numba")
     _bench.write(options.out, {**facts, "threads": options.threads, "rows": rows})
 
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import _bench
 import torch
 
 from manyviews.backbones import Encoder
@@ -97,9 +98,8 @@ def measure(name: str, views: str, memory: str, batch: int, size: int) -> dict[s
         return torch.cat([p.grad.flatten() for p in trained]).cpu()
 
     peaks: list[float] = []
-    if device.type == "cuda":  # the first step compiles and tries kernels, which takes memory once
-        gradient(memory)
-        peaks.clear()
+    gradient(memory)  # the first step imports, compiles and tries kernels, which takes memory once
+    peaks.clear()
     ours = gradient(memory)
     # In double precision the two steps would agree to the last digits; in float32 sums are taken in another order.
     plain = gradient("all")
@@ -122,17 +122,17 @@ def main() -> None:
     for case in CASES:
         sizes = ["--batch", str(options.batch), "--size", str(options.size)]
         command = [sys.executable, __file__, "--case", *map(str, case), *sizes]
-        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=ENV).stdout)
+        row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=ENV).stdout)
         rows.append(row)
         print(
             f"{row['method']:8} {row['views']:>6} {row['memory']:9} {row['peak_mib']:9.1f}  {row['gradient_error']:.1e}"
         )
     if options.out:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+        facts = _bench.facts(device, "manyviews", "torch", "timm", "numba")
         torch.set_num_threads(1)  # as in the cases
-        facts = {"machine": machine(device), "commit": commit, "batch": options.batch, "size": options.size}
-        options.out.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+        facts |= {"machine": machine(device), "batch": options.batch, "size": options.size}
+        _bench.write(options.out, {**facts, "rows": rows})
 
 
 if __name__ == "__main__":

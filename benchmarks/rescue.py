@@ -10,13 +10,12 @@ reported is its median and quartiles.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import _bench
 import torch
 
 from manyviews.backbones import Encoder
@@ -24,7 +23,6 @@ from manyviews.engine.step import backpropagate
 from manyviews.methods import get
 from manyviews.recipe import Rescue
 from manyviews.regularizers import Rescued
-from manyviews.run import machine
 from manyviews.types import At, Canvases
 from manyviews.views import MOCO_V2, Global, Views
 
@@ -80,10 +78,9 @@ def main() -> None:
         seconds = statistics.median(a for a, _ in pairs)
         rows.append({"method": name, "seconds": round(seconds, 3), "ratio": [round(r, 4) for r in (low, median, high)]})
         print(f"{name:8} {seconds:6.2f} s a step without; with it {median:.3f} times (quartiles {low:.3f}, {high:.3f})")
-    if options.out:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        facts = {"machine": machine(device), "commit": commit, "batch": options.batch, "size": options.size}
-        options.out.write_text(json.dumps({**facts, "rounds": options.rounds, "rows": rows}, indent=2) + "\n")
+    facts = _bench.facts(device, "manyviews", "torch", "timm", "numba")
+    settings = {"batch": options.batch, "size": options.size, "rounds": options.rounds}
+    _bench.write(options.out, {**facts, **settings, "rows": rows})
 
 
 if __name__ == "__main__":

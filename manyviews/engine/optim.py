@@ -177,9 +177,10 @@ def build(method: Method, settings: Settings, device: torch.device) -> torch.opt
         return LARS(parts, momentum=settings.momentum)
     if settings.name == "muon":
         return Muon(parts, momentum=settings.momentum, betas=settings.betas)
+    fused = device.type in ("cpu", "cuda")
     if settings.name == "sgd":
-        return torch.optim.SGD(parts, lr=0.1, momentum=settings.momentum)
-    return torch.optim.AdamW(parts, betas=settings.betas, fused=device.type in ("cpu", "cuda"))
+        return torch.optim.SGD(parts, lr=0.1, momentum=settings.momentum, fused=fused)
+    return torch.optim.AdamW(parts, betas=settings.betas, fused=fused)
 
 
 def peak_lr(settings: Settings, batch_size: int) -> float:

@@ -405,9 +405,10 @@ def _name(encoder: nn.Module) -> str:
 
 
 def _optimizer(name: str, groups: list[dict[str, Any]], lr: float, device: torch.device) -> torch.optim.Optimizer:
+    fused = device.type in ("cpu", "cuda")
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=_MOMENTUM, nesterov=True)
-    return torch.optim.AdamW(groups, lr=lr, fused=device.type in ("cpu", "cuda"))
+        return torch.optim.SGD(groups, lr=lr, momentum=_MOMENTUM, nesterov=True, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, fused=fused)
 
 
 def _head(d: int, classes: int, device: torch.device) -> nn.Linear:
