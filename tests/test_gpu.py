@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from manyviews import recipes
 from manyviews.data import Loader, open_source
+from manyviews.engine import loop, optim
 from manyviews.engine.feed import feed
-from manyviews.types import Canvases
-from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, SIMCLR, Cutout, Draws, Global
+from manyviews.engine.step import backpropagate
+from manyviews.types import At, Canvases
+from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, SIMCLR, Cutout, Draws, Global, Views
 from manyviews.views.make import make
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -51,3 +54,29 @@ def test_batches_travel_beside_the_step():
     for expected, (found, _) in zip(given, feed(iter(given), torch.device("cuda")), strict=True):
         busy = busy @ busy / 50
         assert torch.equal(found.pixels.cpu(), expected.pixels)
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.names() if name.endswith("_tiny")])
+def test_no_step_waits_for_the_device(name):
+    """A single `item()` or `nonzero` keeps the host from asking ahead: here it raises."""
+    recipe, device = recipes.get(name), torch.device("cuda")
+    method = loop.build(recipe).to(device).to(memory_format=torch.channels_last).train()
+    optimizer, canvases = optim.build(method, recipe.optimizer, device), some(32, recipe.data.canvas).to(device)
+
+    def step(i):
+        at = At(i, 10, 10)
+        optim.schedule(optimizer, recipe.optimizer, 32, at)
+        optimizer.zero_grad(set_to_none=True)
+        looks = Views(canvases, method.looks, recompute=recipe.step.memory == "constant", progress=at.progress)
+        backpropagate(method, [lambda: looks], at, memory=recipe.step.memory, device=device)
+        method.before_update(at)
+        optim.clip(method, 1.0)
+        optimizer.step()
+        method.after_update(at)
+
+    step(0)  # compiles, and copies what stays the same for an epoch
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -62,6 +62,8 @@ class Encoder(nn.Module):
         model: the timm model, whose state dict has timm's own names.
         pretrained: whether its weights came from elsewhere: timm's, or those that `load_weights` took.
         embed_dim: dimensions of the features.
+        patch_dim: those of a place of the feature map or a patch: `embed_dim`, but for the few networks that widen
+            after pooling (MobileNetV3).
         timm_kwargs: what `timm.create_model(name, num_classes=0, **timm_kwargs)` makes the same model from, save for
             a small stem.
         spec: everything `from_spec` needs to make the same architecture, JSON-able.
@@ -86,7 +88,8 @@ class Encoder(nn.Module):
         self.name, self.pretrained = name, pretrained
         self.spec = {"name": name, "stem": stem, "position": position, **timm_kwargs}
         self.timm_kwargs, self.model = _create(name, pretrained, timm_kwargs)
-        self.embed_dim: int = getattr(self.model, "head_hidden_size", None) or self.model.num_features
+        self.patch_dim: int = self.model.num_features
+        self.embed_dim: int = getattr(self.model, "head_hidden_size", None) or self.patch_dim
         # Only models that take images of any size have their patches checked; timm asserts the others' one size.
         self._patch: Any = self.model.patch_embed.patch_size[0] if "dynamic_img_size" in self.timm_kwargs else None
         if stem != "native":
@@ -192,9 +195,7 @@ class Encoder(nn.Module):
         return model.forward_head(last), layers
 
     def patches(self, x: Tensor) -> Tensor:
-        """Features of each place of the last feature map, row by row, or of each patch, `b n d`.
-
-        `d` is `embed_dim`, but for the few networks that widen after pooling (MobileNetV3).
+        """Features of each place of the last feature map, row by row, or of each patch, `b n patch_dim`.
 
         Raises:
             UserError: patches do not tile the image, or the network gives several maps (CrossViT).

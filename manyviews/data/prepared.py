@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from hashlib import blake2b
@@ -64,23 +65,34 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
     with FileLock(out / f".{_PLAN}.lock"):
         if (out / MANIFEST).exists() and not all(file.exists() for file in files):
             (out / MANIFEST).unlink()  # a damaged shard was removed, to be written again
-    while not (out / MANIFEST).exists():
-        waiting = False
-        for file, start in zip(files, starts, strict=True):
-            end = min(start + per, len(source))
-            try:
-                if not file.exists():
-                    with FileLock(out / f".{file.name}.lock", blocking=False):
-                        if not file.exists():
-                            _write(source, range(start, end), size, file)
-            except Timeout:
-                waiting = True
-            if progress is not None:
-                progress(end, len(source))
-        if waiting:
-            time.sleep(0.2)  # another process is at the last ones
-        else:
-            _finish(source, out, plan, files)
+
+    def there(file: Path, start: int) -> bool:
+        """Whether a shard is written, by this process if no other one is at it."""
+        try:
+            if not file.exists():
+                with FileLock(out / f".{file.name}.lock", blocking=False):
+                    if not file.exists():
+                        _write(source, range(start, min(start + per, len(source))), size, file)
+        except Timeout:
+            return False
+        return True
+
+    # Two shards at a time: images of one are decoded while the other is on its way to the disk. One of sources that
+    # read in blocks, of which only so many stay in memory.
+    with ThreadPoolExecutor(2 if source.blocks is None else 1) as pool:
+        try:
+            while not (out / MANIFEST).exists():
+                waiting = False
+                for start, done in zip(starts, pool.map(there, files, starts), strict=True):
+                    waiting = waiting or not done
+                    if progress is not None:
+                        progress(min(start + per, len(source)), len(source))
+                if waiting:
+                    time.sleep(0.2)  # another process is at the last ones
+                else:
+                    _finish(source, out, plan, files)
+        finally:
+            pool.shutdown(cancel_futures=True)  # else Ctrl-C would wait for all shards
     return out
 
 

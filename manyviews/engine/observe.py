@@ -144,8 +144,9 @@ def _of_view(
     """What a module makes of the first view of the method's first kind: the same images and draws every time."""
     kind, data = method.looks[0], recipe.data
     views = Views(watch.canvases.to(device), (kind,), recipe.seed, epoch, data.mean, data.std)
+    x = views[kind.name, 0]  # not inside: on a GPU what is compiled for it serves the steps too
     with frozen(module):
-        found = module(views[kind.name, 0])
+        found = module(x)
     return (found[0] if isinstance(found, tuple) else found).float().cpu()  # of a Gaussian, its mean
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from manyviews.methods import Method
 from manyviews.recipe import Optimizer as Settings
@@ -46,12 +47,9 @@ class LARS(torch.optim.Optimizer):
             if group["weight_decay"]:
                 grads = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"]))
             if group["adapt"]:
-                w_norms, g_norms = torch._foreach_norm(weights), torch._foreach_norm(grads)
-                ratios = [
-                    torch.where((w > 0) & (g > 0), group["trust"] * w / g, torch.ones_like(w))
-                    for w, g in zip(w_norms, g_norms, strict=True)
-                ]
-                grads = list(torch._foreach_mul(grads, ratios))
+                w, g = (torch.stack(torch._foreach_norm(x)) for x in (weights, grads))
+                ratios = torch.where((w > 0) & (g > 0), group["trust"] * w / g, 1.0)
+                grads = list(torch._foreach_mul(grads, list(ratios.unbind())))
             velocities = []
             for p in weights:
                 state = self.state[p]
@@ -102,27 +100,35 @@ class Muon(torch.optim.Optimizer):
             if not weights:
                 continue
             grads = [p.grad for p in weights]
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            update = self._orthogonal if group["adapt"] else self._adam
+            update = self._orthogonal if group["adapt"] else self._adamw
             update(weights, grads, group)
 
     def _orthogonal(self, weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         momenta = self._state("momentum", weights)
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         for w, m, g in zip(weights, momenta, grads, strict=True):
             u = orthogonal(g.lerp(m, group["momentum"]).flatten(1))
             w.add_(u.view(w.shape), alpha=-group["lr"] * 0.2 * max(u.shape) ** 0.5)
 
-    def _adam(self, weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        beta1, beta2 = group["betas"]
+    def _adamw(self, weights: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         means, squares = self._state("mean", weights), self._state("square", weights)
         steps = self._state("steps", weights, scalar=True)
-        torch._foreach_add_(steps, 1)
-        torch._foreach_lerp_(means, grads, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-        for w, mean, square, t in zip(weights, means, squares, steps, strict=True):
-            w.sub_(group["lr"] * (mean / (1 - beta1**t)) / ((square / (1 - beta2**t)).sqrt() + group["eps"]))
+        beta1, beta2 = group["betas"]
+        adamw(
+            weights,
+            grads,
+            means,
+            squares,
+            [],
+            steps,
+            fused=weights[0].device.type in ("cpu", "cuda"),
+            amsgrad=False,
+            maximize=False,
+            beta1=beta1,
+            beta2=beta2,
+            **{k: group[k] for k in ("lr", "weight_decay", "eps")},
+        )
 
     def _state(self, name: str, weights: list[Tensor], scalar: bool = False) -> list[Tensor]:
         for p in weights:

@@ -305,8 +305,9 @@ def _of_views(
         for epoch in range(math.ceil(count / view.count)):
             made = Views(chunk, (view,), seed, epoch, (red, green, blue), (r, g, b))
             for i in range(min(view.count, count - len(found))):
+                x = made[view.name, i]
                 with frozen(encoder):
-                    found.append(encoder(made[view.name, i]).float().cpu())
+                    found.append(encoder(x).float().cpu())
                 done += len(chunk)
                 if progress is not None:
                     progress(done, total, "looking at views")

@@ -277,7 +277,7 @@ class _Crops:
         size, n = task.size, len(source)
         canvas = size if size <= SMALL else int(size * 256 / 224)  # as large as the test images are before their crop
         # Equal batches: a last one of few images would spoil BatchNorm, and leaving it out would cost small sets much.
-        self._loader = Loader(source, canvas, n // math.ceil(n / batch), seed=seed)
+        self._loader = Loader(source, canvas, n // math.ceil(n / batch), seed=seed, device=task.device)
         self._task, self._y, self._seed = task, y, seed
         self._kind: View = Global(1, size=size, area=(0.08, 1.0), color=None, flip=0.5)
         if randaugment:

@@ -101,7 +101,7 @@ class MAST(Method):
         self.online = GaussianBranch(
             encoder,
             GaussianProjector(
-                encoder.embed_dim,
+                encoder.patch_dim,
                 hidden_dim,
                 output_dim,
                 pooling=pooling,

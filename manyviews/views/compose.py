@@ -70,11 +70,13 @@ class Composed(View):
             # The same for all images of a step, and another in the next: progress stands for the step.
             shared = replace(shared.at(repr(draws.progress)), index=torch.zeros_like(draws.index))
         stage = max(0.0, 2 * draws.progress - 1) if self.staged else 1.0
-        size = (1 + (k - 1) * stage + shared.uniform("rounding", 1)).floor()
+        common = shared.uniforms({"rounding": 1, "surely": 1})
+        size = (1 + (k - 1) * stage + common["rounding"]).floor()
         chosen = shared.permutation("set", k) < size
-        kept = torch.stack([draws.bernoulli(a.name, a.p) for a in self.augmentations], 1)
+        own = draws.uniforms({a.name: 1 for a in self.augmentations})
+        kept = torch.cat([own[a.name] < a.p for a in self.augmentations], 1)
         view = int(draws.place[-1].rpartition("/")[2])
-        surely = (shared.uniform("surely", 1) * self.count).long() == view
+        surely = (common["surely"] * self.count).long() == view
         return chosen & (kept | ((size == 1) & surely))
 
     def crop(self, canvases: Canvases, draws: Draws) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from manyviews.errors import require
 from manyviews.views import color as ops
-from manyviews.views.draws import Draws
+from manyviews.views.draws import Draws, between
 from manyviews.views.filters import gaussian_blur
 from manyviews.views.masks import apply_to
 
@@ -92,15 +92,14 @@ class Distortion:
 def draw_distortion(draws: Draws, color: Color) -> Distortion:
     """Parameters for each image of the batch."""
     around = {"brightness": color.brightness, "contrast": color.contrast, "saturation": color.saturation}
-    factors = [draws.uniform(k, 1, max(0.0, 1 - v), 1 + v) for k, v in around.items()]
+    ranges = {k: (max(0.0, 1 - v), 1 + v) for k, v in around.items()} | {"hue": (-color.hue, color.hue)}
+    masks = {k: getattr(color, k) for k in ("jitter", "gray", "blur", "solarize")}
+    u = draws.uniforms(dict.fromkeys((*ranges, "sigma", *masks), 1))
     return Distortion(
-        jitter=draws.bernoulli("jitter", color.jitter),
-        factors=torch.cat([*factors, draws.uniform("hue", 1, -color.hue, color.hue)], 1),
+        factors=torch.cat([between(u[k], *v) for k, v in ranges.items()], 1),
         order=draws.permutation("order", 4),
-        gray=draws.bernoulli("gray", color.gray),
-        blur=draws.bernoulli("blur", color.blur),
-        sigma=draws.uniform("sigma", 1, *color.sigma)[:, 0],
-        solarize=draws.bernoulli("solarize", color.solarize),
+        sigma=between(u["sigma"], *color.sigma)[:, 0],
+        **{k: u[k][:, 0] < p for k, p in masks.items()},  # always for 1, never for 0
     )
 
 

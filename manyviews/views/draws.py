@@ -7,7 +7,9 @@ batch, not on workers or ranks. A resumed run draws what the uninterrupted one w
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -38,6 +40,21 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
+def _hash(index: Tensor, stream: Tensor | int, column: Tensor) -> Tensor:
+    """int64, `b n`: 64 bits for each image, `b`, and each column, `n`, of one stream or of its own."""
+    return _mix(_mix(index[:, None] + stream) + column)
+
+
+def _unit(bits: Tensor) -> Tensor:
+    """float32 in [0, 1) of 64 bits each: 24 bits are what float32 holds exactly, so that 1 is never rounded to."""
+    return _shift(bits, 40).float() * 2**-24
+
+
+def between(u: Tensor, low: float, high: float) -> Tensor:
+    """Numbers in [0, 1) scaled to [low, high)."""
+    return u if (low, high) == (0.0, 1.0) else u * (high - low) + low
+
+
 @dataclass(frozen=True)
 class Draws:
     """Random numbers for a batch of images, each a pure function of (seed, epoch, image, place, name, column).
@@ -63,21 +80,29 @@ class Draws:
 
     def bits(self, name: str, n: int) -> Tensor:
         """int64, `b n`: 64 random bits each."""
-        # All but image and column is the same for the whole batch, so a slow hash is free here.
-        text = repr((int(self.seed), int(self.epoch), self.place, name)).encode()
-        stream = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
-        if self.index.device.type == "cpu":  # the same in one go, and not in thirty small operations
+        stream = _stream(int(self.seed), int(self.epoch), self.place, name)
+        if _compiles(self.index):  # the same in one go, and not in thirty small operations
             from manyviews.views import compiled  # Numba takes half a second to import
 
             return compiled.bits(self.index, stream, n)
-        columns = torch.arange(1, n + 1, device=self.index.device) * _GOLDEN
-        return _mix(_mix(self.index + stream)[:, None] + columns)
+        return _hash(self.index, stream, torch.arange(1, n + 1, device=self.index.device) * _GOLDEN)
 
     def uniform(self, name: str, n: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """float32, `b n`, uniform in [low, high): multiples of 2^-24, scaled."""
-        # 24 bits are what float32 holds exactly, so that 1 is never reached by rounding.
-        u = _shift(self.bits(name, n), 40).float() * 2**-24
-        return u if (low, high) == (0.0, 1.0) else u * (high - low) + low
+        return between(_unit(self.bits(name, n)), low, high)
+
+    def uniforms(self, columns: Mapping[str, int]) -> dict[str, Tensor]:
+        """`uniform(name, n)` for each name and its number of columns.
+
+        Elsewhere than on a CPU one hash for all of them, of thirty small operations, takes the place of one for each.
+        """
+        if _compiles(self.index):
+            return {name: self.uniform(name, n) for name, n in columns.items()}
+        asked = tuple(columns.items())
+        found = _unit(
+            _hash(self.index, *_addresses(int(self.seed), int(self.epoch), self.place, asked, self.index.device))
+        )
+        return dict(zip(columns, found.split(list(columns.values()), 1), strict=True))
 
     def bernoulli(self, name: str, p: float) -> Tensor:
         """bool, `b`, true with probability `p`; always for 1, never for 0."""
@@ -88,3 +113,24 @@ class Draws:
     def permutation(self, name: str, n: int) -> Tensor:
         """int64, `b n`: each row an order of 0 ... n-1, all equally likely."""
         return self.bits(name, n).argsort(1)
+
+
+def _compiles(index: Tensor) -> bool:
+    return index.device.type == "cpu"
+
+
+def _stream(seed: int, epoch: int, place: tuple[str, ...], name: str) -> int:
+    # All but image and column is the same for the whole batch, so a slow hash is free here.
+    text = repr((seed, epoch, place, name)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
+
+
+@lru_cache(maxsize=1024)
+def _addresses(
+    seed: int, epoch: int, place: tuple[str, ...], asked: tuple[tuple[str, int], ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The stream and the number of each column, int64 `n` each: one copy to the device for a whole epoch."""
+    streams = [_stream(seed, epoch, place, name) for name, n in asked for _ in range(n)]
+    columns = [_signed(k * _GOLDEN) for _, n in asked for k in range(1, n + 1)]
+    found = torch.tensor([streams, columns]).to(device, non_blocking=device.type == "cuda")
+    return found[0], found[1]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from manyviews.views.draws import Draws
+from manyviews.views.draws import Draws, between
 
 _TRIES = 10
 
@@ -34,9 +34,9 @@ def draw_boxes(
     """
     # float64, or a root that ends in .5 on one device and not on the other would round to another box.
     aspect = (extent[:, 1] / extent[:, 0]).double()[:, None]
-    height, width = _tries(draws, side, area, ratio, aspect)
+    height, width, corner = _tries(draws, side, area, ratio, aspect)
     tall, wide = aspect.clamp(max=ratio[0]) / ratio[0], ratio[1] / aspect.clamp(min=ratio[1])
-    return _place(draws, side, height, width, (side * tall).round().long(), (side * wide).round().long())
+    return _place(corner, side, height, width, (side * tall).round().long(), (side * wide).round().long())
 
 
 def draw_blocks(draws: Draws, side: int, area: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
@@ -44,28 +44,32 @@ def draw_blocks(draws: Draws, side: int, area: tuple[float, float], ratio: tuple
 
     The square has the mean of the areas.
     """
-    height, width = _tries(draws, side, area, ratio, torch.ones_like(draws.index).double()[:, None])
+    height, width, corner = _tries(draws, side, area, ratio, torch.ones_like(draws.index).double()[:, None])
     square = torch.full_like(height[:, :1], round(side * math.sqrt(sum(area) / 2)))
-    return _place(draws, side, height, width, square, square)
+    return _place(corner, side, height, width, square, square)
 
 
 def _tries(
     draws: Draws, side: int, area: tuple[float, float], ratio: tuple[float, float], aspect: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Heights and widths to try, int64, `b tries`, on a canvas whose true width / height is `aspect`, `b 1`."""
-    a = draws.uniform("area", _TRIES, *area).double()
-    r = draws.uniform("ratio", _TRIES, math.log(ratio[0]), math.log(ratio[1])).double().exp() / aspect
-    return ((a / r).sqrt() * side).round().long(), ((a * r).sqrt() * side).round().long()
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Heights and widths to try, int64, `b tries`, on a canvas whose true width / height is `aspect`, `b 1`.
+
+    And where the box lies in what is left, float64, `b 2`, from 0 to 1.
+    """
+    u = draws.uniforms({"area": _TRIES, "ratio": _TRIES, "place": 2})
+    a = between(u["area"], *area).double()
+    r = between(u["ratio"], math.log(ratio[0]), math.log(ratio[1])).double().exp() / aspect
+    return ((a / r).sqrt() * side).round().long(), ((a * r).sqrt() * side).round().long(), u["place"].double()
 
 
 def _place(
-    draws: Draws, side: int, height: Tensor, width: Tensor, central_height: Tensor, central_width: Tensor
+    corner: Tensor, side: int, height: Tensor, width: Tensor, central_height: Tensor, central_width: Tensor
 ) -> Tensor:
     fits = (height > 0) & (height <= side) & (width > 0) & (width <= side)
     first = fits.int().argmax(1, keepdim=True)  # of equal values the first
     size = torch.stack([height.gather(1, first), width.gather(1, first)], 2)[:, 0]
     free = side - size
-    corner = (draws.uniform("place", 2).double() * (free + 1)).long()
+    corner = (corner * (free + 1)).long()
     central_size = torch.cat([central_height, central_width], 1).clamp(min=1)
     central = torch.cat([(side - central_size) // 2, central_size], 1)
     return torch.where(fits.any(1, keepdim=True), torch.cat([corner, size], 1), central)

@@ -42,7 +42,7 @@ def test_features_weights_and_settings_of_many_architectures(case: str):
     x = images(size)
     features, patches = encoder(x), encoder.patches(x)
     assert encoder.embed_dim == dim and features.shape == (2, dim)
-    assert patches.ndim == 3 and patches.shape[:1] == (2,)
+    assert patches.ndim == 3 and patches.shape[0] == 2 and patches.shape[2] == encoder.patch_dim
 
     plain = timm.create_model(name, num_classes=0, **encoder.timm_kwargs).eval()
     weights = encoder.model.state_dict()

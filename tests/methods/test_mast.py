@@ -155,6 +155,15 @@ def test_without_uncertainty_there_are_no_variances_to_learn():
     assert all(p.grad is not None for p in method.parameters())
 
 
+def test_networks_that_widen_after_pooling_have_narrower_patches(batch: Canvases):
+    encoder = Encoder("mobilenetv3_small_050")
+    assert encoder.patch_dim < encoder.embed_dim
+    method = MAST(encoder, view=Composed(2, size=32), hidden_dim=16, output_dim=12)
+    (found,) = method.loss(Views(batch, method.looks), AT)
+    sum(found.values()).backward()
+    assert encoder.model.conv_stem.weight.grad.abs().sum() > 0
+
+
 def test_subspaces_have_the_names_of_the_augmentations():
     names = ("color_jitter", "gaussian_blur", "horizontal_flip", "grayscale", "resized_crop")
     assert build().augmentations == build().subspaces == names

@@ -6,8 +6,11 @@ import itertools
 import pytest
 import torch
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from manyviews.views import Draws
+from manyviews.types import Canvases
+from manyviews.views import MAST_15, SIMCLR, Composed, Cutout, Draws, Global, Strong
+from manyviews.views.distort import Distorting
 
 N = 20_000
 INDEX = torch.arange(N)
@@ -110,3 +113,52 @@ def test_permutations_are_uniform():
     assert torch.equal(orders.sort(1).values, torch.arange(4).expand(N, 4))
     counts = torch.unique(orders, dim=0, return_counts=True)[1]
     assert len(counts) == 24 and stats.chisquare(counts).pvalue > 1e-3
+
+
+KINDS = [
+    Global(2, 32, color=SIMCLR),
+    Cutout(1, 32),
+    Composed(2, 32, augmentations=MAST_15),
+    Strong(1, 32),
+]
+
+
+def drawn(kind, canvases, draws):
+    """All that decides a view, but for the pixels."""
+    place = draws.at(f"{kind.name}/0")
+    paint = kind.paint(0, place)
+    colors = list(vars(paint.drawn).values()) if isinstance(paint, Distorting) else []
+    return [*kind.crop(canvases, place), *colors, kind.parameters(place)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.name)
+def test_other_devices_draw_the_same_numbers(kind, monkeypatch):
+    """There the hash is written out in tensor operations, of all names of a place at once."""
+    canvases = Canvases(torch.zeros(50, 3, 40, 40), torch.tensor([[30, 40]]).repeat(50, 1), torch.arange(50) * 7919)
+    draws = Draws(3, 2, canvases.index, progress=0.8)
+    ours = drawn(kind, canvases, draws)
+    monkeypatch.setattr("manyviews.views.draws._compiles", lambda index: False)
+    theirs = drawn(kind, canvases, draws)
+    assert len(ours) > 2 and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+class Operations(TorchDispatchMode):
+    """Counts what would be a kernel on a GPU: all that is neither a view of a tensor nor an allocation."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kernel = not (function.is_view or function.overloadpacket.__name__.startswith(("empty", "split")))
+        self.count += kernel
+        return function(*args, **(kwargs or {}))
+
+
+def test_few_kernels_draw_a_view(monkeypatch):
+    """A hash of its own for each of 14 names took 460: at 32 pixels, more time than the view's pixels."""
+    monkeypatch.setattr("manyviews.views.draws._compiles", lambda index: False)
+    canvases = Canvases(torch.zeros(8, 3, 40, 40), torch.tensor([[30, 40]]).repeat(8, 1), torch.arange(8))
+    with Operations() as operations:
+        drawn(Global(2, 32, color=SIMCLR), canvases, Draws(0, 0, canvases.index))
+    assert operations.count < 240
