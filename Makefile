@@ -24,8 +24,9 @@ test-learning: $(VENV)/installed-dev
 
 # Each prints a table and writes the JSON beside it. DATA is a folder with cifar10_train.parquet and cifar10_test.parquet
 # (Hugging Face's layout) and imagewoof160_mini.zip (train/*/*.jpg: any photographs). The machine must be otherwise
-# idle, for 80 minutes on two cores. One that fails leaves the others their turn. Not among them: page.py, which drives a browser, and claims.py and selection.py, which
-# train for hours and continue where they stopped.
+# idle, for 80 minutes on two cores. One that fails leaves the others their turn. Not among them: page.py, which drives a
+# browser, speedrun.py, which trains for minutes to hours, and claims.py and selection.py, which train for hours and
+# continue where they stopped.
 bench: $(BENCH)/installed
 	@failed=; \
 	measure() { \

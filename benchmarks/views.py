@@ -347,12 +347,11 @@ class Library:
         files = (_bench.photographs if setting.photographs else _bench.cifar10)(self.data, images)
         self.run = LIBRARIES[self.name](setting, files, self.cores)
         drain(self.run, 1)
-        # Warm-up, that every image goes through: what its views look like, and how many a round can hold.
-        sums, start = Moments(), time.perf_counter()
-        for views in self.run(images):
+        sums = Moments()
+        for views in self.run(images):  # what the views of all images look like: a warm-up too
             sums.add(views)
-        speed = images / (time.perf_counter() - start)
-        self.images = max(1, round(speed * self.seconds))
+        _, seconds = drain(self.run, images)
+        self.images = max(1, round(images / seconds * self.seconds))
         return {"moments": sums.read()}
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -71,9 +72,13 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
+    with _ASKING:  # there is no way to read it without setting it
+        umask = os.umask(0)
+        os.umask(umask)
     return umask
+
+
+_ASKING = threading.Lock()
 
 
 def check_writable(path: Path) -> None:

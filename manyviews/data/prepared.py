@@ -10,11 +10,12 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -72,10 +73,16 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
             if not file.exists():
                 with FileLock(out / f".{file.name}.lock", blocking=False):
                     if not file.exists():
-                        _write(source, range(start, min(start + per, len(source))), size, file)
+                        _write(source, range(start, min(start + per, len(source))), size, file, going_on)
         except Timeout:
             return False
         return True
+
+    stopped = Event()
+
+    def going_on(done: int, total: int) -> None:
+        if stopped.is_set():
+            raise CancelledError
 
     # Two shards at a time: images of one are decoded while the other is on its way to the disk. One of sources that
     # read in blocks, of which only so many stay in memory.
@@ -91,8 +98,9 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
                     time.sleep(0.2)  # another process is at the last ones
                 else:
                     _finish(source, out, plan, files)
-        finally:
-            pool.shutdown(cancel_futures=True)  # else Ctrl-C would wait for all shards
+        finally:  # else Ctrl-C would wait for all shards
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
     return out
 
 
@@ -112,11 +120,11 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
         )
 
 
-def _write(source: Source, rows: range, size: int, file: Path) -> None:
+def _write(source: Source, rows: range, size: int, file: Path, progress: Progress) -> None:
     for part in file.parent.glob(f".{file.name}.*"):
         if part.suffix != ".lock":
             part.unlink()  # of a process that was killed: no other one is at this shard
-    found, bad = load_canvases(source.subset(rows), size)
+    found, bad = load_canvases(source.subset(rows), size, progress)
     good = found.index.numpy() + rows.start
     tensors = {"pixels": found.pixels, "extent": found.extent}
     facts = {"ids": [source.ids[i] for i in good], "labels": _packed(source, good), "bad": bad}

@@ -25,7 +25,6 @@ from manyviews.backbones import Encoder
 from manyviews.data import Loader, Source
 from manyviews.engine import folder as files
 from manyviews.engine import observe, optim
-from manyviews.engine.allocator import keeping
 from manyviews.engine.feed import feed
 from manyviews.engine.log import Log, missing
 from manyviews.engine.step import backpropagate
@@ -71,8 +70,6 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
     device = distributed.start()
     first = distributed.rank() == 0
     with contextlib.ExitStack() as stack:
-        if device.type == "cpu":
-            stack.enter_context(keeping())
         if first:
             stack.enter_context(files.lock(folder))
             for part in folder.glob(f".{files.CHECKPOINT}.*"):

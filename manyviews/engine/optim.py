@@ -14,6 +14,18 @@ from manyviews.schedules import value
 from manyviews.types import At
 
 
+class SGD(torch.optim.SGD):
+    """PyTorch's, whose fused kernel takes momentum for all parameters or for none: some get gradients later."""
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if group["momentum"] and p.grad is not None and self.state[p].get("momentum_buffer") is None:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        super().step()
+
+
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose rate follows each layer's ratio of weight to gradient norm (You et al. 2017).
 
@@ -185,7 +197,7 @@ def build(method: Method, settings: Settings, device: torch.device) -> torch.opt
         return Muon(parts, momentum=settings.momentum, betas=settings.betas)
     fused = device.type in ("cpu", "cuda")
     if settings.name == "sgd":
-        return torch.optim.SGD(parts, lr=0.1, momentum=settings.momentum, fused=fused)
+        return SGD(parts, lr=0.1, momentum=settings.momentum, fused=fused)
     return torch.optim.AdamW(parts, betas=settings.betas, fused=fused)
 
 

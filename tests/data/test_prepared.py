@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from manyviews.data import Loader, load_canvases, open_source, prepare, prepared, verify
+from manyviews.data import Loader, Source, load_canvases, open_source, prepare, prepared, verify
 from manyviews.errors import UserError
 
 
@@ -102,13 +105,14 @@ def test_a_killed_preparation_continues_and_is_not_mistaken_for_a_finished_one(
     photos: Path, tmp_path: Path, monkeypatch
 ):
     source, out, written = open_source(photos), tmp_path / "out", []
-    write = prepared._write
+    write, turn = prepared._write, threading.Lock()
 
-    def dies(source, rows, size, file):
-        if len(written) == 3:
-            raise KeyboardInterrupt
-        written.append(file)
-        write(source, rows, size, file)
+    def dies(source, rows, size, file, progress):
+        with turn:
+            if len(written) == 3:
+                raise KeyboardInterrupt
+            written.append(file)
+        write(source, rows, size, file, lambda done, total: None)
 
     monkeypatch.setattr(prepared, "_write", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -125,6 +129,24 @@ def test_a_killed_preparation_continues_and_is_not_mistaken_for_a_finished_one(
             changed()
     with pytest.raises(UserError, match="not an empty folder"):
         prepare(source, photos, 16)
+
+
+def test_an_interruption_does_not_wait_for_whole_shards(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(prepared, "_SHARD", 5000 * 3 * 16**2)
+    met, picture = [], Image.new("RGB", (16, 16))
+
+    def slow(i: int) -> Image.Image:
+        met.append(i)
+        if len(met) == 100:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.005)
+        return picture
+
+    source = Source("slow", 10_000, slow, lambda: [str(i) for i in range(10_000)])
+    with pytest.raises(KeyboardInterrupt):
+        prepare(source, tmp_path / "out", 16)
+    assert len(met) < 1000
+    assert not list((tmp_path / "out").glob("shard-*.safetensors"))
 
 
 def at_work(photos: Path, out: Path) -> None:

@@ -1,5 +1,6 @@
 """Optimizers against their equations, written out one weight at a time."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -155,3 +156,26 @@ def test_muon_accumulates_momentum():
         m = 0.5 * m + 0.5 * g
         expected -= 0.2 * 4**0.5 * optim.orthogonal(0.5 * m + 0.5 * g)
     torch.testing.assert_close(w.detach(), expected)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars", "muon"])
+def test_what_is_frozen_at_first_learns_later(name):
+    """SwAV's prototypes and DINO's last layer get no gradient in the first epoch."""
+    settings = dataclasses.replace(get("swav_tiny").optimizer, name=name)
+
+    def step(method, optimizer, frozen):
+        for i, p in enumerate(method.parameters()):
+            p.grad = None if frozen and i >= 2 else torch.ones_like(p)
+        optimizer.step()
+
+    method = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 3))
+    method.constant_lr = ()
+    plain, late = copy.deepcopy(method), copy.deepcopy(method)
+    for model, frozen in ((plain, False), (late, True)):
+        optimizer = optim.build(model, settings, torch.device("cpu"))
+        if frozen:
+            step(model, optimizer, frozen=True)
+        step(model, optimizer, frozen=False)
+        step(model, optimizer, frozen=False)
+    for i, (a, b) in enumerate(zip(plain.parameters(), late.parameters(), strict=True)):
+        assert torch.equal(a, b) == (i >= 2)  # what was frozen took the same two steps

@@ -128,7 +128,8 @@ def drawn(kind, canvases, draws):
     place = draws.at(f"{kind.name}/0")
     paint = kind.paint(0, place)
     colors = list(vars(paint.drawn).values()) if isinstance(paint, Distorting) else []
-    return [*kind.crop(canvases, place), *colors, kind.parameters(place)]
+    single = [a.draw(place.at(a.name), 32) for a in getattr(kind, "augmentations", ())]
+    return [*kind.crop(canvases, place), *colors, *single, kind.parameters(place)]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.name)
