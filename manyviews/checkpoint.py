@@ -71,14 +71,14 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+_ASKING = threading.Lock()
+
+
 def _umask() -> int:
     with _ASKING:  # there is no way to read it without setting it
         umask = os.umask(0)
         os.umask(umask)
     return umask
-
-
-_ASKING = threading.Lock()
 
 
 def check_writable(path: Path) -> None:

@@ -67,6 +67,12 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
         if (out / MANIFEST).exists() and not all(file.exists() for file in files):
             (out / MANIFEST).unlink()  # a damaged shard was removed, to be written again
 
+    stopped = Event()
+
+    def going_on(done: int, total: int) -> None:
+        if stopped.is_set():
+            raise CancelledError
+
     def there(file: Path, start: int) -> bool:
         """Whether a shard is written, by this process if no other one is at it."""
         try:
@@ -77,12 +83,6 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
         except Timeout:
             return False
         return True
-
-    stopped = Event()
-
-    def going_on(done: int, total: int) -> None:
-        if stopped.is_set():
-            raise CancelledError
 
     # Two shards at a time: images of one are decoded while the other is on its way to the disk. One of sources that
     # read in blocks, of which only so many stay in memory.
