@@ -205,8 +205,8 @@ def _train(views: str, memory: str, batch: int) -> Row:
         for p in method.parameters():  # gradients are held either way: they are not what is compared
             if p.requires_grad:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad.zero_()
-        looks = Views(canvases, method.looks)
-        backpropagate(method, [lambda: looks], At(0, 10, 5), memory=memory, precision="float32")  # type: ignore[arg-type]
+        looks = Views(canvases, method.looks, memory=memory)  # type: ignore[arg-type]
+        backpropagate(method, [lambda: looks], At(0, 10, 5), precision="float32")
 
     run()
     return measure(run)

@@ -91,8 +91,8 @@ def measure(name: str, views: str, memory: str, batch: int, size: int) -> dict[s
         else:
             reset()
             start = resident()
-        looks = Views(canvases, method.looks, recompute=memory == "constant")
-        backpropagate(method, [lambda: looks], At(0, 10, 5), memory=memory, precision="float32")
+        looks = Views(canvases, method.looks, memory=memory)
+        backpropagate(method, [lambda: looks], At(0, 10, 5), precision="float32")
         end = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident()
         peaks.append((end - start) / 2**20)
         return torch.cat([p.grad.flatten() for p in trained]).cpu()

@@ -167,17 +167,15 @@ class Training:
         self.optimizer = optim.build(self.method, recipe.optimizer, device)
 
     def views(self, canvases: Canvases) -> Views:
-        data = self.recipe.data
-        return Views(canvases, self.method.looks, self.recipe.seed, self.step, data.mean, data.std)
+        recipe, data = self.recipe, self.recipe.data
+        return Views(canvases, self.method.looks, recipe.seed, self.step, data.mean, data.std, recipe.step.memory)
 
     def update(self, views: Views) -> None:
         at = At(self.step, self.steps, self.steps)
         optim.schedule(self.optimizer, self.recipe.optimizer, self.recipe.data.batch_size, at)
         self.optimizer.zero_grad(set_to_none=True)
         step = self.recipe.step
-        backpropagate(
-            self.method, [lambda: views], at, precision=step.precision, memory=step.memory, device=self.device
-        )
+        backpropagate(self.method, [lambda: views], at, precision=step.precision, device=self.device)
         self.method.before_update(at)
         optim.clip(self.method, self.recipe.optimizer.clip)
         self.optimizer.step()

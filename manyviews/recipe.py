@@ -19,6 +19,7 @@ from typing import Any, Literal
 from manyviews import schedules
 from manyviews.errors import UserError, require, unknown
 from manyviews.schedules import Schedule, WarmupCosine
+from manyviews.types import Memory
 from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, Strong, augmentations, compose, kinds
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
@@ -107,16 +108,16 @@ class Step:
 
     Attributes:
         precision: "auto" takes bfloat16 where the device computes faster in it.
-        memory: "views" backpropagates each loss term as it is yielded; "constant" also recomputes every branch in
-            the backward pass, for methods that couple the views; "all" keeps everything until the end, and takes views
-            of one size in one batch through networks without BatchNorm, which would see other batches.
+        memory: "views" backpropagates each loss term as it is yielded, that of small views in groups with no more
+            pixels than the largest view has; "constant" also recomputes every branch in the backward pass, for methods
+            that couple the views; "all" keeps everything until the end.
         accumulate: parts a rank's batch is split into; statistics over the batch then see one part at a time.
         sync_batchnorm: share BatchNorm statistics between ranks.
         compile: compile the encoder.
     """
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    memory: Literal["views", "constant", "all"] = "views"
+    memory: Memory = "views"
     accumulate: int = 1
     sync_batchnorm: bool = True
     compile: bool = False

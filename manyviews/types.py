@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Memory = Literal["views", "constant", "all"]
+"""How much of a step is held at a time: see `manyviews.recipe.Step`."""
 
 
 @dataclass(frozen=True)

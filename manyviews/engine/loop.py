@@ -175,7 +175,6 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
                 _parts(canvases, method, recipe, at),
                 at,
                 precision=recipe.step.precision,
-                memory=recipe.step.memory,
                 device=device,
             )
             method.before_update(at)
@@ -344,7 +343,7 @@ def _many_bad(loader: Loader, steps: int, images: int) -> str | None:
 
 def _parts(canvases: Canvases, method: Method, recipe: Recipe, at: At) -> list[Callable[[], Views]]:
     def views(part: Canvases) -> Views:
-        data, memory = recipe.data, recipe.step.memory
+        data = recipe.data
         return Views(
             part,
             method.looks,
@@ -352,9 +351,8 @@ def _parts(canvases: Canvases, method: Method, recipe: Recipe, at: At) -> list[C
             at.epoch,
             data.mean,
             data.std,
-            recompute=memory == "constant",
+            memory=recipe.step.memory,
             progress=at.progress,
-            together=memory == "all",
         )
 
     return [partial(views, part) for part in canvases.chunk(recipe.step.accumulate)]

@@ -21,18 +21,16 @@ def backpropagate(
     at: At,
     *,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
-    memory: Literal["views", "constant", "all"] = "views",
     device: torch.device | None = None,
 ) -> dict[str, Tensor]:
     """Leave the gradient of the method's loss, averaged over ranks, in its parameters' `grad`.
 
     Args:
         method: in training mode, with gradients cleared.
-        parts: makers of the views of each accumulated part of the batch, called one after the other.
+        parts: makers of the views of each accumulated part of the batch, called one after the other. Terms are
+            backpropagated when they are yielded; those of views whose `memory` is "all", at the end.
         at: place in the schedule.
         precision: of the forward passes.
-        memory: "views" and "constant" backpropagate each term when it is yielded, "all" their sum at the end; for
-            "constant" the views themselves recompute (`Views(recompute=True)`).
         device: where the method lives.
 
     Returns:
@@ -42,7 +40,9 @@ def backpropagate(
     values: dict[str, Tensor] = {}
     for make in parts:
         pending = []
-        terms = method.loss(make(), at)
+        views = make()
+        at_end, terms = views.memory == "all", method.loss(views, at)
+        del views  # before the next part's are made
         while True:
             # Only the forward pass runs in low precision: autocast must not be on during backward.
             with autocast(device, precision):
@@ -54,7 +54,7 @@ def backpropagate(
                 t = t.detach().float() / len(parts)
                 values[name] = values[name] + t if name in values else t
             del found
-            if memory == "all":
+            if at_end:
                 pending.append(total)
             elif total.requires_grad:
                 total.backward()

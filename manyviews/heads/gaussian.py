@@ -56,8 +56,9 @@ class GaussianProjector(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.pooling == "first":
-            pooled = torch.cat([pool(x) for pool in self.pools])
-            hidden = self.shared(pooled).chunk(len(self.heads))
+            pooled = torch.stack([pool(x) for pool in self.pools], 1)
+            # An image's rows are neighbors, so that a batch of several views can be parted into them.
+            hidden = self.shared(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2]).unbind(1)
         else:
             places = self.shared(x.flatten(0, 1)).unflatten(0, x.shape[:2])
             hidden = tuple(pool(places) for pool in self.pools)

@@ -20,10 +20,11 @@ from collections.abc import Iterator
 from typing import Literal, cast
 
 import torch
+from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.heads import Predictors, Sharing, comparable, mlp, task_weights
-from manyviews.methods.method import Branch, Method, Terms
+from manyviews.methods.method import Branch, Method, Terms, totals
 from manyviews.objectives import squared_distance
 from manyviews.schedules import Cosine, Schedule
 from manyviews.targets import EMA
@@ -87,10 +88,14 @@ class BYOL(Method):
 
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
         targets = {name: views.all(name, self.target) for name in self.predictors.targets}
-        for task, i, z in views.each(self.predictors.tasks, self.online):
+
+        def term(task: View, i: int, z: Tensor) -> Tensor:
             pairs = self.predictors.pairs(views, task, i, z, targets)
             mean = torch.stack([squared_distance(p, z) for p, z in pairs]).mean()
-            yield {task.name: self.weights[task.name] * mean / task.count}
+            return self.weights[task.name] * mean / task.count
+
+        for group in views.groups(self.online, self.predictors.tasks):
+            yield totals((task.name, term(task, i, z)) for task, i, z in group)
 
     def after_update(self, at: At) -> None:
         self.target.update(self.online, at)

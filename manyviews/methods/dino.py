@@ -22,7 +22,7 @@ from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.heads import DINOHead, others
-from manyviews.methods.method import Branch, Method, Terms, paired, sum_of
+from manyviews.methods.method import Branch, Method, Terms, paired, sum_of, totals
 from manyviews.objectives import cross_entropy, sharpen
 from manyviews.schedules import Cosine, Linear, Schedule, value
 from manyviews.targets import EMA, Center
@@ -82,10 +82,14 @@ class DINO(Method):
         temperature = value(self.teacher_temperature, at)
         targets = [sharpen(t, self.center.value, temperature) for t in outputs]
         pairs = len(targets) * (sum(v.count for v in self.looks) - 1)
-        for kind, i, s in views.each(module=self.student):
+
+        def term(kind: View, i: int, s: Tensor) -> Tensor:
             # Cross-entropy is linear in its targets: of their sum, it takes one pass over the student's distribution.
             target = views.blend(kind.name, i, sum_of([t for _, t in others(targets, kind, i)]))
-            yield {kind.name: cross_entropy(target, s, self.student_temperature) / pairs}
+            return cross_entropy(target, s, self.student_temperature) / pairs
+
+        for group in views.groups(self.student):
+            yield totals((kind.name, term(kind, i, s)) for kind, i, s in group)
 
     def before_update(self, at: At) -> None:
         if at.epoch < self.freeze_epochs:

@@ -23,7 +23,7 @@ Also beyond it: with more than two views of an image, each term is the mean over
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import combinations
 from typing import Literal, cast
 
@@ -159,7 +159,3 @@ class GaussianBranch(Branch):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         return self.projector(self.encoder.patches(x))
-
-    def together(self, xs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:  # type: ignore[override]
-        """The same of several batches, one by one: the projector has BatchNorm."""
-        return [self(x) for x in xs]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 
 import torch
@@ -12,7 +12,6 @@ from manyviews.backbones import Encoder
 from manyviews.errors import UserError
 from manyviews.types import At
 from manyviews.views import View, Views
-from manyviews.views.container import in_one_batch
 
 Terms = dict[str, Tensor]
 
@@ -27,10 +26,6 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.projector(self.encoder(x))
-
-    def together(self, xs: Sequence[Tensor]) -> list[Tensor]:
-        """The same of several batches, those of one size in one pass where there is no BatchNorm."""
-        return in_one_batch(self.projector, in_one_batch(self.encoder, xs))
 
 
 def paired(*kinds: View, target: str | None = None) -> tuple[View, ...]:
@@ -63,6 +58,14 @@ def paired(*kinds: View, target: str | None = None) -> tuple[View, ...]:
 def sum_of(xs: Sequence[Tensor]) -> Tensor:
     """The sum of one tensor or more of one shape; the tensor itself if it is one."""
     return reduce(torch.add, xs)
+
+
+def totals(terms: Iterable[tuple[str, Tensor]]) -> Terms:
+    """Named terms, those of one name added up."""
+    found: Terms = {}
+    for name, term in terms:
+        found[name] = found[name] + term if name in found else term
+    return found
 
 
 class Method(nn.Module):

@@ -17,10 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.heads import Predictors, Sharing, comparable, mlp, task_weights
-from manyviews.methods.method import Branch, Method, Terms
+from manyviews.methods.method import Branch, Method, Terms, totals
 from manyviews.objectives import cross_info_nce
 from manyviews.schedules import Cosine, Schedule
 from manyviews.targets import EMA
@@ -78,10 +79,14 @@ class MoCoV3(Method):
 
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
         targets = {name: views.all(name, self.target) for name in self.predictors.targets}
-        for task, i, z in views.each(self.predictors.tasks, self.online):
+
+        def term(task: View, i: int, z: Tensor) -> Tensor:
             pairs = self.predictors.pairs(views, task, i, z, targets)
             mean = torch.stack([cross_info_nce(q, k, self.temperature) for q, k in pairs]).mean()
-            yield {task.name: self.weights[task.name] * mean / task.count}
+            return self.weights[task.name] * mean / task.count
+
+        for group in views.groups(self.online, self.predictors.tasks):
+            yield totals((task.name, term(task, i, z)) for task, i, z in group)
 
     def after_update(self, at: At) -> None:
         self.target.update(self.online, at)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.heads import Predictors, Sharing, comparable, mlp, task_weights
-from manyviews.methods.method import Branch, Method, Terms
+from manyviews.methods.method import Branch, Method, Terms, totals
 from manyviews.objectives import negative_cosine
 from manyviews.types import At
 from manyviews.views import SIMSIAM, Global, View, Views
@@ -83,8 +83,7 @@ class SimSiam(Method):
             return self.weights[task.name] * mean / task.count
 
         if giving:
-            found = {t.name: [term(t, i, z) for i, z in enumerate(projections[t.name])] for t in giving}
-            yield {name: torch.stack(terms).sum() for name, terms in found.items()}
-            del projections, found
-        for task, i, z in views.each([t for t in self.predictors.tasks if t not in giving], self.online):
-            yield {task.name: term(task, i, z)}
+            yield totals((t.name, term(t, i, z)) for t in giving for i, z in enumerate(projections[t.name]))
+            del projections
+        for group in views.groups(self.online, [t for t in self.predictors.tasks if t not in giving]):
+            yield totals((task.name, term(task, i, z)) for task, i, z in group)

@@ -7,7 +7,7 @@ Unsupervised Learning of Visual Features by Contrasting Cluster Assignments, Car
 
     L = mean over pairs (code s, view t != s) of  -sum_k q_s^k log softmax(z_t . c / temperature)^k
 
-The global views, which give each other's codes, are backpropagated together, each local view alone. The text's one
+The global views, which give each other's codes, are backpropagated together, local views after them. The text's one
 temperature is two: one of the softmax, one (epsilon) of the assignment. Codes sum to one for each image; the printed
 marginals are those of two different normalizations.
 """
@@ -16,12 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.heads import Prototypes, mlp
-from manyviews.methods.method import Branch, Method, Terms, paired, sum_of
+from manyviews.methods.method import Branch, Method, Terms, paired, sum_of, totals
 from manyviews.objectives import sinkhorn, swapped_prediction
 from manyviews.types import At
 from manyviews.views import SWAV, Global, Local, View, Views
@@ -79,11 +78,10 @@ class SwAV(Method):
             code = views.blend(name, i, sum_of(codes))
             return swapped_prediction(scores, code, self.temperature) / pairs
 
-        terms = [term("global", i, s, codes[:i] + codes[i + 1 :]) for i, s in enumerate(scores)]
-        yield {"global": torch.stack(terms).sum()}
-        del scores, terms
-        for kind, i, z in views.each([v for v in self.looks if v.name != "global"], self.online):
-            yield {kind.name: term(kind.name, i, self.prototypes(z), codes)}
+        yield totals(("global", term("global", i, s, codes[:i] + codes[i + 1 :])) for i, s in enumerate(scores))
+        del scores
+        for group in views.groups(self.online, [v for v in self.looks if v.name != "global"]):
+            yield totals((kind.name, term(kind.name, i, self.prototypes(z), codes)) for kind, i, z in group)
 
     def before_update(self, at: At) -> None:
         if at.epoch < self.freeze_epochs:

@@ -75,13 +75,12 @@ class Rescued(Method):
         return self.method.keep
 
     def loss(self, views: Views, at: At) -> Iterator[Terms]:
-        views.together = False  # projections are heard as they pass through `forward`
         branch = next(m for m in self.method.modules() if _trained_branch(m))
         seen: list[Tensor] = []
         targets: list[Tensor] = []
         # The method is not asked to hand out its projections: whatever it does with them, they pass through here.
         listening = [
-            m.register_forward_hook(lambda _, x, z, heard=heard: heard.append(_projection(z)))
+            m.register_forward_hook(lambda _, x, z, heard=heard: heard.extend(_projection(z).split(len(views))))
             for m in self.method.modules()
             if isinstance(m, Branch)
             for heard in (seen if m is branch else targets,)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews.schedules import Schedule, value
 from manyviews.types import At
-from manyviews.views.container import together
 
 
 class EMA(nn.Module):
@@ -39,11 +37,6 @@ class EMA(nn.Module):
     @torch.no_grad()
     def forward(self, *args: Any) -> Any:
         return self.module(*args)
-
-    @torch.no_grad()
-    def together(self, xs: Sequence[Tensor]) -> list[Tensor]:
-        """The same of several batches: see `manyviews.views.Views.each`."""
-        return together(self.module, xs)
 
     def train(self, mode: bool = True) -> EMA:
         super().train(mode)

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews.errors import UserError, unknown
-from manyviews.types import Canvases
+from manyviews.types import Canvases, Memory
 from manyviews.views.compose import Composed
 from manyviews.views.draws import Draws
 from manyviews.views.kinds import Triple, View
 from manyviews.views.make import make, place, relation
 from manyviews.views.recompute import recomputed
+from manyviews.views.together import evenly, together
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,9 +36,9 @@ class Views:
         seed: of the run.
         epoch: passes over the data completed: other views in each.
         mean, std: of the channels in [0, 1], for normalization.
-        recompute: whether `map` keeps activations, or makes views and activations again in the backward pass.
+        memory: "views" gives `groups` of no more pixels than the largest view has; "constant" also has `map` make
+            views and activations again in the backward pass; "all" gives groups as large as can be.
         progress: fraction of the run completed, in [0, 1], for kinds of views that change with it.
-        together: whether views of one size go through a module in one batch, where it can take them so (`together`).
 
     Raises:
         UserError: two view types of the same name.
@@ -51,14 +52,13 @@ class Views:
         epoch: int = 0,
         mean: Triple = IMAGENET_MEAN,
         std: Triple = IMAGENET_STD,
-        recompute: bool = False,
+        memory: Memory = "views",
         progress: float = 0.0,
-        together: bool = False,
     ) -> None:
         self.canvases = canvases
         self.kinds = tuple(kinds)
         self.draws = Draws(seed, epoch, canvases.index, progress=progress)
-        self.mean, self.std, self.recompute, self.together = mean, std, recompute, together
+        self.mean, self.std, self.memory = mean, std, memory
         self._named = {k.name: k for k in self.kinds}
         self._kept: dict[tuple[str, int], Tensor] = {}
         if len(self._named) < len(self.kinds):
@@ -87,35 +87,42 @@ class Views:
         return self._kept[key]
 
     def all(self, name: str, module: nn.Module | None = None) -> list[Tensor]:
-        """All views of one kind, or what a module makes of them."""
-        return [x for _, _, x in self.each([self._kind(name)], module)]
+        """All views of one kind, or what a module makes of them, those of one size in one batch (`together`)."""
+        xs = [x for _, _, x in self.each([self._kind(name)])]
+        return xs if module is None else together(module, xs)
 
-    def each(
-        self, kinds: Iterable[View] | None = None, module: nn.Module | None = None
-    ) -> Iterator[tuple[View, int, Tensor]]:
-        """Every view of these kinds, or of all, one after the other: its kind, its number in it, the view.
+    def each(self, kinds: Iterable[View] | None = None) -> Iterator[tuple[View, int, Tensor]]:
+        """Every view of these kinds, or of all, one after the other: its kind, its number in it, the view."""
+        for kind in self.kinds if kinds is None else kinds:
+            for i in range(kind.count):
+                yield kind, i, self[kind.name, i]
 
-        With a module, what it makes of each view in place of the view.
+    def groups(
+        self, module: nn.Module, kinds: Iterable[View] | None = None
+    ) -> Iterator[list[tuple[View, int, Tensor]]]:
+        """What a module makes of the views of these kinds, or of all, in groups of one size that are one batch each.
+
+        A group's views share a graph and are backpropagated together. They have fewer pixels than the largest of all
+        views alone, and so no more activations, unless a group is a single view or `memory` is "all".
         """
         places = [(kind, i) for kind in (self.kinds if kinds is None else kinds) for i in range(kind.count)]
-        if module is not None and self.together:
-            made = together(module, [self[kind.name, i] for kind, i in places])
-            yield from ((kind, i, y) for (kind, i), y in zip(places, made, strict=True))
-            return
-        for kind, i in places:
-            x = self[kind.name, i]
-            yield kind, i, x if module is None else module(x)
+        largest = max(kind.size for kind in self.kinds)
+        for size, run in groupby(places, lambda place: place[0].size):
+            some = list(run)
+            for group in evenly(some, len(some) if self.memory == "all" else (largest**2 - 1) // size**2):
+                made = together(module, [self[kind.name, i] for kind, i in group])
+                yield [(kind, i, y) for (kind, i), y in zip(group, made, strict=True)]
 
     def map(self, module: nn.Module) -> list[Tensor]:
-        """`module(x)` for every view `x`, in the order of `each`.
+        """`module(x)` for every view `x`, in the order of `each`, those of one size in one batch (`together`).
 
-        With `recompute`, no more than one view's pixels and activations are alive at any time, in the backward pass
-        too, which makes the view and runs the module again. Gradients are the same, and BatchNorm's running statistics
-        are updated once.
+        With constant `memory`, no more than one view's pixels and activations are alive at any time, in the backward
+        pass too, which makes the view and runs the module again. Gradients are the same, and BatchNorm's running
+        statistics are updated once.
         """
-        if not self.recompute:
-            return [y for _, _, y in self.each(module=module)]
-        return [recomputed(module, partial(self._make, k, i)) for k in self.kinds for i in range(k.count)]
+        if self.memory == "constant":
+            return [recomputed(module, partial(self._make, k, i)) for k in self.kinds for i in range(k.count)]
+        return together(module, [x for _, _, x in self.each()])
 
     def relation(self, name: str, i: int, target: str, j: int) -> Tensor:
         """Where view `i` of one kind lies as seen from view `j` of another, float32 `b p`: see `make.relation`."""
@@ -150,21 +157,3 @@ class Views:
         if name not in self._named:
             raise unknown("view", name, self._named)
         return self._named[name]
-
-
-def together(module: nn.Module, xs: Sequence[Tensor]) -> list[Tensor]:
-    """`[module(x) for x in xs]`, by the module's own `together` where it has one."""
-    own = getattr(module, "together", None)
-    return [module(x) for x in xs] if own is None else own(xs)
-
-
-def in_one_batch(module: nn.Module, xs: Sequence[Tensor]) -> list[Tensor]:
-    """`[module(x) for x in xs]`, those of one shape in one pass. A module in which BatchNorm learns sees each alone."""
-    if any(m.training and isinstance(m, _BatchNorm) for m in module.modules()):
-        return [module(x) for x in xs]
-    found: dict[int, Tensor] = {}
-    for shape in dict.fromkeys(x.shape for x in xs):
-        places = [i for i, x in enumerate(xs) if x.shape == shape]
-        made = module(torch.cat([xs[i] for i in places]))
-        found |= dict(zip(places, made.split(shape[0]), strict=True))
-    return [found[i] for i in range(len(xs))]

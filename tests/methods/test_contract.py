@@ -14,10 +14,11 @@ from manyviews.engine.step import backpropagate
 from manyviews.errors import UserError
 from manyviews.evaluation import rankme
 from manyviews.methods import Method
+from manyviews.methods.method import Terms
 from manyviews.objectives import sharpen, sinkhorn
 from manyviews.recipe import Recipe, override, settings
 from manyviews.recipes import get
-from manyviews.types import At, Canvases
+from manyviews.types import At, Canvases, Memory
 from manyviews.views import CutMix, Cutout, Draws, Global, Local, Views
 
 AT = At(3, 20, 5)
@@ -29,12 +30,14 @@ def recipe(name: str) -> Recipe:
 
 
 def views(method: Method, batch: Canvases, memory: str = "views") -> Views:
-    return Views(batch, method.looks, seed=5, recompute=memory == "constant", together=memory == "all")
+    return Views(batch, method.looks, seed=5, memory=memory)
 
 
-def step(method: Method, optimizer: torch.optim.Optimizer, batch: Canvases, at: At, **how) -> dict[str, torch.Tensor]:
+def step(
+    method: Method, optimizer: torch.optim.Optimizer, batch: Canvases, at: At, memory: Memory = "views", **how
+) -> Terms:
     optimizer.zero_grad(set_to_none=True)
-    terms = backpropagate(method, [lambda: views(method, batch, how.get("memory", "views"))], at, **how)
+    terms = backpropagate(method, [lambda: views(method, batch, memory)], at, **how)
     method.before_update(at)
     optimizer.step()
     method.after_update(at)
@@ -101,13 +104,13 @@ def test_targets_are_blended_as_the_view_says(name: str, batch: Canvases):
     draws = Views(batch, kinds, seed=5)
     targets, heard = [], []
     head = found.student if name == "dino" else found.prototypes
-    head.register_forward_hook(lambda _, x, s: heard.append(s.detach()))
+    head.register_forward_hook(lambda _, x, s: heard.extend(s.detach().split(len(batch))))
     found.looks = kinds
     at = AT
     if name == "dino":
-        found.teacher.register_forward_hook(lambda _, x, t: targets.append(t.detach()))
-    losses = {k: v.detach() for terms in found.loss(draws, at) for k, v in terms.items() if k == "neighbors"}
-    scores, local = heard[:2], heard[-1]
+        found.teacher.register_forward_hook(lambda _, x, t: targets.extend(t.detach().split(len(batch))))
+    loss = sum(v.detach() for terms in found.loss(draws, at) for k, v in terms.items() if k == "neighbors")
+    scores, local = heard[:2], heard[2:]
     if name == "dino":
         t = schedules.value(found.teacher_temperature, at)
         targets = [sharpen(t_, found.center.value, t) for t_ in targets[:2]]
@@ -115,8 +118,9 @@ def test_targets_are_blended_as_the_view_says(name: str, batch: Canvases):
     else:
         targets = [sinkhorn(s, found.epsilon, found.iterations) for s in scores]
         temperature = found.temperature
-    each = [-(q.roll(1, 0) * (local / temperature).log_softmax(1)).sum(1).mean() for q in targets]
-    torch.testing.assert_close(losses["neighbors"], sum(each) / (2 * 3))
+    each = [-(q.roll(1, 0) * (s / temperature).log_softmax(1)).sum(1).mean() for q in targets for s in local]
+    assert len(each) == 4
+    torch.testing.assert_close(loss, sum(each) / (2 * 3))
 
 
 @every_method
@@ -167,7 +171,7 @@ def test_view_by_view_all_at_once_and_recomputed_steps_have_the_same_gradient(na
     gradients, states = {}, {}
     for memory in ("views", "all", "constant"):
         method = copy.deepcopy(built)
-        backpropagate(method, [lambda m=method, c=memory: views(m, batch, c)], AT, memory=memory)
+        backpropagate(method, [lambda m=method, c=memory: views(m, batch, c)], AT)
         gradients[memory] = {k: p.grad for k, p in method.named_parameters() if p.requires_grad}
         states[memory] = method.state_dict()
     for memory in ("all", "constant"):

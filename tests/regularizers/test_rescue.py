@@ -64,7 +64,8 @@ def test_it_is_algorithm_1():
 
     (objective(za, zb, plain.temperature) + 0.75 * term).backward()
     for (word, p), q in zip(method.method.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6, msg=word)
+        scale = max(1.0, q.grad.abs().max().item())  # views in one batch are summed in another order
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-5 * scale, msg=word)
 
 
 @pytest.mark.parametrize("name", PAIRED)
@@ -112,11 +113,7 @@ def test_view_by_view_all_at_once_and_recomputed_steps_have_the_same_gradient(na
     batch = canvases(8)
     built = loop.build(rescued(name)).train()
     found = {
-        memory: gradients(
-            copy.deepcopy(built),
-            Views(batch, built.looks, recompute=memory == "constant", together=memory == "all"),
-            memory=memory,
-        )
+        memory: gradients(copy.deepcopy(built), Views(batch, built.looks, memory=memory))
         for memory in ("views", "all", "constant")
     }
     for memory in ("all", "constant"):

@@ -164,10 +164,10 @@ def network() -> nn.Module:
 
 
 def step(recompute: bool, autocast: bool = False) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-    net = network()
+    net, views = network(), Views(canvases(), KINDS, memory="constant")
     torch.manual_seed(1)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        outputs = Views(canvases(), KINDS, recompute=recompute).map(net)
+        outputs = views.map(net) if recompute else [net(x) for _, _, x in views.each()]
         # A loss that couples all the views.
         loss = torch.stack([z.float() for z in outputs]).prod(0).sum() + torch.cat(outputs).float().square().sum()
     loss.backward()
@@ -192,7 +192,7 @@ def test_recomputation_keeps_one_views_pixels_at_a_time(monkeypatch):
         return x
 
     monkeypatch.setattr(container, "make", watched)
-    outputs = Views(canvases(), KINDS, recompute=True).map(network())
+    outputs = Views(canvases(), KINDS, memory="constant").map(network())
     assert len(most) == 6 and max(most) <= 2  # the last one dies when the next is already there
     torch.cat(outputs).sum().backward()
     assert len(most) == 12 and max(most) <= 2
@@ -200,7 +200,7 @@ def test_recomputation_keeps_one_views_pixels_at_a_time(monkeypatch):
 
 def test_without_gradient_nothing_is_remade(made):
     with torch.no_grad():
-        Views(canvases(), KINDS, recompute=True).map(network())
+        Views(canvases(), KINDS, memory="constant").map(network())
     assert len(made) == 6
 
 
