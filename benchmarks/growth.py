@@ -13,9 +13,9 @@ contain that, up to a tenth.
 - neighbors: the 200 nearest, of queries among so many features of 128 numbers.
 - ring: NT-Xent of 2 x n projections on each rank, as it is. gather: the same, when each rank first gathers all keys.
   Four ranks on two cores take turns: theirs is a figure of memory, not of time.
-- step: of BYOL (MULAN where there is a cutout view), ResNet-18 at 32 pixels; "views" backpropagates view by view, "all"
-  keeps every activation until the end. shared_step: the two global views of a batch that processes share, gradients
-  and the statistics of BatchNorm included.
+- step: of BYOL (MULAN where there is a cutout view), ResNet-18 at 32 pixels; "views" backpropagates large views one by
+  one, "all" keeps every activation until the end. shared_step: the two global views of a batch that processes share,
+  gradients and the statistics of BatchNorm included.
 - prepared: a folder of canvases without pixels, sparse files, that is otherwise as one of canvases at 256 pixels: what
   opening it takes, an epoch's order, the order and the first 100 batches of 64, and the names of the images. Pixels
   that were read count as resident.

@@ -3,9 +3,9 @@
 python benchmarks/memory.py [--out benchmarks/memory.json]
 
 Each case runs in a process of its own: on the CPU its peak is the growth of the resident set over that of a process
-which has built the method, on a GPU `max_memory_allocated`. BYOL and DINO backpropagate view by view; SimCLR and
-VICReg, which couple their views, recompute each branch. "all" keeps every activation until the end, as other libraries
-do.
+which has built the method, on a GPU `max_memory_allocated`. BYOL and DINO backpropagate large views one by one; SimCLR
+and VICReg, which couple their views, recompute each branch. "all" keeps every activation until the end, as other
+libraries do.
 """
 
 from __future__ import annotations

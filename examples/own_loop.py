@@ -29,7 +29,7 @@ for step in range(epochs * loader.steps_per_epoch):
     views = mv.views.Views(next(batches), tasks, seed=0, epoch=at.epoch)
     optimizer.zero_grad()
     total = 0.0
-    for terms in method.loss(views, at):  # one view at a time: memory for one, however many there are
+    for terms in method.loss(views, at):  # memory for one view, however many there are
         loss = sum(terms.values())
         loss.backward()
         total += loss.detach()

@@ -104,7 +104,7 @@ class Optimizer:
 @dataclass(frozen=True)
 class Step:
     """How a step is executed. But for `accumulate` and `sync_batchnorm`, nothing here changes what is learned, up to
-    rounding.
+    rounding and the draws of dropout.
 
     Attributes:
         precision: "auto" takes bfloat16 where the device computes faster in it.

@@ -10,7 +10,7 @@ view type.
 
 Differs from MULAN's authors: they project the global views once more, without gradient, to get targets; the same
 numbers come from the projections at hand, at two thirds of the cost. So both global views are backpropagated together,
-and every further view alone.
+and further views after them.
 """
 
 from __future__ import annotations
@@ -85,5 +85,5 @@ class SimSiam(Method):
         if giving:
             yield totals((t.name, term(t, i, z)) for t in giving for i, z in enumerate(projections[t.name]))
             del projections
-        for group in views.groups(self.online, [t for t in self.predictors.tasks if t not in giving]):
+        for group in views.groups(self.online, [t for t in self.predictors.tasks if t not in giving], beside=giving):
             yield totals((task.name, term(task, i, z)) for task, i, z in group)

@@ -80,7 +80,7 @@ class SwAV(Method):
 
         yield totals(("global", term("global", i, s, codes[:i] + codes[i + 1 :])) for i, s in enumerate(scores))
         del scores
-        for group in views.groups(self.online, [v for v in self.looks if v.name != "global"]):
+        for group in views.groups(self.online, [v for v in self.looks if v.name != "global"], beside=self.looks):
             yield totals((kind.name, term(kind.name, i, self.prototypes(z), codes)) for kind, i, z in group)
 
     def before_update(self, at: At) -> None:

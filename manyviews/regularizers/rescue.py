@@ -90,7 +90,7 @@ class Rescued(Method):
             terms = next(steps)
             for hook in listening:
                 hook.remove()
-            za, zb = seen[0], next((z[1] for z in (seen, targets) if len(z) > 1), None)
+            za, zb = seen[0], next((z[1] for z in (targets, seen) if len(z) > 1), None)
             if zb is None:  # a method that trains on one view and shuffles the other one's batch
                 with torch.no_grad(), frozen_statistics(branch):
                     zb = _projection(branch(views[self.looks[0].name, 1]))

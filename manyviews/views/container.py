@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from manyviews.views.draws import Draws
 from manyviews.views.kinds import Triple, View
 from manyviews.views.make import make, place, relation
 from manyviews.views.recompute import recomputed
-from manyviews.views.together import evenly, together
+from manyviews.views.together import evenly, most, together
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -41,7 +42,7 @@ class Views:
         progress: fraction of the run completed, in [0, 1], for kinds of views that change with it.
 
     Raises:
-        UserError: two view types of the same name.
+        UserError: two view types of the same name, or another `memory`.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class Views:
         if len(self._named) < len(self.kinds):
             names = ", ".join(k.name for k in self.kinds)
             raise UserError(f"View types must have distinct names, not {names}: use `count` for more views of a kind.")
+        if memory not in get_args(Memory):
+            raise unknown("way to hold a step in memory", str(memory), get_args(Memory))
 
     def __len__(self) -> int:
         """Images in the batch."""
@@ -98,20 +101,28 @@ class Views:
                 yield kind, i, self[kind.name, i]
 
     def groups(
-        self, module: nn.Module, kinds: Iterable[View] | None = None
+        self, module: nn.Module, kinds: Iterable[View] | None = None, beside: Iterable[View] = ()
     ) -> Iterator[list[tuple[View, int, Tensor]]]:
-        """What a module makes of the views of these kinds, or of all, in groups of one size that are one batch each.
+        """What a module makes of the views of these kinds, or of all, in groups of one size, each in one batch.
 
-        A group's views share a graph and are backpropagated together. They have fewer pixels than the largest of all
-        views alone, and so no more activations, unless a group is a single view or `memory` is "all".
+        A group's views share a graph and are backpropagated together. Unless `memory` is "all", a group is a single
+        view or has fewer pixels than the largest view alone, whose activations are held anyway: about as much memory.
+
+        Args:
+            module: see `together`.
+            kinds: of views.
+            beside: further kinds whose activations are held at another time in the step.
         """
-        places = [(kind, i) for kind in (self.kinds if kinds is None else kinds) for i in range(kind.count)]
-        largest = max(kind.size for kind in self.kinds)
+        kinds = self.kinds if kinds is None else tuple(kinds)
+        places = [(kind, i) for kind in kinds for i in range(kind.count)]
+        largest = max((kind.size for kind in (*kinds, *beside)), default=0)
         for size, run in groupby(places, lambda place: place[0].size):
             some = list(run)
-            for group in evenly(some, len(some) if self.memory == "all" else (largest**2 - 1) // size**2):
-                made = together(module, [self[kind.name, i] for kind, i in group])
-                yield [(kind, i, y) for (kind, i), y in zip(group, made, strict=True)]
+            # Fewer, for each view has something besides its pixels: a class token, projections.
+            few = min((largest**2 - 1) // size**2, most(module, len(self) * size**2))
+            for group in evenly(some, len(some) if self.memory == "all" else few):
+                xs = (self[kind.name, i] for kind, i in group)
+                yield [(kind, i, y) for (kind, i), y in zip(group, together(module, xs), strict=True)]
 
     def map(self, module: nn.Module) -> list[Tensor]:
         """`module(x)` for every view `x`, in the order of `each`, those of one size in one batch (`together`).

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from itertools import groupby
@@ -11,34 +12,55 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from manyviews import distributed
 
 _Item = TypeVar("_Item")
-_PIXELS = 2**20  # in a batch through a network with BatchNorm: beyond, copies cost what is gained
+# Those whose batch can be parted. timm's that also activate would hold another copy of each map, and its split ones
+# part their batch themselves.
+_PARTABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, distributed.SyncBatchNorm)
+_PIXELS = 2**20  # in a batch whose maps are normalized in parts: beyond, the copies cost what is gained
 
 
-def together(module: nn.Module, xs: Sequence[Tensor]) -> list[Any]:
+def together(module: nn.Module, xs: Iterable[Tensor]) -> list[Any]:
     """`[module(x) for x in xs]`, neighbors of one shape in one batch: a large pass costs less than several small ones.
 
-    The results are the same up to rounding: in training mode BatchNorm normalizes each by itself, one after the other,
-    and tracks its running statistics in that order.
+    The results are the same up to rounding, and but for the draws of dropout and its like: in training mode BatchNorm
+    normalizes each by itself, one after the other, and tracks its running statistics in that order.
 
     Args:
         module: gives a tensor, or a tuple of tensors, with a row for each image or as many rows for each.
         xs: `b 3 h w` each.
     """
-    norms = any(isinstance(m, _BatchNorm) and m.training for m in module.modules())
     found: list[Any] = []
     for (b, _, h, w), same in groupby(xs, lambda x: x.shape):
-        run = list(same)
-        for some in evenly(run, _PIXELS // (b * h * w) if norms else len(run)):
+        for some in evenly(list(same), most(module, b * h * w)):
             if len(some) == 1:
                 found.append(module(some[0]))
                 continue
-            with _by_view(module, len(some)):
+            with _parted(module, len(some)):
                 made = module(torch.cat(some))
-            found += _parts(made, len(some))
+            parts = (
+                made.chunk(len(some))
+                if isinstance(made, Tensor)
+                else zip(*(m.chunk(len(some)) for m in made), strict=True)
+            )
+            found += parts
     return found
+
+
+def most(module: nn.Module, pixels: int) -> int:
+    """How many views `together` takes in one batch, each of so many pixels in all of its images."""
+    norms = _norms(module)
+    if not norms:
+        return sys.maxsize
+    # What is computed again in the backward pass would no longer be parted then.
+    again = any(m.__dict__.get("grad_checkpointing") for m in module.modules())
+    if again or any(type(m) not in _PARTABLE for m in norms):
+        return 1
+    if all(type(m) is nn.BatchNorm1d for m in norms):
+        return sys.maxsize
+    return max(1, _PIXELS // pixels)
 
 
 def evenly(items: list[_Item], most: int) -> Iterator[list[_Item]]:
@@ -48,20 +70,21 @@ def evenly(items: list[_Item], most: int) -> Iterator[list[_Item]]:
         yield items[len(items) * i // parts : len(items) * (i + 1) // parts]
 
 
-def _parts(made: Any, n: int) -> Sequence[Any]:
-    if isinstance(made, Tensor):
-        return made.chunk(n)
-    return list(zip(*(m.chunk(n) for m in made), strict=True))
+def _norms(module: nn.Module) -> list[nn.Module]:
+    """Whatever normalizes by the statistics of its batch."""
+    return [
+        m for m in module.modules() if "running_var" in m._buffers and (m.training or m._buffers["running_var"] is None)
+    ]
 
 
 @contextmanager
-def _by_view(module: nn.Module, views: int) -> Iterator[None]:
-    """Inside, BatchNorms in training mode take a batch as so many equal parts, and each by itself."""
-    norms = [(m, type(m)) for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
-    # Another class and not another `forward` of the module's own, for which a compiler would begin anew at every step.
-    for m, kind in norms:
-        m.__class__ = _parted(kind, views)  # type: ignore[arg-type]  # a module is no Hashable, its class is
+def _parted(module: nn.Module, views: int) -> Iterator[None]:
+    """Inside, BatchNorms take a batch as so many equal parts, and normalize each by itself."""
+    norms = [(m, type(m)) for m in _norms(module)]
     try:
+        # Another class and not another `forward` of the module's own, which a compiler would compile at every step.
+        for m, kind in norms:
+            m.__class__ = _in_parts(kind, views)  # type: ignore[arg-type]  # a module is no Hashable, its class is
         yield
     finally:
         for m, kind in norms:
@@ -69,10 +92,11 @@ def _by_view(module: nn.Module, views: int) -> Iterator[None]:
 
 
 @cache
-def _parted(kind: Any, views: int) -> type[_BatchNorm]:
-    forward: Callable[[Any, Tensor], Tensor] = kind.forward
+def _in_parts(kind: Any, views: int) -> Any:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        assert len(x) % views == 0, (
+            f"{kind.__name__} has {len(x)} rows, which are not as many for each of {views} views."
+        )
+        return torch.cat([kind.forward(self, part) for part in x.chunk(views)])
 
-    def each(self: Any, x: Tensor) -> Tensor:
-        return torch.cat([forward(self, part) for part in x.chunk(views)])
-
-    return type(kind.__name__, (kind,), {"forward": each})
+    return type(kind.__name__, (kind,), {"forward": forward})
