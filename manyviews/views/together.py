@@ -19,7 +19,7 @@ _Item = TypeVar("_Item")
 # Those whose batch can be parted. timm's that also activate would hold another copy of each map, and its split ones
 # part their batch themselves.
 _PARTABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, distributed.SyncBatchNorm)
-_PIXELS = 2**20  # in a batch whose maps are normalized in parts: beyond, the copies cost what is gained
+_PIXELS = 400_000  # in a batch whose maps are normalized in parts: beyond, nothing is gained on a CPU
 
 
 def together(module: nn.Module, xs: Iterable[Tensor]) -> list[Any]:

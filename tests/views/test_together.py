@@ -95,7 +95,7 @@ def test_batches_with_batchnorm_have_a_largest_size(monkeypatch: pytest.MonkeyPa
 
 def test_statistics_of_the_batch_that_cannot_be_parted_are_left_alone():
     pixels = 4 * 8 * 8
-    assert most(Net(), pixels) == 2**20 // pixels
+    assert most(Net(), pixels) == module._PIXELS // pixels
     assert most(Net(norm=SplitBatchNorm2d), pixels) == 1  # parts its batch itself
     assert most(Net(norm=EvoNorm2dB0), pixels) == 1  # is no BatchNorm, and has its statistics
     assert most(Net(norm=EvoNorm2dB0).eval(), pixels) > 1
