@@ -40,12 +40,10 @@ def together(module: nn.Module, xs: Iterable[Tensor]) -> list[Any]:
                 continue
             with _parted(module, len(some)):
                 made = module(torch.cat(some))
-            parts = (
-                made.chunk(len(some))
-                if isinstance(made, Tensor)
-                else zip(*(m.chunk(len(some)) for m in made), strict=True)
-            )
-            found += parts
+            if isinstance(made, Tensor):
+                found += made.chunk(len(some))
+            else:
+                found += zip(*(m.chunk(len(some)) for m in made), strict=True)
     return found
 
 
