@@ -108,8 +108,8 @@ class Step:
 
     Attributes:
         precision: "auto" takes bfloat16 where the device computes faster in it.
-        memory: "views" backpropagates each loss term as it is yielded, that of small views in groups with no more
-            pixels than the largest view has; "constant" also recomputes every branch in the backward pass, for methods
+        memory: "views" backpropagates each loss term as it is yielded, those of small views in groups that have fewer
+            pixels than the largest view; "constant" also recomputes every branch in the backward pass, for methods
             that couple the views; "all" keeps everything until the end.
         accumulate: parts a rank's batch is split into; statistics over the batch then see one part at a time.
         sync_batchnorm: share BatchNorm statistics between ranks.

@@ -18,7 +18,7 @@ from manyviews.views.draws import Draws
 from manyviews.views.kinds import Triple, View
 from manyviews.views.make import make, place, relation
 from manyviews.views.recompute import recomputed
-from manyviews.views.together import evenly, most, together
+from manyviews.views.together import at_once, evenly, together
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -37,7 +37,7 @@ class Views:
         seed: of the run.
         epoch: passes over the data completed: other views in each.
         mean, std: of the channels in [0, 1], for normalization.
-        memory: "views" gives `groups` of no more pixels than the largest view has; "constant" also has `map` make
+        memory: "views" gives `groups` of fewer pixels than the largest view has; "constant" also has `map` make
             views and activations again in the backward pass; "all" gives groups as large as can be.
         progress: fraction of the run completed, in [0, 1], for kinds of views that change with it.
 
@@ -119,7 +119,7 @@ class Views:
         for size, run in groupby(places, lambda place: place[0].size):
             some = list(run)
             # Fewer, for each view has something besides its pixels: a class token, projections.
-            few = min((largest**2 - 1) // size**2, most(module, len(self) * size**2))
+            few = min((largest**2 - 1) // size**2, at_once(module, len(self) * size**2))
             for group in evenly(some, len(some) if self.memory == "all" else few):
                 xs = (self[kind.name, i] for kind, i in group)
                 yield [(kind, i, y) for (kind, i), y in zip(group, together(module, xs), strict=True)]

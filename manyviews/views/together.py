@@ -34,7 +34,7 @@ def together(module: nn.Module, xs: Iterable[Tensor]) -> list[Any]:
     """
     found: list[Any] = []
     for (b, _, h, w), same in groupby(xs, lambda x: x.shape):
-        for some in evenly(list(same), most(module, b * h * w)):
+        for some in evenly(list(same), at_once(module, b * h * w)):
             if len(some) == 1:
                 found.append(module(some[0]))
                 continue
@@ -47,7 +47,7 @@ def together(module: nn.Module, xs: Iterable[Tensor]) -> list[Any]:
     return found
 
 
-def most(module: nn.Module, pixels: int) -> int:
+def at_once(module: nn.Module, pixels: int) -> int:
     """How many views `together` takes in one batch, each of so many pixels in all of its images."""
     norms = _norms(module)
     if not norms:

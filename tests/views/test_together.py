@@ -11,7 +11,7 @@ from torch import nn
 
 from manyviews import distributed
 from manyviews.views import together as module
-from manyviews.views.together import evenly, most, together
+from manyviews.views.together import at_once, evenly, together
 
 
 class Net(nn.Module):
@@ -95,12 +95,14 @@ def test_batches_with_batchnorm_have_a_largest_size(monkeypatch: pytest.MonkeyPa
 
 def test_statistics_of_the_batch_that_cannot_be_parted_are_left_alone():
     pixels = 4 * 8 * 8
-    assert most(Net(), pixels) == module._PIXELS // pixels
-    assert most(Net(norm=SplitBatchNorm2d), pixels) == 1  # parts its batch itself
-    assert most(Net(norm=EvoNorm2dB0), pixels) == 1  # is no BatchNorm, and has its statistics
-    assert most(Net(norm=EvoNorm2dB0).eval(), pixels) > 1
-    assert most(nn.BatchNorm2d(3, track_running_stats=False).eval(), pixels) < most(nn.BatchNorm2d(3).eval(), pixels)
-    assert most(Net().head, pixels) > 10**9  # no map is copied
+    assert at_once(Net(), pixels) == module._PIXELS // pixels
+    assert at_once(Net(norm=SplitBatchNorm2d), pixels) == 1  # parts its batch itself
+    assert at_once(Net(norm=EvoNorm2dB0), pixels) == 1  # is no BatchNorm, and has its statistics
+    assert at_once(Net(norm=EvoNorm2dB0).eval(), pixels) > 1
+    assert at_once(nn.BatchNorm2d(3, track_running_stats=False).eval(), pixels) < at_once(
+        nn.BatchNorm2d(3).eval(), pixels
+    )
+    assert at_once(Net().head, pixels) > 10**9  # no map is copied
     with pytest.raises(AssertionError, match="8 rows, which are not as many for each of 3"):
         together(nn.Sequential(_FirstRows(), nn.BatchNorm1d(4)), [torch.randn(3, 3, 2, 2)] * 3)
 

@@ -139,6 +139,7 @@ def test_autocast_does_not_reach_the_pixels():
         (lambda v: v["global", 2], "no global view 2"),
         (lambda v: v.all("cut"), "no view 'cut'"),
         (lambda v: Views(v.canvases, (Global(2), Global(4))), "distinct names"),
+        (lambda v: Views(v.canvases, KINDS, memory="al"), "Did you mean 'all'"),
     ],
 )
 def test_bad_names(do, says):
