@@ -36,7 +36,7 @@ from manyviews.checkpoint import write_text
 from manyviews.data import Source, open_source
 from manyviews.engine import loop
 from manyviews.evaluation import extract, knn
-from manyviews.recipe import Choice, Data, Observe, Optimizer, Recipe, Rescue
+from manyviews.recipe import Component, Data, Monitor, Optimizer, Recipe, Rescue
 from manyviews.recipes import _common as common
 from manyviews.run import machine
 from manyviews.schedules import Cosine, WarmupCosine
@@ -93,14 +93,14 @@ SCALES = {
         images=10_000,
         recipe=Recipe(
             name="claims",
-            method=Choice("byol"),
-            backbone=Choice(common.CPU_RESNET.name, {**common.CPU_RESNET.settings, "channels": (16, 32, 64, 128)}),
+            method=Component("byol"),
+            backbone=Component(common.CPU_RESNET.name, {**common.CPU_RESNET.settings, "channels": (16, 32, 64, 128)}),
             epochs=6,
             data=Data(canvas=32, batch_size=128, mean=common.CIFAR_MEAN, std=common.CIFAR_STD, holdout=0.0),
             optimizer=Optimizer(
                 "muon", 4e-3, "sqrt", WarmupCosine(warmup=1), weight_decay=0.01, momentum=0.95, betas=(0.9, 0.95)
             ),
-            observe=Observe(epochs=0, steps=100),
+            monitor=Monitor(epochs=0, steps=100),
             test_size=32,
         ),
         hidden=256,
@@ -109,7 +109,7 @@ SCALES = {
     ),
     "gpu": Scale(
         images=50_000,
-        recipe=replace(recipes.get("byol_cifar10"), observe=Observe(epochs=0, steps=100)),
+        recipe=replace(recipes.get("byol_cifar10"), monitor=Monitor(epochs=0, steps=100)),
         hidden=1024,
         output=256,
         momentum=0.99,
@@ -124,7 +124,7 @@ def arms(scale: Scale) -> dict[str, Recipe]:
     momentum = Cosine(scale.momentum, 1.0)
 
     def recipe(method: str, rescue: Rescue | None = None, **settings: Any) -> Recipe:
-        return recipes.resolve(replace(scale.recipe, method=Choice(method, {**heads, **settings}), rescue=rescue))
+        return recipes.resolve(replace(scale.recipe, method=Component(method, {**heads, **settings}), rescue=rescue))
 
     def byol(*tasks: View, **settings: Any) -> Recipe:
         return recipe("byol", tasks=tasks, momentum=momentum, **settings)
@@ -183,7 +183,7 @@ def accuracy(recipe: Recipe, train_on: Source, train: Source, test: Source) -> t
     seconds = time.monotonic() - start
     how = {"test_size": recipe.test_size, "mean": recipe.data.mean, "std": recipe.data.std}
     device = next(method.parameters()).device
-    known, asked = (extract(method.keep, s, device=device, **how) for s in (train, test))
+    known, asked = (extract(method.kept_encoder, s, device=device, **how) for s in (train, test))
     assert known.labels is not None and asked.labels is not None
     return 100 * knn(known.x, known.labels, asked.x, asked.labels, ks=[20]).weighted[20], seconds
 

@@ -51,14 +51,14 @@ def run(job: tuple[str, int, float, Path]) -> dict[str, Any]:
     if views == "batched":
         compiled.render = batched
     recipe = recipes.get("simclr_cpu")
-    recipe = replace(recipe, seed=seed, epochs=epochs, observe=replace(recipe.observe, epochs=0))
+    recipe = replace(recipe, seed=seed, epochs=epochs, monitor=replace(recipe.monitor, epochs=0))
     train, test = (open_source(data / f"cifar10_{part}.parquet") for part in ("train", "test"))
     method, start = loop.build(recipe), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         loop.train(method, recipe, train, Path(folder))
     seconds = time.process_time() - start
     how = {"test_size": recipe.test_size, "mean": recipe.data.mean, "std": recipe.data.std}
-    known, asked = (extract(method.keep, source, **how) for source in (train, test))
+    known, asked = (extract(method.kept_encoder, source, **how) for source in (train, test))
     assert known.labels is not None and asked.labels is not None
     score = 100 * knn(known.x, known.labels, asked.x, asked.labels, ks=[20]).weighted[20]
     return {"views": views, "seed": seed, "knn": round(score, 2), "cpu_seconds": round(seconds)}

@@ -14,7 +14,7 @@ contain that, up to a tenth.
 - ring: NT-Xent of 2 x n projections on each rank, as it is. gather: the same, when each rank first gathers all keys.
   Four ranks on two cores take turns: theirs is a figure of memory, not of time.
 - step: of BYOL (MULAN where there is a cutout view), ResNet-18 at 32 pixels; "views" backpropagates large views one by
-  one, "all" keeps every activation until the end. shared_step: the two global views of a batch that processes share,
+  one, "joint" keeps every activation until the end. shared_step: the two global views of a batch that processes share,
   gradients and the statistics of BatchNorm included.
 - prepared: a folder of canvases without pixels, sparse files, that is otherwise as one of canvases at 256 pixels: what
   opening it takes, an epoch's order, the order and the first 100 batches of 64, and the names of the images. Pixels
@@ -51,7 +51,7 @@ from manyviews.data.loader import order
 from manyviews.engine.step import backpropagate
 from manyviews.evaluation.knn import neighbors
 from manyviews.objectives.contrastive import similarities_logsumexp
-from manyviews.types import At, Canvases
+from manyviews.types import Batch, Progress
 from manyviews.views import Views
 
 Row = dict[str, Any]
@@ -81,8 +81,8 @@ def cases(quick: bool) -> Iterator[Row]:
         for world in (1, 2, 4):
             yield {"what": how, "n": 256 if quick else 2048, "processes": world, "threads": 1}
     for views in ("2", "2+2+1") if quick else ("2", "2+2+1", "2+4", "2+10"):
-        for memory in ("views", "all"):
-            yield {"what": "step", "views": views, "memory": memory, "batch": 32 if quick else 128}
+        for backward in ("per_view", "joint"):
+            yield {"what": "step", "views": views, "memory": backward, "batch": 32 if quick else 128}
     for world, threads in ((1, 1), (1, 2), (2, 1)):
         yield {"what": "shared_step", "processes": world, "threads": threads, "batch": 32 if quick else 256}
     for images in (10**4, 10**5) if quick else (10**4, 10**5, 10**6, 10**7):
@@ -184,8 +184,8 @@ def nearest(features: int, queries: int) -> list[Row]:
 # -- training --------------------------------------------------------------------------------------------------------
 
 
-def train(views: str, memory: str, batch: int) -> list[Row]:
-    return [_train(views, memory, batch)]
+def train(views: str, backward: str, batch: int) -> list[Row]:
+    return [_train(views, backward, batch)]
 
 
 def shared_train(processes: int, batch: int) -> list[Row]:
@@ -193,11 +193,11 @@ def shared_train(processes: int, batch: int) -> list[Row]:
     return [{**row, "images_per_second": round(batch / row["seconds"][1], 1)} for row in rows]
 
 
-def _train(views: str, memory: str, batch: int) -> Row:
+def _train(views: str, backward: str, batch: int) -> Row:
     """Views as in memory.py: global, local and cutout."""
     size = 32
     pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
-    canvases = Canvases(pixels, torch.full((batch, 2), size), torch.arange(batch))
+    canvases = Batch.of(pixels, torch.full((batch, 2), size), torch.arange(batch))
     method = build("byol", views, size).to(memory_format=torch.channels_last).train()
     distributed.sync_batchnorm(method, torch.device("cpu"))
 
@@ -205,8 +205,8 @@ def _train(views: str, memory: str, batch: int) -> Row:
         for p in method.parameters():  # gradients are held either way: they are not what is compared
             if p.requires_grad:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad.zero_()
-        looks = Views(canvases, method.looks, memory=memory)  # type: ignore[arg-type]
-        backpropagate(method, [lambda: looks], At(0, 10, 5), precision="float32")
+        looks = Views(canvases, method.views, backward=backward)  # type: ignore[arg-type]
+        backpropagate(method, [lambda: looks], Progress(0, 10, 5), precision="float32")
 
     run()
     return measure(run)

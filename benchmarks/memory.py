@@ -4,7 +4,7 @@ python benchmarks/memory.py [--out benchmarks/memory.json]
 
 Each case runs in a process of its own: on the CPU its peak is the growth of the resident set over that of a process
 which has built the method, on a GPU `max_memory_allocated`. BYOL and DINO backpropagate large views one by one; SimCLR
-and VICReg, which couple their views, recompute each branch. "all" keeps every activation until the end, as other
+and VICReg, which couple their views, recompute each branch. "joint" keeps every activation until the end, as other
 libraries do.
 """
 
@@ -25,14 +25,19 @@ from manyviews.backbones import Encoder
 from manyviews.engine.step import backpropagate
 from manyviews.methods import Method, get
 from manyviews.run import machine
-from manyviews.types import At, Canvases
+from manyviews.types import Batch, Progress
 from manyviews.views import Cutout, Global, Local, Views
 
 # Views: global, local and, for MULAN's three tasks, cutout.
 CASES = [
-    *(("byol", views, memory) for memory in ("views", "all") for views in ("2", "2+2+1", "2+4", "2+8")),
-    *(("dino", views, memory) for memory in ("views", "all") for views in ("2", "2+4", "2+8")),
-    *((name, views, memory) for name in ("simclr", "vicreg") for memory in ("constant", "all") for views in "248"),
+    *(("byol", views, backward) for backward in ("per_view", "joint") for views in ("2", "2+2+1", "2+4", "2+8")),
+    *(("dino", views, backward) for backward in ("per_view", "joint") for views in ("2", "2+4", "2+8")),
+    *(
+        (name, views, backward)
+        for name in ("simclr", "vicreg")
+        for backward in ("recompute", "joint")
+        for views in "248"
+    ),
 ]
 # Every tensor in memory of its own that is given back at once: what the process holds is then what the step holds, and
 # the same in every repetition.
@@ -73,14 +78,14 @@ def reset() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def measure(name: str, views: str, memory: str, batch: int, size: int) -> dict[str, float | str | int]:
+def measure(name: str, views: str, backward: str, batch: int, size: int) -> dict[str, float | str | int]:
     """One case: peak MiB of a step, and how far its gradient is from the plain step's."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=draw)
-    canvases = Canvases(pixels, torch.full((batch, 2), size), torch.arange(batch)).to(device)
+    canvases = Batch.of(pixels, torch.full((batch, 2), size), torch.arange(batch)).to(device)
 
-    def gradient(memory: str) -> torch.Tensor:
+    def gradient(backward: str) -> torch.Tensor:
         method = build(name, views, size).to(device, memory_format=torch.channels_last).train()
         trained = [p for p in method.parameters() if p.requires_grad]
         for p in trained:  # gradients are held either way: they are not what is compared
@@ -91,20 +96,20 @@ def measure(name: str, views: str, memory: str, batch: int, size: int) -> dict[s
         else:
             reset()
             start = resident()
-        looks = Views(canvases, method.looks, memory=memory)
-        backpropagate(method, [lambda: looks], At(0, 10, 5), precision="float32")
+        looks = Views(canvases, method.views, backward=backward)
+        backpropagate(method, [lambda: looks], Progress(0, 10, 5), precision="float32")
         end = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident()
         peaks.append((end - start) / 2**20)
         return torch.cat([p.grad.flatten() for p in trained]).cpu()
 
     peaks: list[float] = []
-    gradient(memory)  # the first step imports, compiles and tries kernels, which takes memory once
+    gradient(backward)  # the first step imports, compiles and tries kernels, which takes memory once
     peaks.clear()
-    ours = gradient(memory)
+    ours = gradient(backward)
     # In double precision the two steps would agree to the last digits; in float32 sums are taken in another order.
-    plain = gradient("all")
+    plain = gradient("joint")
     error = ((ours - plain).norm() / plain.norm()).item()
-    return {"method": name, "views": views, "memory": memory, "peak_mib": round(peaks[0], 1), "gradient_error": error}
+    return {"method": name, "views": views, "memory": backward, "peak_mib": round(peaks[0], 1), "gradient_error": error}
 
 
 def main() -> None:

@@ -23,14 +23,14 @@ from manyviews.engine.step import backpropagate
 from manyviews.methods import get
 from manyviews.recipe import Rescue
 from manyviews.regularizers import Rescued
-from manyviews.types import At, Canvases
+from manyviews.types import Batch, Progress
 from manyviews.views import MOCO_V2, Global, Views
 
-AT = At(3, 10, 5)
+AT = Progress(3, 10, 5)
 HEADS = {"simclr": {"hidden_dim": 512}, "moco_v3": {"hidden_dim": 512}}
 
 
-def stepper(name: str, rescue: bool, canvases: Canvases, size: int) -> Callable[[], float]:
+def stepper(name: str, rescue: bool, canvases: Batch, size: int) -> Callable[[], float]:
     """A function that takes one step, forward and backward, and says how many seconds it took."""
     torch.manual_seed(0)
     looks = Global(2, size=size, color=MOCO_V2)
@@ -46,7 +46,7 @@ def stepper(name: str, rescue: bool, canvases: Canvases, size: int) -> Callable[
             torch.cuda.synchronize()
         start = time.perf_counter()
         method.zero_grad(set_to_none=True)
-        backpropagate(method, [lambda: Views(canvases, method.looks)], AT)
+        backpropagate(method, [lambda: Views(canvases, method.views)], AT)
         method.after_update(AT)
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -66,7 +66,7 @@ def main() -> None:
     draw = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (options.batch, 3, options.size, options.size), dtype=torch.uint8, generator=draw)
     extent = torch.full((options.batch, 2), options.size)
-    canvases = Canvases(pixels, extent, torch.arange(options.batch)).to(device)
+    canvases = Batch.of(pixels, extent, torch.arange(options.batch)).to(device)
     rows = []
     print(f"ResNet-18, batch {options.batch}, {options.size} pixels, k = {options.batch // 64}")
     for name in HEADS:

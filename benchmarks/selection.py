@@ -36,7 +36,7 @@ from manyviews.data import Source, open_source
 from manyviews.engine import loop
 from manyviews.evaluation import evaluate
 from manyviews.evaluation.diagnosis import diagnose
-from manyviews.recipe import Choice, Data, Observe, Optimizer, Recipe, override
+from manyviews.recipe import Component, Data, Monitor, Optimizer, Recipe, override
 from manyviews.recipes import _common as common
 from manyviews.schedules import WarmupCosine
 from manyviews.selection import CRITERIA, METRICS, agreement, numbers_of
@@ -48,17 +48,17 @@ _VIEW = common.small(Global(2, area=(0.2, 1.0)))
 _HEADS = {"hidden_dim": 256, "output_dim": 128}
 _BASE = Recipe(
     name="selection",
-    method=Choice("simclr", {"view": _VIEW, "temperature": 0.2, **_HEADS}),
-    backbone=Choice(common.CPU_RESNET.name, {**common.CPU_RESNET.settings, "channels": (16, 32, 64, 128)}),
+    method=Component("simclr", {"view": _VIEW, "temperature": 0.2, **_HEADS}),
+    backbone=Component(common.CPU_RESNET.name, {**common.CPU_RESNET.settings, "channels": (16, 32, 64, 128)}),
     epochs=5,
     data=Data(canvas=32, batch_size=128, mean=common.CIFAR_MEAN, std=common.CIFAR_STD, holdout=0.0),
     optimizer=Optimizer(
         "muon", 4e-3, "sqrt", WarmupCosine(warmup=0.5), weight_decay=0.01, momentum=0.95, betas=(0.9, 0.95)
     ),
-    observe=Observe(epochs=0, steps=100),
+    monitor=Monitor(epochs=0, steps=100),
     test_size=32,
 )
-_VICREG = replace(_BASE, method=Choice("vicreg", {"view": _VIEW, **_HEADS}))
+_VICREG = replace(_BASE, method=Component("vicreg", {"view": _VIEW, **_HEADS}))
 
 SWEEPS: dict[str, tuple[Recipe, str, tuple[float, ...]]] = {
     "temperature": (_BASE, "method.temperature", (0.05, 0.1, 0.2, 0.5, 1.0)),
@@ -100,8 +100,8 @@ def measure(recipe: Recipe, train_on: Source, known: Source, asked: Source) -> R
         "std": recipe.data.std,
         "device": device,
     }
-    seen = diagnose(method.keep, train_on, baseline=False, **how)
-    report = evaluate(method.keep, known, asked, protocols=METRICS, baselines=False, **how)
+    seen = diagnose(method.kept_encoder, train_on, baseline=False, **how)
+    report = evaluate(method.kept_encoder, known, asked, protocols=METRICS, baselines=False, **how)
     scores = report.representations["trained"].scores
     return {
         **{k: None if v is None else round(v, 4) for k, v in numbers_of(seen).items()},

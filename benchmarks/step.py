@@ -51,9 +51,9 @@ from manyviews.data import Loader, open_source
 from manyviews.engine import loop, optim
 from manyviews.engine.precision import bfloat16_is_faster
 from manyviews.engine.step import backpropagate
-from manyviews.recipe import Choice, Data, Observe, Optimizer, Recipe, Step
+from manyviews.recipe import Component, Data, Monitor, Optimizer, Recipe, Step
 from manyviews.schedules import Constant
-from manyviews.types import At, Canvases
+from manyviews.types import Batch, Progress
 from manyviews.views import BYOL_PAIR, DINO_LOCAL, DINO_PAIR, SIMCLR, Color, Global, Local, View, Views
 
 LIBRARIES = ("manyviews", "lightly", "stable-pretraining")
@@ -146,13 +146,13 @@ def recipe_of(cell: Cell, precision: str) -> Recipe:
     return recipes.resolve(
         Recipe(
             name=cell.method,
-            method=Choice(cell.method, cell.settings),
-            backbone=Choice("resnet18"),
+            method=Component(cell.method, cell.settings),
+            backbone=Component("resnet18"),
             epochs=1,
             data=Data(canvas=256 if cell.size == 224 else 32, batch_size=cell.batch, holdout=0.0),
             optimizer=optimizer,
             step=Step(precision="float32" if precision == "float32" else "auto"),
-            observe=Observe(epochs=0, steps=cell.steps),
+            monitor=Monitor(epochs=0, steps=cell.steps),
         )
     )
 
@@ -166,12 +166,12 @@ class Training:
         self.method = loop.build(recipe).to(device).to(memory_format=torch.channels_last).train()
         self.optimizer = optim.build(self.method, recipe.optimizer, device)
 
-    def views(self, canvases: Canvases) -> Views:
+    def views(self, canvases: Batch) -> Views:
         recipe, data = self.recipe, self.recipe.data
-        return Views(canvases, self.method.looks, recipe.seed, self.step, data.mean, data.std, recipe.step.memory)
+        return Views(canvases, self.method.views, recipe.seed, self.step, data.mean, data.std, recipe.step.backward)
 
     def update(self, views: Views) -> None:
-        at = At(self.step, self.steps, self.steps)
+        at = Progress(self.step, self.steps, self.steps)
         optim.schedule(self.optimizer, self.recipe.optimizer, self.recipe.data.batch_size, at)
         self.optimizer.zero_grad(set_to_none=True)
         step = self.recipe.step
@@ -479,7 +479,7 @@ def against_made_views(
 
     The method has its paper's settings, the images are noise.
     """
-    recipe = Recipe(method, Choice(method), Choice(backbone), 1, Data(batch_size=batch), Optimizer("lars", 0.1))
+    recipe = Recipe(method, Component(method), Component(backbone), 1, Data(batch_size=batch), Optimizer("lars", 0.1))
     training = Training(recipes.resolve(recipe), device)
     draw = np.random.default_rng(0)
     loader = Loader(open_source(draw.integers(0, 256, (4 * batch, 256, 256, 3), np.uint8)), 256, batch)
@@ -493,7 +493,7 @@ def against_made_views(
 
     def fixed() -> None:
         for _ in range(steps // 4 * 4):
-            views = Fixed(once.canvases, training.method.looks)
+            views = Fixed(once.canvases, training.method.views)
             views.made = made
             training.update(views)
 
@@ -508,13 +508,13 @@ def against_made_views(
     }
 
 
-def peak_memory(local: int, memory: Any, batch: int, device: torch.device) -> _bench.Answer:
+def peak_memory(local: int, backward: Any, batch: int, device: torch.device) -> _bench.Answer:
     """MiB that a step of BYOL with ViT-S/16 adds to what is held between steps."""
     kinds = (Global(2, color=BYOL_PAIR), *((Local(local),) if local else ()))
-    recipe = Recipe("byol", Choice("byol", {"tasks": kinds}), Choice("vit_small_patch16_224"), 1)
-    recipe = recipes.resolve(replace(recipe, data=Data(batch_size=batch), step=Step(memory=memory)))
+    recipe = Recipe("byol", Component("byol", {"tasks": kinds}), Component("vit_small_patch16_224"), 1)
+    recipe = recipes.resolve(replace(recipe, data=Data(batch_size=batch), step=Step(backward=backward)))
     training = Training(recipe, device)
-    canvases = Canvases(
+    canvases = Batch.of(
         torch.randint(0, 256, (batch, 3, 256, 256), dtype=torch.uint8),
         torch.full((batch, 2), 256),
         torch.arange(batch),
@@ -525,14 +525,14 @@ def peak_memory(local: int, memory: Any, batch: int, device: torch.device) -> _b
         torch.cuda.reset_peak_memory_stats(device)
         training.update(training.views(canvases))
         peak.append((torch.cuda.max_memory_allocated(device) - held) / 2**20)
-    return {"views": f"2+{local}", "memory": memory, "batch": batch, "peak_mib": round(peak[-1])}
+    return {"views": f"2+{local}", "memory": backward, "batch": batch, "peak_mib": round(peak[-1])}
 
 
 def cifar10_epoch() -> _bench.Answer:
     """Seconds of an epoch of 50,000 images of 32 pixels with the recipe simclr_cifar10, from the log of `pretrain`."""
     images = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), np.uint8)
     steps = 50_000 // recipes.get("simclr_cifar10").data.batch_size
-    settings = {"observe.epochs": 0, "observe.steps": steps, "data.holdout": 0.0}
+    settings = {"monitor.epochs": 0, "monitor.steps": steps, "data.holdout": 0.0}
     with tempfile.TemporaryDirectory() as folder:
         run = mv.pretrain(images, "simclr_cifar10", epochs=4, settings=settings, out=Path(folder) / "run")
         rates = [row["images_per_second"] for row in run.log if "images_per_second" in row]
@@ -565,9 +565,9 @@ def on_gpu(quick: bool) -> dict[str, list[_bench.Answer]]:
     for method, backbone in pairs:
         keep("against_made_views", against_made_views(method, backbone, batch, device, rounds=rounds, steps=steps))
     keep("cifar10_epoch", cifar10_epoch())
-    for memory in ("views", "all"):
+    for backward in ("per_view", "joint"):
         for local in (0, 4, 8):
-            keep("peak_memory", peak_memory(local, memory, 16 if quick else 64, device))
+            keep("peak_memory", peak_memory(local, backward, 16 if quick else 64, device))
     return found
 
 

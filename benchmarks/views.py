@@ -17,7 +17,7 @@ ship, and the same crops, probabilities and strengths for all others. A view is 
 
 What differs is in the others' favor: manyviews resamples bicubically with antialiasing at all sizes, kornia and
 albumentations without antialiasing, and where lightly is bilinear, so are all but manyviews. lightly blurs with PIL's
-box filters, the others with a kernel of a tenth of the view. Canvases are not smaller than the photographs.
+box filters, the others with a kernel of a tenth of the view. Batch are not smaller than the photographs.
 
 Each library has its own process, bound to the cores, and they take turns: a round measures each for about a second.
 Reported are medians and quartiles over the rounds, and of the ratio to lightly in the same round. So that nobody skips
@@ -108,7 +108,7 @@ SETTINGS = {
 
 
 def manyviews(setting: Setting, files: list[bytes], cores: int, device: str = "cpu", encoded: bool = False) -> Run:
-    """Canvases in memory, or decoded by the loader's threads while the views of earlier ones are made."""
+    """Batch in memory, or decoded by the loader's threads while the views of earlier ones are made."""
     source = Source("images", len(files), files.__getitem__, lambda: [str(i) for i in range(len(files))])
     batch = min(setting.batch, len(files) // (4 if encoded else 1))
     loader = Loader(source, setting.canvas, batch, memory=0 if encoded else None)

@@ -26,7 +26,7 @@ from manyviews.data.canvas import to_canvas
 from manyviews.methods.mae import MAE
 from manyviews.objectives import random_masking
 from manyviews.report import plots
-from manyviews.types import Canvases
+from manyviews.types import Batch
 from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, Global, Strong, View, Views
 
 FOLDER = Path(__file__).parent / "methods" / "figures"
@@ -38,7 +38,7 @@ Pictures = list[tuple[str, Tensor]]
 
 def looks(name: str) -> Pictures:
     """Every view of a method's default settings."""
-    return [*image(), *columns(*build(name).looks)]
+    return [*image(), *columns(*build(name).views)]
 
 
 def tasks() -> Pictures:
@@ -52,17 +52,17 @@ def tasks() -> Pictures:
 def masked() -> Pictures:
     """MAE's view, and its two parts: what the encoder is shown, and what is to be predicted."""
     method = cast(MAE, build("mae"))
-    views = Views(photos(), method.looks)
+    views = Views(photos(), method.views)
     x, size = views["global", 0], method.patch_size
     _, mask = random_masking(views.draws.uniform("mask", method.patches), method.mask_ratio)
-    side = method.looks[0].size // size
+    side = method.views[0].size // size
     hidden = mask.view(-1, 1, side, side).repeat_interleave(size, 2).repeat_interleave(size, 3)
     return [*image(), ("global 0", x), ("seen", x.masked_fill(hidden, 0)), ("hidden", x.masked_fill(~hidden, 0))]
 
 
 def staged() -> Pictures:
     """MAST's pairs of views, in the first half of a run and at its end."""
-    (kind,) = build("mast").looks
+    (kind,) = build("mast").views
     found = image()
     for progress in (0.25, 1.0):
         pair = columns(kind, seed=3, progress=progress)
@@ -72,7 +72,7 @@ def staged() -> Pictures:
 
 def rescue() -> Pictures:
     """SimCLR's two views, and strong ones: the rescue's figure 3."""
-    return [*image(), *columns(*build("simclr").looks), *columns(Strong(3), seed=2)]
+    return [*image(), *columns(*build("simclr").views), *columns(Strong(3), seed=2)]
 
 
 FIGURES: dict[str, Callable[[], Pictures]] = {
@@ -85,11 +85,11 @@ FIGURES: dict[str, Callable[[], Pictures]] = {
 
 
 @cache
-def photos() -> Canvases:
+def photos() -> Batch:
     """The photographs, as every source gives them."""
     images = load_sample_images().images
     pixels = torch.stack([torch.from_numpy(to_canvas(Image.fromarray(x), 256)) for x in images])
-    return Canvases(pixels, torch.tensor([x.shape[:2] for x in images]), torch.arange(len(images)))
+    return Batch.of(pixels, torch.tensor([x.shape[:2] for x in images]), torch.arange(len(images)))
 
 
 def image() -> Pictures:

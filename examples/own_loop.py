@@ -8,7 +8,7 @@ import sys
 import torch
 
 import manyviews as mv
-from manyviews.types import At
+from manyviews.types import Progress
 
 source = mv.data.open_source(sys.argv[1] if len(sys.argv) > 1 else "demo")
 loader = mv.data.Loader(source, size=64, batch=64)
@@ -23,7 +23,7 @@ optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad
 
 epochs = 3
 for step in range(epochs * loader.steps_per_epoch):
-    at = At(step, epochs * loader.steps_per_epoch, loader.steps_per_epoch)
+    at = Progress(step, epochs * loader.steps_per_epoch, loader.steps_per_epoch)
     if step % loader.steps_per_epoch == 0:
         batches = loader.batches(at.epoch)
     views = mv.views.Views(next(batches), tasks, seed=0, epoch=at.epoch)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews import checkpoint
-from manyviews.backbones import Encoder, Outside
+from manyviews.backbones import Encoder, ExternalEncoder
 from manyviews.backbones.outside import fetch, recognize
 from manyviews.engine import folder as files
 from manyviews.errors import UserError, printable, unknown
@@ -44,7 +44,7 @@ class Pretrained:
         note: of what did not come from here: what was taken and left out, and what was assumed, in a sentence or two.
     """
 
-    encoder: Encoder | Outside
+    encoder: Encoder | ExternalEncoder
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     test_size: int
@@ -69,7 +69,7 @@ def load(
         weights: a run folder; an exported file; a checkpoint of timm, torchvision, lightly, solo-learn, or of MoCo,
             DINO, MAE and the like (`.pth`, `.pth.tar`, `.ckpt`, `.safetensors`), recognized by its keys: see
             `backbones.outside.recognize`; "timm:NAME" for timm's own weights; or a module from images `b 3 s s` to
-            features, see `backbones.Outside`. No code that a file may hold is ever run.
+            features, see `backbones.ExternalEncoder`. No code that a file may hold is ever run.
         backbone: timm's name of the architecture, where a file does not tell.
         test_size: side in pixels at which it is evaluated. Of files that do not say: that of the architecture, 32 for
             small stems. Modules must be given theirs.
@@ -167,7 +167,7 @@ def _of_module(module: nn.Module, test_size: int | None) -> tuple[Pretrained, st
     if test_size is None:
         raise UserError(f"Nothing says for which images {name} was made: give test_size, and mean and std.")
     _positive(test_size)
-    encoder = Outside(module, test_size)
+    encoder = ExternalEncoder(module, test_size)
     return Pretrained(encoder, IMAGENET_MEAN, IMAGENET_STD, test_size, name), "the mean and std of ImageNet"
 
 
@@ -189,7 +189,7 @@ def _triple(name: str, values: Sequence[float], fits: Callable[[float], bool]) -
 def _check_size(weights: Pretrained) -> None:
     _positive(weights.test_size)
     encoder = weights.encoder
-    if isinstance(encoder, Outside) or weights.test_size == encoder.test_size:
+    if isinstance(encoder, ExternalEncoder) or weights.test_size == encoder.test_size:
         return
     if getattr(getattr(encoder.model, "patch_embed", None), "strict_img_size", False):
         raise UserError(
@@ -272,7 +272,7 @@ def facts(weights: Pretrained) -> dict[str, object]:
 
 
 def _own(weights: Pretrained) -> Encoder:
-    if isinstance(weights.encoder, Outside):
+    if isinstance(weights.encoder, ExternalEncoder):
         raise UserError(f"{weights.name} is a bare module, which cannot be exported: save it with its own library.")
     return weights.encoder
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from manyviews import schedules
 from manyviews.errors import UserError, require, unknown
 from manyviews.schedules import Schedule, WarmupCosine
-from manyviews.types import Memory
+from manyviews.types import Backward
 from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, Strong, augmentations, compose, kinds
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
@@ -27,7 +27,7 @@ CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
 
 @dataclass(frozen=True)
-class Choice:
+class Component:
     """Something chosen by name, with the keyword arguments it is built with.
 
     Attributes:
@@ -108,16 +108,16 @@ class Step:
 
     Attributes:
         precision: "auto" takes bfloat16 where the device computes faster in it.
-        memory: "views" backpropagates each loss term as it is yielded, those of small views in groups that have fewer
-            pixels than the largest view; "constant" also recomputes every branch in the backward pass, for methods
-            that couple the views; "all" keeps everything until the end.
+        backward: "per_view" backpropagates each loss term as it is yielded, those of small views in groups that have
+            fewer pixels than the largest view; "recompute" also recomputes every branch in the backward pass, for
+            methods that couple the views; "joint" keeps everything until the end.
         accumulate: parts a rank's batch is split into; statistics over the batch then see one part at a time.
         sync_batchnorm: share BatchNorm statistics between ranks.
         compile: compile the encoder.
     """
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    memory: Memory = "views"
+    backward: Backward = "per_view"
     accumulate: int = 1
     sync_batchnorm: bool = True
     compile: bool = False
@@ -127,20 +127,20 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Observe:
+class Monitor:
     """What is watched while training, and how often.
 
     Attributes:
         epochs: epochs between observations on held-out images; 0: at the start and the end only.
         steps: steps between log lines.
         checkpoint_minutes: minutes between checkpoints; one is also written at the end and when interrupted.
-        trackers: where numbers go besides the run folder's log.
+        loggers: where numbers go besides the run folder's log.
     """
 
     epochs: float = 5
     steps: int = 20
     checkpoint_minutes: float = 10
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
     def __post_init__(self) -> None:
         require(self.epochs >= 0, self, "epochs", "0 or more")
@@ -182,13 +182,13 @@ class Recipe:
     """
 
     name: str
-    method: Choice
-    backbone: Choice
+    method: Component
+    backbone: Component
     epochs: float
     data: Data = Data()
     optimizer: Optimizer = Optimizer()
     step: Step = Step()
-    observe: Observe = Observe()
+    monitor: Monitor = Monitor()
     rescue: Rescue | None = None
     test_size: int = 224
     seed: int = 0
@@ -201,7 +201,7 @@ class Recipe:
 
 # -- saving and loading ------------------------------------------------------------------------------------------
 
-_OWN = (Choice, Data, Optimizer, Step, Observe, Rescue, Recipe)
+_OWN = (Component, Data, Optimizer, Step, Monitor, Rescue, Recipe)
 _TYPES: dict[str, type] = {
     c.__name__: c
     for module in (schedules, kinds, compose, augmentations)
@@ -255,7 +255,7 @@ def settings(build: type) -> dict[str, inspect.Parameter]:
     return {k: p.replace(annotation=hints.get(k, Any)) for k, p in signature.items() if p.kind == p.KEYWORD_ONLY}
 
 
-def complete(choice: Choice, build: type, *, open_ended: bool = False) -> Choice:
+def complete(choice: Component, build: type, *, open_ended: bool = False) -> Component:
     """The choice with every default of its constructor written out, and its names and types checked.
 
     `open_ended` admits settings the constructor does not name (backbones hand them on to timm).
@@ -266,7 +266,7 @@ def complete(choice: Choice, build: type, *, open_ended: bool = False) -> Choice
             check(value, known[key].annotation, f"{choice.name}.{key}")
         elif not open_ended:
             raise unknown(f"setting of {choice.name}", key, known)
-    return Choice(choice.name, {k: p.default for k, p in known.items()} | dict(choice.settings))
+    return Component(choice.name, {k: p.default for k, p in known.items()} | dict(choice.settings))
 
 
 def check(value: Any, annotation: Any, where: str) -> Any:
@@ -325,10 +325,10 @@ def _replace(node: Any, keys: list[str], new: Any, path: str) -> Any:
     if not keys:
         return new
     key, rest = keys[0], keys[1:]
-    if isinstance(node, Choice) and key != "name":
+    if isinstance(node, Component) and key != "name":
         if rest and key not in node.settings:
             raise unknown(f"setting in '{path}'", key, node.settings)
-        return Choice(node.name, {**node.settings, key: _replace(node.settings.get(key), rest, new, path)})
+        return Component(node.name, {**node.settings, key: _replace(node.settings.get(key), rest, new, path)})
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         hints = typing.get_type_hints(type(node))
         names = [f.name for f in dataclasses.fields(node)]
@@ -402,7 +402,7 @@ def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     """The settings in which two recipes differ: dotted path, value in `a`, value in `b`."""
 
     def leaves(x: Any, path: str) -> Iterable[tuple[str, Any]]:
-        if isinstance(x, Choice):
+        if isinstance(x, Component):
             yield f"{path}.name", x.name
             for k, v in x.settings.items():
                 yield f"{path}.{k}", v

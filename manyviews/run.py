@@ -109,7 +109,7 @@ def prepare(data: Any, out: str | Path, canvas: int = 256, labels: str | Path | 
     from manyviews import data as images
 
     if canvas < 1:
-        raise UserError(f"Canvases need a side of 1 pixel or more, not {canvas}.")
+        raise UserError(f"Batch need a side of 1 pixel or more, not {canvas}.")
     with progress("prepare") as update:
         return images.prepare(open_source(data, labels), Path(out), canvas, update)
 
@@ -198,7 +198,7 @@ def _draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) ->
     canvases, _ = load_canvases(source.subset(np.arange(min(8, len(source)))), recipe.data.canvas)
     if len(canvases):
         data = recipe.data
-        views = Views(canvases, method.looks, recipe.seed, 0, data.mean, data.std, progress=1.0)  # at their strongest
+        views = Views(canvases, method.views, recipe.seed, 0, data.mean, data.std, progress=1.0)  # at their strongest
         pictures = [(f"{kind.name} {i}", x) for kind, i, x in views.each()]
         (folder / files.PLOTS).mkdir()
         plots.views(pictures, folder / files.PLOTS / "views.png", recipe.data.mean, recipe.data.std)

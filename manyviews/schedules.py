@@ -1,6 +1,6 @@
 """Schedules: pure functions of the place in the run.
 
-A schedule is a frozen dataclass that is called with an `At` and returns a float, so it prints, compares and saves
+A schedule is a frozen dataclass that is called with a `Progress` and returns a float, so it prints, compares and saves
 like any other setting. Wherever a schedule is expected, a plain number means `Constant`.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from manyviews.types import At
+from manyviews.types import Progress
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Constant:
 
     value: float
 
-    def __call__(self, at: At) -> float:
+    def __call__(self, at: Progress) -> float:
         return self.value
 
 
@@ -32,7 +32,7 @@ class Cosine:
     start: float
     end: float
 
-    def __call__(self, at: At) -> float:
+    def __call__(self, at: Progress) -> float:
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * at.progress)) / 2
 
 
@@ -44,7 +44,7 @@ class Linear:
     end: float
     epochs: float | None = None
 
-    def __call__(self, at: At) -> float:
+    def __call__(self, at: Progress) -> float:
         length = at.steps if self.epochs is None else self.epochs * at.steps_per_epoch
         done = 1.0 if length <= 0 else min(1.0, at.step / length)
         return self.start + (self.end - self.start) * done
@@ -64,7 +64,7 @@ class WarmupCosine:
     warmup_start: float = 0.0
     per_epoch: bool = False
 
-    def __call__(self, at: At) -> float:
+    def __call__(self, at: Progress) -> float:
         # A run shorter than its warm-up would never reach the peak: warm up for a tenth of it at most then.
         steps = self.warmup * at.steps_per_epoch
         if steps >= at.steps:
@@ -79,6 +79,6 @@ class WarmupCosine:
 Schedule = Constant | Cosine | Linear | WarmupCosine
 
 
-def value(schedule: Schedule | float, at: At) -> float:
+def value(schedule: Schedule | float, at: Progress) -> float:
     """The value of a schedule, or of a plain number, at a place in the run."""
     return schedule(at) if callable(schedule) else float(schedule)

@@ -15,7 +15,7 @@ from manyviews.checkpoint import write_text
 from manyviews.data import Source, open_source
 from manyviews.engine import folder as files
 from manyviews.engine.loop import say
-from manyviews.engine.observe import COLLAPSED, FEWEST, hold_out
+from manyviews.engine.monitor import COLLAPSED, FEWEST, hold_out
 from manyviews.errors import UserError
 from manyviews.evaluation.features import fingerprint
 from manyviews.recipe import Recipe, override, to_json
@@ -135,8 +135,8 @@ def sweep(
     seen = [run.summary["last"] for _, _, runs in found for run in runs if run.summary]
     if not seen:
         raise UserError("None of these runs came to an end: their losses are not finite.")
-    metric = metric or ("knn" if all("observe/knn" in last for last in seen) else "rankme")
-    if not all(f"observe/{metric}" in last for last in seen):
+    metric = metric or ("knn" if all("monitor/knn" in last for last in seen) else "rankme")
+    if not all(f"monitor/{metric}" in last for last in seen):
         labels = ", and labels" if metric in ("knn", "linear") else ""
         raise UserError(f"These runs did not observe {metric}: it needs 16 held-out images or more{labels}.")
     points = [_point(folder, path, value, runs, metric) for path, value, runs in found]
@@ -224,7 +224,7 @@ def _point(folder: Path, path: str, value: str, runs: Sequence[Run], metric: str
     return Point(
         path,
         value,
-        [float(row[f"observe/{metric}"]) for row in last],
-        sum(row["observe/spread"] < COLLAPSED for row in last) + len(runs) - len(last),
+        [float(row[f"monitor/{metric}"]) for row in last],
+        sum(row["monitor/spread"] < COLLAPSED for row in last) + len(runs) - len(last),
         [str(run.folder.relative_to(folder)) for run in runs],
     )

@@ -2,53 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-Memory = Literal["views", "constant", "all"]
-"""How much of a step is held at a time: see `manyviews.recipe.Step`."""
+Backward = Literal["per_view", "recompute", "joint"]
+"""When the terms of a step are backpropagated: see `manyviews.settings.Step`."""
 
 
 @dataclass(frozen=True)
-class Canvases:
-    """A batch of decoded images, before any view is made of them.
+class Batch:
+    """The images of a step, before any view is made of them: an index, and columns with one row per image.
 
-    A canvas is an image resampled onto an `s` by `s` grid, whatever its shape, so that a batch is one tensor
-    without padding. `extent` keeps the true shape, from which crops get their true aspect ratio.
+    Two columns are always there. A *canvas* is an image resampled onto an `s` by `s` grid, whatever its shape, so that
+    a batch is one tensor without padding; its *extent* is the true shape, from which crops get their true aspect ratio.
+    Further columns, such as captions, are there when a view needs them.
 
     Attributes:
-        pixels: uint8, `b 3 s s`, RGB.
-        extent: int64, `b 2`, height and width of the original images in pixels.
         index: int64, `b`, each image's stable number in its source.
+        columns: by name, `b ...` each. "pixels": uint8, `b 3 s s`, RGB. "extent": int64, `b 2`, height and width of the
+            original images in pixels.
     """
 
-    pixels: Tensor
-    extent: Tensor
     index: Tensor
+    columns: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, pixels: Tensor, extent: Tensor, index: Tensor, **columns: Tensor) -> Batch:
+        """A batch of canvases and what else is known of them."""
+        return cls(index, {"pixels": pixels, "extent": extent, **columns})
+
+    @property
+    def pixels(self) -> Tensor:
+        return self.columns["pixels"]
+
+    @property
+    def extent(self) -> Tensor:
+        return self.columns["extent"]
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, rows: Tensor) -> Canvases:
-        """Some of the batch, in this order: int64 indices."""
-        return Canvases(self.pixels[rows], self.extent[rows], self.index[rows])
+    def __getitem__(self, rows: Tensor | slice) -> Batch:
+        """Some of the images, in this order: int64 indices, or a slice."""
+        return self.map(lambda x: x[rows])
 
-    def to(self, device: torch.device | str) -> Canvases:
-        """The same batch on `device`; asynchronous when the memory is pinned."""
-        move = [x.to(device, non_blocking=True) for x in (self.pixels, self.extent, self.index)]
-        return Canvases(*move)
+    def map(self, f: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with `f` applied to its index and to every column."""
+        return Batch(f(self.index), {name: f(x) for name, x in self.columns.items()})
 
-    def chunk(self, parts: int) -> list[Canvases]:
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`; asynchronous when its memory is pinned."""
+        return self.map(lambda x: x.to(device, non_blocking=True))
+
+    def chunk(self, parts: int) -> list[Batch]:
         """Split into `parts` batches of nearly equal size, without copying."""
-        fields = zip(self.pixels.chunk(parts), self.extent.chunk(parts), self.index.chunk(parts), strict=True)
-        return [Canvases(*f) for f in fields]
+        size = -(-len(self) // parts)
+        return [self[slice(start, start + size)] for start in range(0, len(self), size)]
 
 
 @dataclass(frozen=True)
-class At:
+class Progress:
     """A place in the training schedule.
 
     Attributes:

@@ -21,7 +21,7 @@ import pytest
 
 import manyviews as mv
 from manyviews import cli, evaluation, methods, recipes, regularizers, schedules, views
-from manyviews.recipe import Choice, Recipe, override, settings
+from manyviews.recipe import Component, Recipe, override, settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
@@ -275,7 +275,7 @@ def test_commands_parse(
 def test_settings_in_the_text_exist(doc: Path) -> None:
     """`optimizer.lr`, `method.temperature`, with or without a value: settings of some recipe."""
     paths = re.findall(
-        r"`(?:--set )?((?:method|backbone|data|optimizer|step|observe|rescue)\.[\w.]+)(?:=[^`]*)?`", text_of(doc)
+        r"`(?:--set )?((?:method|backbone|data|optimizer|step|monitor|rescue)\.[\w.]+)(?:=[^`]*)?`", text_of(doc)
     )
     everything = [recipes.get(name) for name in recipes.names()]
     for path in paths:
@@ -288,7 +288,7 @@ def has(node: Any, keys: list[str]) -> bool:
     if isinstance(node, tuple):
         parts = [v for v in node if getattr(v, "name", None) == keys[0]]
         return bool(parts) and has(parts[0], keys[1:])
-    if isinstance(node, Choice) and keys[0] != "name":
+    if isinstance(node, Component) and keys[0] != "name":
         return keys[0] in node.settings and has(node.settings[keys[0]], keys[1:])
     return hasattr(node, keys[0]) and has(getattr(node, keys[0]), keys[1:])
 

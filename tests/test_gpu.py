@@ -8,18 +8,18 @@ from manyviews.data import Loader, open_source
 from manyviews.engine import loop, optim
 from manyviews.engine.feed import feed
 from manyviews.engine.step import backpropagate
-from manyviews.types import At, Canvases
+from manyviews.types import Batch, Progress
 from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, SIMCLR, Cutout, Draws, Global, Views
 from manyviews.views.make import make
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def some(b: int, side: int) -> Canvases:
+def some(b: int, side: int) -> Batch:
     g = torch.Generator().manual_seed(0)
     pixels = torch.rand(b, 3, 8, 8, generator=g)
     pixels = (torch.nn.functional.interpolate(pixels, size=side, mode="bilinear") * 255).byte()
-    return Canvases(pixels, torch.tensor([[300, 200]]).repeat(b, 1), torch.arange(b))
+    return Batch.of(pixels, torch.tensor([[300, 200]]).repeat(b, 1), torch.arange(b))
 
 
 @pytest.mark.parametrize("kind", [Global(1, 48, color=SIMCLR), Cutout(1, 48)])
@@ -64,10 +64,10 @@ def test_no_step_waits_for_the_device(name):
     optimizer, canvases = optim.build(method, recipe.optimizer, device), some(32, recipe.data.canvas).to(device)
 
     def step(i):
-        at = At(i, 10, 10)
+        at = Progress(i, 10, 10)
         optim.schedule(optimizer, recipe.optimizer, 32, at)
         optimizer.zero_grad(set_to_none=True)
-        looks = Views(canvases, method.looks, memory=recipe.step.memory, progress=at.progress)
+        looks = Views(canvases, method.views, backward=recipe.step.backward, progress=at.progress)
         backpropagate(method, [lambda: looks], at, device=device)
         method.before_update(at)
         optim.clip(method, 1.0)

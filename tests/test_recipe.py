@@ -46,7 +46,7 @@ def test_override_reaches_every_kind_of_place():
     assert override(recipe, "method.momentum", "Cosine(0.9, 0.99)").method.settings["momentum"] == Cosine(0.9, 0.99)
     assert override(recipe, "optimizer.clip", "none").optimizer.clip is None
     assert override(recipe, "step.compile", "true").step.compile is True
-    assert override(recipe, "observe.trackers", "tensorboard").observe.trackers == ("tensorboard",)
+    assert override(recipe, "monitor.loggers", "tensorboard").monitor.loggers == ("tensorboard",)
     tasks = override(recipe, "method.tasks", "(Global(2, size=32), Cutout(1, size=32))").method.settings["tasks"]
     assert tasks == (Global(2, size=32), Cutout(1, size=32))
 
@@ -75,7 +75,7 @@ def test_override_leaves_everything_else():
         ("data.batch_size", "1.5", "data.batch_size must be int, not 1.5"),
         ("data.mean", "0.5", "data.mean must be"),
         ("optimizer.name", "adam", "optimizer.name must be"),
-        ("observe.trackers", "tensorbord", "observe.trackers must be"),
+        ("monitor.loggers", "tensorbord", "monitor.loggers must be"),
         ("method.name", "simclr", "choose a recipe of the other method"),
         ("seed.x", "1", "has no part 'x'"),
         (

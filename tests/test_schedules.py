@@ -5,11 +5,11 @@ import math
 import pytest
 
 from manyviews.schedules import Constant, Cosine, Linear, WarmupCosine, value
-from manyviews.types import At
+from manyviews.types import Progress
 
 
-def at(step: int, steps: int = 100, per_epoch: int = 10) -> At:
-    return At(step, steps, per_epoch)
+def at(step: int, steps: int = 100, per_epoch: int = 10) -> Progress:
+    return Progress(step, steps, per_epoch)
 
 
 def test_cosine_gives_byols_momentum():
@@ -45,7 +45,7 @@ def test_warmup_is_positive_from_the_first_step_and_meets_the_cosine_at_the_peak
 
 def test_a_run_shorter_than_its_warmup_still_reaches_the_peak():
     lr = WarmupCosine(warmup=10)
-    values = [lr(At(k, 20, 10)) for k in range(20)]
+    values = [lr(Progress(k, 20, 10)) for k in range(20)]
     assert max(values) == pytest.approx(1.0)
     assert values[-1] < 0.1
 

@@ -537,7 +537,7 @@ def _words(encoder: Encoder) -> str:
 _M = TypeVar("_M", bound=nn.Module)
 
 
-class Outside(nn.Module):
+class ExternalEncoder(nn.Module):
     """A network of any kind as an encoder: `b 3 s s` to `b embed_dim`.
 
     What it gives is taken as it is if it is `b d`, averaged over places if it is `b d h w`, and of tokens, `b n d`, the

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 from manyviews.data.decode import BadImage, decode
 from manyviews.data.source import Source
 from manyviews.machine import cores
-from manyviews.types import Canvases
+from manyviews.types import Batch
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -50,9 +50,7 @@ def load_canvas(source: Source, i: int, size: int) -> tuple[np.ndarray, tuple[in
     return to_canvas(image, size), extent
 
 
-def load_canvases(
-    source: Source, size: int, progress: Progress | None = None
-) -> tuple[Canvases, list[tuple[str, str]]]:
+def load_canvases(source: Source, size: int, progress: Progress | None = None) -> tuple[Batch, list[tuple[str, str]]]:
     """All good images of a source in memory, in its order, and (name, reason) for each bad one.
 
     `index` numbers the images in the source, so it has gaps where images were bad. Takes 3 * size**2 bytes an image.
@@ -89,7 +87,7 @@ def load_canvases(
         for row, i in enumerate(good):  # in place: there may be no memory for a second copy
             into_pixels[row], into_extent[row] = into_pixels[i], into_extent[i]
         pixels, extent, index = pixels[: len(good)], extent[: len(good)], torch.from_numpy(good)
-    return Canvases(pixels, extent, index), [(source.where(i), reason) for i, reason in bad]
+    return Batch.of(pixels, extent, index), [(source.where(i), reason) for i, reason in bad]
 
 
 @contextmanager

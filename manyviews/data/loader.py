@@ -16,7 +16,7 @@ from manyviews.data.decode import BadImage
 from manyviews.data.source import Source
 from manyviews.errors import UserError
 from manyviews.machine import cores, free_memory
-from manyviews.types import Canvases
+from manyviews.types import Batch
 
 
 class Loader:
@@ -32,7 +32,7 @@ class Loader:
     about once an epoch (see `nearby`). This order alone depends on the number of ranks.
 
     All canvases are decoded into memory at the start if `memory` holds them; else threads, as many as there are cores,
-    decode each batch while those before it are in use. The batches are the same. Canvases in memory that take no more
+    decode each batch while those before it are in use. The batches are the same. Batch in memory that take no more
     than a quarter of what a GPU has free are held there; others come to it from pinned memory.
 
     Attributes:
@@ -102,7 +102,7 @@ class Loader:
         """(where, reason) of each bad image that this rank has met so far."""
         return sorted(self._bad.items())
 
-    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Canvases]:
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This rank's batches of an epoch, from the step `start_step` of that epoch on."""
         mine = self._order(epoch)
         if self.in_memory:
@@ -133,7 +133,7 @@ class Loader:
         place = np.searchsorted(there, np.arange(batches.size)) % len(there)
         return column[there[place]].reshape(batches.shape[::-1]).T
 
-    def _held(self, batches: np.ndarray) -> Iterator[Canvases]:
+    def _held(self, batches: np.ndarray) -> Iterator[Batch]:
         held, pin = self._canvases, torch.cuda.is_available()
         index = held.index.cpu().numpy()
         for items in batches:
@@ -144,20 +144,20 @@ class Loader:
             pixels = torch.empty(len(rows), *held.pixels.shape[1:], dtype=torch.uint8, pin_memory=pin)
             torch.index_select(held.pixels, 0, rows, out=pixels)
             extent, chosen = held.extent[rows], held.index[rows]
-            yield Canvases(pixels, *(x.pin_memory() if pin else x for x in (extent, chosen)))
+            yield Batch.of(pixels, *(x.pin_memory() if pin else x for x in (extent, chosen)))
 
-    def _mapped(self, batches: np.ndarray) -> Iterator[Canvases]:
+    def _mapped(self, batches: np.ndarray) -> Iterator[Batch]:
         """From canvases on disk: threads fetch what the disk has not given yet while earlier batches are in use."""
         ready, threads = self.source.canvases, max(1, cores() // _processes_here())
         assert ready is not None
-        begun: deque[Canvases] = deque()
+        begun: deque[Batch] = deque()
 
-        def fill(job: tuple[Canvases, slice, np.ndarray]) -> None:
+        def fill(job: tuple[Batch, slice, np.ndarray]) -> None:
             batch, rows, items = job
             found = ready(items)
             batch.pixels[rows], batch.extent[rows], batch.index[rows] = found.pixels, found.extent, found.index
 
-        def jobs() -> Iterator[list[tuple[Canvases, slice, np.ndarray]]]:
+        def jobs() -> Iterator[list[tuple[Batch, slice, np.ndarray]]]:
             for items in batches:
                 begun.append(self._empty(len(items)))
                 ends = np.linspace(0, len(items), min(threads, len(items)) + 1, dtype=np.int64).tolist()
@@ -167,23 +167,23 @@ class Loader:
             for _ in filled:
                 yield begun.popleft()
 
-    def _empty(self, n: int) -> Canvases:
+    def _empty(self, n: int) -> Batch:
         """A batch to be filled, in memory from which a GPU takes it without a copy."""
         pin = torch.cuda.is_available()
         pixels = torch.empty(n, 3, self.size, self.size, dtype=torch.uint8, pin_memory=pin)
         extent = torch.empty(n, 2, dtype=torch.int64, pin_memory=pin)
-        return Canvases(pixels, extent, torch.empty(n, dtype=torch.int64, pin_memory=pin))
+        return Batch.of(pixels, extent, torch.empty(n, dtype=torch.int64, pin_memory=pin))
 
-    def _streamed(self, batches: np.ndarray, start: int) -> Iterator[Canvases]:
-        begun: deque[Canvases] = deque()
+    def _streamed(self, batches: np.ndarray, start: int) -> Iterator[Batch]:
+        begun: deque[Batch] = deque()
         steps, size = batches.shape
 
-        def fill(job: tuple[Canvases, int, int]) -> bool:
+        def fill(job: tuple[Batch, int, int]) -> bool:
             batch, step, row = job
             reached((step - start) * size + row)
             return self._fill(batch, row, batches, step)
 
-        def jobs() -> Iterator[list[tuple[Canvases, int, int]]]:
+        def jobs() -> Iterator[list[tuple[Batch, int, int]]]:
             for step in range(start, steps):
                 begun.append(self._empty(size))
                 yield [(begun[-1], step, row) for row in range(size)]
@@ -197,7 +197,7 @@ class Loader:
                     raise self._nothing_good()
                 yield begun.popleft()
 
-    def _fill(self, batch: Canvases, row: int, batches: np.ndarray, step: int) -> bool:
+    def _fill(self, batch: Batch, row: int, batches: np.ndarray, step: int) -> bool:
         """Decode an image, or what stands for it, into its row of a batch. False when there is no good one."""
         column, place = batches.T, row * len(batches) + step
         later = (int(column.flat[k % batches.size]) for k in range(place, place + batches.size))
@@ -221,7 +221,7 @@ class Loader:
         return UserError(f"None of the {len(self.source)} images of {self.source.name} can be used; {where}: {reason}.")
 
 
-def _near(canvases: Canvases, device: torch.device | None) -> Canvases:
+def _near(canvases: Batch, device: torch.device | None) -> Batch:
     """On the GPU if there is one with room."""
     if device is None or device.type != "cuda":
         return canvases

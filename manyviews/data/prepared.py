@@ -1,4 +1,4 @@
-"""Canvases on disk: decoded once, mapped into memory, read without a decode.
+"""Batch on disk: decoded once, mapped into memory, read without a decode.
 
 A folder of shards, each a safetensors file of pixels, true extents and, in its header, names, labels and a checksum. A
 shard is written whole or not at all. `canvases.json` is written last: a folder without it is unfinished.
@@ -27,7 +27,7 @@ from manyviews.checkpoint import load_tensors, save_tensors, write_text
 from manyviews.data.canvas import Progress, load_canvases
 from manyviews.data.source import Labels, Source
 from manyviews.errors import UserError
-from manyviews.types import Canvases
+from manyviews.types import Batch
 
 MANIFEST = "canvases.json"
 _PLAN = "plan.json"
@@ -196,7 +196,7 @@ def _layout(file: Path, name: str) -> tuple[int, tuple[int, ...], dict[str, Any]
 
 @dataclass(frozen=True)
 class Prepared:
-    """Canvases in a folder, by their number, read from mapped memory.
+    """Batch in a folder, by their number, read from mapped memory.
 
     Attributes:
         folder: that `prepare` made.
@@ -210,7 +210,7 @@ class Prepared:
     ends: tuple[int, ...]
     files: tuple[str, ...]
 
-    def __call__(self, items: np.ndarray) -> Canvases:
+    def __call__(self, items: np.ndarray) -> Batch:
         """The canvases of these images, numbered as they are: pixels are copied, once."""
         items = np.asarray(items, dtype=np.int64)
         pixels = np.empty((len(items), 3, self.size, self.size), dtype=np.uint8)
@@ -219,7 +219,7 @@ class Prepared:
             file = self.folder / self.files[k]
             mapped, extents = _mapped(file, file.stat().st_mtime_ns)
             pixels[places], extent[places] = mapped[rows], extents[rows]
-        return Canvases(torch.from_numpy(pixels), torch.from_numpy(extent), torch.from_numpy(items))
+        return Batch.of(torch.from_numpy(pixels), torch.from_numpy(extent), torch.from_numpy(items))
 
     def _shards(self, items: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """For each shard that has some of the items: its number, their rows in it, and their places among the items."""

@@ -16,7 +16,7 @@ from PIL import Image
 from manyviews.data.decode import BadImage, Raw, decode
 from manyviews.data.files import Unreachable
 from manyviews.errors import UserError
-from manyviews.types import Canvases
+from manyviews.types import Batch
 
 Labels = tuple[np.ndarray, list[str]]
 """Classes of the items, and the classes' names: int64, a number for each item, or, where an item may have several
@@ -41,7 +41,7 @@ class Source:
         identify: the names that stay with the images wherever they lie: see `ids`.
         annotate: their labels: see `labels`, `targets` and `classes`.
         locate: where image `i` is, for people; its id if not given.
-        canvases: ready-made canvases of these items, if the source has them; int64 indices to their `Canvases`.
+        canvases: ready-made canvases of these items, if the source has them; int64 indices to their `Batch`.
         side: of the ready-made canvases, pixels.
         blocks: after how many items each run ends that is best read together, int64, ascending; None where reading in
             any order is as good.
@@ -54,7 +54,7 @@ class Source:
     identify: Callable[[], list[str]]
     annotate: Callable[[], Labels | None] = unlabeled
     locate: Callable[[int], str] | None = None
-    canvases: Callable[[np.ndarray], Canvases] | None = None
+    canvases: Callable[[np.ndarray], Batch] | None = None
     side: int | None = None
     blocks: np.ndarray | None = None
     window: int = 1
@@ -225,7 +225,7 @@ def _chosen_item(function: Callable[[int], Any], chosen: np.ndarray, i: int) -> 
     return function(int(chosen[i]))
 
 
-def _chosen_canvases(canvases: Callable[[np.ndarray], Canvases], chosen: np.ndarray, items: np.ndarray) -> Canvases:
+def _chosen_canvases(canvases: Callable[[np.ndarray], Batch], chosen: np.ndarray, items: np.ndarray) -> Batch:
     return replace(canvases(chosen[items]), index=torch.from_numpy(np.asarray(items, dtype=np.int64)))
 
 

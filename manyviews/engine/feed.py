@@ -8,10 +8,10 @@ from functools import cache
 
 import torch
 
-from manyviews.types import Canvases
+from manyviews.types import Batch
 
 
-def feed(batches: Iterator[Canvases], device: torch.device) -> Iterator[tuple[Canvases, float]]:
+def feed(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[Batch, float]]:
     """Each batch on the device, and the seconds that the host waited for it.
 
     To a GPU a batch travels on a stream of its own while the one before it is in use.
@@ -29,7 +29,7 @@ def feed(batches: Iterator[Canvases], device: torch.device) -> Iterator[tuple[Ca
         # What is computed from here on may use it; the memory is not given away before that is done.
         current = torch.cuda.current_stream(device)
         current.wait_stream(stream)
-        for tensor in (there.pixels, there.extent, there.index):
+        for tensor in (there.index, *there.columns.values()):
             tensor.record_stream(current)
         yield there, waited
         waited, batch = _next(batches)
@@ -41,7 +41,7 @@ def _beside(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _next(batches: Iterator[Canvases]) -> tuple[float, Canvases | None]:
+def _next(batches: Iterator[Batch]) -> tuple[float, Batch | None]:
     start = time.monotonic()
     batch = next(batches, None)
     return time.monotonic() - start, batch

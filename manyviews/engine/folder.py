@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -111,12 +112,13 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """The lines of the log; one that a crash cut short is left out."""
-    found = []
+    """The lines of the log; one that a crash cut short is left out. Old names of numbers are translated."""
+    found: list[dict[str, Any]] = []
     path = folder / LOG
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
-            found.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
+        found.append({re.sub("^observe/", "monitor/", name): value for name, value in row.items()})
     return found

@@ -1,4 +1,4 @@
-"""Where numbers go: always a file of JSON lines, and whichever trackers the recipe names."""
+"""Where numbers go: always a file of JSON lines, and whichever loggers the recipe names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = Mapping[str, float | int | str]
 
 
 class Log:
-    """Rows of numbers, each with its step, appended to `log.jsonl` and handed to the trackers.
+    """Rows of numbers, each with its step, appended to `log.jsonl` and handed to the loggers.
 
     Opening rewinds to `step`: rows that an interrupted run wrote after its last checkpoint are dropped, for they are
     about to be written again.
@@ -26,17 +26,17 @@ class Log:
     Args:
         folder: of the run.
         step: at which the run starts or continues.
-        trackers: "tensorboard", "wandb", "mlflow".
+        loggers: "tensorboard", "wandb", "mlflow".
 
     Raises:
         UserError: a tracker's package is not installed.
     """
 
-    def __init__(self, folder: Path, step: int = 0, trackers: tuple[str, ...] = ()) -> None:
+    def __init__(self, folder: Path, step: int = 0, loggers: tuple[str, ...] = ()) -> None:
         kept = [r for r in files.rows(folder) if r.get("step", 0) <= step] if step else []
         write_text(folder / files.LOG, "".join(json.dumps(r) + "\n" for r in kept))
         self._file = (folder / files.LOG).open("a", encoding="utf-8")
-        self._sinks = {name: _TRACKERS[name](folder, step) for name in trackers}
+        self._sinks = {name: _LOGGERS[name](folder, step) for name in loggers}
 
     def write(self, row: Row) -> None:
         """Append one row. A number that is not finite becomes a string, which JSON can hold."""
@@ -111,4 +111,4 @@ def missing(package: str) -> UserError:
     return UserError(f"Logging to {package} needs its package: pip install 'manyviews[{package}]'.")
 
 
-_TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
+_LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}

@@ -24,7 +24,7 @@ from manyviews import checkpoint, distributed, methods
 from manyviews.backbones import Encoder
 from manyviews.data import Loader, Source
 from manyviews.engine import folder as files
-from manyviews.engine import observe, optim
+from manyviews.engine import monitor, optim
 from manyviews.engine.feed import feed
 from manyviews.engine.log import Log, missing
 from manyviews.engine.step import backpropagate
@@ -37,7 +37,7 @@ from manyviews.recipe import Recipe
 from manyviews.regularizers import Rescued
 from manyviews.schedules import value
 from manyviews.targets import EMA
-from manyviews.types import At, Canvases
+from manyviews.types import Batch, Progress
 from manyviews.views import Views
 
 
@@ -74,7 +74,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
             stack.enter_context(files.lock(folder))
             for part in folder.glob(f".{files.CHECKPOINT}.*"):
                 part.unlink()  # of a process that was killed while it wrote
-        train_on, held = observe.hold_out(source, recipe.data.holdout)
+        train_on, held = monitor.hold_out(source, recipe.data.holdout)
         canvas = recipe.data.canvas
         if first and source.side not in (None, canvas):
             say(
@@ -104,18 +104,18 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
                     module.tokens = torch.compile(module.tokens)  # type: ignore[method-assign]
                     module.patches = torch.compile(module.patches)  # type: ignore[method-assign]
 
-        watched = observe.prepare(train_on, held, recipe) if first else None
+        watched = monitor.prepare(train_on, held, recipe) if first else None
         if first and recipe.data.holdout and watched is None:
             say("Too few images to hold any out: nothing is observed while training.")
         stop = stack.enter_context(watch())  # a signal before this point has nothing to save
-        log = stack.enter_context(Log(folder, step, recipe.observe.trackers)) if first else None
+        log = stack.enter_context(Log(folder, step, recipe.monitor.loggers)) if first else None
         meter = _Meter(recipe.data.batch_size)
         begun = saved = time.monotonic()
-        every = max(1, round(recipe.observe.epochs * loader.steps_per_epoch)) if recipe.observe.epochs else steps
+        every = max(1, round(recipe.monitor.epochs * loader.steps_per_epoch)) if recipe.monitor.epochs else steps
         update = stack.enter_context(progress("pretrain", quiet=not first))
         note = ""
         row, numbers = _logged(folder) if step == steps else ({}, {})
-        seen = observe.observations(files.rows(folder))  # of a run that continues, what was observed before
+        seen = monitor.observations(files.rows(folder))  # of a run that continues, what was observed before
 
         written = -1
 
@@ -137,10 +137,10 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
             nonlocal numbers
             if log and watched:
                 start = time.monotonic()
-                numbers = observe.observe(method, watched, recipe, device)
-                log.write({"step": step} | {f"observe/{k}": v for k, v in numbers.items()})
+                numbers = monitor.measure(method, watched, recipe, device)
+                log.write({"step": step} | {f"monitor/{k}": v for k, v in numbers.items()})
                 seen.append(numbers)
-                for alarm in observe.alarms(seen):
+                for alarm in monitor.alarms(seen):
                     log.write({"step": step, "alarm": alarm})
                     say(f"Warning: {alarm}")
                 meter.since += time.monotonic() - start  # is not training
@@ -149,7 +149,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
             look()
         first_step, warned = step, False
         batches = stack.enter_context(contextlib.closing(_batches(loader, step, steps, device)))
-        canvases: Canvases | None = None
+        canvases: Batch | None = None
         failure: Exception | None = None
 
         def fetch() -> None:
@@ -165,7 +165,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
         if distributed.anywhere(failure is not None):
             raise failure or UserError("Another process cannot read its images.")
         while canvases is not None:
-            at = At(step, steps, loader.steps_per_epoch)
+            at = Progress(step, steps, loader.steps_per_epoch)
             # Dropout and its like: from the step alone, so that a resumed run draws what an uninterrupted one did.
             torch.manual_seed(_noise(recipe.seed, step, distributed.rank()))
             lr = optim.schedule(optimizer, recipe.optimizer, recipe.data.batch_size, at)
@@ -188,7 +188,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
                 fetch()
             last, stopping = step == steps, distributed.anywhere(bool(stop) or failure is not None)
             looking = step % every == 0 or last
-            if step % recipe.observe.steps == 0 or looking or stopping:
+            if step % recipe.monitor.steps == 0 or looking or stopping:
                 row = meter.read() | {"lr": lr, "epoch": step / loader.steps_per_epoch} | _momentum(method, at)
                 if not math.isfinite(row["loss"] + row["grad_norm"]):
                     what = "gradient" if math.isfinite(row["loss"]) else "loss"
@@ -216,12 +216,12 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
                     f"stopped by {stop.signal or 'another process'} at step {step} of {steps}, and saved: continue "
                     f"with `manyviews resume {quote(str(folder))}`."
                 )
-            if last or time.monotonic() - saved > 60 * recipe.observe.checkpoint_minutes:
+            if last or time.monotonic() - saved > 60 * recipe.monitor.checkpoint_minutes:
                 save()
                 saved = time.monotonic()
         bad = sorted(set(chain.from_iterable(distributed.collect(loader.bad))))
         if first:
-            write_encoder(folder, method.keep, recipe, step)
+            write_encoder(folder, method.kept_encoder, recipe, step)
             summary = {
                 "images": len(source),
                 "steps": steps,
@@ -229,7 +229,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
                 "device": str(device),
                 "bad_images": len(bad),
                 "bad": bad[:100],
-                "last": row | {f"observe/{k}": v for k, v in numbers.items()},
+                "last": row | {f"monitor/{k}": v for k, v in numbers.items()},
             }
             checkpoint.write_text(folder / files.SUMMARY, json.dumps(summary, indent=2))
             for where, reason in bad[:5]:
@@ -260,7 +260,7 @@ def check(recipe: Recipe, source: Source) -> None:
             f"A batch of {batch} cannot be shared evenly by {world} processes in {recipe.step.accumulate} parts: "
             "change --set data.batch_size or --set step.accumulate."
         )
-    images = len(observe.hold_out(source, recipe.data.holdout)[0])
+    images = len(monitor.hold_out(source, recipe.data.holdout)[0])
     part = batch // (world * recipe.step.accumulate)
     if part < 2:
         raise UserError("A part of a batch must hold at least 2 images: raise --set data.batch_size.")
@@ -277,15 +277,15 @@ def check(recipe: Recipe, source: Source) -> None:
             f"{k} images cannot be rescued of a batch of {batch}, shared evenly by {world} processes in "
             f"{recipe.step.accumulate} parts: change --set rescue.k."
         )
-    for name in recipe.observe.trackers:
+    for name in recipe.monitor.loggers:
         if importlib.util.find_spec(name) is None:
             raise missing(name)
 
 
 def check_sizes(method: Method, recipe: Recipe) -> None:
     """Raises UserError when the encoder does not take images of the views' sizes and of the test size."""
-    encoder = method.keep
-    looks = (*method.looks, method.view) if isinstance(method, Rescued) else method.looks
+    encoder = method.kept_encoder
+    looks = (*method.views, method.view) if isinstance(method, Rescued) else method.views
     for size in sorted({recipe.test_size, *(look.size for look in looks)}):
         with frozen(encoder):
             try:
@@ -320,7 +320,7 @@ def _loader(recipe: Recipe, source: Source, device: torch.device) -> Loader:
         )
 
 
-def _batches(loader: Loader, step: int, steps: int, device: torch.device) -> Generator[tuple[Canvases, float]]:
+def _batches(loader: Loader, step: int, steps: int, device: torch.device) -> Generator[tuple[Batch, float]]:
     """Those of all steps from `step` on, across epochs, as `feed` gives them."""
     while step < steps:
         epoch, start = divmod(step, loader.steps_per_epoch)
@@ -341,24 +341,24 @@ def _many_bad(loader: Loader, steps: int, images: int) -> str | None:
     return f"Warning: {len(bad)} images could not be used so far, such as {where}: {reason}"
 
 
-def _parts(canvases: Canvases, method: Method, recipe: Recipe, at: At) -> list[Callable[[], Views]]:
-    def views(part: Canvases) -> Views:
+def _parts(canvases: Batch, method: Method, recipe: Recipe, at: Progress) -> list[Callable[[], Views]]:
+    def views(part: Batch) -> Views:
         data = recipe.data
         return Views(
             part,
-            method.looks,
+            method.views,
             recipe.seed,
             at.epoch,
             data.mean,
             data.std,
-            memory=recipe.step.memory,
+            backward=recipe.step.backward,
             progress=at.progress,
         )
 
     return [partial(views, part) for part in canvases.chunk(recipe.step.accumulate)]
 
 
-def _momentum(method: Method, at: At) -> dict[str, float]:
+def _momentum(method: Method, at: Progress) -> dict[str, float]:
     """Of the method's moving average, if it has one."""
     target = next((m for m in method.modules() if isinstance(m, EMA)), None)
     return {} if target is None else {"momentum": value(target.momentum, at)}
@@ -402,7 +402,7 @@ def _logged(folder: Path) -> tuple[dict[str, float], dict[str, float]]:
     """The last numbers of training and of observing, for a run that was killed between its last step and its end."""
     row, numbers = dict[str, float](), dict[str, float]()
     for found in files.rows(folder):
-        seen = {k.removeprefix("observe/"): v for k, v in found.items() if k.startswith("observe/")}
+        seen = {k.removeprefix("monitor/"): v for k, v in found.items() if k.startswith("monitor/")}
         numbers = seen or numbers
         row = {k: v for k, v in found.items() if k != "step"} if "loss" in found else row
     return row, numbers

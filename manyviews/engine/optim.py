@@ -11,7 +11,7 @@ from torch.optim.adamw import adamw
 from manyviews.methods import Method
 from manyviews.recipe import Optimizer as Settings
 from manyviews.schedules import value
-from manyviews.types import At
+from manyviews.types import Progress
 
 
 class SGD(torch.optim.SGD):
@@ -207,7 +207,7 @@ def peak_lr(settings: Settings, batch_size: int) -> float:
     return settings.lr * {"linear": scale, "sqrt": scale**0.5, "constant": 1.0}[settings.lr_scaling]
 
 
-def schedule(optimizer: torch.optim.Optimizer, settings: Settings, batch_size: int, at: At) -> float:
+def schedule(optimizer: torch.optim.Optimizer, settings: Settings, batch_size: int, at: Progress) -> float:
     """Set the learning rate and weight decay of every group for this step; returns the scheduled rate."""
     peak = peak_lr(settings, batch_size)
     lr, decay = peak * value(settings.schedule, at), value(settings.weight_decay, at)

@@ -11,14 +11,14 @@ from torch import Tensor
 from manyviews import distributed
 from manyviews.engine.precision import autocast
 from manyviews.methods import Method
-from manyviews.types import At
+from manyviews.types import Progress
 from manyviews.views import Views
 
 
 def backpropagate(
     method: Method,
     parts: Sequence[Callable[[], Views]],
-    at: At,
+    at: Progress,
     *,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     device: torch.device | None = None,
@@ -28,7 +28,7 @@ def backpropagate(
     Args:
         method: in training mode, with gradients cleared.
         parts: makers of the views of each accumulated part of the batch, called one after the other. Terms are
-            backpropagated when they are yielded; those of views whose `memory` is "all", at the end.
+            backpropagated when they are yielded; those of views whose `backward` is "joint", at the end.
         at: place in the schedule.
         precision: of the forward passes.
         device: where the method lives.
@@ -41,7 +41,7 @@ def backpropagate(
     for make in parts:
         pending = []
         views = make()
-        at_end, terms = views.memory == "all", method.loss(views, at)
+        at_end, terms = views.backward == "joint", method.loss(views, at)
         del views  # before the next part's are made
         while True:
             # Only the forward pass runs in low precision: autocast must not be on during backward.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from manyviews.backbones import Encoder, Outside
+from manyviews.backbones import Encoder, ExternalEncoder
 from manyviews.data import Source, load_canvases
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import SMALL, check_finite, extract_all, frozen
@@ -30,7 +30,7 @@ from manyviews.evaluation.spectrum import (
     uniformity,
 )
 from manyviews.progress import Update
-from manyviews.types import Canvases
+from manyviews.types import Batch
 from manyviews.views import SIMCLR, Color, Global, View, Views
 
 FEWEST = 16
@@ -227,7 +227,7 @@ def diagnose(
     looked = _spread_out(chosen, viewed)
     total = len(chosen) + len(looked) * views
     encoders: dict[str, nn.Module] = {"trained": encoder}
-    if baseline and isinstance(encoder, Encoder | Outside):
+    if baseline and isinstance(encoder, Encoder | ExternalEncoder):
         with contextlib.suppress(UserError):  # nobody knows how to begin with some modules
             encoders["untrained"] = untrained(encoder, seed)
     seen = extract_all(
@@ -287,7 +287,7 @@ def _spread_out(source: Source, most: int) -> Source:
 
 def _of_views(
     encoder: nn.Module,
-    canvases: Canvases,
+    canvases: Batch,
     view: View,
     count: int,
     seed: int,

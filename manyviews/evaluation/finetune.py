@@ -31,7 +31,7 @@ from manyviews.evaluation.linear import Standard
 from manyviews.evaluation.task import Answer, ImageTask
 from manyviews.progress import Update
 from manyviews.schedules import WarmupCosine
-from manyviews.types import At
+from manyviews.types import Progress
 from manyviews.views import Global, Strong, View, Views
 
 LRS = (0.005, 0.01, 0.02, 0.05, 0.1)
@@ -306,7 +306,7 @@ class _Crops:
         schedule, step = WarmupCosine(lr, warmup), 0
         for epoch in range(epochs):
             for canvases in self._loader.batches(epoch):
-                now = schedule(At(step, steps, self.steps_per_epoch))
+                now = schedule(Progress(step, steps, self.steps_per_epoch))
                 for group in optimizer.param_groups:
                     group["lr"] = now * group.get("lr_scale", 1.0)
                 optimizer.zero_grad(set_to_none=True)

@@ -169,7 +169,7 @@ def projector_of(method: Method) -> tuple[nn.Sequential, nn.Module | None]:
         UserError: the method has none, or one that does not map features to features.
     """
     name = type(method).__name__
-    branch = next((m for m in method.modules() if isinstance(m, Branch) and m.encoder is method.keep), None)
+    branch = next((m for m in method.modules() if isinstance(m, Branch) and m.encoder is method.kept_encoder), None)
     if branch is None:
         raise UserError(f"{name} has no projector to look into: leave out guillotine.")
     projector = branch.projector

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from manyviews.backbones import Encoder, Outside, reinitialized
+from manyviews.backbones import Encoder, ExternalEncoder, reinitialized
 from manyviews.backbones.encoder import Kind
 from manyviews.data.source import NAME_LABELS, Source, unlabeled
 from manyviews.data.split import split
@@ -178,7 +178,7 @@ PROTOCOLS: dict[str, Callable[..., Answer | Measure]] = {**ON_FEATURES, **ON_IMA
 
 
 def evaluate(
-    encoder: Encoder | Outside,
+    encoder: Encoder | ExternalEncoder,
     source: Source,
     test: Source | None = None,
     *,
@@ -454,7 +454,7 @@ def _measures(
 
 
 def _contenders(
-    encoder: Encoder | Outside, features: Kind, seed: int, protocols: Sequence[str], baselines: bool
+    encoder: Encoder | ExternalEncoder, features: Kind, seed: int, protocols: Sequence[str], baselines: bool
 ) -> tuple[dict[str, nn.Module], list[str]]:
     """The encoder and what it must beat, by name, and a sentence about what cannot be had."""
     contenders: dict[str, nn.Module] = {"trained": _of_kind(encoder, features)}
@@ -536,7 +536,7 @@ def _given(protocols: Sequence[str], settings: Mapping[str, Any]) -> dict[str, d
     return given
 
 
-def _of_kind(encoder: Encoder | Outside, features: Kind) -> nn.Module:
+def _of_kind(encoder: Encoder | ExternalEncoder, features: Kind) -> nn.Module:
     if features == "pooled":
         return encoder
     encoder.width(features)  # refused by modules from outside
@@ -597,13 +597,13 @@ def check_labels(source: Source, fewest: int = 1) -> list[str]:
     return classes
 
 
-def untrained(encoder: Encoder | Outside, seed: int) -> Encoder | Outside:
+def untrained(encoder: Encoder | ExternalEncoder, seed: int) -> Encoder | ExternalEncoder:
     """An encoder of the same architecture with fresh weights; the global random state stays as it is.
 
     Raises:
         UserError: nobody knows how to initialize a module from outside.
     """
-    if isinstance(encoder, Outside):
+    if isinstance(encoder, ExternalEncoder):
         return reinitialized(encoder, seed)
     with torch.random.fork_rng([]):  # it draws on the CPU; by default every GPU would be touched
         torch.default_generator.manual_seed(seed)

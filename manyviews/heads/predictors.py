@@ -37,8 +37,8 @@ class Predictors(nn.Module):
         super().__init__()
         if sharing not in get_args(Sharing):
             raise unknown("way to share predictors", sharing, get_args(Sharing))
-        self.tasks = tuple(t for t in tasks if t.aim != t.name or t.count > 1)
-        self.targets = tuple(dict.fromkeys(t.aim for t in self.tasks))
+        self.tasks = tuple(t for t in tasks if t.target != t.name or t.count > 1)
+        self.targets = tuple(dict.fromkeys(t.target for t in self.tasks))
         self.conditioned = sharing == "conditioned"
         shared = build(dim) if sharing == "shared" else None
         extra = {t.name: relation_dim(t) if self.conditioned else 0 for t in self.tasks}
@@ -58,16 +58,16 @@ class Predictors(nn.Module):
         """
         predictor = self.of[task.name]
         p = None if self.conditioned else predictor(z)
-        for j, target in others(targets[task.aim], task, i):
+        for j, target in others(targets[task.target], task, i):
             if self.conditioned:
-                p = predictor(torch.cat([z, views.relation(task.name, i, task.aim, j).to(z.dtype)], 1))
+                p = predictor(torch.cat([z, views.relation(task.name, i, task.target, j).to(z.dtype)], 1))
             assert p is not None
             yield p, views.blend(task.name, i, target)
 
 
 def others(targets: Sequence[Tensor], task: View, i: int) -> Iterator[tuple[int, Tensor]]:
     """The targets, numbered, that view `i` of a task is compared with: all but that of the view itself."""
-    return ((j, t) for j, t in enumerate(targets) if task.name != task.aim or i != j)
+    return ((j, t) for j, t in enumerate(targets) if task.name != task.target or i != j)
 
 
 def comparable(tasks: Sequence[View]) -> tuple[View, ...]:
@@ -79,7 +79,7 @@ def comparable(tasks: Sequence[View]) -> tuple[View, ...]:
     names = [t.name for t in tasks]
     if len(set(names)) < len(names):
         raise UserError(f"View types must have distinct names, not {', '.join(names)}: use `count` for more of a kind.")
-    missing = next((t.aim for t in tasks if t.aim not in names), None)
+    missing = next((t.target for t in tasks if t.target not in names), None)
     if missing or not tasks:
         raise UserError(
             f"The views need a {missing or 'global'} type to compare with, not only {', '.join(names) or 'none'}."

@@ -28,7 +28,7 @@ from manyviews.backbones import Encoder
 from manyviews.heads import mlp
 from manyviews.methods.method import Branch, Method, Terms, paired
 from manyviews.objectives import cross_correlation
-from manyviews.types import At
+from manyviews.types import Progress
 from manyviews.views import BYOL_PAIR, Global, View, Views
 
 
@@ -55,15 +55,15 @@ class BarlowTwins(Method):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.looks = paired(view)
+        self.views = paired(view)
         self.online = Branch(encoder, mlp(encoder.embed_dim, hidden_dim, hidden_dim, output_dim))
         self.redundancy_weight, self.scale = redundancy_weight, scale
 
     @property
-    def keep(self) -> Encoder:
+    def kept_encoder(self) -> Encoder:
         return self.online.encoder
 
-    def loss(self, views: Views, at: At) -> Iterator[Terms]:
+    def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         pairs = [_from_identity(cross_correlation(a, b)) for a, b in combinations(views.map(self.online), 2)]
         on, off = (torch.stack(terms).mean() for terms in zip(*pairs, strict=True))
         yield {"invariance": self.scale * on, "redundancy": self.scale * self.redundancy_weight * off}

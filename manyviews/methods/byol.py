@@ -28,7 +28,7 @@ from manyviews.methods.method import Branch, Method, Terms, totals
 from manyviews.objectives import squared_distance
 from manyviews.schedules import Cosine, Schedule
 from manyviews.targets import EMA
-from manyviews.types import At
+from manyviews.types import Progress
 from manyviews.views import BYOL_PAIR, Global, View, Views
 
 
@@ -68,7 +68,7 @@ class BYOL(Method):
         kept: Literal["online", "target"] = "online",
     ) -> None:
         super().__init__()
-        self.looks = comparable(tasks)
+        self.views = comparable(tasks)
         self.weights = task_weights(tasks, weights)
         if freeze_patch_embed:
             encoder.freeze_patch_embed()
@@ -82,11 +82,11 @@ class BYOL(Method):
         self.kept = kept
 
     @property
-    def keep(self) -> Encoder:
+    def kept_encoder(self) -> Encoder:
         branch = self.online if self.kept == "online" else cast(Branch, self.target.module)
         return branch.encoder
 
-    def loss(self, views: Views, at: At) -> Iterator[Terms]:
+    def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         targets = {name: views.all(name, self.target) for name in self.predictors.targets}
 
         def term(task: View, i: int, z: Tensor) -> Tensor:
@@ -97,5 +97,5 @@ class BYOL(Method):
         for group in views.groups(self.online, self.predictors.tasks):
             yield totals((task.name, term(task, i, z)) for task, i, z in group)
 
-    def after_update(self, at: At) -> None:
+    def after_update(self, at: Progress) -> None:
         self.target.update(self.online, at)

@@ -26,7 +26,7 @@ from manyviews.methods.method import Branch, Method, Terms, paired, sum_of, tota
 from manyviews.objectives import cross_entropy, sharpen
 from manyviews.schedules import Cosine, Linear, Schedule, value
 from manyviews.targets import EMA, Center
-from manyviews.types import At
+from manyviews.types import Progress
 from manyviews.views import DINO_LOCAL, DINO_PAIR, Global, Local, View, Views
 
 
@@ -64,7 +64,7 @@ class DINO(Method):
         freeze_epochs: int = 1,
     ) -> None:
         super().__init__()
-        self.looks = paired(*views, target="global")
+        self.views = paired(*views, target="global")
         self.student = Branch(encoder, DINOHead(encoder.embed_dim, prototypes, hidden_dim, bottleneck_dim))
         self.teacher = EMA(self.student, momentum)
         self.center = Center(prototypes, center_momentum)
@@ -73,15 +73,15 @@ class DINO(Method):
         self._seen: list[Tensor] = []  # the teacher's mean outputs in the step under way
 
     @property
-    def keep(self) -> Encoder:
+    def kept_encoder(self) -> Encoder:
         return cast(Branch, self.teacher.module).encoder
 
-    def loss(self, views: Views, at: At) -> Iterator[Terms]:
+    def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         outputs = views.all("global", self.teacher)
         self._seen += [t.float().mean(0) for t in outputs]
         temperature = value(self.teacher_temperature, at)
         targets = [sharpen(t, self.center.value, temperature) for t in outputs]
-        pairs = len(targets) * (sum(v.count for v in self.looks) - 1)
+        pairs = len(targets) * (sum(v.count for v in self.views) - 1)
 
         def term(kind: View, i: int, s: Tensor) -> Tensor:
             # Cross-entropy is linear in its targets: of their sum, it takes one pass over the student's distribution.
@@ -91,11 +91,11 @@ class DINO(Method):
         for group in views.groups(self.student):
             yield totals((kind.name, term(kind, i, s)) for kind, i, s in group)
 
-    def before_update(self, at: At) -> None:
+    def before_update(self, at: Progress) -> None:
         if at.epoch < self.freeze_epochs:
             cast(DINOHead, self.student.projector).last.zero_grad()
 
-    def after_update(self, at: At) -> None:
+    def after_update(self, at: Progress) -> None:
         self.teacher.update(self.student, at)
         self.center.update(torch.stack(self._seen).mean(0))
         self._seen.clear()

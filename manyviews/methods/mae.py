@@ -19,7 +19,7 @@ from manyviews.errors import UserError
 from manyviews.heads import Decoder
 from manyviews.methods.method import Method, Terms
 from manyviews.objectives import masked_mse, patchify, random_masking
-from manyviews.types import At
+from manyviews.types import Progress
 from manyviews.views import Global, View, Views
 
 
@@ -50,7 +50,7 @@ class MAE(Method):
         super().__init__()
         if view.count != 1:
             raise UserError(f"MAE looks at one view of each image, not at {view.count}: set its count to 1.")
-        self.looks = (view,)
+        self.views = (view,)
         self.encoder = encoder
         self.patch_size = encoder.patch_size
         self.patches = (view.size // self.patch_size) ** 2
@@ -60,11 +60,11 @@ class MAE(Method):
         self.mask_ratio, self.normalize_pixels = mask_ratio, normalize_pixels
 
     @property
-    def keep(self) -> Encoder:
+    def kept_encoder(self) -> Encoder:
         return self.encoder
 
-    def loss(self, views: Views, at: At) -> Iterator[Terms]:
-        x = views[self.looks[0].name, 0]
+    def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
+        x = views[self.views[0].name, 0]
         kept, mask = random_masking(views.draws.uniform("mask", self.patches), self.mask_ratio)
         tokens = self.encoder.tokens(x, kept)[:, self.encoder.num_prefix_tokens :]
         prediction = self.decoder(tokens, kept)

@@ -43,7 +43,7 @@ from manyviews.objectives import (
     unit_prior,
     variance,
 )
-from manyviews.types import At
+from manyviews.types import Progress
 from manyviews.views import Composed, Views
 
 
@@ -93,7 +93,7 @@ class MAST(Method):
         prior_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        self.looks, self.view = paired(view), view
+        self.views, self.view = paired(view), view
         if not isinstance(view, Composed):
             raise UserError(f"MAST must know which augmentations were applied: give Composed views, not {view.name}.")
         self.augmentations = tuple(a.name for a in view.augmentations)
@@ -116,14 +116,14 @@ class MAST(Method):
         )
 
     @property
-    def keep(self) -> Encoder:
+    def kept_encoder(self) -> Encoder:
         return self.online.encoder
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Means and variances of views, `b 3 h w` to `b d` each."""
         return self.online(x)
 
-    def loss(self, views: Views, at: At) -> Iterator[Terms]:
+    def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         embedded = cast(list[tuple[Tensor, Tensor]], views.map(self.online))
         pairs = [(a, b, s, t) for (a, s), (b, t) in combinations(embedded, 2)]
         masks = self.masks()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from manyviews.backbones import Encoder
 from manyviews.errors import UserError
-from manyviews.types import At
+from manyviews.types import Progress
 from manyviews.views import View, Views
 
 Terms = dict[str, Tensor]
@@ -48,9 +48,9 @@ def paired(*kinds: View, target: str | None = None) -> tuple[View, ...]:
     for kind in kinds:
         if target is None and type(kind).blend is not View.blend:
             raise UserError(f"{kind.name} views predict a blend of targets, and this method has no targets: take byol.")
-        if target is not None and kind.aim != target:
+        if target is not None and kind.target != target:
             raise UserError(
-                f"{kind.name} views predict {kind.aim} views here, and this method {target} ones: take byol."
+                f"{kind.name} views predict {kind.target} views here, and this method {target} ones: take byol."
             )
     return kinds
 
@@ -72,7 +72,7 @@ class Method(nn.Module):
     """What is minimized, over what is looked at.
 
     A method is built from an encoder and keyword arguments whose defaults are the paper's. It names the views it
-    looks at in `looks`, and yields its loss in terms. Every term may be backpropagated the moment it is yielded, and
+    looks at in `views`, and yields its loss in terms. Every term may be backpropagated the moment it is yielded, and
     the gradients of all of them add up to the gradient of the loss:
 
         for terms in method.loss(views, at):
@@ -84,24 +84,24 @@ class Method(nn.Module):
     Everything that decides what is learned (targets, queues, centers) is a part of the module and of its state dict.
 
     Attributes:
-        looks: the view types, as given by the caller.
-        keep: the encoder that is evaluated and exported.
+        views: the view types, as given by the caller.
+        kept_encoder: the encoder that is evaluated and exported.
         constant_lr: prefixes of the parameters that keep the peak learning rate throughout.
     """
 
-    looks: tuple[View, ...]
+    views: tuple[View, ...]
     constant_lr: tuple[str, ...] = ()
 
     @property
-    def keep(self) -> Encoder:
+    def kept_encoder(self) -> Encoder:
         raise NotImplementedError
 
-    def loss(self, views: Views, at: At) -> Iterator[Terms]:
+    def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         """Yield named scalar terms, averaged over the images; their sum over all yields is the loss."""
         raise NotImplementedError
 
-    def before_update(self, at: At) -> None:
+    def before_update(self, at: Progress) -> None:
         """Called when the gradients of a step are complete, before the optimizer uses them."""
 
-    def after_update(self, at: At) -> None:
+    def after_update(self, at: Progress) -> None:
         """Called after the optimizer has moved the parameters: targets follow here."""

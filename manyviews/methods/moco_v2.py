@@ -27,7 +27,7 @@ from manyviews.methods.method import Branch, Method, Terms, paired
 from manyviews.objectives import info_nce
 from manyviews.schedules import Schedule
 from manyviews.targets import EMA, Queue
-from manyviews.types import At
+from manyviews.types import Progress
 from manyviews.views import MOCO_V2, Global, View, Views
 
 
@@ -56,7 +56,7 @@ class MoCoV2(Method):
         momentum: Schedule | float = 0.999,
     ) -> None:
         super().__init__()
-        self.looks = paired(view)
+        self.views = paired(view)
         if view.count != 2:
             raise UserError(f"MoCo v2 compares two views of each image, not {view.count}: set its count to 2.")
         self.query = Branch(encoder, mlp(encoder.embed_dim, hidden_dim, output_dim, norm=False))
@@ -66,11 +66,11 @@ class MoCoV2(Method):
         self._fresh: list[Tensor] = []  # keys of the step under way; queued when it ends
 
     @property
-    def keep(self) -> Encoder:
+    def kept_encoder(self) -> Encoder:
         return self.query.encoder
 
-    def loss(self, views: Views, at: At) -> Iterator[Terms]:
-        name = self.looks[0].name
+    def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
+        name = self.views[0].name
         with torch.no_grad():
             x, order = distributed.shuffle(views[name, 1], seed=at.step)
             k = distributed.unshuffle(normalize(self.key(x)), order)
@@ -78,7 +78,7 @@ class MoCoV2(Method):
         q = self.query(views[name, 0])
         yield {"info_nce": info_nce(q, k, self.queue.rows, self.temperature)}
 
-    def after_update(self, at: At) -> None:
+    def after_update(self, at: Progress) -> None:
         self.key.update(self.query, at)
         self.queue.enqueue(torch.cat(self._fresh))
         self._fresh.clear()

@@ -25,7 +25,7 @@ from manyviews.methods.method import Branch, Method, Terms, totals
 from manyviews.objectives import cross_info_nce
 from manyviews.schedules import Cosine, Schedule
 from manyviews.targets import EMA
-from manyviews.types import At
+from manyviews.types import Progress
 from manyviews.views import BYOL_PAIR, Global, View, Views
 
 
@@ -61,7 +61,7 @@ class MoCoV3(Method):
         freeze_patch_embed: bool = False,
     ) -> None:
         super().__init__()
-        self.looks = comparable(tasks)
+        self.views = comparable(tasks)
         self.weights = task_weights(tasks, weights)
         self.temperature = temperature
         if freeze_patch_embed:
@@ -74,10 +74,10 @@ class MoCoV3(Method):
         self.target = EMA(self.online, momentum)
 
     @property
-    def keep(self) -> Encoder:
+    def kept_encoder(self) -> Encoder:
         return self.online.encoder
 
-    def loss(self, views: Views, at: At) -> Iterator[Terms]:
+    def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         targets = {name: views.all(name, self.target) for name in self.predictors.targets}
 
         def term(task: View, i: int, z: Tensor) -> Tensor:
@@ -88,5 +88,5 @@ class MoCoV3(Method):
         for group in views.groups(self.online, self.predictors.tasks):
             yield totals((task.name, term(task, i, z)) for task, i, z in group)
 
-    def after_update(self, at: At) -> None:
+    def after_update(self, at: Progress) -> None:
         self.target.update(self.online, at)

@@ -21,7 +21,7 @@ from manyviews.backbones import Encoder
 from manyviews.heads import mlp
 from manyviews.methods.method import Branch, Method, Terms, paired
 from manyviews.objectives import nt_xent
-from manyviews.types import At
+from manyviews.types import Progress
 from manyviews.views import SIMCLR, Global, View, Views
 
 
@@ -46,14 +46,14 @@ class SimCLR(Method):
         temperature: float = 0.1,
     ) -> None:
         super().__init__()
-        self.looks = paired(view)
+        self.views = paired(view)
         self.online = Branch(encoder, mlp(encoder.embed_dim, hidden_dim, output_dim, last_norm="bn_no_affine"))
         self.temperature = temperature
 
     @property
-    def keep(self) -> Encoder:
+    def kept_encoder(self) -> Encoder:
         return self.online.encoder
 
-    def loss(self, views: Views, at: At) -> Iterator[Terms]:
+    def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         pairs = combinations(views.map(self.online), 2)
         yield {"nt_xent": torch.stack([nt_xent(za, zb, self.temperature) for za, zb in pairs]).mean()}

@@ -24,7 +24,7 @@ from manyviews.backbones import Encoder
 from manyviews.heads import Predictors, Sharing, comparable, mlp, task_weights
 from manyviews.methods.method import Branch, Method, Terms, totals
 from manyviews.objectives import negative_cosine
-from manyviews.types import At
+from manyviews.types import Progress
 from manyviews.views import SIMSIAM, Global, View, Views
 
 
@@ -56,7 +56,7 @@ class SimSiam(Method):
         bottleneck_dim: int = 512,
     ) -> None:
         super().__init__()
-        self.looks = comparable(tasks)
+        self.views = comparable(tasks)
         self.weights = task_weights(tasks, weights)
         self.online = Branch(
             encoder, mlp(encoder.embed_dim, hidden_dim, hidden_dim, output_dim, last_norm="bn_no_affine")
@@ -64,10 +64,10 @@ class SimSiam(Method):
         self.predictors = Predictors(tasks, output_dim, lambda dim: mlp(dim, bottleneck_dim, output_dim), predictor)
 
     @property
-    def keep(self) -> Encoder:
+    def kept_encoder(self) -> Encoder:
         return self.online.encoder
 
-    def loss(self, views: Views, at: At) -> Iterator[Terms]:
+    def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         # Views that give targets and predict some themselves are projected once for both.
         giving = [t for t in self.predictors.tasks if t.name in self.predictors.targets]
         projections = {t.name: views.all(t.name, self.online) for t in giving}

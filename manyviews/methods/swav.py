@@ -22,7 +22,7 @@ from manyviews.backbones import Encoder
 from manyviews.heads import Prototypes, mlp
 from manyviews.methods.method import Branch, Method, Terms, paired, sum_of, totals
 from manyviews.objectives import sinkhorn, swapped_prediction
-from manyviews.types import At
+from manyviews.types import Progress
 from manyviews.views import SWAV, Global, Local, View, Views
 
 
@@ -58,20 +58,20 @@ class SwAV(Method):
         freeze_epochs: int = 1,
     ) -> None:
         super().__init__()
-        self.looks = paired(*views, target="global")
+        self.views = paired(*views, target="global")
         self.online = Branch(encoder, mlp(encoder.embed_dim, hidden_dim, output_dim))
         self.prototypes = Prototypes(output_dim, prototypes)
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
         self.freeze_epochs = freeze_epochs
 
     @property
-    def keep(self) -> Encoder:
+    def kept_encoder(self) -> Encoder:
         return self.online.encoder
 
-    def loss(self, views: Views, at: At) -> Iterator[Terms]:
+    def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         scores = [self.prototypes(z) for z in views.all("global", self.online)]
         codes = [sinkhorn(s.detach(), self.epsilon, self.iterations) for s in scores]
-        pairs = len(codes) * (sum(v.count for v in self.looks) - 1)
+        pairs = len(codes) * (sum(v.count for v in self.views) - 1)
 
         def term(name: str, i: int, scores: Tensor, codes: list[Tensor]) -> Tensor:
             # Cross-entropy is linear in the codes: of their sum, it takes one pass over the scores.
@@ -80,12 +80,12 @@ class SwAV(Method):
 
         yield totals(("global", term("global", i, s, codes[:i] + codes[i + 1 :])) for i, s in enumerate(scores))
         del scores
-        for group in views.groups(self.online, [v for v in self.looks if v.name != "global"], beside=self.looks):
+        for group in views.groups(self.online, [v for v in self.views if v.name != "global"], beside=self.views):
             yield totals((kind.name, term(kind.name, i, self.prototypes(z), codes)) for kind, i, z in group)
 
-    def before_update(self, at: At) -> None:
+    def before_update(self, at: Progress) -> None:
         if at.epoch < self.freeze_epochs:
             self.prototypes.zero_grad()
 
-    def after_update(self, at: At) -> None:
+    def after_update(self, at: Progress) -> None:
         self.prototypes.normalize_()

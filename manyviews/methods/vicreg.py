@@ -26,7 +26,7 @@ from manyviews.backbones import Encoder
 from manyviews.heads import mlp
 from manyviews.methods.method import Branch, Method, Terms, paired
 from manyviews.objectives import covariance, invariance, variance
-from manyviews.types import At
+from manyviews.types import Progress
 from manyviews.views import BYOL_PAIR, Global, View, Views
 
 
@@ -55,15 +55,15 @@ class VICReg(Method):
         covariance_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        self.looks = paired(view)
+        self.views = paired(view)
         self.online = Branch(encoder, mlp(encoder.embed_dim, hidden_dim, hidden_dim, output_dim))
         self.weights = (invariance_weight, variance_weight, covariance_weight)
 
     @property
-    def keep(self) -> Encoder:
+    def kept_encoder(self) -> Encoder:
         return self.online.encoder
 
-    def loss(self, views: Views, at: At) -> Iterator[Terms]:
+    def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         z = views.map(self.online)
         w_inv, w_var, w_cov = self.weights
 

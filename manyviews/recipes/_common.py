@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from manyviews.recipe import CIFAR_MEAN, CIFAR_STD, Choice, Data, Observe, Optimizer, Recipe
+from manyviews.recipe import CIFAR_MEAN, CIFAR_STD, Component, Data, Monitor, Optimizer, Recipe
 from manyviews.schedules import WarmupCosine
 from manyviews.views import BYOL_PAIR, MULAN, Color, CutMix, Cutout, Global, Local, Rotation, Shuffle, View
 
-RESNET50 = Choice("resnet50")
+RESNET50 = Component("resnet50")
 
 # MULAN's view types (appendix A and F), with the crops of its runs with several tasks.
 GLOBAL = Global(2, area=(0.25, 1.0), color=BYOL_PAIR)
@@ -23,19 +23,19 @@ MULTICROP_TASKS = (GLOBAL, replace(LOCAL, count=4))
 MULAN_TASKS = (GLOBAL, LOCAL, CUTOUT)
 
 CIFAR_DATA = Data(canvas=32, batch_size=512, mean=CIFAR_MEAN, std=CIFAR_STD)
-CIFAR_RESNET = Choice("resnet18", {"stem": "small"})
-CIFAR_VIT = Choice("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 4})
+CIFAR_RESNET = Component("resnet18", {"stem": "small"})
+CIFAR_VIT = Component("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 4})
 # The literature's settings at 32 pixels (lightly's CIFAR-10 benchmark): 0.06 for a batch of 128.
 CIFAR_SGD = Optimizer("sgd", lr=0.12, weight_decay=5e-4, schedule=WarmupCosine(warmup=10))
 
 # Four residual blocks, the first at 16x16 of a 32-pixel image: what a CPU can train in minutes.
-CPU_RESNET = Choice(
+CPU_RESNET = Component(
     "resnet18", {"stem": "half", "layers": (1, 1, 1, 1), "channels": (32, 64, 128, 256), "avg_down": True}
 )
 
 TINY_DATA = Data(canvas=32, batch_size=32, mean=CIFAR_MEAN, std=CIFAR_STD)
-TINY_RESNET = Choice("resnet18", {"stem": "small", "channels": (8, 8, 16, 16)})
-TINY_VIT = Choice(
+TINY_RESNET = Component("resnet18", {"stem": "small", "channels": (8, 8, 16, 16)})
+TINY_VIT = Component(
     "vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 )
 
@@ -49,32 +49,32 @@ def small(view: View, size: int = 32, **changes: object) -> View:
 
 
 def cifar10(
-    method: str, backbone: Choice = CIFAR_RESNET, optimizer: Optimizer = CIFAR_SGD, **settings: object
+    method: str, backbone: Component = CIFAR_RESNET, optimizer: Optimizer = CIFAR_SGD, **settings: object
 ) -> Recipe:
     """200 epochs at 32 pixels."""
     return Recipe(
         name=method,
-        method=Choice(method, settings),
+        method=Component(method, settings),
         backbone=backbone,
         epochs=200,
         data=CIFAR_DATA,
         optimizer=optimizer,
-        observe=Observe(epochs=10),
+        monitor=Monitor(epochs=10),
         test_size=32,
     )
 
 
-def tiny(method: str, backbone: Choice = TINY_RESNET, **settings: object) -> Recipe:
+def tiny(method: str, backbone: Component = TINY_RESNET, **settings: object) -> Recipe:
     """Two epochs of a very small network, in seconds."""
     return Recipe(
         name=method,
-        method=Choice(method, settings),
+        method=Component(method, settings),
         backbone=backbone,
         epochs=2,
         data=TINY_DATA,
         optimizer=Optimizer(
             "adamw", lr=2e-3, lr_scaling="constant", schedule=WarmupCosine(warmup=0.5), weight_decay=0.01
         ),
-        observe=Observe(epochs=1, steps=5),
+        monitor=Monitor(epochs=1, steps=5),
         test_size=32,
     )

@@ -1,6 +1,6 @@
 """Barlow Twins' recipes."""
 
-from manyviews.recipe import Choice, Data, Optimizer, Recipe, Step
+from manyviews.recipe import Component, Data, Optimizer, Recipe, Step
 from manyviews.recipes import _common as common
 from manyviews.schedules import WarmupCosine
 from manyviews.views import Global
@@ -15,12 +15,12 @@ def imagenet() -> Recipe:
     """
     return Recipe(
         name="barlow_twins",
-        method=Choice("barlow_twins", {"scale": 0.024}),
+        method=Component("barlow_twins", {"scale": 0.024}),
         backbone=common.RESNET50,
         epochs=1000,
         data=Data(batch_size=2048),
         optimizer=Optimizer("lars", lr=0.2, weight_decay=1e-6, schedule=WarmupCosine(warmup=10, end=0.001)),
-        step=Step(memory="constant"),
+        step=Step(backward="recompute"),
     )
 
 

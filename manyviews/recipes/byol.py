@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from manyviews.recipe import Choice, Data, Optimizer, Recipe
+from manyviews.recipe import Component, Data, Optimizer, Recipe
 from manyviews.recipes import _common as common
 from manyviews.schedules import Cosine, WarmupCosine
 from manyviews.views import BYOL_PAIR, Cutout, Global, Local, View
@@ -19,7 +19,7 @@ def imagenet() -> Recipe:
     """
     return Recipe(
         name="byol",
-        method=Choice("byol", {"weights": 2.0}),
+        method=Component("byol", {"weights": 2.0}),
         backbone=common.RESNET50,
         epochs=200,
         data=Data(batch_size=1024),
@@ -56,7 +56,7 @@ def naive_multicrop() -> Recipe:
     No number in the paper for a ResNet-50; DINO reports a drop from 71.4 to 64.8 with a ViT-S. Not run by us.
     """
     multicrop = _tasks(*common.MULTICROP_TASKS)
-    return replace(multicrop, method=Choice("byol", {**multicrop.method.settings, "predictor": "shared"}))
+    return replace(multicrop, method=Component("byol", {**multicrop.method.settings, "predictor": "shared"}))
 
 
 def mulan() -> Recipe:
@@ -184,7 +184,7 @@ def conditioned() -> Recipe:
     Not in the paper (appendix F proposes it). Not run by us.
     """
     told = _tasks(common.GLOBAL, common.LOCAL, common.CUTOUT, common.ROTATION, common.SHUFFLE)
-    return replace(told, method=Choice("byol", {**told.method.settings, "predictor": "conditioned"}))
+    return replace(told, method=Component("byol", {**told.method.settings, "predictor": "conditioned"}))
 
 
 def mulan800() -> Recipe:
@@ -221,12 +221,12 @@ def mulan_vit_b() -> Recipe:
 
 def _alone(*tasks: View) -> Recipe:
     """The two-view baseline's settings with other views; its loss is the sum over both directions."""
-    return replace(imagenet(), method=Choice("byol", {"tasks": tasks, "weights": 2.0}))
+    return replace(imagenet(), method=Component("byol", {"tasks": tasks, "weights": 2.0}))
 
 
 def _tasks(*tasks: View) -> Recipe:
     """Several tasks of equal weight, with the baseline's optimizer (MULAN, appendix A)."""
-    return replace(imagenet(), method=Choice("byol", {"tasks": tasks, "weights": 1.0}))
+    return replace(imagenet(), method=Component("byol", {"tasks": tasks, "weights": 1.0}))
 
 
 def _vit(name: str) -> Recipe:
@@ -237,8 +237,8 @@ def _vit(name: str) -> Recipe:
     heads = {"projector_layers": 3, "output_norm": True, "momentum": Cosine(0.998, 1.0), "kept": "target"}
     return Recipe(
         name="byol",
-        method=Choice("byol", {"tasks": common.MULAN_TASKS, "weights": 1.0, **heads}),
-        backbone=Choice(name, {"drop_path_rate": 0.1}),
+        method=Component("byol", {"tasks": common.MULAN_TASKS, "weights": 1.0, **heads}),
+        backbone=Component(name, {"drop_path_rate": 0.1}),
         epochs=200,
         data=Data(batch_size=1024),
         optimizer=Optimizer(

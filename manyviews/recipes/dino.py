@@ -1,6 +1,6 @@
 """DINO's recipes."""
 
-from manyviews.recipe import Choice, Data, Optimizer, Recipe, Rescue
+from manyviews.recipe import Component, Data, Optimizer, Recipe, Rescue
 from manyviews.recipes import _common as common
 from manyviews.schedules import Cosine, WarmupCosine
 from manyviews.views import Global, Local
@@ -15,8 +15,8 @@ def imagenet() -> Recipe:
     """
     return Recipe(
         name="dino",
-        method=Choice("dino"),
-        backbone=Choice("vit_small_patch16_224", {"drop_path_rate": 0.1}),
+        method=Component("dino"),
+        backbone=Component("vit_small_patch16_224", {"drop_path_rate": 0.1}),
         epochs=800,
         data=Data(batch_size=1024),
         optimizer=Optimizer(
@@ -39,8 +39,8 @@ def rescue() -> Recipe:
     """
     return Recipe(
         name="dino",
-        method=Choice("dino"),
-        backbone=Choice("vit_large_patch16_224", {"drop_path_rate": 0.3}),
+        method=Component("dino"),
+        backbone=Component("vit_large_patch16_224", {"drop_path_rate": 0.3}),
         epochs=100,
         data=Data(batch_size=2048),
         # DINOv2 scales 0.004 by the square root of batch / 1024: half of it for a batch of 256.

@@ -1,6 +1,6 @@
 """MAE's recipes."""
 
-from manyviews.recipe import Choice, Data, Optimizer, Recipe
+from manyviews.recipe import Component, Data, Optimizer, Recipe
 from manyviews.recipes import _common as common
 from manyviews.schedules import WarmupCosine
 from manyviews.views import Global
@@ -15,8 +15,8 @@ def imagenet() -> Recipe:
     """
     return Recipe(
         name="mae",
-        method=Choice("mae"),
-        backbone=Choice("vit_base_patch16_224", {"position": "sincos"}),
+        method=Component("mae"),
+        backbone=Component("vit_base_patch16_224", {"position": "sincos"}),
         epochs=800,
         data=Data(batch_size=4096),
         optimizer=Optimizer("adamw", lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, schedule=WarmupCosine(warmup=40)),
@@ -31,7 +31,7 @@ def cifar10() -> Recipe:
     One GPU. Not run by us.
     """
     adamw = Optimizer("adamw", lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, schedule=WarmupCosine(warmup=20))
-    vit = Choice(common.CIFAR_VIT.name, {**common.CIFAR_VIT.settings, "position": "sincos"})
+    vit = Component(common.CIFAR_VIT.name, {**common.CIFAR_VIT.settings, "position": "sincos"})
     view = Global(1, size=32, area=(0.2, 1.0), color=None)
     return common.cifar10("mae", vit, adamw, view=view, decoder_dim=128, decoder_depth=4, decoder_heads=4)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from manyviews.recipe import Choice, Data, Optimizer, Recipe, Step
+from manyviews.recipe import Component, Data, Optimizer, Recipe, Step
 from manyviews.recipes import _common as common
 from manyviews.schedules import WarmupCosine
 from manyviews.views import MAST_15, MAST_19, Composed
@@ -72,8 +72,8 @@ def uncertainty_only() -> Recipe:
     """
     return Recipe(
         name="mast",
-        method=Choice("mast", {"masks": "none"}),
-        backbone=Choice("resnet18"),
+        method=Component("mast", {"masks": "none"}),
+        backbone=Component("resnet18"),
         epochs=100,
         data=Data(batch_size=256),
         optimizer=_lars(),
@@ -106,12 +106,12 @@ def tiny() -> Recipe:
 def _imagenet(**settings: Any) -> Recipe:
     return Recipe(
         name="mast",
-        method=Choice("mast", settings),
+        method=Component("mast", settings),
         backbone=common.RESNET50,
         epochs=1000,
         data=Data(batch_size=2048),
         optimizer=_lars(),
-        step=Step(memory="constant"),
+        step=Step(backward="recompute"),
     )
 
 

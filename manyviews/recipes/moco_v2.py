@@ -1,6 +1,6 @@
 """MoCo v2's recipes."""
 
-from manyviews.recipe import Choice, Data, Optimizer, Recipe, Step
+from manyviews.recipe import Component, Data, Optimizer, Recipe, Step
 from manyviews.recipes import _common as common
 from manyviews.schedules import WarmupCosine
 from manyviews.views import Global
@@ -15,7 +15,7 @@ def imagenet() -> Recipe:
     """
     return Recipe(
         name="moco_v2",
-        method=Choice("moco_v2"),
+        method=Component("moco_v2"),
         backbone=common.RESNET50,
         epochs=800,
         data=Data(batch_size=256),

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from manyviews.recipe import Choice, Data, Optimizer, Recipe, Rescue
+from manyviews.recipe import Component, Data, Optimizer, Recipe, Rescue
 from manyviews.recipes import _common as common
 from manyviews.schedules import Cosine, WarmupCosine
 from manyviews.views import BYOL_PAIR, Global, Local
@@ -17,7 +17,7 @@ def imagenet() -> Recipe:
     """
     return Recipe(
         name="moco_v3",
-        method=Choice("moco_v3", {"weights": 2.0}),
+        method=Component("moco_v3", {"weights": 2.0}),
         backbone=common.RESNET50,
         epochs=200,
         data=Data(batch_size=1024),
@@ -43,7 +43,7 @@ def multicrop() -> Recipe:
 
     4 A100. Expected on ImageNet: linear 75.2, k-NN 68.7. Not run by us.
     """
-    return replace(imagenet(), method=Choice("moco_v3", {"tasks": common.MULTICROP_TASKS, "weights": 1.0}))
+    return replace(imagenet(), method=Component("moco_v3", {"tasks": common.MULTICROP_TASKS, "weights": 1.0}))
 
 
 def mulan() -> Recipe:
@@ -53,7 +53,7 @@ def mulan() -> Recipe:
 
     4 A100. Expected on ImageNet: linear 75.7, k-NN 69.2. Not run by us.
     """
-    return replace(imagenet(), method=Choice("moco_v3", {"tasks": common.MULAN_TASKS, "weights": 1.0}))
+    return replace(imagenet(), method=Component("moco_v3", {"tasks": common.MULAN_TASKS, "weights": 1.0}))
 
 
 def vit_s() -> Recipe:
@@ -119,8 +119,8 @@ def _vit(name: str, **settings_of_backbone: int) -> Recipe:
     }
     return Recipe(
         name="moco_v3",
-        method=Choice("moco_v3", {**settings, "momentum": Cosine(0.99, 1.0)}),
-        backbone=Choice(name, {"position": "sincos", **settings_of_backbone}),
+        method=Component("moco_v3", {**settings, "momentum": Cosine(0.99, 1.0)}),
+        backbone=Component(name, {"position": "sincos", **settings_of_backbone}),
         epochs=300,
         data=Data(batch_size=4096),
         optimizer=Optimizer("adamw", lr=1.5e-4, weight_decay=0.1, schedule=WarmupCosine(warmup=40)),

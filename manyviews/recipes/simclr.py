@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-from manyviews.recipe import Choice, Data, Observe, Optimizer, Recipe, Rescue, Step
+from manyviews.recipe import Component, Data, Monitor, Optimizer, Recipe, Rescue, Step
 from manyviews.recipes import _common as common
 from manyviews.schedules import WarmupCosine
 from manyviews.views import MOCO_V2, Global
 
 # What two CPU cores learn most from in minutes: chosen on validation images (docs/log.md).
-_CPU_METHOD = Choice(
+_CPU_METHOD = Component(
     "simclr",
     {"view": common.small(Global(2, area=(0.2, 1.0))), "hidden_dim": 512, "output_dim": 128, "temperature": 0.1},
 )
@@ -29,12 +29,12 @@ def imagenet() -> Recipe:
     """
     return Recipe(
         name="simclr",
-        method=Choice("simclr", {"temperature": 0.1}),
+        method=Component("simclr", {"temperature": 0.1}),
         backbone=common.RESNET50,
         epochs=1000,
         data=Data(batch_size=4096),
         optimizer=Optimizer("lars", lr=0.3, weight_decay=1e-6, schedule=WarmupCosine(warmup=10)),
-        step=Step(memory="constant"),
+        step=Step(backward="recompute"),
     )
 
 
@@ -57,7 +57,7 @@ def photos() -> Recipe:
     """
     return Recipe(
         name="simclr",
-        method=Choice(
+        method=Component(
             "simclr",
             {
                 "view": Global(2, size=128, area=(0.2, 1.0), color=MOCO_V2),
@@ -65,11 +65,11 @@ def photos() -> Recipe:
                 "temperature": 0.2,
             },
         ),
-        backbone=Choice("resnet18"),
+        backbone=Component("resnet18"),
         epochs=200,
         data=Data(canvas=160, batch_size=256),
         optimizer=Optimizer("adamw", lr=1e-3, weight_decay=0.01),
-        observe=Observe(epochs=10),
+        monitor=Monitor(epochs=10),
         test_size=160,
     )
 
@@ -98,7 +98,7 @@ def cpu() -> Recipe:
         epochs=13,
         data=Data(canvas=32, batch_size=256, mean=common.CIFAR_MEAN, std=common.CIFAR_STD, holdout=0.02),
         optimizer=_muon(warmup=1),
-        observe=Observe(epochs=4, steps=50),
+        monitor=Monitor(epochs=4, steps=50),
         test_size=32,
     )
 
@@ -115,7 +115,7 @@ def demo() -> Recipe:
         epochs=60,
         data=Data(canvas=64, batch_size=128, holdout=0.1),
         optimizer=_muon(warmup=5),
-        observe=Observe(epochs=15, steps=20),
+        monitor=Monitor(epochs=15, steps=20),
         test_size=48,
     )
 

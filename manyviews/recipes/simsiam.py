@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from manyviews.recipe import Choice, Data, Optimizer, Recipe
+from manyviews.recipe import Component, Data, Optimizer, Recipe
 from manyviews.recipes import _common as common
 from manyviews.schedules import WarmupCosine
 from manyviews.views import Cutout, Global, Local
@@ -17,7 +17,7 @@ def imagenet() -> Recipe:
     """
     return Recipe(
         name="simsiam",
-        method=Choice("simsiam"),
+        method=Component("simsiam"),
         backbone=common.RESNET50,
         epochs=200,
         data=Data(batch_size=512),
@@ -46,7 +46,7 @@ def multicrop() -> Recipe:
 
     Each task weighs a third, as with the authors; the paper is silent.
     """
-    return replace(imagenet(), method=Choice("simsiam", {"tasks": common.MULTICROP_TASKS, "weights": 1 / 3}))
+    return replace(imagenet(), method=Component("simsiam", {"tasks": common.MULTICROP_TASKS, "weights": 1 / 3}))
 
 
 def mulan() -> Recipe:
@@ -58,7 +58,7 @@ def mulan() -> Recipe:
 
     Each task weighs a third, as with the authors; the paper is silent.
     """
-    return replace(imagenet(), method=Choice("simsiam", {"tasks": common.MULAN_TASKS, "weights": 1 / 3}))
+    return replace(imagenet(), method=Component("simsiam", {"tasks": common.MULAN_TASKS, "weights": 1 / 3}))
 
 
 def cifar10() -> Recipe:

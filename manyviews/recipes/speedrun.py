@@ -20,7 +20,7 @@ def knn65() -> Recipe:
         epochs=4.5,
         data=replace(recipe.data, holdout=0),
         optimizer=replace(recipe.optimizer, lr=1.6e-2),
-        observe=replace(recipe.observe, epochs=0),
+        monitor=replace(recipe.monitor, epochs=0),
     )
 
 

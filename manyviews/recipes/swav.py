@@ -1,6 +1,6 @@
 """SwAV's recipes."""
 
-from manyviews.recipe import Choice, Data, Optimizer, Recipe
+from manyviews.recipe import Component, Data, Optimizer, Recipe
 from manyviews.recipes import _common as common
 from manyviews.schedules import WarmupCosine
 from manyviews.views import Global, Local
@@ -15,7 +15,7 @@ def imagenet() -> Recipe:
     """
     return Recipe(
         name="swav",
-        method=Choice("swav"),
+        method=Component("swav"),
         backbone=common.RESNET50,
         epochs=800,
         data=Data(batch_size=4096),

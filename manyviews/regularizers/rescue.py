@@ -34,7 +34,7 @@ from manyviews.methods import Method
 from manyviews.methods.method import Branch, Terms
 from manyviews.objectives import consistency
 from manyviews.recipe import Rescue
-from manyviews.types import At, Canvases
+from manyviews.types import Progress
 from manyviews.views import Strong, Views, frozen_statistics
 
 _FEW = 8  # images over which a BatchNorm begins to be one
@@ -60,21 +60,21 @@ class Rescued(Method):
         self.parts = parts
         self.method = method
         self.settings = settings
-        self.looks = method.looks
-        self.view = settings.view or Strong(size=method.looks[0].size)
+        self.views = method.views
+        self.view = settings.view or Strong(size=method.views[0].size)
         self.constant_lr = tuple(f"method.{prefix}" for prefix in method.constant_lr)
         if not any(map(_trained_branch, method.modules())):
             raise UserError(f"{type(method).__name__} compares no views of an image: leave out rescue.")
-        if sum(kind.count for kind in method.looks if kind.name == method.looks[0].name) < 2:
+        if sum(kind.count for kind in method.views if kind.name == method.views[0].name) < 2:
             raise UserError(
-                f"To rescue easy images takes two {method.looks[0].name} views of each: set its count to 2."
+                f"To rescue easy images takes two {method.views[0].name} views of each: set its count to 2."
             )
 
     @property
-    def keep(self) -> Encoder:
-        return self.method.keep
+    def kept_encoder(self) -> Encoder:
+        return self.method.kept_encoder
 
-    def loss(self, views: Views, at: At) -> Iterator[Terms]:
+    def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         branch = next(m for m in self.method.modules() if _trained_branch(m))
         seen: list[Tensor] = []
         targets: list[Tensor] = []
@@ -93,7 +93,7 @@ class Rescued(Method):
             za, zb = seen[0], next((z[1] for z in (targets, seen) if len(z) > 1), None)
             if zb is None:  # a method that trains on one view and shuffles the other one's batch
                 with torch.no_grad(), frozen_statistics(branch):
-                    zb = _projection(branch(views[self.looks[0].name, 1]))
+                    zb = _projection(branch(views[self.views[0].name, 1]))
             yield terms | {"rescue": self.settings.scale * self._term(branch, views, za, zb.detach())}
             del terms, za, zb
             seen.clear()
@@ -113,9 +113,8 @@ class Rescued(Method):
             ours = (row >= 0) & (row < b)
             row = row.clamp(0, b - 1)
             # Each rank gives what it holds of them, and takes an even share: they may all have been on one rank.
-            fields = vars(views.canvases[row]).items()
-            chosen = Canvases(
-                **{n: distributed.total(x * ours.to(x.dtype).view(-1, *[1] * (x.ndim - 1))) for n, x in fields}
+            chosen = views.canvases[row].map(
+                lambda x: distributed.total(x * ours.to(x.dtype).view(-1, *[1] * (x.ndim - 1)))
             )
         x = views.of(chosen.chunk(world)[rank], (self.view,))[self.view.name, 0]
         with frozen_statistics(branch):
@@ -139,10 +138,10 @@ class Rescued(Method):
             )
         return k
 
-    def before_update(self, at: At) -> None:
+    def before_update(self, at: Progress) -> None:
         self.method.before_update(at)
 
-    def after_update(self, at: At) -> None:
+    def after_update(self, at: Progress) -> None:
         self.method.after_update(at)
 
 

@@ -46,7 +46,7 @@ def training(rows: Rows, folder: Path) -> list[Path]:
     files = []
     if _series(rows, "loss")[0]:
         files.append(loss(rows, folder / "loss.png"))
-    if any(name.startswith("observe/") for row in rows for name in row):
+    if any(name.startswith("monitor/") for row in rows for name in row):
         files.append(observed(rows, folder / "observed.png"))
     return files
 
@@ -96,7 +96,7 @@ def observed(rows: Rows, path: Path) -> Path:
     found = {
         title: lines
         for title, names in groups.items()
-        if (lines := {label: s for k, label in names.items() if (s := _series(rows, f"observe/{k}"))[0]})
+        if (lines := {label: s for k, label in names.items() if (s := _series(rows, f"monitor/{k}"))[0]})
     }
     with _figure(path, 8, 0.8 + 2.2 * len(found)) as figure:
         panels = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]

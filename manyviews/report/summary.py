@@ -25,7 +25,7 @@ from manyviews.evaluation import Measure
 from manyviews.evaluation.dense import Dense
 from manyviews.evaluation.report import NAMES, TITLES, Report, Score, percent
 from manyviews.progress import duration
-from manyviews.recipe import Choice, Recipe
+from manyviews.recipe import Component, Recipe
 
 WIDTH = 100  # characters, where there is no terminal to ask
 
@@ -205,7 +205,7 @@ def settings(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     """Every setting of a recipe: dotted path and value."""
 
     def walk(x: Any, path: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(x, Choice):
+        if isinstance(x, Component):
             yield f"{path}.name", x.name
             for name, value in x.settings.items():
                 yield f"{path}.{name}", value

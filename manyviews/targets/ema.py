@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews.schedules import Schedule, value
-from manyviews.types import At
+from manyviews.types import Progress
 
 
 class EMA(nn.Module):
@@ -45,7 +45,7 @@ class EMA(nn.Module):
         return self
 
     @torch.no_grad()
-    def update(self, online: nn.Module, at: At) -> None:
+    def update(self, online: nn.Module, at: Progress) -> None:
         """`copy <- momentum copy + (1 - momentum) online`, for every parameter."""
         ours: list[Tensor] = list(self.module.parameters())
         theirs: list[Tensor] = list(online.parameters())

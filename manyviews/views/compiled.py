@@ -116,7 +116,7 @@ def _check(pixels: Tensor, boxes: Tensor, flip: Tensor) -> None:
     """Compiled code reads where it is told to."""
     side = pixels.shape[-1]
     if pixels.dtype != torch.uint8 or pixels.shape[1:] != (3, side, side) or not len(pixels) == len(boxes) == len(flip):
-        raise ValueError("Canvases must be uint8, b 3 s s, with a box and a flip for each.")
+        raise ValueError("Batch must be uint8, b 3 s s, with a box and a flip for each.")
     corner, size = boxes.chunk(2, 1)
     if not bool(((corner >= 0) & (size > 0) & (corner + size <= side)).all()):
         raise ValueError(f"A view's crop must be boxes of a pixel or more within the canvas of {side} pixels.")

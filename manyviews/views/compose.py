@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from manyviews.errors import UserError, require
-from manyviews.types import Canvases
+from manyviews.types import Batch
 from manyviews.views.augmentations import (
     MAST_5,
     RANDAUGMENT,
@@ -79,7 +79,7 @@ class Composed(View):
         surely = (common["surely"] * self.count).long() == view
         return chosen & (kept | ((size == 1) & surely))
 
-    def crop(self, canvases: Canvases, draws: Draws) -> tuple[Tensor, Tensor]:
+    def crop(self, canvases: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         boxes, flip = super().crop(canvases, draws)
         applied = self.applied(draws)
         for k, a in enumerate(self.augmentations):

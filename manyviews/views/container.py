@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews.errors import UserError, unknown
-from manyviews.types import Canvases, Memory
+from manyviews.types import Backward, Batch
 from manyviews.views.compose import Composed
 from manyviews.views.draws import Draws
 from manyviews.views.kinds import Triple, View
@@ -37,36 +37,36 @@ class Views:
         seed: of the run.
         epoch: passes over the data completed: other views in each.
         mean, std: of the channels in [0, 1], for normalization.
-        memory: "views" gives `groups` of fewer pixels than the largest view has; "constant" also has `map` make
-            views and activations again in the backward pass; "all" gives groups as large as can be.
+        backward: "per_view" gives `groups` of fewer pixels than the largest view has; "recompute" also has `map` make
+            views and activations again in the backward pass; "joint" gives groups as large as can be.
         progress: fraction of the run completed, in [0, 1], for kinds of views that change with it.
 
     Raises:
-        UserError: two view types of the same name, or another `memory`.
+        UserError: two view types of the same name, or another `backward`.
     """
 
     def __init__(
         self,
-        canvases: Canvases,
+        canvases: Batch,
         kinds: Sequence[View],
         seed: int = 0,
         epoch: int = 0,
         mean: Triple = IMAGENET_MEAN,
         std: Triple = IMAGENET_STD,
-        memory: Memory = "views",
+        backward: Backward = "per_view",
         progress: float = 0.0,
     ) -> None:
         self.canvases = canvases
         self.kinds = tuple(kinds)
         self.draws = Draws(seed, epoch, canvases.index, progress=progress)
-        self.mean, self.std, self.memory = mean, std, memory
+        self.mean, self.std, self.backward = mean, std, backward
         self._named = {k.name: k for k in self.kinds}
         self._kept: dict[tuple[str, int], Tensor] = {}
         if len(self._named) < len(self.kinds):
             names = ", ".join(k.name for k in self.kinds)
             raise UserError(f"View types must have distinct names, not {names}: use `count` for more views of a kind.")
-        if memory not in get_args(Memory):
-            raise unknown("way to hold a step in memory", str(memory), get_args(Memory))
+        if backward not in get_args(Backward):
+            raise unknown("way to backpropagate a step", str(backward), get_args(Backward))
 
     def __len__(self) -> int:
         """Images in the batch."""
@@ -105,7 +105,7 @@ class Views:
     ) -> Iterator[list[tuple[View, int, Tensor]]]:
         """What a module makes of the views of these kinds, or of all, in groups of one size, each in one batch.
 
-        A group's views share a graph and are backpropagated together. Unless `memory` is "all", a group is a single
+        A group's views share a graph and are backpropagated together. Unless `backward` is "joint", a group is a single
         view or has fewer pixels than the largest view alone, whose activations are held anyway: about as much memory.
 
         Args:
@@ -120,18 +120,18 @@ class Views:
             some = list(run)
             # Fewer, for each view has something besides its pixels: a class token, projections.
             few = min((largest**2 - 1) // size**2, at_once(module, len(self) * size**2))
-            for group in evenly(some, len(some) if self.memory == "all" else few):
+            for group in evenly(some, len(some) if self.backward == "joint" else few):
                 xs = (self[kind.name, i] for kind, i in group)
                 yield [(kind, i, y) for (kind, i), y in zip(group, together(module, xs), strict=True)]
 
     def map(self, module: nn.Module) -> list[Tensor]:
         """`module(x)` for every view `x`, in the order of `each`, those of one size in one batch (`together`).
 
-        With constant `memory`, no more than one view's pixels and activations are alive at any time, in the backward
-        pass too, which makes the view and runs the module again. Gradients are the same, and BatchNorm's running
-        statistics are updated once.
+        With `backward="recompute"`, no more than one view's pixels and activations are alive at any time, in the
+        backward pass too, which makes the view and runs the module again. Gradients are the same, and BatchNorm's
+        running statistics are updated once.
         """
-        if self.memory == "constant":
+        if self.backward == "recompute":
             return [recomputed(module, partial(self._make, k, i)) for k in self.kinds for i in range(k.count)]
         return together(module, [x for _, _, x in self.each()])
 
@@ -155,7 +155,7 @@ class Views:
             raise UserError(f"Views of type {name} are not composed of single augmentations: use Composed views.")
         return torch.stack([kind.applied(place(self.draws, kind, i)) for i in range(kind.count)]).any(0)
 
-    def of(self, rows: Canvases, kinds: Sequence[View]) -> Views:
+    def of(self, rows: Batch, kinds: Sequence[View]) -> Views:
         """Views of other images, or of other kinds, at the same place in the run."""
         found = Views(rows, kinds, mean=self.mean, std=self.std)
         found.draws = replace(self.draws, index=rows.index)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manyviews.errors import UserError, require
-from manyviews.types import Canvases
+from manyviews.types import Batch
 from manyviews.views.distort import Color, Distorting, draw_distortion
 from manyviews.views.draws import Draws
 from manyviews.views.geometry import draw_blocks, draw_boxes
@@ -72,7 +72,7 @@ class View:
         return type(self).__name__.lower()
 
     @property
-    def aim(self) -> str:
+    def target(self) -> str:
         """The name of the view type whose targets these views predict."""
         return "global"
 
@@ -80,11 +80,11 @@ class View:
         """The color settings of view `i`."""
         return self.color[i] if isinstance(self.color, tuple) else self.color
 
-    def before(self, canvases: Canvases, draws: Draws, mean: Triple) -> Tensor:
+    def before(self, canvases: Batch, draws: Draws, mean: Triple) -> Tensor:
         """The canvases' pixels, uint8 `b 3 s s`, as crops are taken from them: here as they are."""
         return canvases.pixels
 
-    def crop(self, canvases: Canvases, draws: Draws) -> tuple[Tensor, Tensor]:
+    def crop(self, canvases: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """Boxes in canvas pixels (int64, `b 4`: top, left, height, width), and whether to mirror them (bool, `b`)."""
         boxes = draw_boxes(draws.at("crop"), canvases.extent, canvases.pixels.shape[-1], self.area, self.ratio)
         return boxes, draws.bernoulli("flip", self.flip)
@@ -154,7 +154,7 @@ class Cutout(View):
         require(self.count > 1 or not self.symmetric, self, "count", "2 or more when symmetric")
 
     @property
-    def aim(self) -> str:
+    def target(self) -> str:
         return self.name if self.symmetric else "global"
 
     def transform(self, x: Tensor, draws: Draws) -> Tensor:
@@ -187,7 +187,7 @@ class Rotation(View):
         super().__post_init__()
         require(self.degrees[0] <= self.degrees[1], self, "degrees", "an increasing pair")
 
-    def before(self, canvases: Canvases, draws: Draws, mean: Triple) -> Tensor:
+    def before(self, canvases: Batch, draws: Draws, mean: Triple) -> Tensor:
         cos, sin = self.parameters(draws).unbind(1)
         # The canvas shows the image squashed to a square: it turns in the image's own proportions.
         aspect, zero = (canvases.extent[:, 1] / canvases.extent[:, 0]).float(), torch.zeros_like(cos)

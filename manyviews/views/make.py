@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from manyviews.types import Canvases
+from manyviews.types import Batch
 from manyviews.views import color as ops
 from manyviews.views.distort import Distorting
 from manyviews.views.draws import Draws
@@ -22,7 +22,7 @@ _VALUES_ELSEWHERE = 2**25
 
 
 @torch.no_grad()
-def make(canvases: Canvases, kind: View, i: int, draws: Draws, mean: Triple, std: Triple) -> Tensor:
+def make(canvases: Batch, kind: View, i: int, draws: Draws, mean: Triple, std: Triple) -> Tensor:
     """View `i` of a kind, of each canvas.
 
     Args:
@@ -68,7 +68,7 @@ def place(draws: Draws, kind: View, i: int) -> Draws:
 
 
 @torch.no_grad()
-def relation(canvases: Canvases, view: tuple[View, int], target: tuple[View, int], draws: Draws) -> Tensor:
+def relation(canvases: Batch, view: tuple[View, int], target: tuple[View, int], draws: Draws) -> Tensor:
     """Where a view lies as seen from a target view, and what was done to it: what a conditioned predictor is told.
 
     Returns:

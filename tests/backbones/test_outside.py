@@ -21,7 +21,7 @@ import torchvision
 from torch import Tensor, nn
 
 import manyviews as mv
-from manyviews.backbones import Encoder, Outside, reinitialized
+from manyviews.backbones import Encoder, ExternalEncoder, reinitialized
 from manyviews.backbones.outside import _convnext, _resnet, _vit
 from manyviews.errors import UserError
 
@@ -787,7 +787,10 @@ def test_modules_of_any_shape():
         assert loaded.encoder.module is module and (loaded.name, loaded.note) == ("Giving", "")
         assert (module.training, module.conv.training, module.norm.training) == (True, False, True)
         assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
-        assert isinstance(loaded.encoder, Outside) and loaded.encoder.embed_dim == loaded.encoder.width("pooled") == 6
+        assert (
+            isinstance(loaded.encoder, ExternalEncoder)
+            and loaded.encoder.embed_dim == loaded.encoder.width("pooled") == 6
+        )
         module.eval()
         torch.testing.assert_close(loaded.encoder(x), wanted(module.norm(module.conv(x))))
     assert "Assumed the mean and std of ImageNet." in mv.load(module, test_size=16).note
@@ -898,9 +901,9 @@ def test_fresh_weights_have_the_scale_of_those_the_constructor_makes(case: str):
 
 
 def test_fresh_statistics_and_closed_forms():
-    net = Outside(resnet(), 64)
+    net = ExternalEncoder(resnet(), 64)
     fresh = reinitialized(net, 0)
-    assert isinstance(fresh, Outside) and fresh.embed_dim == 512
+    assert isinstance(fresh, ExternalEncoder) and fresh.embed_dim == 512
     bn, conv = fresh.module.layer4[0].bn1, fresh.module.layer4[0].conv1
     assert torch.equal(bn.weight, torch.ones(512)) and torch.equal(bn.running_var, torch.ones(512))
     assert not bn.bias.any() and not bn.running_mean.any()

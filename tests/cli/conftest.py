@@ -54,7 +54,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-TINY = ("--recipe", "simclr_tiny", "--epochs", "1", "--set", "data.batch_size=16", "--set", "observe.epochs=0")
+TINY = ("--recipe", "simclr_tiny", "--epochs", "1", "--set", "data.batch_size=16", "--set", "monitor.epochs=0")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from manyviews.errors import UserError
 from manyviews.recipe import Rescue
 from manyviews.views import Strong
 
-FEW = {"data.batch_size": 16, "data.holdout": 0.3, "observe.steps": 1000}
+FEW = {"data.batch_size": 16, "data.holdout": 0.3, "monitor.steps": 1000}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_sweep_trains_every_value_once_and_continues(pictures: Path, tmp_path:
     first = mv.Run(tmp_path / "s" / found.points[0].runs[0])
     assert first.recipe.rescue == Rescue(0.25) and first.recipe.seed == 0
     assert mv.Run(tmp_path / "s" / found.baseline.runs[1]).recipe.rescue is None
-    assert found.points[0].scores[0] == first.summary["last"]["observe/knn"]
+    assert found.points[0].scores[0] == first.summary["last"]["monitor/knn"]
     assert (tmp_path / "s" / "sweep.png").stat().st_size > 1000
 
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("*/summary.json")}

@@ -332,7 +332,7 @@ def test_unreadable_file_is_bad(without_privileges):
             assert "permission" in reason(path)
 
 
-# Canvases
+# Batch
 
 
 def test_canvas_is_an_antialiased_bicubic_squash():

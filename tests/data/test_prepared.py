@@ -1,4 +1,4 @@
-"""Canvases on disk: the same as decoded ones, written whole or not at all, by one process or by many."""
+"""Batch on disk: the same as decoded ones, written whole or not at all, by one process or by many."""
 
 from __future__ import annotations
 

@@ -819,7 +819,7 @@ def test_a_run_remembers_its_url(tmp_path):
     import manyviews as mv
 
     url = f"{shards('memory://bucket/run', 2, 30)}/set-{{00..01}}.tar"
-    small = {"data.batch_size": 16, "observe.epochs": 0}
+    small = {"data.batch_size": 16, "monitor.epochs": 0}
     run = mv.pretrain(url, "simclr_tiny", epochs=1, settings=small, out=tmp_path / "run")
     assert run.facts["data"] == url
     assert run.facts["images"] == 60

@@ -5,13 +5,13 @@ import time
 import torch
 
 from manyviews.engine.feed import feed
-from manyviews.types import Canvases
+from manyviews.types import Batch
 
 
 def batches(n: int, seconds: float = 0.0):
     for k in range(n):
         time.sleep(seconds)
-        yield Canvases(torch.full((2, 3, 4, 4), k, dtype=torch.uint8), torch.full((2, 2), 4), torch.arange(2) + k)
+        yield Batch.of(torch.full((2, 3, 4, 4), k, dtype=torch.uint8), torch.full((2, 2), 4), torch.arange(2) + k)
 
 
 def test_every_batch_arrives_once_and_in_order():

@@ -11,7 +11,7 @@ from manyviews.engine import loop, optim
 from manyviews.recipe import Optimizer
 from manyviews.recipes import get
 from manyviews.schedules import Constant, Cosine, WarmupCosine
-from manyviews.types import At
+from manyviews.types import Progress
 
 
 def lars_by_hand(weights, gradients, lr, momentum, decay, trust, adapt):
@@ -63,11 +63,11 @@ def test_simsiams_predictor_keeps_the_peak_rate():
     method = loop.build(get("simsiam_tiny"))
     settings = Optimizer("sgd", lr=1.0, lr_scaling="constant", schedule=Cosine(1.0, 0.0), weight_decay=0.5)
     optimizer = optim.build(method, settings, torch.device("cpu"))
-    optim.schedule(optimizer, settings, 256, At(75, 100, 10))
+    optim.schedule(optimizer, settings, 256, Progress(75, 100, 10))
     predictor = {id(p) for n, p in method.named_parameters() if n.startswith("predictors")}
     for group in optimizer.param_groups:
         for p in group["params"]:
-            assert group["lr"] == pytest.approx(1.0 if id(p) in predictor else Cosine(1.0, 0.0)(At(75, 100, 10)))
+            assert group["lr"] == pytest.approx(1.0 if id(p) in predictor else Cosine(1.0, 0.0)(Progress(75, 100, 10)))
         assert group["weight_decay"] == (0.5 if group["decays"] else 0.0)
 
 
@@ -80,8 +80,8 @@ def test_the_schedule_is_a_factor_on_the_peak():
     method = loop.build(get("simclr_tiny"))
     settings = Optimizer("lars", lr=0.1, schedule=WarmupCosine(warmup=0), weight_decay=Constant(0.3))
     optimizer = optim.build(method, settings, torch.device("cpu"))
-    assert optim.schedule(optimizer, settings, 512, At(0, 100, 10)) == pytest.approx(0.2)
-    assert optim.schedule(optimizer, settings, 512, At(50, 100, 10)) == pytest.approx(0.1)
+    assert optim.schedule(optimizer, settings, 512, Progress(0, 100, 10)) == pytest.approx(0.2)
+    assert optim.schedule(optimizer, settings, 512, Progress(50, 100, 10)) == pytest.approx(0.1)
 
 
 def test_clipping_returns_the_norm_before_and_scales_to_the_limit():

@@ -19,13 +19,13 @@ from manyviews.backbones import Encoder
 from manyviews.data import open_source
 from manyviews.engine import folder as files
 from manyviews.engine import loop
-from manyviews.engine.observe import hold_out
+from manyviews.engine.monitor import hold_out
 from manyviews.engine.stopping import Stopped, watch
 from manyviews.recipe import override
 from manyviews.recipes import get
 from tests.ranks import on_ranks
 
-SETTINGS = {"data.batch_size": 16, "observe.steps": 2, "observe.epochs": 0, "data.holdout": 0.2}
+SETTINGS = {"data.batch_size": 16, "monitor.steps": 2, "monitor.epochs": 0, "data.holdout": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +70,8 @@ def test_a_run_leaves_its_encoder_its_log_and_its_plots(images: Path, tmp_path: 
     assert all(0 <= row["data_wait"] < 1 for row in run.log if "loss" in row)
     momentum = [row["momentum"] for row in run.log if "loss" in row]
     assert momentum == sorted(momentum) and 0.9 < momentum[0] < momentum[-1] <= 1  # byol's rises along a cosine
-    seen = [row for row in run.log if "observe/rankme" in row]
-    assert {"observe/knn", "observe/linear", "observe/spread", "observe/alignment", "observe/uniformity"} <= set(
+    seen = [row for row in run.log if "monitor/rankme" in row]
+    assert {"monitor/knn", "monitor/linear", "monitor/spread", "monitor/alignment", "monitor/uniformity"} <= set(
         seen[-1]
     )
     assert list((run.folder / files.PLOTS).glob("*.png"))
@@ -119,7 +119,7 @@ def test_an_interrupted_run_continues_to_the_same_bits(recipe: str, images: Path
 
 
 def test_killed_at_any_moment_it_resumes_to_the_same_bits(images: Path, tmp_path: Path):
-    changes = {"epochs": 12, "observe.checkpoint_minutes": 1e-4}  # a checkpoint after nearly every step
+    changes = {"epochs": 12, "monitor.checkpoint_minutes": 1e-4}  # a checkpoint after nearly every step
     whole = pretrain(images, tmp_path / "whole", **changes)
     out = tmp_path / "killed"
     pairs = [f"--set={k}={v}" for k, v in (SETTINGS | changes).items()]
@@ -191,7 +191,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(images: Path, tmp_path: Pat
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(tensors, path, **kwargs)
 
-    changes = {"observe.checkpoint_minutes": 0}
+    changes = {"monitor.checkpoint_minutes": 0}
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         pretrain(images, tmp_path / "run", **changes)
@@ -215,7 +215,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(image
 
     monkeypatch.setattr(loop, "backpropagate", explode)
     with pytest.raises(FloatingPointError, match=r"optimizer.lr="):
-        pretrain(images, tmp_path / "run", **{"observe.checkpoint_minutes": 0, "observe.steps": 3})
+        pretrain(images, tmp_path / "run", **{"monitor.checkpoint_minutes": 0, "monitor.steps": 3})
     _, facts = checkpoint.load_tensors(tmp_path / "run" / files.CHECKPOINT)
     assert facts["step"] == 4
 
@@ -342,8 +342,8 @@ def test_a_tracker_that_fails_is_left_behind(images: Path, tmp_path: Path, monke
     def down(numbers, step):
         raise ConnectionError("no route to the server")
 
-    monkeypatch.setitem(log._TRACKERS, "tensorboard", lambda folder, step: (down, lambda: None))
-    run = pretrain(images, tmp_path / "run", **{"observe.trackers": "tensorboard"})
+    monkeypatch.setitem(log._LOGGERS, "tensorboard", lambda folder, step: (down, lambda: None))
+    run = pretrain(images, tmp_path / "run", **{"monitor.loggers": "tensorboard"})
     assert run.summary is not None and len([r for r in run.log if "loss" in r]) > 2
     assert capsys.readouterr().err.count("tensorboard is told nothing more of this run") == 1
 
@@ -359,7 +359,7 @@ def test_images_in_memory_train_and_must_be_given_again(tmp_path: Path):
 def test_tensorboard_receives_the_numbers(images: Path, tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = pretrain(images, tmp_path / "run", **{"observe.trackers": "tensorboard"})
+    run = pretrain(images, tmp_path / "run", **{"monitor.loggers": "tensorboard"})
     events = EventAccumulator(str(run.folder / "tensorboard"))
     events.Reload()
     logged = {e.step: e.value for e in events.Scalars("loss")}

@@ -22,7 +22,7 @@ from manyviews.errors import UserError
 from manyviews.evaluation import ImageTask, Pixels, Task, extract, finetune, linear_probe
 from manyviews.evaluation.features import Chosen
 from manyviews.evaluation.finetune import balanced, finetune_vit, linear_augmented, semi_1, semi_10
-from manyviews.types import Canvases
+from manyviews.types import Batch
 from manyviews.views import Global, Views
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
@@ -52,7 +52,7 @@ def batches(known, rows, epoch, steps, batch, seed):
         chosen = places[step * batch : (step + 1) * batch]
         crops = []
         for i in chosen:
-            one = Canvases(canvases.pixels[i : i + 1], canvases.extent[i : i + 1], canvases.index[i : i + 1])
+            one = Batch.of(canvases.pixels[i : i + 1], canvases.extent[i : i + 1], canvases.index[i : i + 1])
             crops.append(Views(one, (kind,), seed, epoch, MEAN, STD)["global", 0])
         yield torch.cat(crops), torch.as_tensor(rows)[torch.from_numpy(chosen)]
 

@@ -337,10 +337,10 @@ def test_every_method_hands_out_the_projector_on_the_encoder_it_keeps(name):
     small = {"prototypes": 16} if name in ("dino", "swav") else {}
     method = get(name)(Encoder("resnet18", stem="small", channels=(4, 4, 8, 8)), **small).eval()
     projector, inputs = projector_of(method)
-    branch = next(m for m in method.modules() if isinstance(m, Branch) and m.encoder is method.keep)
+    branch = next(m for m in method.modules() if isinstance(m, Branch) and m.encoder is method.kept_encoder)
     x = torch.randn(4, 3, 12, 12)
     with torch.no_grad():
-        z = projector((method.keep if inputs is None else inputs)(x))
+        z = projector((method.kept_encoder if inputs is None else inputs)(x))
         wanted = branch(x)[0] if name == "mast" else branch(x)
         z = branch.projector.last(nn.functional.normalize(z)) if name == "dino" else z
     torch.testing.assert_close(z, wanted)
@@ -348,7 +348,7 @@ def test_every_method_hands_out_the_projector_on_the_encoder_it_keeps(name):
 
 def test_the_guillotine_looks_into_a_mast_and_into_a_rescued_method(pictures):
     method = get("mast")(Encoder("resnet18", stem="small", channels=(4, 4, 8, 8)), hidden_dim=8, output_dim=15).eval()
-    task, y = image_task(method.keep, pictures(90), 50, 70)
+    task, y = image_task(method.kept_encoder, pictures(90), 50, 70)
     projector, inputs = projector_of(method)
     found = guillotine(task, y, 0, projector=projector, inputs=inputs, **QUICK)
     assert list(found.details) == ["backbone", "projector 1", "projector 2", "projector output"]

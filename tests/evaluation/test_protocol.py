@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from manyviews.backbones import Encoder, Outside
+from manyviews.backbones import Encoder, ExternalEncoder
 from manyviews.data import open_source
 from manyviews.data.split import split
 from manyviews.errors import UserError
@@ -623,7 +623,7 @@ def test_images_that_a_collapsed_encoder_takes_for_one_are_no_copies(pictures):
         def forward(self, x):
             return torch.ones(len(x), 8) + 1e-6 * x.mean((1, 2, 3))[:, None]
 
-    assert judge(Outside(Same(), 12), pictures(200), baselines=False).notes == ()
+    assert judge(ExternalEncoder(Same(), 12), pictures(200), baselines=False).notes == ()
 
 
 def test_settings_that_are_words_are_checked(encoder, pictures):

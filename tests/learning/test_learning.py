@@ -13,14 +13,14 @@ import pytest
 import manyviews as mv
 from manyviews.data import open_source
 from manyviews.evaluation import evaluate
-from manyviews.recipe import Choice, Observe, Optimizer, Recipe, Rescue
+from manyviews.recipe import Component, Monitor, Optimizer, Recipe, Rescue
 from manyviews.recipes import _common, get
 from manyviews.schedules import Cosine, WarmupCosine
 
 pytestmark = [pytest.mark.learning, pytest.mark.timeout(3600)]
 
-RESNET = Choice("resnet18", {"stem": "half", "layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)})
-VIT = Choice("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 3})
+RESNET = Component("resnet18", {"stem": "half", "layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)})
+VIT = Component("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 3})
 MUON = Optimizer("muon", 4e-3, "sqrt", WarmupCosine(warmup=1), weight_decay=0.01, momentum=0.95, betas=(0.9, 0.95))
 CHANGES = {  # for a run a hundred times as short as the recipe's, and heads that a CPU can orthogonalize
     "simclr": {"temperature": 0.1},
@@ -71,7 +71,7 @@ def short(name: str, seed: int) -> Recipe:
         epochs=EPOCHS,
         data=replace(recipe.data, batch_size=128),
         optimizer=MUON,
-        observe=Observe(epochs=0),
+        monitor=Monitor(epochs=0),
         rescue=Rescue(scale=0.75) if rescued else None,
         seed=seed,
     )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from manyviews.types import Canvases
+from manyviews.types import Batch
 from manyviews.views import CutMix, Cutout, Global, Local, Rotation, Shuffle
 
 TASKS = (
@@ -17,14 +17,14 @@ TASKS = (
 """Every spatial transformation as a task."""
 
 
-def canvases(n: int = 8, size: int = 32, seed: int = 0) -> Canvases:
+def canvases(n: int = 8, size: int = 32, seed: int = 0) -> Batch:
     """Smooth random pictures, so that views of one resemble each other."""
     draw = torch.Generator().manual_seed(seed)
     coarse = torch.rand(n, 3, 4, 4, generator=draw)
     pixels = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1)
-    return Canvases((pixels * 255).byte(), torch.full((n, 2), size), torch.arange(n))
+    return Batch.of((pixels * 255).byte(), torch.full((n, 2), size), torch.arange(n))
 
 
 @pytest.fixture
-def batch() -> Canvases:
+def batch() -> Batch:
     return canvases()

@@ -18,10 +18,10 @@ from manyviews.methods.method import Terms
 from manyviews.objectives import sharpen, sinkhorn
 from manyviews.recipe import Recipe, override, settings
 from manyviews.recipes import get
-from manyviews.types import At, Canvases, Memory
+from manyviews.types import Backward, Batch, Progress
 from manyviews.views import CutMix, Cutout, Draws, Global, Local, Views
 
-AT = At(3, 20, 5)
+AT = Progress(3, 20, 5)
 every_method = pytest.mark.parametrize("name", methods.names())
 
 
@@ -29,15 +29,15 @@ def recipe(name: str) -> Recipe:
     return get(f"{name}_tiny")
 
 
-def views(method: Method, batch: Canvases, memory: str = "views") -> Views:
-    return Views(batch, method.looks, seed=5, memory=memory)
+def views(method: Method, batch: Batch, backward: str = "per_view") -> Views:
+    return Views(batch, method.views, seed=5, backward=backward)
 
 
 def step(
-    method: Method, optimizer: torch.optim.Optimizer, batch: Canvases, at: At, memory: Memory = "views", **how
+    method: Method, optimizer: torch.optim.Optimizer, batch: Batch, at: Progress, backward: Backward = "per_view", **how
 ) -> Terms:
     optimizer.zero_grad(set_to_none=True)
-    terms = backpropagate(method, [lambda: views(method, batch, memory)], at, **how)
+    terms = backpropagate(method, [lambda: views(method, batch, backward)], at, **how)
     method.before_update(at)
     optimizer.step()
     method.after_update(at)
@@ -49,7 +49,7 @@ def adamw(method: Method) -> torch.optim.Optimizer:
 
 
 @every_method
-def test_terms_are_finite_scalars_with_names(name: str, batch: Canvases):
+def test_terms_are_finite_scalars_with_names(name: str, batch: Batch):
     method = loop.build(recipe(name)).train()
     found = list(method.loss(views(method, batch), AT))
     assert found
@@ -60,7 +60,7 @@ def test_terms_are_finite_scalars_with_names(name: str, batch: Canvases):
 
 @pytest.mark.parametrize("name", sorted({*methods.names()} - {"mae"}))  # which compares no views
 def test_views_that_cannot_be_compared_are_refused(name: str):
-    encoder = loop.build(recipe(name)).keep
+    encoder = loop.build(recipe(name)).kept_encoder
     several = next((k for k in ("views", "tasks") if k in settings(methods.get(name))), None)
     build = partial(methods.get(name), encoder)
     wrong = [
@@ -86,7 +86,7 @@ def test_views_that_cannot_be_compared_are_refused(name: str):
 def test_views_that_would_be_ignored_are_refused():
     for name, view, says in (("mae", Global(2, size=32), "one view"), ("moco_v2", Global(3, size=32), "two views")):
         with pytest.raises(UserError, match=says):
-            methods.get(name)(loop.build(recipe(name)).keep, view=view)
+            methods.get(name)(loop.build(recipe(name)).kept_encoder, view=view)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +98,14 @@ class Neighbors(Local):
 
 
 @pytest.mark.parametrize("name", ["dino", "swav"])
-def test_targets_are_blended_as_the_view_says(name: str, batch: Canvases):
+def test_targets_are_blended_as_the_view_says(name: str, batch: Batch):
     found = loop.build(override(recipe(name), "method.views", (Global(2, size=32), Local(2, size=16)))).train()
     kinds = (Global(2, size=32), Neighbors(2, size=16))
     draws = Views(batch, kinds, seed=5)
     targets, heard = [], []
     head = found.student if name == "dino" else found.prototypes
     head.register_forward_hook(lambda _, x, s: heard.extend(s.detach().split(len(batch))))
-    found.looks = kinds
+    found.views = kinds
     at = AT
     if name == "dino":
         found.teacher.register_forward_hook(lambda _, x, t: targets.extend(t.detach().split(len(batch))))
@@ -124,7 +124,7 @@ def test_targets_are_blended_as_the_view_says(name: str, batch: Canvases):
 
 
 @every_method
-def test_what_trains_has_a_gradient_and_what_does_not_has_none(name: str, batch: Canvases):
+def test_what_trains_has_a_gradient_and_what_does_not_has_none(name: str, batch: Batch):
     method = loop.build(recipe(name)).train()
     backpropagate(method, [lambda: views(method, batch)], AT)
     for word, p in method.named_parameters():
@@ -154,44 +154,44 @@ def test_the_keyword_defaults_build_the_paper_and_recipes_only_change_them(name:
 
 
 @every_method
-def test_the_same_seed_gives_the_same_loss_and_another_batch_another(name: str, batch: Canvases):
-    def losses(batch: Canvases) -> list[float]:
+def test_the_same_seed_gives_the_same_loss_and_another_batch_another(name: str, batch: Batch):
+    def losses(batch: Batch) -> list[float]:
         method = loop.build(recipe(name)).train()
         torch.manual_seed(1)
         return [t.item() for terms in method.loss(views(method, batch), AT) for t in terms.values()]
 
-    other = dataclasses.replace(batch, pixels=batch.pixels.flip(2))
+    other = Batch.of(batch.pixels.flip(2), batch.extent, batch.index)
     assert losses(batch) == losses(batch)
     assert losses(batch) != losses(other)
 
 
 @every_method
-def test_view_by_view_all_at_once_and_recomputed_steps_have_the_same_gradient(name: str, batch: Canvases):
+def test_view_by_view_all_at_once_and_recomputed_steps_have_the_same_gradient(name: str, batch: Batch):
     built = loop.build(recipe(name)).train()
     gradients, states = {}, {}
-    for memory in ("views", "all", "constant"):
+    for backward in ("per_view", "joint", "recompute"):
         method = copy.deepcopy(built)
-        backpropagate(method, [lambda m=method, c=memory: views(m, batch, c)], AT)
-        gradients[memory] = {k: p.grad for k, p in method.named_parameters() if p.requires_grad}
-        states[memory] = method.state_dict()
-    for memory in ("all", "constant"):
-        for word, g in gradients["views"].items():
+        backpropagate(method, [lambda m=method, c=backward: views(m, batch, c)], AT)
+        gradients[backward] = {k: p.grad for k, p in method.named_parameters() if p.requires_grad}
+        states[backward] = method.state_dict()
+    for backward in ("joint", "recompute"):
+        for word, g in gradients["per_view"].items():
             # To rounding of the largest entry: sums over views are taken in another order.
             torch.testing.assert_close(
-                gradients[memory][word], g, rtol=1e-3, atol=2e-5 * max(1.0, g.abs().max().item())
+                gradients[backward][word], g, rtol=1e-3, atol=2e-5 * max(1.0, g.abs().max().item())
             )
-        for word, value in states["views"].items():
-            torch.testing.assert_close(states[memory][word], value, msg=f"{word} after a {memory} step")
+        for word, value in states["per_view"].items():
+            torch.testing.assert_close(states[backward][word], value, msg=f"{word} after a {backward} step")
 
 
 @every_method
-def test_it_resumes_to_the_same_bits(name: str, batch: Canvases):
+def test_it_resumes_to_the_same_bits(name: str, batch: Batch):
     """All that moves is in the state dict: queues, centers, targets."""
 
     def run(method: Method, optimizer: torch.optim.Optimizer, steps: range) -> None:
         for i in steps:
             torch.manual_seed(i)
-            step(method, optimizer, batch, At(i, 20, 5))
+            step(method, optimizer, batch, Progress(i, 20, 5))
 
     whole = loop.build(recipe(name)).train()
     optimizer = adamw(whole)
@@ -209,23 +209,25 @@ def test_it_resumes_to_the_same_bits(name: str, batch: Canvases):
 
 
 @every_method
-def test_the_kept_encoder_is_part_of_the_method_and_moves(name: str, batch: Canvases):
+def test_the_kept_encoder_is_part_of_the_method_and_moves(name: str, batch: Batch):
     method = loop.build(recipe(name)).train()
-    assert isinstance(method.keep, Encoder)
-    assert any(m is method.keep for m in method.modules())
-    before = copy.deepcopy(method.keep.state_dict())
+    assert isinstance(method.kept_encoder, Encoder)
+    assert any(m is method.kept_encoder for m in method.modules())
+    before = copy.deepcopy(method.kept_encoder.state_dict())
     optimizer = adamw(method)
     for i in range(2):
-        step(method, optimizer, batch, At(i, 20, 5))
-    assert any(not torch.equal(v, before[k]) for k, v in method.keep.state_dict().items() if v.is_floating_point())
+        step(method, optimizer, batch, Progress(i, 20, 5))
+    assert any(
+        not torch.equal(v, before[k]) for k, v in method.kept_encoder.state_dict().items() if v.is_floating_point()
+    )
 
 
 @every_method
-def test_a_batch_in_parts_has_the_mean_of_their_gradients(name: str, batch: Canvases):
+def test_a_batch_in_parts_has_the_mean_of_their_gradients(name: str, batch: Batch):
     built = loop.build(recipe(name)).train()
     parts = batch.chunk(2)
 
-    def gradient(batches: list[Canvases]) -> dict[str, torch.Tensor]:
+    def gradient(batches: list[Batch]) -> dict[str, torch.Tensor]:
         method = copy.deepcopy(built)
         torch.manual_seed(0)
         backpropagate(method, [lambda b=b: views(method, b) for b in batches], AT)
@@ -247,15 +249,15 @@ def test_a_short_run_keeps_its_rank(name: str):
     optimizer = optim.build(method, recipe(name).optimizer, torch.device("cpu"))
     data = canvases(32)
     for i in range(30):
-        at = At(i, 30, 10)
+        at = Progress(i, 30, 10)
         optim.schedule(optimizer, recipe(name).optimizer, 32, at)
         torch.manual_seed(i)
         optimizer.zero_grad()
-        backpropagate(method, [lambda e=i: Views(data, method.looks, seed=5, epoch=e)], at)
+        backpropagate(method, [lambda e=i: Views(data, method.views, seed=5, epoch=e)], at)
         method.before_update(at)
         optimizer.step()
         method.after_update(at)
-    encoder = method.keep.eval()
+    encoder = method.kept_encoder.eval()
     with torch.no_grad():
         x = encoder((canvases(64, seed=1).pixels / 255 - 0.5) / 0.25)
     assert rankme(x) > 2, "the features have collapsed"

@@ -14,13 +14,13 @@ from manyviews.engine.step import backpropagate
 from manyviews.methods.simclr import SimCLR
 from manyviews.recipe import override
 from manyviews.recipes import get
-from manyviews.types import At, Canvases
+from manyviews.types import Batch, Progress
 from manyviews.views import Views, container
 
-AT = At(0, 10, 5)
+AT = Progress(0, 10, 5)
 
 
-def saved_bytes(recipe_name: str, locals_: int, memory: str, batch: Canvases) -> int:
+def saved_bytes(recipe_name: str, locals_: int, backward: str, batch: Batch) -> int:
     """The most bytes autograd holds for the backward pass at any one time."""
     recipe = get(recipe_name)
     looks = "views" if "views" in recipe.method.settings else "tasks"
@@ -41,27 +41,27 @@ def saved_bytes(recipe_name: str, locals_: int, memory: str, batch: Canvases) ->
             held[self.memory] -= 1
 
     with torch.autograd.graph.saved_tensors_hooks(Held, lambda h: h.x):
-        backpropagate(method, [lambda: Views(batch, method.looks, memory=memory)], AT)
+        backpropagate(method, [lambda: Views(batch, method.views, backward=backward)], AT)
     return most
 
 
 @pytest.mark.parametrize("name", ["byol_tiny", "dino_tiny", "moco_v3_tiny"])
-def test_activations_do_not_grow_with_the_number_of_views(name: str, batch: Canvases):
-    few, *more = (saved_bytes(name, n, "views", batch) for n in (1, 3, 4, 6))  # in groups of up to 3
+def test_activations_do_not_grow_with_the_number_of_views(name: str, batch: Batch):
+    few, *more = (saved_bytes(name, n, "per_view", batch) for n in (1, 3, 4, 6))  # in groups of up to 3
     many = max(more)
     assert many <= few
-    assert saved_bytes(name, 6, "all", batch) > 1.5 * many  # the measurement can tell
+    assert saved_bytes(name, 6, "joint", batch) > 1.5 * many  # the measurement can tell
 
 
-def test_low_precision_is_used_forward_and_gradients_stay_float32(batch: Canvases):
+def test_low_precision_is_used_forward_and_gradients_stay_float32(batch: Batch):
     method = loop.build(get("simclr_tiny")).train()
     seen = []
     method.online.encoder.register_forward_hook(lambda m, x, y: seen.append(y.dtype))
-    backpropagate(method, [lambda: Views(batch, method.looks)], AT, precision="bfloat16")
+    backpropagate(method, [lambda: Views(batch, method.views)], AT, precision="bfloat16")
     assert torch.bfloat16 in seen
     assert all(p.grad.dtype == torch.float32 for p in method.parameters())
     exact = loop.build(get("simclr_tiny")).train()
-    backpropagate(exact, [lambda: Views(batch, exact.looks)], AT, precision="float32")
+    backpropagate(exact, [lambda: Views(batch, exact.views)], AT, precision="float32")
     a, b = (torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (method, exact))
     assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.95
 
@@ -71,9 +71,9 @@ def test_float32_does_not_autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
-def test_methods_work_in_anybodys_loop(batch: Canvases):
+def test_methods_work_in_anybodys_loop(batch: Batch):
     method = SimCLR(
-        loop.build(get("simclr_tiny")).keep,
+        loop.build(get("simclr_tiny")).kept_encoder,
         hidden_dim=16,
         output_dim=8,
         view=get("simclr_tiny").method.settings["view"],
@@ -83,7 +83,7 @@ def test_methods_work_in_anybodys_loop(batch: Canvases):
     for _ in range(12):
         optimizer.zero_grad()
         total = 0.0
-        for terms in method.loss(Views(batch, method.looks), AT):
+        for terms in method.loss(Views(batch, method.views), AT):
             loss = sum(terms.values())
             loss.backward()
             total += loss.item()
@@ -95,13 +95,13 @@ def test_methods_work_in_anybodys_loop(batch: Canvases):
 @pytest.mark.parametrize("name", ["dino_tiny", "byol_tiny", "simsiam_tiny", "simclr_tiny", "swav_tiny"])
 @pytest.mark.parametrize("backbone", ["vit", "resnet"])
 def test_views_of_one_size_in_one_batch_give_the_same_gradients(
-    name: str, backbone: str, batch: Canvases, monkeypatch: pytest.MonkeyPatch
+    name: str, backbone: str, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ):
-    """As one by one: by default where that takes no more memory, with "all" wherever it can be."""
+    """As one by one: by default where that takes no more memory, with "joint" wherever it can be."""
     built = loop.build(replace(get(name), backbone=get("mae_tiny" if backbone == "vit" else "simclr_tiny").backbone))
     gradients: dict[str, dict[str, torch.Tensor]] = {}
     states, passes = {}, {}
-    for how in ("alone", "views", "all"):
+    for how in ("alone", "per_view", "joint"):
         method = copy.deepcopy(built).train()
         sizes: list[int] = []
         for m in method.modules():
@@ -110,11 +110,11 @@ def test_views_of_one_size_in_one_batch_give_the_same_gradients(
         with monkeypatch.context() as patch:
             if how == "alone":
                 patch.setattr(container, "together", lambda module, xs: [module(x) for x in xs])
-            views = Views(batch, method.looks, memory="all" if how == "all" else "views")
+            views = Views(batch, method.views, backward="joint" if how == "joint" else "per_view")
             backpropagate(method, [lambda views=views: views], AT)
         gradients[how] = {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
         states[how], passes[how] = method.state_dict(), sizes
-    for how in ("views", "all"):
+    for how in ("per_view", "joint"):
         for word, g in gradients["alone"].items():
             torch.testing.assert_close(
                 gradients[how][word], g, rtol=1e-3, atol=2e-5 * max(1.0, g.abs().max().item()), msg=f"{how} {word}"
@@ -122,4 +122,4 @@ def test_views_of_one_size_in_one_batch_give_the_same_gradients(
         for word, value in states["alone"].items():
             torch.testing.assert_close(states[how][word], value, rtol=1e-4, atol=1e-5, msg=f"{how} {word}")
         assert sum(passes[how]) == sum(passes["alone"])
-    assert len(passes["all"]) <= len(passes["views"]) < len(passes["alone"])
+    assert len(passes["joint"]) <= len(passes["per_view"]) < len(passes["alone"])

@@ -15,10 +15,10 @@ from manyviews.errors import UserError
 from manyviews.methods import MAST
 from manyviews.objectives import covariance, invariance, variance
 from manyviews.recipes import get
-from manyviews.types import At, Canvases
+from manyviews.types import Batch, Progress
 from manyviews.views import MAST_5, MAST_15, MAST_19, Composed, Global, Views
 
-AT = At(3, 20, 5)
+AT = Progress(3, 20, 5)
 APPLIED = torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1, 0, 0, 0]], dtype=torch.bool)
 
 
@@ -136,11 +136,11 @@ def test_masks_learn_from_the_images_that_their_augmentation_was_applied_to():
     assert nothing["distance"] == 0 and nothing["divergence"] > 0
 
 
-def test_views_and_their_augmentations_are_those_of_the_schedule(batch: Canvases):
+def test_views_and_their_augmentations_are_those_of_the_schedule(batch: Batch):
     method = loop.build(get("mast_tiny")).train()
     counts = []
     for progress in (0.0, 0.4, 0.8, 0.999):
-        views = Views(batch, method.looks, seed=1, progress=progress)
+        views = Views(batch, method.views, seed=1, progress=progress)
         counts.append(views.applied("composed").sum(1).float().mean().item())
         (found,) = method.loss(views, AT)
         assert all(t.isfinite() for t in found.values())
@@ -155,11 +155,11 @@ def test_without_uncertainty_there_are_no_variances_to_learn():
     assert all(p.grad is not None for p in method.parameters())
 
 
-def test_networks_that_widen_after_pooling_have_narrower_patches(batch: Canvases):
+def test_networks_that_widen_after_pooling_have_narrower_patches(batch: Batch):
     encoder = Encoder("mobilenetv3_small_050")
     assert encoder.patch_dim < encoder.embed_dim
     method = MAST(encoder, view=Composed(2, size=32), hidden_dim=16, output_dim=12)
-    (found,) = method.loss(Views(batch, method.looks), AT)
+    (found,) = method.loss(Views(batch, method.views), AT)
     sum(found.values()).backward()
     assert encoder.model.conv_stem.weight.grad.abs().sum() > 0
 

@@ -12,11 +12,11 @@ from manyviews.backbones import Encoder
 from manyviews.engine.step import backpropagate
 from manyviews.errors import UserError
 from manyviews.methods import get
-from manyviews.types import At, Canvases
+from manyviews.types import Batch, Progress
 from manyviews.views import Cutout, Global, Views
 from tests.methods.conftest import TASKS
 
-AT = At(3, 20, 5)
+AT = Progress(3, 20, 5)
 SMALL = {"hidden_dim": 16, "output_dim": 8}
 
 
@@ -35,14 +35,14 @@ def aligned(name: str, p: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("sharing", ["own", "shared", "conditioned"])
 @pytest.mark.parametrize("name", ["byol", "moco_v3", "simsiam"])
-def test_the_loss_is_eq_1_over_every_pair(name: str, sharing: str, batch: Canvases):
+def test_the_loss_is_eq_1_over_every_pair(name: str, sharing: str, batch: Batch):
     weights = (1.0, 0.5, 2.0, 1.0, 1.0, 3.0)
     method = build(name, predictor=sharing, weights=weights)
     found: dict[str, float] = {}
-    for terms in copy.deepcopy(method).loss(Views(batch, method.looks), AT):
+    for terms in copy.deepcopy(method).loss(Views(batch, method.views), AT):
         for k, v in terms.items():
             found[k] = found.get(k, 0.0) + v.item()
-    views = Views(batch, method.looks)
+    views = Views(batch, method.views)
     target = method.online if name == "simsiam" else method.target
     with torch.no_grad():
         targets = [target(x) for x in views.all("global")]
@@ -65,18 +65,18 @@ def test_the_loss_is_eq_1_over_every_pair(name: str, sharing: str, batch: Canvas
 
 
 @pytest.mark.parametrize("name", ["byol", "moco_v3", "simsiam"])
-def test_every_predictor_learns_from_its_own_task_alone(name: str, batch: Canvases):
+def test_every_predictor_learns_from_its_own_task_alone(name: str, batch: Batch):
     for left_out in ("local", "shuffle"):
         weights = tuple(0.0 if t.name == left_out else 1.0 for t in TASKS)
         method = build(name, weights=weights)
-        backpropagate(method, [lambda m=method: Views(batch, m.looks)], AT)
+        backpropagate(method, [lambda m=method: Views(batch, m.views)], AT)
         for task, predictor in method.predictors.of.items():
             moved = any(p.grad.abs().max() > 0 for p in predictor.parameters())
             assert moved == (task != left_out)
 
 
 @pytest.mark.parametrize("name", ["byol", "moco_v3", "simsiam"])
-def test_asymmetric_cutout_predicts_the_whole_and_symmetric_cutout_another_hole(name: str, batch: Canvases):
+def test_asymmetric_cutout_predicts_the_whole_and_symmetric_cutout_another_hole(name: str, batch: Batch):
     """Section 4.2: cutout as the only augmentation."""
     plain = {"area": (1.0, 1.0), "ratio": (1.0, 1.0), "flip": 0.0, "color": None}
     whole, holes = Global(1, 32, **plain), Cutout(2, 32, **plain)
@@ -84,7 +84,7 @@ def test_asymmetric_cutout_predicts_the_whole_and_symmetric_cutout_another_hole(
     def value(*tasks) -> tuple[float, float]:
         """Of the loss, and of the mean over the views with a hole and what each of them is to predict."""
         method = build(name, tasks)
-        views = Views(batch, method.looks)
+        views = Views(batch, method.views)
         with torch.no_grad():
             plain = copy.deepcopy(method)
             target = plain.online if name == "simsiam" else plain.target
@@ -94,7 +94,7 @@ def test_asymmetric_cutout_predicts_the_whole_and_symmetric_cutout_another_hole(
             expected = sum(
                 aligned(name, plain.predictors.of["cutout"](z), t) for z, t in zip(online, aims, strict=True)
             )
-        terms = backpropagate(method, [lambda: Views(batch, method.looks)], AT)
+        terms = backpropagate(method, [lambda: Views(batch, method.views)], AT)
         assert list(terms) == ["cutout"]
         return terms["cutout"].item(), float(expected) / 2
 
@@ -111,11 +111,11 @@ def test_a_predictor_that_is_shared_in_no_known_way_is_refused(name: str):
 
 def test_the_target_network_can_be_what_is_kept():
     method = build("byol", kept="target")
-    assert method.keep is method.target.module.encoder
-    assert build("byol").keep.state_dict().keys() == method.keep.state_dict().keys()
+    assert method.kept_encoder is method.target.module.encoder
+    assert build("byol").kept_encoder.state_dict().keys() == method.kept_encoder.state_dict().keys()
 
 
-def test_moco_v3s_heads_for_vision_transformers(batch: Canvases):
+def test_moco_v3s_heads_for_vision_transformers(batch: Batch):
     """Appendix E: three layers and normalized outputs, for BYOL too; a frozen patch projection does not move."""
     torch.manual_seed(0)
     vit = Encoder("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2)
@@ -125,5 +125,5 @@ def test_moco_v3s_heads_for_vision_transformers(batch: Canvases):
     heads = (method.online.projector, method.predictors.of["global"])
     layers = [[type(m).__name__ for m in head].count("Linear") for head in heads]
     assert layers == [3, 2] and all(head[-1].weight is None for head in heads)
-    backpropagate(method, [lambda: Views(batch, method.looks)], AT)
+    backpropagate(method, [lambda: Views(batch, method.views)], AT)
     assert all(p.grad is None for p in vit.model.patch_embed.parameters())

@@ -10,12 +10,12 @@ from manyviews.engine import loop
 from manyviews.engine.step import backpropagate
 from manyviews.recipe import Recipe, override
 from manyviews.recipes import get
-from manyviews.types import At
+from manyviews.types import Progress
 from manyviews.views import Views
 from tests.methods.conftest import TASKS, canvases
 from tests.ranks import on_ranks
 
-AT = At(3, 20, 5)
+AT = Progress(3, 20, 5)
 
 
 def cases() -> dict[str, Recipe]:
@@ -38,7 +38,7 @@ def steps() -> dict[str, dict[str, torch.Tensor]]:
         found[name] = {}
         for k in range(2):
             method.zero_grad()
-            views = Views(mine, method.looks, seed=k)
+            views = Views(mine, method.views, seed=k)
             exact = Exact(views)
             backpropagate(method, [lambda v=exact: v], AT)
             found[name] |= {

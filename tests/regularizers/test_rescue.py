@@ -22,13 +22,13 @@ from manyviews.recipe import Recipe, Rescue, Step, from_json, override, to_json
 from manyviews.recipes import get
 from manyviews.regularizers import Rescued
 from manyviews.targets import EMA
-from manyviews.types import At, Canvases
+from manyviews.types import Batch, Progress
 from manyviews.views import Cutout, Global, Strong, Views
 from tests.methods.conftest import canvases
 from tests.methods.test_ranks import Exact
 from tests.ranks import on_ranks
 
-AT = At(3, 20, 5)
+AT = Progress(3, 20, 5)
 PAIRED = sorted({*methods.names()} - {"mae"})
 
 
@@ -46,12 +46,12 @@ def test_it_is_algorithm_1():
     batch = canvases(16)
     method = loop.build(rescued("simclr", k=3)).train()
     plain = copy.deepcopy(method.method)
-    (terms,) = method.loss(Views(batch, method.looks), AT)
+    (terms,) = method.loss(Views(batch, method.views), AT)
     sum(terms.values()).backward()
 
-    branch, views = plain.online, Views(batch, plain.looks)
+    branch, views = plain.online, Views(batch, plain.views)
     za, zb = (branch(x) for x in views.all("global"))
-    nt_xent = next(iter(copy.deepcopy(plain).loss(Views(batch, plain.looks), AT)))["nt_xent"]
+    nt_xent = next(iter(copy.deepcopy(plain).loss(Views(batch, plain.views), AT)))["nt_xent"]
     similar = [cosine_similarity(za[i], zb[i], dim=0).item() for i in range(16)]
     easiest = sorted(range(16), key=lambda i: -similar[i])[:3]
     # The same strong views as if all images had been asked for.
@@ -74,13 +74,13 @@ def test_every_method_with_pairs_can_be_rescued(name: str):
     batch = canvases(8)
     method = loop.build(rescued(name)).train()
     plain = copy.deepcopy(method.method)
-    ours = gradients(method, Views(batch, method.looks))
-    theirs = gradients(plain, Views(batch, plain.looks))
+    ours = gradients(method, Views(batch, method.views))
+    theirs = gradients(plain, Views(batch, plain.views))
     assert {k.removeprefix("method.") for k in ours} == set(theirs)
     assert any(not torch.allclose(g, theirs[k.removeprefix("method.")]) for k, g in ours.items())
     # What the term does not reach is as it was, and so is everything when it counts nothing.
     nothing = loop.build(rescued(name, scale=0.0)).train()
-    for word, g in gradients(nothing, Views(batch, nothing.looks)).items():
+    for word, g in gradients(nothing, Views(batch, nothing.views)).items():
         expected = theirs[word.removeprefix("method.")]
         torch.testing.assert_close(g, expected, rtol=1e-3, atol=2e-5 * max(1.0, expected.abs().max().item()), msg=word)
     for word, value in plain.state_dict().items():
@@ -98,14 +98,14 @@ def listening(method) -> list[str]:
 def test_nobody_listens_after_an_exception_or_a_step_that_is_given_up():
     batch = canvases(8)
     method = loop.build(rescued("byol")).train()
-    steps = method.loss(Views(batch, method.looks), AT)
+    steps = method.loss(Views(batch, method.views), AT)
     next(steps)
     assert not listening(method)
     steps.close()
     broken = loop.build(rescued("simclr")).train()
     broken.method.temperature = None  # the loss raises after both views have passed
     with pytest.raises(TypeError):
-        list(broken.loss(Views(batch, broken.looks), AT))
+        list(broken.loss(Views(batch, broken.views), AT))
     assert not listening(broken)
 
 
@@ -117,12 +117,12 @@ def test_view_by_view_all_at_once_and_recomputed_steps_have_the_same_gradient(na
         for p in (p for m in built.modules() if isinstance(m, EMA) for p in m.parameters()):
             p += 0.3 * p.std() * torch.randn_like(p) if p.ndim > 1 else 0.0  # or its projections are the network's own
     found = {
-        memory: gradients(copy.deepcopy(built), Views(batch, built.looks, memory=memory))
-        for memory in ("views", "all", "constant")
+        backward: gradients(copy.deepcopy(built), Views(batch, built.views, backward=backward))
+        for backward in ("per_view", "joint", "recompute")
     }
-    for memory in ("all", "constant"):
-        for word, g in found["views"].items():
-            torch.testing.assert_close(found[memory][word], g, rtol=1e-3, atol=2e-5 * max(1.0, g.abs().max().item()))
+    for backward in ("joint", "recompute"):
+        for word, g in found["per_view"].items():
+            torch.testing.assert_close(found[backward][word], g, rtol=1e-3, atol=2e-5 * max(1.0, g.abs().max().item()))
 
 
 def on_this_rank() -> dict[str, dict[str, torch.Tensor]]:
@@ -134,11 +134,11 @@ def on_this_rank() -> dict[str, dict[str, torch.Tensor]]:
             pixels = batch.pixels.clone()
             if where == "first":  # a picture of one color has equal crops
                 pixels[:6] = pixels[:6].float().mean((2, 3), keepdim=True).byte()
-            whole = Canvases(pixels, batch.extent, batch.index)
+            whole = Batch.of(pixels, batch.extent, batch.index)
             mine = whole.chunk(distributed.world_size())[distributed.rank()]
             method = loop.build(rescued(name, k=4)).train().double()
             method = distributed.sync_batchnorm(method, torch.device("cpu"))
-            views = ExactToo(Views(mine, method.looks))
+            views = ExactToo(Views(mine, method.views))
             found[f"{name} {where}"] = {k: g.clone() for k, g in gradients(method, views).items()}
     return found
 

@@ -47,7 +47,7 @@ def fake_run(folder, recipe="simclr_tiny", images=None, finished=True, log=(), s
         facts={"data": images, "images": 60, "machine": "a machine", "started": "2026-01-01T00:00:00+00:00"},
         log=list(log),
         summary={"seconds": 61.0, "bad_images": 0} if finished else None,
-        encoder=method.keep,
+        encoder=method.kept_encoder,
         method=method,
     )
 
@@ -77,7 +77,7 @@ def page(photos, tmp_path_factory):
     """A page of three runs, one of them evaluated, one unfinished; without umap-learn, which takes long to start."""
     folder = tmp_path_factory.mktemp("report")
     labels = photos.parent / "labels.csv"
-    observed = [{"step": s, "observe/knn": 0.5, "observe/spread": 0.02, "observe/rankme": 2.0} for s in (0, 90)]
+    observed = [{"step": s, "monitor/knn": 0.5, "monitor/spread": 0.02, "monitor/rankme": 2.0} for s in (0, 90)]
     observed.append({"step": 90, "alarm": "The features have collapsed."})
     runs = [
         fake_run(folder / HOSTILE, images=str(photos), log=[*curve(100), *observed]),
@@ -246,10 +246,10 @@ def test_curves_are_in_the_order_in_which_to_read_them(tmp_path):
     log = [
         {"step": 1, "epoch": 0.5, "loss": "nan", "loss/b": 1.0, "lr": 0.1, "own": 3.0},
         {"step": 2, "epoch": 1, "loss": 2.0},
-        {"step": 2, "observe/knn": 0.25},
+        {"step": 2, "monitor/knn": 0.25},
     ]
     found = gather.curves([fake_run(tmp_path, log=log)])
-    assert [c["id"] for c in found] == ["loss", "observe/knn", "loss/b", "lr", "own"]
+    assert [c["id"] for c in found] == ["loss", "monitor/knn", "loss/b", "lr", "own"]
     assert found[0]["lines"] == [{"run": 0, "x": [2], "y": [2.0]}]  # what is not finite is left out
     assert found[1]["lines"][0]["y"] == [25.0]
     assert not found[3]["noisy"]  # a schedule is what it is
@@ -259,13 +259,13 @@ def test_curves_are_in_the_order_in_which_to_read_them(tmp_path):
     "row, said",
     [
         ({"alarm": "The features have collapsed."}, "At step 90: The features have collapsed."),
-        ({"observe/knn": 0.3}, "best at step 30 (60.0 %) and 30.0 %"),
+        ({"monitor/knn": 0.3}, "best at step 30 (60.0 %) and 30.0 %"),
         ({"loss": "nan"}, "not finite in 1"),
         ({"grad_norm": 400.0, "loss": 1.0}, "jumped to 400 at step 90"),
     ],
 )
 def test_the_log_is_read_for_signs_of_trouble(tmp_path, row, said):
-    healthy = [{"step": 0, "observe/spread": 0.01}, *curve(60), {"step": 30, "observe/knn": 0.6, "observe/spread": 0.8}]
+    healthy = [{"step": 0, "monitor/spread": 0.01}, *curve(60), {"step": 30, "monitor/knn": 0.6, "monitor/spread": 0.8}]
     assert gather.run_facts(fake_run(tmp_path, log=healthy), "x")["warnings"] == []
     warnings = gather.run_facts(fake_run(tmp_path, log=[*healthy, {"step": 90} | row]), "x")["warnings"]
     assert len(warnings) == 1 and said in warnings[0]
@@ -518,9 +518,9 @@ def test_views_are_shown_by_kind_and_in_their_true_proportions(tmp_path, photos)
     recipe = recipes.get("byol_tiny")
     method = loop.build(recipe)
     saver = pictures.Pictures(tmp_path)
-    found = pictures.views(recipe, method.looks, open_source(photos), saver)
-    assert [k["kind"] for k in found] == ["image", *(k.name for k in method.looks)]
-    assert [len(k["columns"]) for k in found[1:]] == [k.count for k in method.looks]
+    found = pictures.views(recipe, method.views, open_source(photos), saver)
+    assert [k["kind"] for k in found] == ["image", *(k.name for k in method.views)]
+    assert [len(k["columns"]) for k in found[1:]] == [k.count for k in method.views]
     column = np.asarray(Image.open(tmp_path / found[0]["columns"][0]["src"]).convert("RGBA"))
     shown = column[: column.shape[1], :, 3] > 128
     assert shown.any(1).sum() > shown.any(0).sum()  # 24 pixels high, 20 wide

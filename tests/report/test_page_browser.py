@@ -64,7 +64,7 @@ def index(tmp_path_factory):
         method = loop.build(chosen).eval()
         facts, ended = {"data": str(photos), "images": COUNT}, {"seconds": 9.0, "bad_images": 0}
         run = SimpleNamespace(folder=folder / name, recipe=chosen, facts=facts, log=log, summary=ended)
-        run.encoder, run.method = method.keep, method
+        run.encoder, run.method = method.kept_encoder, method
         found = evaluate(
             run.encoder,
             open_source(photos, labels),

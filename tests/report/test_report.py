@@ -12,7 +12,7 @@ from manyviews.backbones import Encoder
 from manyviews.data import open_source
 from manyviews.errors import printable
 from manyviews.evaluation import evaluate
-from manyviews.recipe import Choice, Recipe, override
+from manyviews.recipe import Component, Recipe, override
 from manyviews.report import plots, summary
 from manyviews.report.text import unmathed
 
@@ -41,8 +41,8 @@ ROWS = [
         for s in range(0, 100, 20)
     ),
     {"step": 100, "loss": "nan", "lr": 0.1, "images_per_second": 800.0},
-    {"step": 0, "observe/knn": 0.3, "observe/rankme": 3.0, "observe/spread": 0.4},
-    {"step": 100, "observe/knn": 0.5, "observe/rankme": 30.0, "observe/spread": 0.9},
+    {"step": 0, "monitor/knn": 0.3, "monitor/rankme": 3.0, "monitor/spread": 0.4},
+    {"step": 100, "monitor/knn": 0.5, "monitor/rankme": 30.0, "monitor/spread": 0.9},
 ]
 
 
@@ -200,7 +200,7 @@ def test_views_are_shown_in_true_colors(tmp_path, monkeypatch):
 
 
 def recipe():
-    return Recipe("tiny", Choice("simclr", {"temperature": 0.2}), Choice("resnet18"), epochs=3)
+    return Recipe("tiny", Component("simclr", {"temperature": 0.2}), Component("resnet18"), epochs=3)
 
 
 def a_run(folder, ended=True):

@@ -9,9 +9,9 @@ from torch.nn.functional import normalize
 
 from manyviews.schedules import Cosine
 from manyviews.targets import EMA, Center, Queue
-from manyviews.types import At
+from manyviews.types import Progress
 
-AT = At(0, 10, 5)
+AT = Progress(0, 10, 5)
 
 
 def network() -> nn.Sequential:
@@ -55,7 +55,7 @@ def test_ema_follows_byols_schedule(step: int, momentum: float):
     zero, one = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     nn.init.zeros_(zero.weight), nn.init.ones_(one.weight)
     ema = EMA(zero, Cosine(0.996, 1.0))
-    ema.update(one, At(step, 100, 10))
+    ema.update(one, Progress(step, 100, 10))
     assert ema.module.weight.item() == pytest.approx(1 - momentum, abs=5e-7)
 
 

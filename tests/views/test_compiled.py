@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from manyviews.types import Canvases
+from manyviews.types import Batch
 from manyviews.views import Color, Composed, Draws, Global, compiled
 from manyviews.views import color as ops
 from manyviews.views.distort import Distorting, Distortion, distort, draw_distortion
@@ -122,7 +122,7 @@ def test_a_probability_of_zero_is_never():
 
 def test_views_do_not_depend_on_threads_or_on_the_rest_of_the_batch():
     b = 70
-    canvases = Canvases(pictures(b, 64), torch.full((b, 2), 64), torch.arange(b))
+    canvases = Batch.of(pictures(b, 64), torch.full((b, 2), 64), torch.arange(b))
     kind, draws = Global(1, 48), Draws(0, 0, canvases.index)
 
     def render(rows):
@@ -176,13 +176,13 @@ def test_what_would_be_read_outside_of_an_array_is_refused():
     with pytest.raises(ValueError, match="order"):
         compiled.render(pixels, boxes, flip, size, MEAN, STD, Distorting(Color(**ALL), orders))
     for changed in ((pixels.float(), boxes, flip), (pixels[:, :, :8], boxes, flip), (pixels[:4], boxes, flip)):
-        with pytest.raises(ValueError, match="Canvases"):
+        with pytest.raises(ValueError, match="Batch"):
             compiled.crop(changed[0], changed[1], size, changed[2])
 
 
 def test_canvases_of_floats_and_empty_batches_are_views_too():
     pixels = pictures(8, 32)
-    bytes_, floats = (Canvases(p, torch.full((8, 2), 32), torch.arange(8)) for p in (pixels, pixels.float().div(255)))
+    bytes_, floats = (Batch.of(p, torch.full((8, 2), 32), torch.arange(8)) for p in (pixels, pixels.float().div(255)))
     for kind in (Global(1, 24), Composed(1, 24)):
         a, b = (make(c, kind, 0, Draws(0, 0, c.index), MEAN, STD) for c in (bytes_, floats))
         torch.testing.assert_close(a, b, atol=2e-2 if isinstance(kind, Composed) else 2e-4, rtol=0)

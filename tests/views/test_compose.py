@@ -7,16 +7,16 @@ import torch
 from scipy import stats
 
 from manyviews.errors import UserError
-from manyviews.types import Canvases
+from manyviews.types import Batch
 from manyviews.views import MAST_5, MAST_15, Composed, Draws, Global, Strong, Views
 from manyviews.views.augmentations import Equalize, GaussianBlur, Identity, Invert, ResizedCrop
 
 
-def canvases(n: int = 8, size: int = 40) -> Canvases:
+def canvases(n: int = 8, size: int = 40) -> Batch:
     draw = torch.Generator().manual_seed(0)
     coarse = torch.rand(n, 3, 6, 6, generator=draw)
     pixels = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1)
-    return Canvases((pixels * 255).byte(), torch.full((n, 2), size), torch.arange(n))
+    return Batch.of((pixels * 255).byte(), torch.full((n, 2), size), torch.arange(n))
 
 
 def look(kind, n: int = 8, progress: float = 0.0, **settings) -> Views:

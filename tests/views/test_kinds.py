@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from manyviews.errors import UserError
-from manyviews.types import Canvases
+from manyviews.types import Batch
 from manyviews.views import (
     BYOL_PAIR,
     MULAN,
@@ -111,7 +111,7 @@ def test_erase_equals_a_loop():
 
 
 def test_a_cutout_is_its_crop_with_a_hole_of_zeros():
-    canvases = Canvases(torch.full((16, 3, 40, 40), 255, dtype=torch.uint8), torch.full((16, 2), 40), torch.arange(16))
+    canvases = Batch.of(torch.full((16, 3, 40, 40), 255, dtype=torch.uint8), torch.full((16, 2), 40), torch.arange(16))
     x = Views(canvases, (Cutout(1, 32, color=None),), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))["cutout", 0]
     hole = x == 0
     assert torch.equal(hole[:, 0], hole[:, 1]) and torch.equal(hole[:, 0], hole[:, 2])
@@ -135,7 +135,7 @@ def test_a_new_transformation_is_one_new_view_type():
             turns = (draws.uniform("turns", 1, 0, 4)[:, 0]).long()
             return torch.stack([i.rot90(int(t), (1, 2)) for i, t in zip(x, turns, strict=True)])
 
-    canvases = Canvases(
+    canvases = Batch.of(
         torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8), torch.full((4, 2), 16), torch.arange(4)
     )
     views = Views(canvases, (Global(1, 16, color=SIMCLR), Turned(2, 16, (1.0, 1.0))))
@@ -146,12 +146,12 @@ def test_a_new_transformation_is_one_new_view_type():
     ]
 
 
-def smooth(n: int, height: int = 48, width: int = 48) -> Canvases:
+def smooth(n: int, height: int = 48, width: int = 48) -> Batch:
     """Pictures of one true shape, on square canvases of 48 pixels."""
     draw = torch.Generator().manual_seed(1)
     pixels = torch.nn.functional.interpolate(torch.rand(n, 3, 5, 5, generator=draw), size=(48, 48), mode="bicubic")
     extent = torch.tensor([[height, width]] * n)
-    return Canvases((pixels.clamp(0, 1) * 255).byte(), extent, torch.arange(n))
+    return Batch.of((pixels.clamp(0, 1) * 255).byte(), extent, torch.arange(n))
 
 
 def whole(kind, **settings) -> View:
@@ -221,7 +221,7 @@ def test_a_view_is_placed_as_its_target_shows_it():
     ramp = torch.arange(side).float() * 255 / (side - 1)
     rows, columns = ramp[:, None].expand(side, side), ramp[None].expand(side, side)
     pixels = torch.stack([rows, columns, rows]).round().byte().expand(40, 3, side, side)
-    canvases = Canvases(pixels, torch.full((40, 2), side), torch.arange(40))
+    canvases = Batch.of(pixels, torch.full((40, 2), side), torch.arange(40))
     kinds = (Global(2, 64, (0.3, 1.0), None), Local(1, 64, (0.08, 0.25), None))
     views = Views(canvases, kinds, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     told = views.relation("local", 0, "global", 1)

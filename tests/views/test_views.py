@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from manyviews.errors import UserError
-from manyviews.types import Canvases
+from manyviews.types import Batch
 from manyviews.views import (
     BYOL_PAIR,
     MAST_15,
@@ -32,11 +32,11 @@ from manyviews.views import (
 KINDS = (Global(2, 24, color=BYOL_PAIR), Local(3, 12, color=SIMCLR), Cutout(1, 24))
 
 
-def canvases(n: int = 10, side: int = 32, first: int = 0) -> Canvases:
+def canvases(n: int = 10, side: int = 32, first: int = 0) -> Batch:
     g = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (first + n, 3, side, side), dtype=torch.uint8, generator=g)[first:]
     extent = torch.tensor([[side, side], [3 * side, 2 * side]]).repeat(first + n, 1)[first : first + n]
-    return Canvases(pixels, extent, torch.arange(first, first + n))
+    return Batch.of(pixels, extent, torch.arange(first, first + n))
 
 
 @pytest.fixture
@@ -92,14 +92,14 @@ def test_the_same_bits_whenever_and_wherever_it_is_made(monkeypatch):
     whole, order = canvases(), torch.randperm(10, generator=torch.Generator().manual_seed(1))
     monkeypatch.setitem(make._VALUES, "cpu", 3 * 24 * 24 * 2)
     for part in order.split(3):
-        some = Canvases(whole.pixels[part], whole.extent[part], whole.index[part])
+        some = Batch.of(whole.pixels[part], whole.extent[part], whole.index[part])
         for a, (_, _, b) in zip(first, Views(some, KINDS, seed=3, epoch=2).each(), strict=True):
             assert torch.equal(a[part], b)
 
 
 def test_other_seeds_epochs_views_and_images_give_other_views():
     kinds = (Global(2, 16, color=None),)
-    same = Canvases(canvases().pixels[:1].expand(10, -1, -1, -1), torch.full((10, 2), 32), torch.arange(10))
+    same = Batch.of(canvases().pixels[:1].expand(10, -1, -1, -1), torch.full((10, 2), 32), torch.arange(10))
     made = [Views(same, kinds, seed=s, epoch=e)["global", i] for s in (0, 1) for e in (0, 1) for i in (0, 1)]
     flat = torch.cat(made).flatten(1)
     assert len(torch.unique(flat, dim=0)) == 80
@@ -112,7 +112,7 @@ def test_asymmetric_colors_go_to_their_views():
             2, 16, (1.0, 1.0), (Color(0, 0, 0, 0, 0, 0, 0, solarize=1.0, threshold=0.0), Color(0, 0, 0, 0, 0, 0, 0))
         ),
     )
-    white = Canvases(torch.full((4, 3, 16, 16), 255, dtype=torch.uint8), torch.full((4, 2), 16), torch.arange(4))
+    white = Batch.of(torch.full((4, 3, 16, 16), 255, dtype=torch.uint8), torch.full((4, 2), 16), torch.arange(4))
     a, b = Views(white, kinds, mean=(0, 0, 0), std=(1, 1, 1)).all("global")
     assert a.abs().max() < 1e-6 and (b - 1).abs().max() < 1e-6
 
@@ -139,7 +139,7 @@ def test_autocast_does_not_reach_the_pixels():
         (lambda v: v["global", 2], "no global view 2"),
         (lambda v: v.all("cut"), "no view 'cut'"),
         (lambda v: Views(v.canvases, (Global(2), Global(4))), "distinct names"),
-        (lambda v: Views(v.canvases, KINDS, memory="al"), "Did you mean 'all'"),
+        (lambda v: Views(v.canvases, KINDS, backward="join"), "Did you mean 'joint'"),
     ],
 )
 def test_bad_names(do, says):
@@ -165,7 +165,7 @@ def network() -> nn.Module:
 
 
 def step(recompute: bool, autocast: bool = False) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-    net, views = network(), Views(canvases(), KINDS, memory="constant")
+    net, views = network(), Views(canvases(), KINDS, backward="recompute")
     torch.manual_seed(1)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         outputs = views.map(net) if recompute else [net(x) for _, _, x in views.each()]
@@ -193,7 +193,7 @@ def test_recomputation_keeps_one_views_pixels_at_a_time(monkeypatch):
         return x
 
     monkeypatch.setattr(container, "make", watched)
-    outputs = Views(canvases(), KINDS, memory="constant").map(network())
+    outputs = Views(canvases(), KINDS, backward="recompute").map(network())
     assert len(most) == 6 and max(most) <= 2  # the last one dies when the next is already there
     torch.cat(outputs).sum().backward()
     assert len(most) == 12 and max(most) <= 2
@@ -201,7 +201,7 @@ def test_recomputation_keeps_one_views_pixels_at_a_time(monkeypatch):
 
 def test_without_gradient_nothing_is_remade(made):
     with torch.no_grad():
-        Views(canvases(), KINDS, memory="constant").map(network())
+        Views(canvases(), KINDS, backward="recompute").map(network())
     assert len(made) == 6
 
 

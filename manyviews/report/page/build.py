@@ -257,12 +257,12 @@ def _add_views(
     groups: list[Facts], i: int, recipe: Recipe, method: Method, source: Source, saver: pictures.Pictures
 ) -> None:
     """Runs that look at the same views are shown once."""
-    key = f"{method.looks} {recipe.data} {recipe.seed}"
+    key = f"{method.views} {recipe.data} {recipe.seed}"
     for group in groups:
         if group["key"] == key:
             group["runs"].append(i)
             return
-    groups.append({"key": key, "runs": [i], "kinds": pictures.views(recipe, method.looks, source, saver)})
+    groups.append({"key": key, "runs": [i], "kinds": pictures.views(recipe, method.views, source, saver)})
 
 
 def _subspaces(method: MAST, recipe: Recipe, source: Source | None, device: torch.device | str) -> Facts:

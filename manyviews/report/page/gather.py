@@ -29,19 +29,19 @@ _DIGITS = 6
 # Curves in their order: name in the log, title, factor, unit, whether on a logarithmic axis, what it says.
 _CURVES: tuple[tuple[str, str, float, str, bool, str], ...] = (
     ("loss", "Loss", 1, "", False, "What is minimized. It may fall while the features get worse."),
-    ("observe/knn", "Held-out k-NN", 100, "%", False, "Do nearest neighbors share a label? On images not trained on."),
-    ("observe/linear", "Held-out linear probe", 100, "%", False, "A ridge regression on images not trained on."),
-    ("observe/rankme", "RankMe", 1, "", False, "About how many dimensions the features use. Compare it along one run."),
-    ("observe/spread", "Spread", 1, "", False, "1: evenly over the sphere. 0: collapsed to one point."),
+    ("monitor/knn", "Held-out k-NN", 100, "%", False, "Do nearest neighbors share a label? On images not trained on."),
+    ("monitor/linear", "Held-out linear probe", 100, "%", False, "A ridge regression on images not trained on."),
+    ("monitor/rankme", "RankMe", 1, "", False, "About how many dimensions the features use. Compare it along one run."),
+    ("monitor/spread", "Spread", 1, "", False, "1: evenly over the sphere. 0: collapsed to one point."),
     (
-        "observe/alignment",
+        "monitor/alignment",
         "Alignment",
         1,
         "",
         False,
         "Distance of two views of an image. Low is good while they spread.",
     ),
-    ("observe/uniformity", "Uniformity", 1, "", False, "Lower is more evenly spread. 0 is collapse."),
+    ("monitor/uniformity", "Uniformity", 1, "", False, "Lower is more evenly spread. 0 is collapse."),
     ("lr", "Learning rate", 1, "", False, "At its peak after the warm-up."),
     ("momentum", "Momentum of the target", 1, "", False, "How much the target keeps of itself in a step."),
     ("grad_norm", "Gradient norm", 1, "", True, "A sudden jump announces trouble."),
@@ -49,8 +49,8 @@ _CURVES: tuple[tuple[str, str, float, str, bool, str], ...] = (
     ("data_wait", "Waiting for images", 100, "% of the time", False, "High: decoding is slower than training."),
 )
 _NOISY = {"loss", "grad_norm", "images_per_second", "data_wait"}
-_FLOORS = {"observe/spread": COLLAPSED_SPREAD}
-_NOT_CURVES = {"step", "epoch", "alarm", "observe/dim", "observe/projection_dim"}
+_FLOORS = {"monitor/spread": COLLAPSED_SPREAD}
+_NOT_CURVES = {"step", "epoch", "alarm", "monitor/dim", "monitor/projection_dim"}
 
 
 def run_facts(run: Any, name: str) -> Facts:
@@ -158,7 +158,7 @@ def _warnings(log: Sequence[Mapping[str, Any]], ended: Mapping[str, Any] | None)
     """What in the log should worry one."""
     yield from (f"At step {row.get('step')}: {printable(row['alarm'], 300)}" for row in log if "alarm" in row)
     seen = [r for r in log if r.get("step", 0) > 0]
-    held = [(r["observe/knn"], r["step"]) for r in seen if _finite(r.get("observe/knn"))]
+    held = [(r["monitor/knn"], r["step"]) for r in seen if _finite(r.get("monitor/knn"))]
     if held and max(held)[0] - held[-1][0] > 0.05:
         best, step = max(held)
         yield f"Held-out k-NN was best at step {step} ({percent(best)}) and {percent(held[-1][0])} at last."

@@ -103,7 +103,7 @@ def views(recipe: Recipe, looks: Sequence[View], source: Source, pictures: Pictu
     # At their strongest, for those that change as training goes.
     found = Views(canvases, looks, recipe.seed, 0, data.mean, data.std, progress=1.0)
     whole = [
-        # Canvases are squashed: in their true proportions again.
+        # Batch are squashed: in their true proportions again.
         np.asarray(Image.fromarray(x).resize((max(1, cell * w // max(h, w)), max(1, cell * h // max(h, w)))))
         for x, (h, w) in zip(canvases.pixels.permute(0, 2, 3, 1).numpy(), canvases.extent.tolist(), strict=True)
     ]

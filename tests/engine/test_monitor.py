@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity
 import manyviews as mv
 from manyviews import recipes
 from manyviews.data import open_source
-from manyviews.engine import loop, observe
+from manyviews.engine import loop, monitor
 from manyviews.evaluation import encode, rankme, spread
 from manyviews.evaluation.spectrum import describe
 from manyviews.methods import BYOL
@@ -28,21 +28,21 @@ def pictures(n: int = 96) -> np.ndarray:
 def watching(name: str):
     recipe = recipes.resolve(recipes.get(name))
     source = open_source(pictures(64))
-    watch = observe.prepare(source.subset(range(32)), source.subset(range(32, 64)), recipe)
+    watch = monitor.prepare(source.subset(range(32)), source.subset(range(32, 64)), recipe)
     return loop.build(recipe), watch, recipe
 
 
 def seen(run: mv.Run) -> list[dict[str, float]]:
-    return observe.observations(run.log)
+    return monitor.observations(run.log)
 
 
 def heard(observations: list[dict[str, float]]) -> list[list[str]]:
     """The alarms after each observation."""
-    return [observe.alarms(observations[:end]) for end in range(1, len(observations) + 1)]
+    return [monitor.alarms(observations[:end]) for end in range(1, len(observations) + 1)]
 
 
 def pretrain(out: Path, recipe: str, **settings) -> mv.Run:
-    every = {"data.batch_size": 16, "data.holdout": 0.25, "observe.epochs": 1, "observe.steps": 100}
+    every = {"data.batch_size": 16, "data.holdout": 0.25, "monitor.epochs": 1, "monitor.steps": 100}
     return mv.pretrain(pictures(), recipe, epochs=3, out=out, settings=every | settings)
 
 
@@ -72,12 +72,12 @@ def test_byol_without_predictor_and_stop_gradient_is_one(tmp_path: Path, monkeyp
 
 def test_an_encoder_that_says_the_same_of_every_image_is_one():
     method, watch, recipe = watching("simclr_tiny")
-    observations = [observe.observe(method, watch, recipe, CPU)]
+    observations = [monitor.measure(method, watch, recipe, CPU)]
     with torch.no_grad():
-        for weight in method.keep.parameters():
+        for weight in method.kept_encoder.parameters():
             weight.zero_()
     for _ in range(2):
-        observations.append(observe.observe(method, watch, recipe, CPU))
+        observations.append(monitor.measure(method, watch, recipe, CPU))
     first, second, third = heard(observations)
     assert first == third == []
     assert [alarm.split(":")[0] for alarm in second] == [
@@ -92,8 +92,8 @@ def test_the_numbers_are_those_of_the_encoder_and_of_its_projector():
     method, watch, recipe = watching("byol_tiny")
     method.train()
     before = {k: v.clone() for k, v in method.state_dict().items()}
-    found = observe.observe(method, watch, recipe, CPU)
-    x = encode(method.keep, watch.held, mean=recipe.data.mean, std=recipe.data.std)
+    found = monitor.measure(method, watch, recipe, CPU)
+    x = encode(method.kept_encoder, watch.held, mean=recipe.data.mean, std=recipe.data.std)
     assert {k: found[k] for k in describe(x)} == pytest.approx(describe(x))
     assert (found["dim"], found["projection_dim"]) == (16, 32)
     assert 1 <= found["projection_rankme"] <= 32
@@ -105,7 +105,7 @@ def test_the_numbers_are_those_of_the_encoder_and_of_its_projector():
     z = encode(method.online, watch.held, mean=recipe.data.mean, std=recipe.data.std)
     assert (rankme(z), spread(z)) != pytest.approx((found["projection_rankme"], found["projection_spread"]))
     method.online.projector = torch.nn.Identity()
-    plain = observe.observe(method, watch, recipe, CPU)
+    plain = monitor.measure(method, watch, recipe, CPU)
     assert plain["projection_dim"] == 16
     assert plain["uniformity"] == pytest.approx(found["uniformity"])
 
@@ -113,12 +113,12 @@ def test_the_numbers_are_those_of_the_encoder_and_of_its_projector():
 def test_methods_without_projections_to_look_at_have_none():
     for name in ("mae_tiny", "dino_tiny"):
         method, watch, recipe = watching(name)
-        assert not any(k.startswith("projection") for k in observe.observe(method, watch, recipe, CPU))
+        assert not any(k.startswith("projection") for k in monitor.measure(method, watch, recipe, CPU))
 
 
 def test_projections_of_a_gaussian_are_its_means():
     method, watch, recipe = watching("mast_tiny")
-    assert observe.observe(method, watch, recipe, CPU)["projection_dim"] == method.masks().shape[0]
+    assert monitor.measure(method, watch, recipe, CPU)["projection_dim"] == method.masks().shape[0]
 
 
 def told(ranks, spreads=None, dim=256, prefix=""):
@@ -160,11 +160,11 @@ def test_alarms_come_once_for_each_event(observations, wanted):
 
 def test_a_run_that_is_resumed_knows_its_past():
     rows = [
-        {"step": 0, "observe/dim": 256, "observe/rankme": 9.0, "observe/spread": 0.3},
+        {"step": 0, "monitor/dim": 256, "monitor/rankme": 9.0, "monitor/spread": 0.3},
         {"step": 5, "loss": 1.0, "lr": 0.1},
-        {"step": 5, "observe/dim": 256, "observe/rankme": 2.0, "observe/spread": 0.3},
+        {"step": 5, "monitor/dim": 256, "monitor/rankme": 2.0, "monitor/spread": 0.3},
         {"step": 5, "alarm": "The features use 2 of 256 dimensions."},
     ]
-    past = observe.observations(rows)
+    past = monitor.observations(rows)
     assert [p["rankme"] for p in past] == [9, 2]
-    assert observe.alarms([*past, dict(past[-1])]) == []
+    assert monitor.alarms([*past, dict(past[-1])]) == []

@@ -18,7 +18,7 @@ from manyviews.methods import Method
 from manyviews.methods.method import Branch
 from manyviews.recipe import Recipe
 from manyviews.targets import Center
-from manyviews.types import Canvases
+from manyviews.types import Batch
 from manyviews.views import Views
 
 MOST = 1000
@@ -61,7 +61,7 @@ class Watch:
     held_labels: Tensor | None
     known: Tensor
     known_labels: Tensor
-    canvases: Canvases
+    canvases: Batch
 
 
 def prepare(train: Source, held: Source, recipe: Recipe) -> Watch | None:
@@ -96,7 +96,7 @@ def _read(source: Source, size: int) -> tuple[Tensor, Tensor | None]:
     return torch.cat(pixels) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8), labels
 
 
-def observe(method: Method, watch: Watch, recipe: Recipe, device: torch.device) -> dict[str, float]:
+def measure(method: Method, watch: Watch, recipe: Recipe, device: torch.device) -> dict[str, float]:
     """Numbers on the encoder as it is now, evaluated (`eval()`) on clean images.
 
     Returns:
@@ -111,7 +111,7 @@ def observe(method: Method, watch: Watch, recipe: Recipe, device: torch.device) 
             projections share a direction, and nothing is the matter.
         knn, linear: with labels, accuracies on held-out images; the linear probe is a ridge regression, in closed form.
     """
-    encoder, branch = method.keep, _branch(method)
+    encoder, branch = method.kept_encoder, _branch(method)
 
     def features(pixels: Tensor) -> Tensor:
         return encode(encoder, pixels, mean=recipe.data.mean, std=recipe.data.std, device=device).cpu()
@@ -142,7 +142,7 @@ def _of_view(
     module: nn.Module, method: Method, watch: Watch, recipe: Recipe, device: torch.device, epoch: int
 ) -> Tensor:
     """What a module makes of the first view of the method's first kind: the same images and draws every time."""
-    kind, data = method.looks[0], recipe.data
+    kind, data = method.views[0], recipe.data
     views = Views(watch.canvases.to(device), (kind,), recipe.seed, epoch, data.mean, data.std)
     x = views[kind.name, 0]  # not inside: on a GPU what is compiled for it serves the steps too
     with frozen(module):
@@ -161,7 +161,7 @@ def _ridge(known: Tensor, known_labels: Tensor, x: Tensor, labels: Tensor) -> fl
 
 def observations(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
     """What was observed, in its order, from the lines of a log."""
-    found = [{k.removeprefix("observe/"): v for k, v in row.items() if k.startswith("observe/")} for row in rows]
+    found = [{k.removeprefix("monitor/"): v for k, v in row.items() if k.startswith("monitor/")} for row in rows]
     return [numbers for numbers in found if numbers]
 
 
