@@ -1,7 +1,22 @@
 """Backbones: any architecture of timm, behind the contract that methods and evaluations need."""
 
-from manyviews.backbones.encoder import Encoder, names
+from manyviews.backbones.encoder import Encoder, Features, Layer, names, take
 from manyviews.backbones.outside import ExternalEncoder, reinitialized
 from manyviews.backbones.positions import sincos
+from manyviews.backbones.representation import Kind, by_layer, patch_features, represent, width
 
-__all__ = ["Encoder", "ExternalEncoder", "names", "reinitialized", "sincos"]
+__all__ = [
+    "Encoder",
+    "ExternalEncoder",
+    "Features",
+    "Kind",
+    "Layer",
+    "by_layer",
+    "names",
+    "patch_features",
+    "reinitialized",
+    "represent",
+    "sincos",
+    "take",
+    "width",
+]

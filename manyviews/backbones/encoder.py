@@ -3,21 +3,53 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import json
 from collections.abc import Mapping
-from functools import cache
-from typing import Any, Literal, get_args
+from functools import cache, partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from manyviews.backbones.convolution import quicken
 from manyviews.backbones.positions import sincos
-from manyviews.errors import UserError, printable, unknown
+from manyviews.errors import UserError, printable
 
-Kind = Literal["pooled", "last4", "cls_mean"]
-"""Of features: see `Encoder.features`."""
+
+class Layer(NamedTuple):
+    """Features of one block or stage, before the final norm.
+
+    Attributes:
+        patches: `b n d`, each patch or place of the map, row by row, or in the order of `keep`.
+        prefix: `b p d`, class token and registers; p may be 0.
+    """
+
+    patches: Tensor
+    prefix: Tensor
+
+
+class Features(NamedTuple):
+    """What one pass through an encoder gives.
+
+    Attributes:
+        pooled: `b embed_dim`.
+        patches: `b n patch_dim`, of each patch or place of the last map, row by row, or in the order of `keep`. n is 0
+            for the few networks with several maps (CrossViT).
+        prefix: `b p patch_dim`, class token and registers; p may be 0.
+        layers: the last blocks or stages asked for, from the first of them to the last.
+    """
+
+    pooled: Tensor
+    patches: Tensor
+    prefix: Tensor
+    layers: tuple[Layer, ...] = ()
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Some of the patches of each image, `b n d` to `b v d`, by int64 indices, `b v`."""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
+
 
 # timm is imported inside functions: it takes seconds, and listing methods or recipes does not need it.
 
@@ -110,131 +142,92 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pooled features, `b embed_dim`. Raises UserError when patches do not tile the image."""
-        self._check_size(x)
-        return self.model(x)
+        return self.features(x).pooled
 
-    def features(self, x: Tensor, kind: Kind = "pooled") -> Tensor:
-        """Features of a kind, `b width(kind)`, for probes.
+    def features(
+        self,
+        x: Tensor,
+        *,
+        keep: Tensor | None = None,
+        hide: Tensor | None = None,
+        token: Tensor | None = None,
+        layers: int = 0,
+    ) -> Features:
+        """Everything that one pass gives: the only door to the network, and the one that is compiled.
 
-        Those of vision transformers are DINO's (Caron et al. 2021), after the final norm, whichever block they are of.
-
-        Args:
-            x: `b 3 h w`.
-            kind: "pooled" is `forward`. "last4" is the class tokens of the last four blocks, one after the other, the
-                last block's last: for ViT-S and smaller. "cls_mean" is the last block's class token, and after it the
-                mean of its patch tokens: for ViT-B and larger.
-
-        Raises:
-            UserError: the backbone does not have them, or patches do not tile the image.
-        """
-        self.width(kind)
-        if kind == "pooled":
-            return self(x)
-        self._check_size(x)
-        found = self.model.forward_intermediates(
-            x,
-            indices=4 if kind == "last4" else 1,
-            return_prefix_tokens=True,
-            norm=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-        )
-        tokens = [prefix[:, 0] for _, prefix in found]
-        return torch.cat(tokens if kind == "last4" else [*tokens, found[-1][0].mean(1)], 1)
-
-    def width(self, kind: Kind) -> int:
-        """Dimensions of `features` of a kind.
-
-        Raises:
-            UserError: no such kind, or the backbone is not a vision transformer with a class token and, for "last4",
-                four blocks.
-        """
-        if kind not in get_args(Kind):
-            raise unknown("kind of features", kind, get_args(Kind))
-        if kind == "pooled":
-            return self.embed_dim
-        vit = self._vit(f"give features '{kind}'")
-        if not vit.has_class_token:
-            raise UserError(f"{self.name} cannot give features '{kind}', for it has no class token: take 'pooled'.")
-        if kind == "last4" and len(vit.blocks) < 4:
-            raise UserError(
-                f"{self.name} cannot give features 'last4', for it has {len(vit.blocks)} blocks: take 'cls_mean'."
-            )
-        return vit.embed_dim * (4 if kind == "last4" else 2)
-
-    def layers(self, x: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor | None, Tensor]]]:
-        """`forward`'s features, and those of every block or stage, from the first to the last, in one forward pass.
-
-        Of encoders that pool by a class token, all blocks' are after the final norm, as in `features`.
+        Patches are hidden before positions are added, and dropped after (MAE, He et al. 2022; iBOT, Zhou et al. 2022).
 
         Args:
             x: `b 3 h w`.
-
-        Returns:
-            pooled features, `b embed_dim`; and by timm's name of the layer ("layer1", "blocks.0") its class token,
-            `b d`, None where the encoder does not pool by one, and its mean over all places, `b d`.
-
-        Raises:
-            UserError: patches do not tile the image.
-        """
-        self._check_size(x)
-        model = self.model
-        tokens = (
-            getattr(model, "global_pool", None) == "token"
-            and getattr(model, "cls_token", None) is not None
-            and "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
-        )
-        wanted = {"norm": True, "return_prefix_tokens": True} if tokens else {}
-        last, found = model.forward_intermediates(x, **wanted)
-        info = model.feature_info
-        names = info.module_name() if hasattr(info, "module_name") else [layer["module"] for layer in info]
-        layers: dict[str, tuple[Tensor | None, Tensor]] = {}
-        for name, layer in zip(names, found, strict=True):
-            places, token = (layer[0], layer[1][:, 0]) if tokens else (layer, None)
-            layers[name] = token, places.mean((2, 3))
-        return model.forward_head(last), layers
-
-    def patches(self, x: Tensor) -> Tensor:
-        """Features of each place of the last feature map, row by row, or of each patch, `b n patch_dim`.
+            keep: int64, `b v`, indices of the patches that the blocks see, row by row; all if None.
+            hide: bool, `b n`, true for patches that `token` replaces.
+            token: `embed_dim`.
+            layers: number of last blocks or stages whose features to return.
 
         Raises:
-            UserError: patches do not tile the image, or the network gives several maps (CrossViT).
+            UserError: patches do not tile the image, or the backbone cannot drop or hide patches.
         """
-        self._check_size(x)
-        found = self.model.forward_features(x)
-        if not isinstance(found, Tensor):
-            raise UserError(f"{self.name} has no single map of features: choose another backbone.")
-        if found.ndim == 3:
-            return found[:, getattr(self.model, "num_prefix_tokens", 0) :]
-        if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
-            return found.flatten(1, 2)
-        return found.flatten(2).transpose(1, 2)
-
-    def tokens(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Prefix tokens and the patch tokens that are kept, through all blocks, which never see the others.
-
-        Positions are added before patches are dropped (MAE, He et al. 2022).
-
-        Args:
-            x: `b 3 h w`.
-            keep: int64, `b v`, indices of patches, row by row; all when None.
-
-        Returns:
-            `b prefix+v embed_dim`, patches in the order of `keep`.
-
-        Raises:
-            UserError: the backbone is not a vision transformer.
-        """
-        vit = self._vit("drop patches")
-        self._check_size(x)
-        x = vit._pos_embed(vit.patch_embed(x))
-        if keep is not None:
-            prefix, patches = x[:, : vit.num_prefix_tokens], x[:, vit.num_prefix_tokens :]
-            x = torch.cat([prefix, patches.gather(1, keep[:, :, None].expand(-1, -1, x.shape[2]))], 1)
-        return vit.norm(vit.blocks(vit.norm_pre(x)))
-
-    def _check_size(self, x: Tensor) -> None:
         self.check_size(*x.shape[-2:])
+        last: Any
+        inside: tuple[Layer, ...] = ()
+        if keep is None and hide is None and not layers:
+            last = self.model.forward_features(x)
+        elif keep is None and hide is None and not self.is_transformer:
+            last, maps = self.model.forward_intermediates(x, indices=layers)
+            flat = [m.flatten(2).transpose(1, 2) for m in maps]
+            inside = tuple(Layer(m, m[:, :0]) for m in flat)
+        else:
+            last, inside = self._by_block(x, keep, hide, token, layers)
+        pooled = self.model.forward_head(last)
+        if not isinstance(last, Tensor):  # several maps (CrossViT)
+            return Features(pooled, pooled.new_empty(len(x), 0, self.patch_dim), pooled.new_empty(len(x), 0, 0), inside)
+        if last.ndim == 4:
+            nhwc = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+            patches = last.flatten(1, 2) if nhwc else last.flatten(2).transpose(1, 2)
+            return Features(pooled, patches, patches[:, :0], inside)
+        prefix = getattr(self.model, "num_prefix_tokens", 0)
+        return Features(pooled, last[:, prefix:], last[:, :prefix], inside)
+
+    def _by_block(
+        self, x: Tensor, keep: Tensor | None, hide: Tensor | None, token: Tensor | None, layers: int
+    ) -> tuple[Tensor, tuple[Layer, ...]]:
+        """The last block's tokens and those of the last `layers` blocks, of a transformer that sees some patches."""
+        vit = self.transformer("drop or hide patches")
+        x = vit.patch_embed(x)
+        if hide is not None:
+            assert token is not None, "Patches are hidden by a token."
+            x = torch.where(hide.view(*x.shape[:-1], 1), token.to(x.dtype), x)
+        x = vit._pos_embed(x)
+        x, rope = x if isinstance(x, tuple) else (x, None)
+        n = vit.num_prefix_tokens
+        if keep is not None:
+            x = torch.cat([x[:, :n], take(x[:, n:], keep)], 1)
+            rope = None if rope is None else _kept_rope(rope, keep)
+        x = vit.norm_pre(x)
+        inside = []
+        for i, block in enumerate(vit.blocks):
+            how: dict[str, Tensor] = (
+                {} if rope is None else {"rope": rope[i] if getattr(vit, "rope_mixed", False) else rope}
+            )
+            run = partial(block, **how)
+            x = checkpoint(run, x, use_reentrant=False) if vit.grad_checkpointing else run(x)
+            if i >= len(vit.blocks) - layers:
+                inside.append(Layer(x[:, n:], x[:, :n]))
+        return vit.norm(x), tuple(inside)
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether `features` can drop and hide patches."""
+        from timm.layers import PatchEmbed
+
+        parts = ("patch_embed", "_pos_embed", "norm_pre", "blocks", "norm", "num_prefix_tokens")
+        return all(hasattr(self.model, part) for part in parts) and isinstance(self.model.patch_embed, PatchEmbed)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """timm's names of the blocks or stages that `features` gives with `layers`, such as "layer1", "blocks.0"."""
+        info = self.model.feature_info
+        return tuple(info.module_name() if hasattr(info, "module_name") else [layer["module"] for layer in info])
 
     def check_size(self, h: int, w: int) -> None:
         """Vision transformers of any size still need whole patches; timm's own assertion names no remedy.
@@ -253,17 +246,17 @@ class Encoder(nn.Module):
     @property
     def patch_size(self) -> int:
         """Side of a patch, pixels. Raises UserError for backbones without patches."""
-        return self._vit("cut patches").patch_embed.patch_size[0]
+        return self.transformer("cut patches").patch_embed.patch_size[0]
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches at the size the model was made for."""
-        return self._vit("cut patches").patch_embed.grid_size
+    def grid(self, size: int | None = None) -> tuple[int, int]:
+        """Rows and columns of patches of a square image: of `size` pixels, or of the size the model was made for."""
+        embed = self.transformer("cut patches").patch_embed
+        return embed.grid_size if size is None else (size // self.patch_size, size // self.patch_size)
 
     @property
     def num_prefix_tokens(self) -> int:
         """Class and register tokens, which come before the patches."""
-        return self._vit("give tokens").num_prefix_tokens
+        return self.transformer("give tokens").num_prefix_tokens
 
     def freeze_patch_embed(self) -> None:
         """Keep the projection of patches as it was initialized (MoCo v3, section 4.1), or as it came from elsewhere.
@@ -274,24 +267,25 @@ class Encoder(nn.Module):
         Raises:
             UserError: the backbone is not a vision transformer.
         """
-        embed = self._vit("freeze a patch projection").patch_embed.requires_grad_(False)
+        embed = self.transformer("freeze a patch projection").patch_embed.requires_grad_(False)
         if not self.pretrained:
             nn.init.xavier_uniform_(embed.proj.weight.view(embed.proj.out_channels, -1))
             if embed.proj.bias is not None:
                 nn.init.zeros_(embed.proj.bias)
 
-    def _vit(self, what: str) -> Any:
-        from timm.layers import PatchEmbed
-        from timm.models.vision_transformer import VisionTransformer
+    def transformer(self, what: str) -> Any:
+        """The model, if it is a transformer on patches: timm's ViT and Eva, and the models that derive from them.
 
-        model = self.model
-        if isinstance(model, VisionTransformer) and isinstance(model.patch_embed, PatchEmbed):
-            return model
+        Raises:
+            UserError: it is another network, which cannot do `what`.
+        """
+        if self.is_transformer:
+            return self.model
         raise UserError(f"{self.name} cannot {what}: choose a plain vision transformer, such as {_FOR_EXAMPLE}.")
 
     @torch.no_grad()
     def _fix_positions(self) -> None:
-        vit = self._vit("have sine-cosine positions")
+        vit = self.transformer("have sine-cosine positions")
         if vit.pos_embed is None:
             raise UserError(f"{self.name} has no positions to fix: leave out position='sincos'.")
         fixed = sincos(vit.patch_embed.grid_size, vit.embed_dim)
@@ -337,6 +331,17 @@ class Encoder(nn.Module):
             )
         self.model.load_state_dict(theirs)
         self.pretrained = True
+
+
+def _kept_rope(rope: Tensor, keep: Tensor) -> Tensor:
+    """Rotary positions of the patches that are kept: of one table for all blocks, `n d`, or one for each of them."""
+    index = keep.view(*keep.shape, 1)
+    if rope.ndim == 2:  # to b 1 v d
+        return take(rope.expand(len(keep), -1, -1), keep)[:, None]
+    # depth, heads, n, d to depth, b, heads, v, d
+    depth, heads, _, d = rope.shape
+    index = index[None, :, None].expand(depth, -1, heads, -1, d)
+    return rope[:, None].expand(-1, len(keep), -1, -1, -1).gather(3, index)
 
 
 def _check_settings(name: str, settings: Mapping[str, Any]) -> None:

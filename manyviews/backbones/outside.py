@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from manyviews.backbones.encoder import Encoder, Kind
+from manyviews.backbones.encoder import Encoder
 from manyviews.errors import UserError, printable, unknown
 
 # -- what others call their weights --------------------------------------------------------------------------------
@@ -592,12 +592,6 @@ class ExternalEncoder(nn.Module):
                 "b n d."
             )
         return found.mean((2, 3)) if found.ndim == 4 else found[:, 0] if found.ndim == 3 else found
-
-    def width(self, kind: Kind) -> int:
-        """Dimensions of the features of a kind, of which only "pooled" is known. Raises UserError for others."""
-        if kind != "pooled":
-            raise UserError(f"{self.name} cannot give features '{kind}', for it is a bare module: take 'pooled'.")
-        return self.embed_dim
 
 
 # What parameters that belong to no layer begin with. Tokens and positions: Dosovitskiy et al. 2021. Scales of channels

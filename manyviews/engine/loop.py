@@ -100,9 +100,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
         if recipe.step.compile:
             for module in method.modules():
                 if isinstance(module, Encoder):
-                    module.compile()
-                    module.tokens = torch.compile(module.tokens)  # type: ignore[method-assign]
-                    module.patches = torch.compile(module.patches)  # type: ignore[method-assign]
+                    module.features = torch.compile(module.features)  # type: ignore[method-assign]
 
         watched = monitor.prepare(train_on, held, recipe) if first else None
         if first and recipe.data.holdout and watched is None:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyviews.backbones.encoder import Encoder, Kind
+from manyviews.backbones import Encoder, Kind, represent, width
 from manyviews.checkpoint import load_tensors, save_tensors
 from manyviews.data.canvas import in_threads, reading_ahead
 from manyviews.data.decode import BadImage
@@ -167,7 +167,7 @@ class Pixels(nn.Module):
 
 
 class Chosen(nn.Module):
-    """An encoder whose features are of one kind: see `Encoder.features`.
+    """An encoder whose features are of one kind: see `backbones.represent`.
 
     Raises:
         UserError: the encoder does not have them.
@@ -175,13 +175,13 @@ class Chosen(nn.Module):
 
     def __init__(self, encoder: Encoder, kind: Kind) -> None:
         super().__init__()
-        encoder.width(kind)
+        width(encoder, kind)
         self.encoder = encoder
         self.kind: Kind = kind
 
     def forward(self, x: Tensor) -> Tensor:
         """Float32 `b 3 h w` to `b width`."""
-        return self.encoder.features(x, self.kind)
+        return represent(self.encoder, x, self.kind)
 
     def extra_repr(self) -> str:
         return self.kind  # the cache tells encoders apart by what they print

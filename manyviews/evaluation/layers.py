@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from manyviews.backbones import Encoder
+from manyviews.backbones import Encoder, by_layer, patch_features
 from manyviews.errors import UserError
 from manyviews.evaluation import metrics
 from manyviews.evaluation.features import Chosen, extract, frozen
@@ -192,7 +192,7 @@ class _Pooled(nn.Module):
         self.encoder, self.pool = encoder, pool
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pool(self.encoder.patches(x))
+        return self.pool(patch_features(self.encoder, x))
 
 
 class _Beside(nn.Module):
@@ -262,13 +262,13 @@ def _encoder(task: ImageTask) -> Encoder | None:
 
 def _each(encoder: Encoder, x: Tensor) -> dict[str, Tensor]:
     """Features of each layer as the encoder pools them, and its pooled features."""
-    pooled, found = encoder.layers(x)
+    pooled, found = by_layer(encoder, x)
     return {name: mean if token is None else token for name, (token, mean) in found.items()} | {"pooled": pooled}
 
 
 def _last(encoder: Encoder, x: Tensor, most: int) -> dict[str, Tensor]:
     """Features of the last layers, of the last one the pooled ones, and the mean patch token if it has patch tokens."""
-    pooled, found = encoder.layers(x)
+    pooled, found = by_layer(encoder, x)
     *before, (token, mean) = list(found.values())[-most:]
     parts = {f"{len(before) - i} before": m if t is None else t for i, (t, m) in enumerate(before)}
     return parts | {"pooled": pooled} | ({} if token is None else {"patches": mean})

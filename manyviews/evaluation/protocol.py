@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from manyviews.backbones import Encoder, ExternalEncoder, reinitialized
-from manyviews.backbones.encoder import Kind
+from manyviews.backbones import Encoder, ExternalEncoder, Kind, reinitialized, width
 from manyviews.data.source import NAME_LABELS, Source, unlabeled
 from manyviews.data.split import split
 from manyviews.errors import UserError, unknown
@@ -539,7 +538,7 @@ def _given(protocols: Sequence[str], settings: Mapping[str, Any]) -> dict[str, d
 def _of_kind(encoder: Encoder | ExternalEncoder, features: Kind) -> nn.Module:
     if features == "pooled":
         return encoder
-    encoder.width(features)  # refused by modules from outside
+    width(encoder, features)  # refused by modules from outside
     assert isinstance(encoder, Encoder)
     return Chosen(encoder, features)
 

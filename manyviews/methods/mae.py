@@ -66,7 +66,6 @@ class MAE(Method):
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         x = views[self.views[0].name, 0]
         kept, mask = random_masking(views.draws.uniform("mask", self.patches), self.mask_ratio)
-        tokens = self.encoder.tokens(x, kept)[:, self.encoder.num_prefix_tokens :]
-        prediction = self.decoder(tokens, kept)
+        prediction = self.decoder(self.encoder.features(x, keep=kept).patches, kept)
         target = patchify(x, self.patch_size)
         yield {"reconstruction": masked_mse(prediction, target, mask, normalize=self.normalize_pixels)}

@@ -30,7 +30,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from manyviews.backbones import Encoder
+from manyviews.backbones import Encoder, patch_features
 from manyviews.errors import UserError
 from manyviews.heads import GaussianProjector, Masks
 from manyviews.methods.method import Branch, Method, Terms, paired
@@ -158,4 +158,4 @@ class GaussianBranch(Branch):
     """An encoder followed by its projector: `b 3 h w` to a mean and variances, `b d` each."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return self.projector(self.encoder.patches(x))
+        return self.projector(patch_features(self.encoder, x))

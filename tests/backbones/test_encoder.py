@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from manyviews.backbones import Encoder, names, sincos
+from manyviews.backbones import Encoder, names, patch_features, represent, sincos, take, width
 from manyviews.errors import UserError
 
 VIT = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -40,7 +40,7 @@ def test_features_weights_and_settings_of_many_architectures(case: str):
     name, settings, size, dim = ARCHITECTURES[case]
     encoder = Encoder(name, **settings).eval()
     x = images(size)
-    features, patches = encoder(x), encoder.patches(x)
+    features, patches = encoder(x), patch_features(encoder, x)
     assert encoder.embed_dim == dim and features.shape == (2, dim)
     assert patches.ndim == 3 and patches.shape[0] == 2 and patches.shape[2] == encoder.patch_dim
 
@@ -69,14 +69,14 @@ def test_patches_average_to_the_pooled_features():
     """Row by row, in any memory layout: the pool of ResNet and Swin is the mean over places."""
     for name, size, settings in (("resnet18", 64, {}), ("swin_tiny_patch4_window7_224", 56, {"img_size": 56})):
         encoder, x = Encoder(name, **settings).eval(), images(size)
-        torch.testing.assert_close(encoder.patches(x).mean(1), encoder(x), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(patch_features(encoder, x).mean(1), encoder(x), atol=1e-4, rtol=1e-4)
 
 
 def test_patches_of_a_feature_map_go_row_by_row():
     encoder = Encoder("resnet18", stem="small", channels=(4, 4, 8, 8)).eval()
     x = images(64)
     found = encoder.model.forward_features(x)
-    assert torch.equal(encoder.patches(x)[:, 8 * 2 + 5], found[:, :, 2, 5])
+    assert torch.equal(patch_features(encoder, x)[:, 8 * 2 + 5], found[:, :, 2, 5])
 
 
 def test_a_specification_from_a_file_fetches_nothing(tmp_path):
@@ -110,10 +110,16 @@ def test_small_stems_keep_the_resolution():
 # -- vision transformers -------------------------------------------------------------------------------------------
 
 
+def tokens(encoder: Encoder, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+    """Prefix tokens, and after them the patches."""
+    found = encoder.features(x, keep=keep)
+    return torch.cat([found.prefix, found.patches], 1)
+
+
 def seen_by_blocks(encoder: Encoder, *args) -> list[int]:
     lengths: list[int] = []
     hooks = [b.register_forward_pre_hook(lambda _, a: lengths.append(a[0].shape[1])) for b in encoder.model.blocks]
-    encoder.tokens(*args)
+    encoder.features(args[0], keep=args[1] if len(args) > 1 else None)
     for hook in hooks:
         hook.remove()
     return lengths
@@ -122,7 +128,7 @@ def seen_by_blocks(encoder: Encoder, *args) -> list[int]:
 def test_dropped_tokens_never_enter_the_blocks():
     encoder, x = vit(), images()
     keep = torch.rand(2, 64).argsort(1)[:, :16]
-    assert encoder.tokens(x, keep).shape == (2, 17, 24)
+    assert tokens(encoder, x, keep).shape == (2, 17, 24)
     assert seen_by_blocks(encoder, x, keep) == [17, 17]
     assert seen_by_blocks(encoder, x) == [65, 65]
 
@@ -131,12 +137,12 @@ def test_all_tokens_are_the_models_own():
     encoder, x = vit(), images()
     everything = torch.arange(64).expand(2, 64)
     expected = encoder.model.forward_features(x)
-    assert torch.equal(encoder.tokens(x), expected)
-    assert torch.equal(encoder.tokens(x, everything), expected)
-    assert torch.equal(encoder.tokens(x, everything)[:, 0], encoder(x))
-    assert torch.equal(encoder.patches(x), expected[:, 1:])
+    assert torch.equal(tokens(encoder, x), expected)
+    assert torch.equal(tokens(encoder, x, everything), expected)
+    assert torch.equal(tokens(encoder, x, everything)[:, 0], encoder(x))
+    assert torch.equal(patch_features(encoder, x), expected[:, 1:])
     order = torch.randperm(64)
-    torch.testing.assert_close(encoder.tokens(x, everything[:, order])[:, 1:], expected[:, 1:][:, order])
+    torch.testing.assert_close(tokens(encoder, x, everything[:, order])[:, 1:], expected[:, 1:][:, order])
 
 
 def test_kept_tokens_do_not_know_what_the_dropped_patches_show():
@@ -147,30 +153,88 @@ def test_kept_tokens_do_not_know_what_the_dropped_patches_show():
         for n in keep[b].tolist():
             rows, columns = slice(n // 8 * 4, n // 8 * 4 + 4), slice(n % 8 * 4, n % 8 * 4 + 4)
             changed[b, :, rows, columns] = x[b, :, rows, columns]
-    torch.testing.assert_close(encoder.tokens(changed, keep), encoder.tokens(x, keep))
-    assert not torch.allclose(encoder.tokens(changed), encoder.tokens(x))
+    torch.testing.assert_close(tokens(encoder, changed, keep), tokens(encoder, x, keep))
+    assert not torch.allclose(tokens(encoder, changed), tokens(encoder, x))
+
+
+def eva(**settings) -> Encoder:
+    """A small transformer with rotary positions, as DINOv3's."""
+    small = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    torch.manual_seed(0)
+    return Encoder("vit_small_patch16_dinov3", **small | settings).eval()
+
+
+@pytest.mark.parametrize(
+    "make", [vit, eva, lambda: eva(rope_type="mixed", rope_rotate_half=False)], ids=["vit", "eva", "mixed"]
+)
+def test_dropping_patches_is_attention_without_them(make):
+    """Kept tokens see each other alone, at their own positions: timm's full pass under a mask of the attention."""
+    encoder, x = make(), images()
+    keep = torch.rand(2, 64).argsort(1)[:, :16]
+    prefix = encoder.num_prefix_tokens
+    seen = torch.zeros(2, prefix + 64, dtype=torch.bool)
+    seen[:, :prefix] = True
+    seen.scatter_(1, keep + prefix, True)
+    with torch.no_grad():
+        wanted = encoder.model.forward_features(x, attn_mask=seen[:, None, None].expand(-1, -1, prefix + 64, -1))
+        found = encoder.features(x, keep=keep)
+    torch.testing.assert_close(found.prefix, wanted[:, :prefix], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.patches, take(wanted[:, prefix:], keep), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [vit, eva], ids=["vit", "eva"])
+def test_hidden_patches_are_the_token_before_positions(make):
+    """As if the patch projection had given the token there, and nobody sees what was hidden."""
+    encoder, x, token = make(), images(), torch.randn(24)
+    hide = torch.rand(2, 64) < 0.4
+    with torch.no_grad():
+        found = encoder.features(x, hide=hide, token=token, layers=1)
+        hook = encoder.model.patch_embed.register_forward_hook(
+            lambda _, a, y: torch.where(hide.view(*y.shape[:-1], 1), token, y)
+        )
+        wanted = encoder.features(x)
+        hook.remove()
+        changed = x + 9 * torch.kron(hide.view(2, 1, 8, 8).float(), torch.ones(1, 1, 4, 4))
+        again = encoder.features(changed, hide=hide, token=token)
+        none = encoder.features(x, hide=torch.zeros_like(hide), token=token)
+    torch.testing.assert_close(found.patches, wanted.patches)
+    torch.testing.assert_close(found.pooled, wanted.pooled)
+    torch.testing.assert_close(again.patches, found.patches)
+    torch.testing.assert_close(none.patches, encoder.features(x).patches)
+    torch.testing.assert_close(encoder.model.norm(found.layers[0].patches), found.patches)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224"])
+def test_layers_of_networks_of_stages_are_timms(name: str):
+    encoder, x = Encoder(name).eval(), images(224, 1)
+    with torch.no_grad():
+        found, (_, maps) = encoder.features(x, layers=2), encoder.model.forward_intermediates(x, indices=2)
+    assert [layer.prefix.shape[1] for layer in found.layers] == [0, 0]
+    for layer, map_ in zip(found.layers, maps, strict=True):
+        assert torch.equal(layer.patches, map_.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(found.pooled, encoder(x))
 
 
 def test_positions_are_added_before_dropping():
     """The same picture in another patch gives another token."""
     encoder = vit()
     x = images(4).repeat(1, 1, 8, 8)
-    one, other = (encoder.tokens(x, torch.full((2, 1), n))[:, 1] for n in (0, 63))
+    one, other = (tokens(encoder, x, torch.full((2, 1), n))[:, 1] for n in (0, 63))
     assert not torch.allclose(one, other)
 
 
 def test_register_tokens_are_prefix_tokens():
     encoder = vit(reg_tokens=4)
     assert encoder.num_prefix_tokens == 5
-    assert encoder.tokens(images(), torch.zeros(2, 3, dtype=torch.int64)).shape == (2, 8, 24)
-    assert encoder.patches(images()).shape == (2, 64, 24)
+    assert tokens(encoder, images(), torch.zeros(2, 3, dtype=torch.int64)).shape == (2, 8, 24)
+    assert patch_features(encoder, images()).shape == (2, 64, 24)
 
 
 def test_transformers_take_local_crops():
     encoder = vit()
-    assert encoder(images(16)).shape == (2, 24) and encoder.patches(images(16)).shape == (2, 16, 24)
-    assert (encoder.patch_size, encoder.grid, encoder.test_size) == (4, (8, 8), 32)
-    for call in (encoder, encoder.patches, encoder.tokens):
+    assert encoder(images(16)).shape == (2, 24) and patch_features(encoder, images(16)).shape == (2, 16, 24)
+    assert (encoder.patch_size, encoder.grid(), encoder.grid(16), encoder.test_size) == (4, (8, 8), (4, 4), 32)
+    for call in (encoder, encoder.features):
         with pytest.raises(UserError, match="Patches of 4 pixels do not tile an image of 18 x 18"):
             call(images(18))
 
@@ -200,7 +264,7 @@ def test_a_frozen_patch_projection_is_initialized_as_moco_v3s():
 def test_several_maps_are_no_map():
     encoder = Encoder("crossvit_tiny_240", img_size=240)
     with pytest.raises(UserError, match="no single map"):
-        encoder.patches(images(240, 1))
+        patch_features(encoder, images(240, 1))
 
 
 def test_sincos_positions():
@@ -232,13 +296,13 @@ def test_kinds_of_features_are_dinos(settings: dict):
             "last4": torch.cat([t[:, 0] for t in last], 1),
             "cls_mean": torch.cat([last[-1][:, 0], last[-1][:, prefix:].mean(1)], 1),
         }
-        assert torch.equal(encoder.features(x), pooled)
+        assert torch.equal(represent(encoder, x), pooled)
         for kind, features in wanted.items():
-            torch.testing.assert_close(encoder.features(x, kind), features)
-            assert encoder.width(kind) == features.shape[1]
-        assert encoder.features(images(16), "last4").shape == (2, 96)
+            torch.testing.assert_close(represent(encoder, x, kind), features)
+            assert width(encoder, kind) == features.shape[1]
+        assert represent(encoder, images(16), "last4").shape == (2, 96)
     with pytest.raises(UserError, match="do not tile an image of 18 x 18"):
-        encoder.features(images(18), "cls_mean")
+        represent(encoder, images(18), "cls_mean")
 
 
 @pytest.mark.parametrize(
@@ -252,18 +316,18 @@ def test_kinds_of_features_are_dinos(settings: dict):
 )
 def test_features_that_a_backbone_does_not_have_are_refused(encoder, kind: str, message: str):
     made = encoder()
-    for ask in (lambda: made.features(images(), kind), lambda: made.width(kind)):
+    for ask in (lambda: represent(made, images(), kind), lambda: width(made, kind)):
         with pytest.raises(UserError, match=message):
             ask()
-    assert made.features(images()).shape == (2, made.width("pooled"))
+    assert represent(made, images()).shape == (2, width(made, "pooled"))
 
 
-@pytest.mark.parametrize("ask", ["tokens", "patch_size", "grid", "num_prefix_tokens", "freeze_patch_embed"])
+@pytest.mark.parametrize("ask", ["features", "patch_size", "grid", "num_prefix_tokens", "freeze_patch_embed"])
 def test_convolutional_networks_say_what_they_cannot(ask: str):
     encoder = Encoder("resnet18", channels=(8, 8, 8, 8), stem="small")
     with pytest.raises(UserError, match=r"resnet18 cannot .*such as vit_small_patch16_224"):
         found = getattr(encoder, ask)
-        found(images()) if ask == "tokens" else found()
+        found(images(), keep=torch.zeros(2, 1, dtype=torch.int64)) if ask == "features" else found()
 
 
 # -- names, settings, weights --------------------------------------------------------------------------------------

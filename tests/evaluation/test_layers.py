@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from manyviews.backbones import Encoder
+from manyviews.backbones import Encoder, by_layer, represent
 from manyviews.errors import UserError
 from manyviews.evaluation import Pixels, Task, extract, linear_probe
 from manyviews.evaluation.features import Chosen, frozen
@@ -82,7 +82,7 @@ def test_layers_of_convolutional_networks_are_what_hooks_see_averaged(name, sett
     encoder, x = Encoder(name, **settings).eval(), torch.randn(3, 3, size, size)
     heard = hooked(encoder.model, modules, x)
     with torch.no_grad():
-        pooled, found = encoder.layers(x)
+        pooled, found = by_layer(encoder, x)
         torch.testing.assert_close(pooled, encoder(x))
     assert list(found) == modules
     for layer, (token, mean) in found.items():
@@ -97,9 +97,9 @@ def test_layers_of_vision_transformers_are_normed_class_tokens_and_mean_patches(
     blocks = [f"blocks.{i}" for i in range(5)]
     heard = hooked(encoder.model, blocks, x)
     with torch.no_grad():
-        pooled, found = encoder.layers(x)
+        pooled, found = by_layer(encoder, x)
         torch.testing.assert_close(pooled, encoder(x))
-        last4, cls_mean = encoder.features(x, "last4"), encoder.features(x, "cls_mean")
+        last4, cls_mean = represent(encoder, x, "last4"), represent(encoder, x, "cls_mean")
         normed = {name: encoder.model.norm(out) for name, out in heard.items()}
     assert list(found) == blocks
     for name, (token, mean) in found.items():
@@ -117,7 +117,7 @@ def test_layers_of_encoders_that_pool_all_places_have_no_class_token():
         encoder = Encoder(name, global_pool="avg", **settings).eval()
         x = torch.randn(2, 3, size, size)
         with torch.no_grad():
-            pooled, found = encoder.layers(x)
+            pooled, found = by_layer(encoder, x)
             torch.testing.assert_close(pooled, encoder(x))
         widths = [mean.shape[1] for token, mean in found.values() if token is None]
         assert widths == ([12, 12] if size == 12 else [12, 24, 48, 96])
@@ -235,7 +235,7 @@ def test_the_grid_of_a_vision_transformer_has_the_last_class_tokens_and_the_mean
     task, _ = image_task(Chosen(vit, "last4"), source, 120, 170)  # whichever kind was asked for
     with frozen(vit):
         x = pixels(source)
-        last4, cls_mean, pooled = (vit.features(x, kind) for kind in ("last4", "cls_mean", "pooled"))
+        last4, cls_mean, pooled = (represent(vit, x, kind) for kind in ("last4", "cls_mean", "pooled"))
     features = {(1, 0): pooled, (1, 1): cls_mean, (4, 0): last4, (4, 1): torch.cat([last4, cls_mean[:, 12:]], 1)}
     alone = [({"layers": n, "patches": p}, probe(x, task)) for (n, p), x in features.items()]
     same(linear_grid(task, 0, last=(4, 1, 1), **QUICK), alone)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from manyviews.backbones import Encoder, ExternalEncoder
+from manyviews.backbones import Encoder, ExternalEncoder, represent
 from manyviews.data import open_source
 from manyviews.data.split import split
 from manyviews.errors import UserError
@@ -270,7 +270,7 @@ def test_features_of_a_kind_reach_every_protocol_and_baseline(vit, pictures, few
 
     class Last4(torch.nn.Module):
         def forward(self, x):
-            return vit.features(x, "last4")
+            return represent(vit, x, "last4")
 
     x, parts = extract(Last4(), source, **LOOK), split(source.ids, PARTS, salt="evaluation")
     (a, ya), (b, yb), (c, yc) = ((x.x[parts[k]], x.labels[parts[k]]) for k in PARTS)

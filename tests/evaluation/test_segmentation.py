@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from manyviews.backbones import Encoder
+from manyviews.backbones import Encoder, patch_features
 from manyviews.data.decode import BadImage
 from manyviews.errors import UserError
 from manyviews.evaluation.dense import segment, segmentation
@@ -349,7 +349,7 @@ def test_maps_have_their_strides(name, settings, stages, stride, dim):
         found = maps(x)
         assert found.shape == (2, dim, 3, 5)
         if stages is None:
-            torch.testing.assert_close(found.flatten(2).transpose(1, 2), encoder.patches(x))
+            torch.testing.assert_close(found.flatten(2).transpose(1, 2), patch_features(encoder, x))
 
 
 def test_stages_side_by_side_are_in_the_networks_order_and_the_finest_ones_size(encoder):

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from manyviews.backbones import patch_features
 from manyviews.backbones.encoder import Encoder
 from manyviews.data.canvas import in_threads
 from manyviews.data.decode import BadImage
@@ -257,7 +258,7 @@ class _Simple(nn.Module):
         grid = [side // self._stride for side in x.shape[-2:]]
         if self._scale != 1:
             x = F.interpolate(x, scale_factor=self._scale, mode="bilinear", antialias=True)
-        found = self.encoder.patches(x).transpose(1, 2).unflatten(2, grid)
+        found = patch_features(self.encoder, x).transpose(1, 2).unflatten(2, grid)
         return _pooled({str(i): level(found) for i, level in enumerate(self.levels)})
 
 

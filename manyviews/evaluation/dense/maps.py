@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from manyviews.backbones import patch_features
 from manyviews.backbones.encoder import Encoder
 from manyviews.errors import UserError
 from manyviews.evaluation.features import frozen, normalize
@@ -60,7 +61,7 @@ class Maps(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[-2] // self.stride, x.shape[-1] // self.stride
         if self._stages is None:
-            return self.encoder.patches(x).transpose(1, 2).unflatten(2, (h, w))
+            return patch_features(self.encoder, x).transpose(1, 2).unflatten(2, (h, w))
         found = intermediates(self.encoder, x, self._stages)
         sized = [m if m.shape[-2:] == (h, w) else F.interpolate(m, size=(h, w), mode="bilinear") for m in found]
         return torch.cat(sized, 1)

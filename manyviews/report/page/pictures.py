@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from manyviews.backbones import Encoder
+from manyviews.backbones import Encoder, patch_features
 from manyviews.data import BadImage, Source, load_canvases
 from manyviews.data.decode import decode
 from manyviews.errors import UserError, printable
@@ -160,7 +160,7 @@ def patches(
     x = normalize(torch.from_numpy(shown).to(device), recipe.data.mean, recipe.data.std)
     encoder = encoder.to(device)
     with frozen(encoder):
-        found = encoder.patches(x).float().cpu()
+        found = patch_features(encoder, x).float().cpu()
         heads = attention(encoder, x)
     side = math.isqrt(found.shape[1])
     if side * side != found.shape[1]:  # a token among them that timm does not tell of
