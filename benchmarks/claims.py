@@ -36,10 +36,10 @@ from manyviews.checkpoint import write_text
 from manyviews.data import Source, open_source
 from manyviews.engine import loop
 from manyviews.evaluation import extract, knn
-from manyviews.recipe import Component, Data, Monitor, Optimizer, Recipe, Rescue
 from manyviews.recipes import _common as common
 from manyviews.run import machine
 from manyviews.schedules import Cosine, WarmupCosine
+from manyviews.settings import Component, Data, Monitor, Optimizer, Recipe, Rescue
 from manyviews.views import MAST_5, MAST_15, Composed, Cutout, Global, Local, View
 
 

@@ -21,8 +21,8 @@ import torch
 from manyviews.backbones import Encoder
 from manyviews.engine.step import backpropagate
 from manyviews.methods import get
-from manyviews.recipe import Rescue
 from manyviews.regularizers import Rescued
+from manyviews.settings import Rescue
 from manyviews.types import Batch, Progress
 from manyviews.views import MOCO_V2, Global, Views
 

@@ -51,8 +51,8 @@ from manyviews.data import Loader, open_source
 from manyviews.engine import loop, optim
 from manyviews.engine.precision import bfloat16_is_faster
 from manyviews.engine.step import backpropagate
-from manyviews.recipe import Component, Data, Monitor, Optimizer, Recipe, Step
 from manyviews.schedules import Constant
+from manyviews.settings import Component, Data, Monitor, Optimizer, Recipe, Step
 from manyviews.types import Batch, Progress
 from manyviews.views import BYOL_PAIR, DINO_LOCAL, DINO_PAIR, SIMCLR, Color, Global, Local, View, Views
 

@@ -165,8 +165,8 @@ def sweep(
         metric: Of held-out training images; k-NN if there are labels, else the effective rank.
     """
     import manyviews as mv
-    from manyviews.recipe import parse
     from manyviews.report import summary
+    from manyviews.settings import parse
 
     example = "method.temperature=0.1,0.2"
 
@@ -832,7 +832,7 @@ def _finished(run: Any, out: Path | None) -> None:
 
 
 def _facts(run: Any) -> dict[str, Any]:
-    from manyviews.recipe import to_json
+    from manyviews.settings import to_json
 
     return {
         "folder": str(run.folder),

@@ -21,7 +21,7 @@ from manyviews.backbones.outside import fetch, recognize
 from manyviews.engine import folder as files
 from manyviews.errors import UserError, printable, unknown
 from manyviews.evaluation.features import SMALL
-from manyviews.recipe import CIFAR_MEAN, CIFAR_STD
+from manyviews.settings import CIFAR_MEAN, CIFAR_STD
 from manyviews.views.container import IMAGENET_MEAN, IMAGENET_STD
 
 TIMM = "timm:"

@@ -25,8 +25,8 @@ from manyviews.errors import UserError
 from manyviews.methods import Method
 from manyviews.pretrained import Pretrained, load, write
 from manyviews.progress import progress
-from manyviews.recipe import Recipe, override
 from manyviews.regularizers import Rescued
+from manyviews.settings import Recipe, override
 from manyviews.views import Views
 
 if TYPE_CHECKING:

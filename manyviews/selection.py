@@ -21,7 +21,7 @@ from manyviews.evaluation.diagnosis import HEALTHY, Diagnosis, diagnose
 from manyviews.evaluation.task import check_seed
 from manyviews.pretrained import Pretrained, load
 from manyviews.progress import Update, progress
-from manyviews.recipe import Recipe, differences
+from manyviews.settings import Recipe, differences
 
 CRITERIA: dict[str, Callable[[Mapping[str, float | None]], float]] = {
     "rankme": lambda numbers: _number(numbers["rankme"]),

@@ -18,8 +18,8 @@ from manyviews.engine.loop import say
 from manyviews.engine.monitor import COLLAPSED, FEWEST, hold_out
 from manyviews.errors import UserError
 from manyviews.evaluation.features import fingerprint
-from manyviews.recipe import Recipe, override, to_json
 from manyviews.run import Run, pretrain, resume
+from manyviews.settings import Recipe, override, to_json
 
 METRICS = ("knn", "linear", "rankme")
 """What a run can be judged by: accuracies on held-out training images, which need labels, and their effective rank."""

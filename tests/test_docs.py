@@ -21,7 +21,7 @@ import pytest
 
 import manyviews as mv
 from manyviews import cli, evaluation, methods, recipes, regularizers, schedules, views
-from manyviews.recipe import Component, Recipe, override, settings
+from manyviews.settings import Component, Recipe, override, settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))

@@ -7,8 +7,8 @@ import pytest
 
 from manyviews import recipes
 from manyviews.errors import UserError
-from manyviews.recipe import Optimizer, differences, from_json, override, parse, to_json
 from manyviews.schedules import Cosine, WarmupCosine
+from manyviews.settings import Optimizer, differences, from_json, override, parse, to_json
 from manyviews.views import Color, Cutout, Global
 
 

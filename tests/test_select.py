@@ -20,8 +20,8 @@ from manyviews.engine import loop
 from manyviews.errors import UserError
 from manyviews.evaluation import evaluate
 from manyviews.evaluation.diagnosis import diagnose
-from manyviews.recipe import override
 from manyviews.selection import CRITERIA, agreement, numbers_of, select
+from manyviews.settings import override
 
 FEW = {"images": 60, "viewed": 20, "views": 3}
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from manyviews.checkpoint import write_text
 from manyviews.errors import UserError
-from manyviews.recipe import Recipe, from_json, to_json
+from manyviews.settings import Recipe, from_json, to_json
 
 RECIPE = "recipe.json"  # every setting
 RUN = "run.json"  # the data, the versions, the machine

@@ -33,9 +33,9 @@ from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen
 from manyviews.methods import Method
 from manyviews.progress import progress
-from manyviews.recipe import Recipe
 from manyviews.regularizers import Rescued
 from manyviews.schedules import value
+from manyviews.settings import Recipe
 from manyviews.targets import EMA
 from manyviews.types import Batch, Progress
 from manyviews.views import Views

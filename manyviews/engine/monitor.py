@@ -16,7 +16,7 @@ from manyviews.evaluation.features import frozen
 from manyviews.evaluation.spectrum import COLLAPSED, describe
 from manyviews.methods import Method
 from manyviews.methods.method import Branch
-from manyviews.recipe import Recipe
+from manyviews.settings import Recipe
 from manyviews.targets import Center
 from manyviews.types import Batch
 from manyviews.views import Views

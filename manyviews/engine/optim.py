@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from manyviews.methods import Method
-from manyviews.recipe import Optimizer as Settings
 from manyviews.schedules import value
+from manyviews.settings import Optimizer as Settings
 from manyviews.types import Progress
 
 

@@ -39,7 +39,7 @@ from manyviews.evaluation.rotation import rotation
 from manyviews.evaluation.spectrum import rankme, singular_values, spread
 from manyviews.evaluation.task import Answer, ImageTask, Measure, Task, check_seed
 from manyviews.progress import Update
-from manyviews.recipe import check, parse
+from manyviews.settings import check, parse
 
 K = 20
 """Neighbors of the headline k-NN."""

@@ -16,7 +16,7 @@ from types import ModuleType
 from manyviews import methods
 from manyviews.backbones import Encoder
 from manyviews.errors import unknown
-from manyviews.recipe import Recipe, complete
+from manyviews.settings import Recipe, complete
 
 
 @cache

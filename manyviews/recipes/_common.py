@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from manyviews.recipe import CIFAR_MEAN, CIFAR_STD, Component, Data, Monitor, Optimizer, Recipe
 from manyviews.schedules import WarmupCosine
+from manyviews.settings import CIFAR_MEAN, CIFAR_STD, Component, Data, Monitor, Optimizer, Recipe
 from manyviews.views import BYOL_PAIR, MULAN, Color, CutMix, Cutout, Global, Local, Rotation, Shuffle, View
 
 RESNET50 = Component("resnet50")

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from manyviews.recipe import Component, Data, Optimizer, Recipe
 from manyviews.recipes import _common as common
 from manyviews.schedules import Cosine, WarmupCosine
+from manyviews.settings import Component, Data, Optimizer, Recipe
 from manyviews.views import BYOL_PAIR, Cutout, Global, Local, View
 
 _ANY = (0.01, 100.0)  # of a crop's width / height: the whole image, whatever its shape

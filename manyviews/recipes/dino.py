@@ -1,8 +1,8 @@
 """DINO's recipes."""
 
-from manyviews.recipe import Component, Data, Optimizer, Recipe, Rescue
 from manyviews.recipes import _common as common
 from manyviews.schedules import Cosine, WarmupCosine
+from manyviews.settings import Component, Data, Optimizer, Recipe, Rescue
 from manyviews.views import Global, Local
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from manyviews.recipe import Component, Data, Optimizer, Recipe, Step
 from manyviews.recipes import _common as common
 from manyviews.schedules import WarmupCosine
+from manyviews.settings import Component, Data, Optimizer, Recipe, Step
 from manyviews.views import MAST_15, MAST_19, Composed
 
 

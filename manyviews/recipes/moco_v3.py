@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from manyviews.recipe import Component, Data, Optimizer, Recipe, Rescue
 from manyviews.recipes import _common as common
 from manyviews.schedules import Cosine, WarmupCosine
+from manyviews.settings import Component, Data, Optimizer, Recipe, Rescue
 from manyviews.views import BYOL_PAIR, Global, Local
 
 

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from manyviews.recipe import Component, Data, Monitor, Optimizer, Recipe, Rescue, Step
 from manyviews.recipes import _common as common
 from manyviews.schedules import WarmupCosine
+from manyviews.settings import Component, Data, Monitor, Optimizer, Recipe, Rescue, Step
 from manyviews.views import MOCO_V2, Global
 
 # What two CPU cores learn most from in minutes: chosen on validation images (docs/log.md).

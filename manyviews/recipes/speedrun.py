@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from manyviews.recipe import Recipe
 from manyviews.recipes import simclr
+from manyviews.settings import Recipe
 
 
 def knn65() -> Recipe:

@@ -1,8 +1,8 @@
 """SwAV's recipes."""
 
-from manyviews.recipe import Component, Data, Optimizer, Recipe
 from manyviews.recipes import _common as common
 from manyviews.schedules import WarmupCosine
+from manyviews.settings import Component, Data, Optimizer, Recipe
 from manyviews.views import Global, Local
 
 

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from manyviews.recipe import Component, Data, Optimizer, Recipe, Step
 from manyviews.recipes import _common as common
 from manyviews.schedules import WarmupCosine
+from manyviews.settings import Component, Data, Optimizer, Recipe, Step
 from manyviews.views import MAST_15, Composed, Global
 
 

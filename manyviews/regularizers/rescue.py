@@ -33,7 +33,7 @@ from manyviews.errors import UserError
 from manyviews.methods import Method
 from manyviews.methods.method import Branch, Terms
 from manyviews.objectives import consistency
-from manyviews.recipe import Rescue
+from manyviews.settings import Rescue
 from manyviews.types import Progress
 from manyviews.views import Strong, Views, frozen_statistics
 

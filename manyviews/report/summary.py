@@ -25,7 +25,7 @@ from manyviews.evaluation import Measure
 from manyviews.evaluation.dense import Dense
 from manyviews.evaluation.report import NAMES, TITLES, Report, Score, percent
 from manyviews.progress import duration
-from manyviews.recipe import Component, Recipe
+from manyviews.settings import Component, Recipe
 
 WIDTH = 100  # characters, where there is no terminal to ask
 

@@ -12,7 +12,7 @@ from PIL import Image
 import manyviews as mv
 from manyviews import cli
 from manyviews.errors import UserError
-from manyviews.recipe import Rescue
+from manyviews.settings import Rescue
 from manyviews.views import Strong
 
 FEW = {"data.batch_size": 16, "data.holdout": 0.3, "monitor.steps": 1000}

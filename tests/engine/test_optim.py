@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from manyviews.engine import loop, optim
-from manyviews.recipe import Optimizer
 from manyviews.recipes import get
 from manyviews.schedules import Constant, Cosine, WarmupCosine
+from manyviews.settings import Optimizer
 from manyviews.types import Progress
 
 

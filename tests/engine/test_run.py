@@ -21,8 +21,8 @@ from manyviews.engine import folder as files
 from manyviews.engine import loop
 from manyviews.engine.monitor import hold_out
 from manyviews.engine.stopping import Stopped, watch
-from manyviews.recipe import override
 from manyviews.recipes import get
+from manyviews.settings import override
 from tests.ranks import on_ranks
 
 SETTINGS = {"data.batch_size": 16, "monitor.steps": 2, "monitor.epochs": 0, "data.holdout": 0.2}

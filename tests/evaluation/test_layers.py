@@ -14,8 +14,8 @@ from manyviews.evaluation.linear import LRS
 from manyviews.evaluation.task import ImageTask
 from manyviews.heads import mlp
 from manyviews.methods import Branch, get, names
-from manyviews.recipe import Rescue
 from manyviews.regularizers import Rescued
+from manyviews.settings import Rescue
 
 LOOK = {"test_size": 12, "mean": (0.5,) * 3, "std": (0.25,) * 3}
 QUICK = {"lrs": (0.01, 0.1)}

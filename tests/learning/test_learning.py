@@ -13,9 +13,9 @@ import pytest
 import manyviews as mv
 from manyviews.data import open_source
 from manyviews.evaluation import evaluate
-from manyviews.recipe import Component, Monitor, Optimizer, Recipe, Rescue
 from manyviews.recipes import _common, get
 from manyviews.schedules import Cosine, WarmupCosine
+from manyviews.settings import Component, Monitor, Optimizer, Recipe, Rescue
 
 pytestmark = [pytest.mark.learning, pytest.mark.timeout(3600)]
 

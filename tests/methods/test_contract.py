@@ -16,8 +16,8 @@ from manyviews.evaluation import rankme
 from manyviews.methods import Method
 from manyviews.methods.method import Terms
 from manyviews.objectives import sharpen, sinkhorn
-from manyviews.recipe import Recipe, override, settings
 from manyviews.recipes import get
+from manyviews.settings import Recipe, override, settings
 from manyviews.types import Backward, Batch, Progress
 from manyviews.views import CutMix, Cutout, Draws, Global, Local, Views
 

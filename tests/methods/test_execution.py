@@ -12,8 +12,8 @@ from manyviews.engine import loop
 from manyviews.engine.precision import autocast
 from manyviews.engine.step import backpropagate
 from manyviews.methods.simclr import SimCLR
-from manyviews.recipe import override
 from manyviews.recipes import get
+from manyviews.settings import override
 from manyviews.types import Batch, Progress
 from manyviews.views import Views, container
 

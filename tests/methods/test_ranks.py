@@ -8,8 +8,8 @@ import torch
 from manyviews import distributed, methods
 from manyviews.engine import loop
 from manyviews.engine.step import backpropagate
-from manyviews.recipe import Recipe, override
 from manyviews.recipes import get
+from manyviews.settings import Recipe, override
 from manyviews.types import Progress
 from manyviews.views import Views
 from tests.methods.conftest import TASKS, canvases

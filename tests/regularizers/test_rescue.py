@@ -18,9 +18,9 @@ from manyviews.engine import loop
 from manyviews.engine.step import backpropagate
 from manyviews.errors import UserError
 from manyviews.methods import Branch
-from manyviews.recipe import Recipe, Rescue, Step, from_json, override, to_json
 from manyviews.recipes import get
 from manyviews.regularizers import Rescued
+from manyviews.settings import Recipe, Rescue, Step, from_json, override, to_json
 from manyviews.targets import EMA
 from manyviews.types import Batch, Progress
 from manyviews.views import Cutout, Global, Strong, Views

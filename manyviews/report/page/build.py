@@ -24,11 +24,11 @@ from manyviews.evaluation.features import Features, extract
 from manyviews.methods import Method
 from manyviews.methods.mast import MAST
 from manyviews.progress import Update
-from manyviews.recipe import Recipe
 from manyviews.regularizers import Rescued
 from manyviews.report.page import atlas as places
 from manyviews.report.page import gather, pictures
 from manyviews.report.page.render import render
+from manyviews.settings import Recipe
 
 Facts = dict[str, Any]
 

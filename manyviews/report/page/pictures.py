@@ -18,7 +18,7 @@ from manyviews.data import BadImage, Source, load_canvases
 from manyviews.data.decode import decode
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen, normalize, test_transform
-from manyviews.recipe import Recipe
+from manyviews.settings import Recipe
 from manyviews.views import View, Views
 
 Facts = dict[str, Any]

@@ -1,0 +1,41 @@
+"""Recipes: everything that decides a run, as frozen dataclasses.
+
+A recipe prints, compares, saves as JSON and loads again as the same object; `override` changes one setting by its
+dotted path. Recipes themselves are Python functions in `manyviews.recipes`.
+"""
+
+from manyviews.settings.check import check, complete, settings
+from manyviews.settings.recipe import (
+    CIFAR_MEAN,
+    CIFAR_STD,
+    Component,
+    Data,
+    Monitor,
+    Optimizer,
+    Recipe,
+    Rescue,
+    Step,
+    differences,
+)
+from manyviews.settings.saved import from_json, to_json
+from manyviews.settings.text import override, parse
+
+__all__ = [
+    "CIFAR_MEAN",
+    "CIFAR_STD",
+    "Component",
+    "Data",
+    "Monitor",
+    "Optimizer",
+    "Recipe",
+    "Rescue",
+    "Step",
+    "check",
+    "complete",
+    "differences",
+    "from_json",
+    "override",
+    "parse",
+    "settings",
+    "to_json",
+]

@@ -1,0 +1,212 @@
+"""What a recipe is: everything that decides a run except the images, as frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from manyviews.errors import require
+from manyviews.schedules import Schedule, WarmupCosine
+from manyviews.types import Backward
+from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, Strong
+
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2470, 0.2435, 0.2616)
+
+
+@dataclass(frozen=True)
+class Component:
+    """Something chosen by name, with the keyword arguments it is built with.
+
+    Attributes:
+        name: a method's or a backbone's name.
+        settings: keyword arguments of its constructor; those not given keep the constructor's defaults.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Data:
+    """How images reach the step.
+
+    Attributes:
+        canvas: side of the square uint8 canvas each image is decoded to, pixels.
+        batch_size: images per optimizer step, over all ranks and accumulated parts.
+        mean: per-channel mean of the inputs, in [0, 1].
+        std: per-channel standard deviation of the inputs, in [0, 1].
+        holdout: fraction of the images, at most 1,000, that is not trained on but observed.
+        memory_gb: canvases are held in memory when they need at most this much, and at most half of what is free;
+            else they are decoded each epoch.
+    """
+
+    canvas: int = 256
+    batch_size: int = 256
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    holdout: float = 0.05
+    memory_gb: float = 6.0
+
+    def __post_init__(self) -> None:
+        for name in ("canvas", "batch_size"):
+            require(getattr(self, name) >= 1, self, name, "1 or more")
+        require(min(self.std) > 0, self, "std", "positive")
+        require(0 <= self.holdout < 1, self, "holdout", "at least 0 and less than 1")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How weights follow gradients.
+
+    Attributes:
+        name: the update rule.
+        lr: base learning rate, for a batch of 256 unless `lr_scaling` is "constant".
+        lr_scaling: the peak rate is `lr * batch/256` ("linear"), `lr * sqrt(batch/256)` ("sqrt") or `lr` ("constant").
+        schedule: factor on the peak rate.
+        weight_decay: decoupled for adamw and muon, added to the gradient for sgd and lars; biases and norms have none
+            unless `decay_all`.
+        momentum: of sgd, lars and muon.
+        betas: of adamw, and of muon for biases and norms.
+        clip: largest norm of the whole gradient; None leaves it.
+        decay_all: whether biases and norms decay too.
+    """
+
+    name: Literal["adamw", "muon", "sgd", "lars"] = "adamw"
+    lr: float = 1e-3
+    lr_scaling: Literal["linear", "sqrt", "constant"] = "linear"
+    schedule: Schedule = WarmupCosine()
+    weight_decay: Schedule | float = 0.05
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float | None = None
+    decay_all: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.lr >= 0, self, "lr", "0 or more")
+        require(0 <= self.momentum < 1, self, "momentum", "at least 0 and less than 1")
+        require(all(0 <= b < 1 for b in self.betas), self, "betas", "at least 0 and less than 1")
+        require(self.clip is None or self.clip > 0, self, "clip", "positive")
+
+
+@dataclass(frozen=True)
+class Step:
+    """How a step is executed. But for `accumulate` and `sync_batchnorm`, nothing here changes what is learned, up to
+    rounding and the draws of dropout.
+
+    Attributes:
+        precision: "auto" takes bfloat16 where the device computes faster in it.
+        backward: "per_view" backpropagates each loss term as it is yielded, those of small views in groups that have
+            fewer pixels than the largest view; "recompute" also recomputes every branch in the backward pass, for
+            methods that couple the views; "joint" keeps everything until the end.
+        accumulate: parts a rank's batch is split into; statistics over the batch then see one part at a time.
+        sync_batchnorm: share BatchNorm statistics between ranks.
+        compile: compile the encoder.
+    """
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    backward: Backward = "per_view"
+    accumulate: int = 1
+    sync_batchnorm: bool = True
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.accumulate >= 1, self, "accumulate", "1 or more")
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """What is watched while training, and how often.
+
+    Attributes:
+        epochs: epochs between observations on held-out images; 0: at the start and the end only.
+        steps: steps between log lines.
+        checkpoint_minutes: minutes between checkpoints; one is also written at the end and when interrupted.
+        loggers: where numbers go besides the run folder's log.
+    """
+
+    epochs: float = 5
+    steps: int = 20
+    checkpoint_minutes: float = 10
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 0, self, "epochs", "0 or more")
+        require(self.steps >= 1, self, "steps", "1 or more")
+        require(self.checkpoint_minutes >= 0, self, "checkpoint_minutes", "0 or more")
+
+
+@dataclass(frozen=True)
+class Rescue:
+    """A term that makes the easiest images of each batch harder ("Rescuing easy samples", Wang et al.), on any method.
+
+    Attributes:
+        scale: of the term in the loss, the paper's s.
+        k: images that are rescued, of all in a batch; N/64 if None, but no fewer than 8 where there is BatchNorm.
+        view: what they look like; RandAugment and a hole, at the size of the method's first view, if None.
+    """
+
+    scale: float
+    k: int | None = None
+    view: Strong | None = None
+
+    def __post_init__(self) -> None:
+        require(self.scale >= 0, self, "scale", "0 or more")
+        require(self.k is None or self.k >= 2, self, "k", "2 or more")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run but the images.
+
+    Attributes:
+        name: of the recipe it started from.
+        method: a file name in `manyviews.methods`, with the settings that differ from the paper's defaults.
+        backbone: a timm name, with `Encoder`'s settings.
+        epochs: passes over the images.
+        rescue: of easy images; None for none.
+        test_size: side in pixels at which the encoder is evaluated.
+        seed: of the weights, the order and the views.
+    """
+
+    name: str
+    method: Component
+    backbone: Component
+    epochs: float
+    data: Data = Data()
+    optimizer: Optimizer = Optimizer()
+    step: Step = Step()
+    monitor: Monitor = Monitor()
+    rescue: Rescue | None = None
+    test_size: int = 224
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 < self.epochs < float("inf"), self, "epochs", "more than 0 and finite")
+        require(self.test_size >= 1, self, "test_size", "1 or more")
+        require(0 <= self.seed < 2**31, self, "seed", "at least 0 and less than 2**31")
+
+
+OWN = (Component, Data, Optimizer, Step, Monitor, Rescue, Recipe)
+"""The parts of a recipe."""
+
+
+def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
+    """The settings in which two recipes differ: dotted path, value in `a`, value in `b`."""
+
+    def leaves(x: Any, path: str) -> Iterable[tuple[str, Any]]:
+        if isinstance(x, Component):
+            yield f"{path}.name", x.name
+            for k, v in x.settings.items():
+                yield f"{path}.{k}", v
+        elif isinstance(x, OWN):
+            for f in dataclasses.fields(x):
+                yield from leaves(getattr(x, f.name), f"{path}.{f.name}")
+        else:
+            yield path, x
+
+    old, new = dict(leaves(a, "")), dict(leaves(b, ""))
+    keys = [*old, *(k for k in new if k not in old)]
+    return [(k.lstrip("."), old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)]
