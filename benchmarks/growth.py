@@ -47,7 +47,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from manyviews import distributed, objectives
 from manyviews.data import Loader, open_source, prepare, prepared
-from manyviews.data.loader import order
+from manyviews.data.order import order
 from manyviews.engine.step import backpropagate
 from manyviews.evaluation.knn import neighbors
 from manyviews.objectives.contrastive import similarities_logsumexp

@@ -5,19 +5,25 @@ from __future__ import annotations
 import csv
 import errno
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from manyviews.data.decode import EXTENSIONS
-from manyviews.data.source import Labels, Source, as_labels, as_targets
+from manyviews.data.source import Captions, Labels, Source, as_labels, as_targets, given, uncaptioned
 from manyviews.errors import UserError
 
+CAPTIONS = "captions.csv"
+"""The file of captions in a folder of images."""
 
-def open_folder(root: Path, files: list[str], labels: Path | None = None) -> Source:
-    """The images among `files`, which are paths under `root` as `scan` gives them. See `open_source` for `labels`.
+
+def open_folder(root: Path, files: list[str], labels: Path | None = None, captions: Path | None = None) -> Source:
+    """The images among `files`, which are paths under `root` as `scan` gives them.
+
+    See `open_source` for `labels` and `captions`. The folder's own captions are read when somebody asks for them.
 
     Raises:
-        UserError: no images, or labels that do not fit them.
+        UserError: no images, or labels or captions that do not fit them.
     """
     images = [f for f in files if is_image(f)]
     if not files:
@@ -28,12 +34,17 @@ def open_folder(root: Path, files: list[str], labels: Path | None = None) -> Sou
             f"images end in {', '.join(sorted(EXTENSIONS))}."
         )
     name = root.resolve().name
-    if labels is None:
-        return Source(name, len(images), partial(_path, str(root), images), images.copy, partial(_by_folder, images))
-    named = _read_csv(labels, root, set(images))
-    images = sorted(named)
-    annotate = partial(_by_name, [named[f] for f in images])
-    return Source(name, len(images), partial(_path, str(root), images), images.copy, annotate)
+    known, annotate = images, partial(_by_folder, images)
+    if labels is not None:
+        named = _read_labels(labels, root, set(known))
+        images = sorted(named)
+        annotate = partial(_by_name, [named[f] for f in images])
+    describe: Callable[[], Captions | None] = uncaptioned
+    if captions is not None:
+        describe = partial(given, _captions(captions, root, known, images))
+    elif CAPTIONS in files:
+        describe = partial(_captions, root / CAPTIONS, root, known, images)
+    return Source(name, len(images), partial(_path, str(root), images), images.copy, annotate, describe=describe)
 
 
 PAGE = ".manyviews-page"
@@ -100,37 +111,58 @@ def _by_name(labels: list[tuple[str, ...]]) -> Labels | None:
     return as_targets(labels)
 
 
-def _read_csv(path: Path, root: Path, images: set[str]) -> dict[str, tuple[str, ...]]:
+def _captions(path: Path, root: Path, known: list[str], images: list[str]) -> Captions:
+    """The captions of `images`, in their order. Paths must be among the `known` ones."""
+    found: dict[str, tuple[str, ...]] = {}
+    for _, image, caption in _read_csv(path, root, set(known), "caption"):
+        if caption:
+            found[image] = (*found.get(image, ()), caption)
+    return [found.get(image, ()) for image in images]
+
+
+def _read_labels(path: Path, root: Path, images: set[str]) -> dict[str, tuple[str, ...]]:
     """Labels by path under `root`: one each, or else any number."""
-    advice = "it needs a header with the columns path,label and a row for each image, or one for each label of each"
     named: dict[str, tuple[str, ...]] = {}
     bare: int | None = None
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file, skipinitialspace=True)
-            header = list(rows.fieldnames or [])
-            if not {"path", "label"} <= set(header):
-                raise UserError(f"The labels file {path} has the columns {','.join(header) or '(none)'}; {advice}.")
-            for row in rows:
-                if not row["path"]:
-                    raise UserError(f"Line {rows.line_num} of the labels file {path} lacks a path.")
-                image = os.path.normpath(row["path"].replace("\\", "/")).replace(os.sep, "/")
-                known, label = named.setdefault(image, ()), row["label"]
-                if not label:
-                    bare = bare or rows.line_num
-                elif label not in known:
-                    named[image] = (*known, label)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"The labels file {path} cannot be read ({error}); {advice}.") from None
-    if not named:
-        raise UserError(f"The labels file {path} has no rows; {advice}.")
+    for line, image, label in _read_csv(path, root, images, "label"):
+        known = named.setdefault(image, ())
+        if not label:
+            bare = bare or line
+        elif label not in known:
+            named[image] = (*known, label)
     # Where images have several labels, one may have none; elsewhere it was forgotten.
     if bare and not any(len(labels) > 1 for labels in named.values()):
         raise UserError(f"Line {bare} of the labels file {path} lacks a label.")
-    missing = sorted(set(named) - images)
+    return named
+
+
+def _read_csv(path: Path, root: Path, images: set[str], column: str) -> list[tuple[int, str, str]]:
+    """The rows of a CSV file: (line, path of an image under `root`, value of the column)."""
+    file = f"The {column}s file {path}"
+    advice = (
+        f"it needs a header with the columns path,{column} and a row for each image, or one for each {column} of each"
+    )
+    found = []
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as opened:
+            rows = csv.DictReader(opened, skipinitialspace=True)
+            header = list(rows.fieldnames or [])
+            if not {"path", column} <= set(header):
+                raise UserError(f"{file} has the columns {','.join(header) or '(none)'}; {advice}.")
+            for row in rows:
+                if not row["path"]:
+                    raise UserError(f"Line {rows.line_num} of the {column}s file {path} lacks a path.")
+                image = os.path.normpath(row["path"].replace("\\", "/")).replace(os.sep, "/")
+                found.append((rows.line_num, image, row[column] or ""))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read ({error}); {advice}.") from None
+    if not found:
+        raise UserError(f"{file} has no rows; {advice}.")
+    paths = {image for _, image, _ in found}
+    missing = sorted(paths - images)
     if missing:
         raise UserError(
-            f"{len(missing)} of the {len(named)} paths in the labels file {path} are not images under {root}, the "
+            f"{len(missing)} of the {len(paths)} paths in the {column}s file {path} are not images under {root}, the "
             f"first is {missing[0]}; paths are relative to that folder."
         )
-    return named
+    return found

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import chain, pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from manyviews.data.canvas import Progress, in_threads, load_canvas, load_canvases, reading_ahead
+from manyviews.data.columns import Column, column, complete
 from manyviews.data.decode import BadImage
+from manyviews.data.order import nearby, order
 from manyviews.data.source import Source
 from manyviews.errors import UserError
 from manyviews.machine import cores, free_memory
@@ -36,6 +39,8 @@ class Loader:
     than a quarter of what a GPU has free are held there; others come to it from pinned memory.
 
     Attributes:
+        source: the images that have all the columns asked for; the others are left out.
+        notes: sentences about what is left out or cut, for people.
         steps_per_epoch: global batches in one epoch.
         in_memory: whether all canvases were decoded at the start.
         by_rank: whether the order depends on the number of ranks.
@@ -44,7 +49,10 @@ class Loader:
         source: the images.
         size: side of the canvases, in pixels.
         batch: images per rank and step.
-        seed: of the order.
+        columns: further columns of the batches. "label": int64, `b`, in [0, number of classes). "text": uint8, `b n`, a
+            caption in UTF-8 and then zeros, where `n` bytes hold the longest caption of the source and are at most 512;
+            an image with several captions has one of them in each epoch.
+        seed: of the order, and of the choice of captions.
         rank: this process's number.
         world_size: how many processes share the global batch.
         memory: bytes that canvases may take in this process, and at most half of its share of what is free.
@@ -53,7 +61,7 @@ class Loader:
 
     Raises:
         UserError: the source has fewer images than one global batch, or fewer good ones, if all are decoded at the
-            start; else it is raised where there is none.
+            start; else it is raised where there is none. Also an unknown column, or one that no image has.
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class Loader:
         size: int,
         batch: int,
         *,
+        columns: Sequence[str] = (),
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -69,6 +78,7 @@ class Loader:
         device: torch.device | None = None,
         progress: Progress | None = None,
     ) -> None:
+        source, self.notes = complete(source, columns)
         if len(source) < batch * world_size:
             raise UserError(
                 f"{source.name} has {len(source)} images, fewer than one batch of {batch * world_size}; "
@@ -76,6 +86,10 @@ class Loader:
             )
         self.source, self.size, self.batch, self.seed = source, size, batch, seed
         self.rank, self.world_size = rank, world_size
+        self._columns: dict[str, Column] = {}
+        for name in columns:
+            self._columns[name], notes = column(name, source, seed)
+            self.notes += notes
         self.steps_per_epoch = len(source) // (batch * world_size)
         free = free_memory() // (2 * _processes_here())
         self.in_memory = len(source) * 3 * size**2 <= (free if memory is None else min(memory, free))
@@ -105,11 +119,17 @@ class Loader:
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This rank's batches of an epoch, from the step `start_step` of that epoch on."""
         mine = self._order(epoch)
+        found: Generator[tuple[Batch, np.ndarray], None, None]
         if self.in_memory:
-            return self._held(self._substituted(mine)[start_step:])
-        if self.source.side == self.size:
-            return self._mapped(mine[start_step:])
-        return self._streamed(mine, start_step)
+            found = self._held(self._substituted(mine)[start_step:])
+        elif self.source.side == self.size:
+            found = self._mapped(mine[start_step:])
+        else:
+            found = self._streamed(mine, start_step)
+        with closing(found):
+            for batch, items in found:
+                further = {name: _beside(batch, rows(items, epoch)) for name, rows in self._columns.items()}
+                yield Batch(batch.index, {**batch.columns, **further})
 
     def _order(self, epoch: int) -> np.ndarray:
         """Items of this rank's steps of an epoch, `steps batch`."""
@@ -133,20 +153,20 @@ class Loader:
         place = np.searchsorted(there, np.arange(batches.size)) % len(there)
         return column[there[place]].reshape(batches.shape[::-1]).T
 
-    def _held(self, batches: np.ndarray) -> Iterator[Batch]:
+    def _held(self, batches: np.ndarray) -> Generator[tuple[Batch, np.ndarray], None, None]:
         held, pin = self._canvases, torch.cuda.is_available()
         index = held.index.cpu().numpy()
         for items in batches:
             rows = torch.from_numpy(np.searchsorted(index, items))
             if held.pixels.is_cuda:
-                yield held[rows.pin_memory().to(held.pixels.device, non_blocking=True)]
+                yield held[rows.pin_memory().to(held.pixels.device, non_blocking=True)], items
                 continue
             pixels = torch.empty(len(rows), *held.pixels.shape[1:], dtype=torch.uint8, pin_memory=pin)
             torch.index_select(held.pixels, 0, rows, out=pixels)
             extent, chosen = held.extent[rows], held.index[rows]
-            yield Batch.of(pixels, *(x.pin_memory() if pin else x for x in (extent, chosen)))
+            yield Batch.of(pixels, *(x.pin_memory() if pin else x for x in (extent, chosen))), items
 
-    def _mapped(self, batches: np.ndarray) -> Iterator[Batch]:
+    def _mapped(self, batches: np.ndarray) -> Generator[tuple[Batch, np.ndarray], None, None]:
         """From canvases on disk: threads fetch what the disk has not given yet while earlier batches are in use."""
         ready, threads = self.source.canvases, max(1, cores() // _processes_here())
         assert ready is not None
@@ -165,7 +185,8 @@ class Loader:
 
         with closing(in_threads(fill, jobs(), threads)) as filled:
             for _ in filled:
-                yield begun.popleft()
+                batch = begun.popleft()
+                yield batch, batch.index.numpy()
 
     def _empty(self, n: int) -> Batch:
         """A batch to be filled, in memory from which a GPU takes it without a copy."""
@@ -174,7 +195,7 @@ class Loader:
         extent = torch.empty(n, 2, dtype=torch.int64, pin_memory=pin)
         return Batch.of(pixels, extent, torch.empty(n, dtype=torch.int64, pin_memory=pin))
 
-    def _streamed(self, batches: np.ndarray, start: int) -> Iterator[Batch]:
+    def _streamed(self, batches: np.ndarray, start: int) -> Generator[tuple[Batch, np.ndarray], None, None]:
         begun: deque[Batch] = deque()
         steps, size = batches.shape
 
@@ -195,7 +216,8 @@ class Loader:
             for found in filled:
                 if not all(found):
                     raise self._nothing_good()
-                yield begun.popleft()
+                batch = begun.popleft()
+                yield batch, batch.index.numpy()
 
     def _fill(self, batch: Batch, row: int, batches: np.ndarray, step: int) -> bool:
         """Decode an image, or what stands for it, into its row of a batch. False when there is no good one."""
@@ -221,6 +243,11 @@ class Loader:
         return UserError(f"None of the {len(self.source)} images of {self.source.name} can be used; {where}: {reason}.")
 
 
+def _beside(batch: Batch, column: Tensor) -> Tensor:
+    """A column where the batch is, or in memory from which it will follow the batch to a GPU."""
+    return (column.pin_memory() if torch.cuda.is_available() else column).to(batch.index.device, non_blocking=True)
+
+
 def _near(canvases: Batch, device: torch.device | None) -> Batch:
     """On the GPU if there is one with room."""
     if device is None or device.type != "cuda":
@@ -228,46 +255,6 @@ def _near(canvases: Batch, device: torch.device | None) -> Batch:
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # left by an earlier run
     return canvases.to(device) if canvases.pixels.numel() <= free // 4 else canvases
-
-
-def order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """A permutation of n items, int64, that depends on nothing else, no library's generator included.
-
-    The items are sorted by a hash (splitmix64's finalizer) of the seed, the epoch and their number.
-    """
-    return np.argsort(_hashes(seed, epoch, n), kind="stable")
-
-
-def nearby(seed: int, epoch: int, blocks: np.ndarray, window: int, rank: int, world_size: int) -> np.ndarray:
-    """A rank's share of a permutation that reads blocks at about one time, int64: a pure function of its arguments.
-
-    The blocks are shuffled and laid end to end; each rank takes an equal piece, so that it shares two of them at most.
-    An item comes after a delay, uniform in [0, window) blocks, from where its block begins. So at any time the items
-    come from `window` blocks, as many new ones come as are used up, and any place is found without those before it.
-    """
-    sizes = np.diff(blocks, prepend=0)
-    hashes = _hashes(seed, epoch, len(blocks) + int(blocks[-1]))
-    shuffled = np.argsort(hashes[: len(blocks)], kind="stable")
-    share = int(blocks[-1]) // world_size
-    mine = slice(rank * share, (rank + 1) * share)
-    place = np.repeat(np.arange(len(blocks)), sizes[shuffled])[mine]
-    ends = np.cumsum(sizes[shuffled])
-    items = np.arange(rank * share, (rank + 1) * share) - ends[place] + blocks[shuffled][place]
-    delay = hashes[len(blocks) + items] / 2.0**64 * window
-    return items[np.argsort(place + delay, kind="stable")]
-
-
-def _hashes(seed: int, epoch: int, n: int) -> np.ndarray:
-    """uint64, of the seed, the epoch and the numbers below n."""
-    with np.errstate(over="ignore"):
-        key = _mix(_mix(np.array([seed % 2**64], np.uint64)) ^ np.uint64(epoch))
-        return _mix(key + np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _processes_here() -> int:

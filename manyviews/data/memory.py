@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from manyviews.data.decode import BadImage, Raw
-from manyviews.data.source import Labels, Source, as_labels, content_ids, unlabeled
+from manyviews.data.source import Captions, Labels, Source, as_captions, as_labels, content_ids, unlabeled
 from manyviews.errors import UserError
 
 
@@ -61,8 +61,12 @@ def open_dataset(dataset: Any) -> Source:
             "make it without a transform, for views are made later."
         )
     read = _Reader(dataset)
-    identify, annotate = partial(_identify, dataset, read), partial(_annotate, dataset)
-    return Source(name, len(dataset), read, identify, annotate, (name + "[{}]").format)
+    identify, annotate, describe = (
+        partial(_identify, dataset, read),
+        partial(_annotate, dataset),
+        partial(_describe, dataset),
+    )
+    return Source(name, len(dataset), read, identify, annotate, (name + "[{}]").format, describe=describe)
 
 
 def _image(item: Any) -> Any:
@@ -128,6 +132,21 @@ def _annotate(dataset: Any) -> Labels | None:
         first = next((t for t in targets if t is not None), None)
         targets = [first if t is None else t for t in targets]
     return as_labels(_to_numpy(targets) if hasattr(targets, "detach") else targets, getattr(dataset, "classes", None))
+
+
+def _describe(dataset: Any) -> Captions | None:
+    """The items' own texts, for which all are read once."""
+    texts: list[Any] = []
+    for i in range(len(dataset)):
+        try:
+            item = dataset[i]
+        except Exception:  # its image is left out, with or without a caption
+            texts.append(None)
+            continue
+        if not isinstance(item, tuple) or len(item) < 2:
+            return None
+        texts.append(item[1])
+    return as_captions(texts)
 
 
 def is_array(x: Any) -> bool:

@@ -19,25 +19,28 @@ import pyarrow.parquet as pq
 from manyviews.data.blocks import Blocks, window
 from manyviews.data.decode import BadImage, fault
 from manyviews.data.files import THREADS, File, Ranges, Unreachable, names_below
-from manyviews.data.source import Labels, Source, as_labels, content_ids
+from manyviews.data.source import Captions, Labels, Source, as_captions, as_labels, content_ids
 from manyviews.errors import UserError, unknown
 
 _BATCH = 4096  # rows in one array: 2 GiB of images of half a megabyte
 _HASHED = 2**30  # bytes of images of which hashes are the names
 _IMAGE_NAMES = ("image", "img")
 _LABEL_NAMES = ("label", "labels", "class", "target")
+_CAPTION_NAMES = ("caption", "captions", "text")
 
 
-def open_parquet(files: Sequence[File], label: str | None = None) -> Source:
-    """The images in a column of Parquet files of one schema, in order; `label` names the column of labels.
+def open_parquet(files: Sequence[File], label: str | None = None, caption: str | None = None) -> Source:
+    """The images in a column of Parquet files of one schema, in order.
+
+    `label` and `caption` name the columns of labels and of captions.
 
     Raises:
-        UserError: a file that cannot be read, no column of images or several, no such label column.
+        UserError: a file that cannot be read, no column of images or several, or no such column of labels or captions.
     """
-    table = Table(files, label)
+    table = Table(files, label, caption)
     name = table.files[0].name.rpartition(".")[0]
     source = Source(name, len(table), table.read, table.ids, table.labels, table.locate)
-    return replace(source, blocks=table.blocks, window=table.window)
+    return replace(source, blocks=table.blocks, window=table.window, describe=table.captions)
 
 
 class Table:
@@ -52,7 +55,7 @@ class Table:
         window: how many row groups may be read in turns.
     """
 
-    def __init__(self, files: Sequence[File], label: str | None) -> None:
+    def __init__(self, files: Sequence[File], label: str | None = None, caption: str | None = None) -> None:
         self.files = list(files)
         with ThreadPoolExecutor(THREADS) as pool:
             self._metadata = list(pool.map(_metadata, self.files))
@@ -68,6 +71,7 @@ class Table:
             raise UserError(f"{self.files[0]} has no rows.")
         self._bytes, self._path = _image_columns(schemas[0], self.files[0])
         self._label, self._classes = _label_column(schemas[0], label)
+        self._caption = _caption_column(schemas[0], caption)
         self.blocks = np.setdiff1d(self._starts, [0])
         self.window = window(np.array([self._group_bytes(k, g) for k, g in self._groups]))
         self._held = Blocks()
@@ -145,6 +149,9 @@ class Table:
         values = self.column(self._label)
         return None if values.null_count else as_labels(values.to_pylist(), self._classes)
 
+    def captions(self) -> Captions | None:
+        return None if self._caption is None else as_captions(self.column(self._caption).to_pylist())
+
 
 def _open(file: File, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
     """Opened anew for each use, so that threads and forked workers share no position in it; a known footer helps."""
@@ -201,3 +208,17 @@ def _label_column(schema: pa.Schema, wanted: str | None) -> tuple[str | None, li
     elif wanted not in schema.names:
         raise unknown("column of labels", wanted, schema.names)
     return wanted, named.get(wanted) if wanted is not None else None
+
+
+def _caption_column(schema: pa.Schema, wanted: str | None) -> str | None:
+    """The column of captions, if there is one: texts, or lists of texts."""
+    texts = [field.name for field in schema if _is_text(getattr(field.type, "value_type", field.type))]
+    if wanted is None:
+        return next((name for name in _CAPTION_NAMES if name in texts), None)
+    if wanted not in texts:
+        raise unknown("column of captions", wanted, texts)
+    return wanted
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
@@ -25,7 +25,7 @@ from PIL import Image
 
 from manyviews.checkpoint import load_tensors, save_tensors, write_text
 from manyviews.data.canvas import Progress, load_canvases
-from manyviews.data.source import Labels, Source
+from manyviews.data.source import Captions, Labels, Source, uncaptioned
 from manyviews.errors import UserError
 from manyviews.types import Batch
 
@@ -60,6 +60,8 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
         "content": source.sample(),
         "labels": source.labeling,
     }
+    if source.captions is not None:
+        plan["captions"] = blake2b(json.dumps(source.captions).encode(), digest_size=16).hexdigest()
     _begin(out, plan)
     starts = range(0, len(source), per)
     files = [out / f"shard-{k:05}.safetensors" for k in range(len(starts))]
@@ -115,9 +117,7 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
                 raise UserError(f"{out} exists and is not an empty folder: give another --out.")
             write_text(out / _PLAN, json.dumps(plan))
     if json.loads((out / _PLAN).read_text(encoding="utf-8")) != plan:
-        raise UserError(
-            f"{out} holds canvases of other images, with other labels or of another size: give another --out."
-        )
+        raise UserError(f"{out} holds canvases of other images, labels, captions or sizes: give another --out.")
 
 
 def _write(source: Source, rows: range, size: int, file: Path, progress: Progress) -> None:
@@ -128,6 +128,8 @@ def _write(source: Source, rows: range, size: int, file: Path, progress: Progres
     good = found.index.numpy() + rows.start
     tensors = {"pixels": found.pixels, "extent": found.extent}
     facts = {"ids": [source.ids[i] for i in good], "labels": _packed(source, good), "bad": bad}
+    if source.captions is not None:
+        facts["captions"] = [source.captions[i] for i in good]
     save_tensors(file, tensors, facts | {"checksum": _checksum(tensors, facts)})
 
 
@@ -144,6 +146,8 @@ def _checksum(tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> str:
     for name in ("pixels", "extent"):
         found.update(tensors[name].contiguous().numpy().data)
     found.update(json.dumps([facts["ids"], facts["labels"], facts["bad"]]).encode())
+    if "captions" in facts:
+        found.update(json.dumps(facts["captions"]).encode())
     return found.hexdigest()
 
 
@@ -240,6 +244,9 @@ class Prepared:
     def ids(self) -> list[str]:
         return [name for file in self.files for name in _header(self.folder / file)[1]["ids"]]
 
+    def captions(self) -> Captions:
+        return [tuple(item) for file in self.files for item in _header(self.folder / file)[1]["captions"]]
+
 
 @cache
 def _mapped(file: Path, stamp: int) -> tuple[np.ndarray, np.ndarray]:
@@ -275,8 +282,9 @@ def open_prepared(folder: Path) -> Source:
     counts = [s["images"] for s in manifest["shards"]]
     ends = tuple(np.cumsum(counts).tolist())
     ready = Prepared(folder, manifest["size"], ends, tuple(s["file"] for s in manifest["shards"]))
-    annotate = partial(_labels, ready, manifest["classes"])
-    return Source(manifest["name"], sum(counts), ready.read, ready.ids, annotate, canvases=ready, side=ready.size)
+    source = Source(manifest["name"], sum(counts), ready.read, ready.ids, canvases=ready, side=ready.size)
+    describe = ready.captions if "captions" in manifest else uncaptioned
+    return replace(source, annotate=partial(_labels, ready, manifest["classes"]), describe=describe)
 
 
 def _labels(ready: Prepared, classes: list[str] | None) -> Labels | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,13 +18,23 @@ from manyviews.data.files import Unreachable
 from manyviews.errors import UserError
 from manyviews.types import Batch
 
+T = TypeVar("T")
+
 Labels = tuple[np.ndarray, list[str]]
 """Classes of the items, and the classes' names: int64, a number for each item, or, where an item may have several
 classes or none, bool, `n classes`."""
 
 
+Captions = list[tuple[str, ...]]
+"""The captions of each item; an item may have several, or none."""
+
+
 def unlabeled() -> None:
     """The labels of data without labels."""
+
+
+def uncaptioned() -> None:
+    """The captions of data without captions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +50,7 @@ class Source:
         read: image `i`, undecoded; raises `BadImage`.
         identify: the names that stay with the images wherever they lie: see `ids`.
         annotate: their labels: see `labels`, `targets` and `classes`.
+        describe: their captions: see `captions`.
         locate: where image `i` is, for people; its id if not given.
         canvases: ready-made canvases of these items, if the source has them; int64 indices to their `Batch`.
         side: of the ready-made canvases, pixels.
@@ -58,6 +69,7 @@ class Source:
     side: int | None = None
     blocks: np.ndarray | None = None
     window: int = 1
+    describe: Callable[[], Captions | None] = uncaptioned
 
     def __len__(self) -> int:
         return self.size
@@ -97,6 +109,15 @@ class Source:
     def classes(self) -> list[str] | None:
         """The names of the classes, by label; None when the data has no labels."""
         return self._annotation[1] if self._annotation else None
+
+    @cached_property
+    def captions(self) -> Captions | None:
+        """Every item's captions, none of them empty; None when the data has no captions."""
+        found = self.describe()
+        if found is None:
+            return None
+        clean = [tuple(text for caption in item if (text := caption.replace("\0", " ").strip())) for item in found]
+        return clean if any(clean) else None
 
     @property
     def naming(self) -> str:
@@ -144,6 +165,7 @@ class Source:
             self.side,
             _chosen_blocks(self.blocks, chosen),
             self.window,
+            partial(_chosen_captions, self, chosen),
         )
 
     def with_classes(self, classes: Sequence[str]) -> Source:
@@ -152,13 +174,19 @@ class Source:
         Raises:
             UserError: the data has no labels, or a class that is not among these, or is there several times.
         """
-        return replace(self, annotate=partial(_given, _renumbered(self._annotation, list(classes), self.name)))
+        return replace(self, annotate=partial(given, _renumbered(self._annotation, list(classes), self.name)))
 
 
 NAME_LABELS = (
     "say where its labels are: for a folder in a CSV file of path,label, for Parquet or tar files in a column or member"
 )
 """What to do about a source without labels, for people."""
+
+NAME_CAPTIONS = (
+    "give a CSV file of path,caption as --captions, or as captions.csv in the folder of images; Parquet files need a "
+    "column of captions, and tar files .txt members"
+)
+"""What to do about a source without captions, for people."""
 
 _LABELS = (str, bytes, int, float, np.generic)
 
@@ -207,6 +235,20 @@ def as_labels(values: Any, classes: Sequence[str] | None = None) -> Labels | Non
     return numbers.astype(np.int64), [str(v) for v in distinct.tolist()]
 
 
+def as_captions(values: Sequence[Any]) -> Captions | None:
+    """Captions as people give them, one text or several for each item; None where anything else is among them.
+
+    An item without a caption has None, an empty text or an empty list.
+    """
+    found: Captions = []
+    for value in values:
+        item = (value,) if isinstance(value, str) else () if value is None else value
+        if not isinstance(item, list | tuple | np.ndarray) or not all(isinstance(text, str) for text in item):
+            return None
+        found.append(tuple(item))
+    return found
+
+
 def as_targets(items: Sequence[Collection[str]]) -> Labels:
     """The classes of items that have any number of them, the classes by the alphabet."""
     names = sorted(set().union(*items))
@@ -217,8 +259,9 @@ def as_targets(items: Sequence[Collection[str]]) -> Labels:
     return targets, names
 
 
-def _given(labels: Labels) -> Labels:
-    return labels
+def given(value: T) -> T:
+    """Itself. `partial(given, value)` is a function that pickles."""
+    return value
 
 
 def _chosen_item(function: Callable[[int], Any], chosen: np.ndarray, i: int) -> Any:
@@ -248,6 +291,11 @@ def _chosen_labels(source: Source, chosen: np.ndarray) -> Labels | None:
         return None
     found, names = source._annotation
     return found[chosen], names
+
+
+def _chosen_captions(source: Source, chosen: np.ndarray) -> Captions | None:
+    captions = source.captions
+    return None if captions is None else [captions[i] for i in chosen]
 
 
 def _renumbered(labels: Labels | None, classes: list[str], name: str) -> Labels:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import difflib
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from manyviews.data.files import File, Unreachable, file_system, find, is_pattern, local
 from manyviews.data.folder import is_image, open_folder, scan
 from manyviews.data.memory import is_array, open_arrays, open_dataset
 from manyviews.data.prepared import MANIFEST, open_prepared
-from manyviews.data.source import Source
+from manyviews.data.source import Source, as_captions, given
 from manyviews.data.tar import COMPRESSED, open_tars
 from manyviews.errors import UserError
 
 __all__ = ["Source", "open_source"]
 
 
-def open_source(data: Any, labels: Any = None) -> Source:
+def open_source(data: Any, labels: Any = None, captions: Any = None) -> Source:
     """Images from anything that holds them.
 
     `data` is one of
@@ -39,11 +42,20 @@ def open_source(data: Any, labels: Any = None) -> Source:
     - "demo" or "demo:test", the training or the test images that come with the package;
     - a source already.
 
+    Captions are in one of these, as `captions` or where it is not given; an image may have several:
+    - a CSV file with the columns `path` and `caption`, one row for each caption; `captions.csv` in a folder of images;
+    - a column of a Parquet file, of texts or lists of texts; "caption", "captions" or "text";
+    - members of a tar file, or a field of its .json; `.txt`, or else the field "caption";
+    - a sequence of texts, or of sequences of texts, for arrays and data sets; the data set's own, as in torchvision's
+      `CocoCaptions`.
+
     Raises:
         UserError: nothing usable is there.
     """
     if isinstance(data, Source):
         return data
+    if captions is not None and not isinstance(data, str | os.PathLike):
+        return _with_captions(open_source(data, labels), captions)
     if isinstance(data, str) and data.partition(":")[0] == "demo":
         from manyviews.data import demo
 
@@ -51,11 +63,13 @@ def open_source(data: Any, labels: Any = None) -> Source:
             raise UserError(f"'{data}' names the images that come with manyviews, and is here: write ./{data} for it.")
         if labels is not None:
             raise UserError("The images that come with manyviews have labels of their own: leave --labels out.")
+        if captions is not None:
+            raise UserError("The images that come with manyviews have no captions: leave --captions out.")
         return demo.source(data.partition(":")[2] or "train")
     if isinstance(data, str) and "://" in data:
-        return _open_url(data, labels)
+        return _open_url(data, labels, captions)
     if isinstance(data, str | os.PathLike):
-        return _open_path(Path(data).expanduser(), labels)
+        return _open_path(Path(data).expanduser(), labels, captions)
     if isinstance(data, tuple) and len(data) == 2 and labels is None:
         return open_arrays(*data)
     if is_array(data):
@@ -68,7 +82,16 @@ def open_source(data: Any, labels: Any = None) -> Source:
     )
 
 
-def _open_path(path: Path, labels: Any) -> Source:
+def _with_captions(source: Source, captions: Any) -> Source:
+    found = as_captions(list(captions)) if isinstance(captions, list | tuple | np.ndarray) else None
+    if found is None:
+        raise UserError("Captions of images in memory are a list of texts, or a list of lists of texts.")
+    if len(found) != len(source):
+        raise UserError(f"There are {len(source)} images and {len(found)} captions; give one item for each image.")
+    return replace(source, describe=partial(given, found))
+
+
+def _open_path(path: Path, labels: Any, captions: Any) -> Source:
     try:
         if path.is_dir():
             if (path / MANIFEST).is_file():
@@ -77,19 +100,25 @@ def _open_path(path: Path, labels: Any) -> Source:
                         f"The canvases in {path} have the labels with which they were made: prepare the images anew "
                         "with --labels."
                     )
+                if captions is not None:
+                    raise UserError(
+                        f"The canvases in {path} have the captions with which they were made: prepare the images anew "
+                        "with --captions."
+                    )
                 return open_prepared(path)
             if (path / "plan.json").is_file() and any(path.glob("shard-*.safetensors")):
                 raise UserError(f"{path} is not finished: run `manyviews prepare` with the same arguments again.")
             files = scan(path)
             shards = [] if any(is_image(f) for f in files) else [local(path / f) for f in files if _is_shard(f)]
             if shards:
-                return _open_shards(shards, labels)
-            return open_folder(path, files, None if labels is None else _existing(labels))
+                return _open_shards(shards, labels, captions)
+            tables = (None if file is None else _existing(file) for file in (labels, captions))
+            return open_folder(path, files, *tables)
         if is_pattern(str(path)) and not path.exists():
-            return _open_shards(_shards(str(path)), labels)
+            return _open_shards(_shards(str(path)), labels, captions)
         _existing(path)
         if _is_shard(path.name):
-            return _open_shards([local(path)], labels)
+            return _open_shards([local(path)], labels, captions)
     except PermissionError as error:
         raise UserError(f"There is no permission to read {error.filename or path}.") from None
     if is_image(path.name):
@@ -97,11 +126,11 @@ def _open_path(path: Path, labels: Any) -> Source:
     raise UserError(f"{path} is a file of an unknown kind; give a folder of images, a .parquet or a .tar file.")
 
 
-def _open_url(url: str, labels: Any) -> Source:
+def _open_url(url: str, labels: Any, captions: Any) -> Source:
     fs, path = file_system(url)
     if isinstance(fs, LocalFileSystem):
-        return _open_path(Path(path), labels)
-    return _open_shards(_shards(url), labels)
+        return _open_path(Path(path), labels, captions)
+    return _open_shards(_shards(url), labels, captions)
 
 
 def _shards(where: str) -> list[File]:
@@ -119,16 +148,17 @@ def _is_shard(name: str) -> bool:
     return name.lower().endswith((".parquet", ".tar", *COMPRESSED))
 
 
-def _open_shards(files: list[File], labels: Any) -> Source:
+def _open_shards(files: list[File], labels: Any, captions: Any) -> Source:
     """Parquet files if there are any, else tars."""
-    label = None if labels is None else str(labels)  # the command line gives it as a path
+    # The command line gives both as paths.
+    label, caption = (None if name is None else str(name) for name in (labels, captions))
     tables = [file for file in files if file.name.lower().endswith(".parquet")]
     try:
         if not tables:
-            return open_tars(files, label)
+            return open_tars(files, label, caption)
         from manyviews.data.parquet import open_parquet  # pyarrow takes a while to import
 
-        return open_parquet(tables, label)
+        return open_parquet(tables, label, caption)
     except Unreachable as error:
         raise UserError(f"{error}.") from None
 

@@ -26,7 +26,7 @@ from manyviews.data.blocks import Blocks, window
 from manyviews.data.decode import EXTENSIONS, BadImage, fault
 from manyviews.data.files import THREADS, File, names_below
 from manyviews.data.folder import is_image
-from manyviews.data.source import Labels, Source, as_labels
+from manyviews.data.source import Captions, Labels, Source, as_captions, as_labels
 from manyviews.errors import UserError
 from manyviews.progress import progress
 
@@ -38,11 +38,11 @@ _MOST = 256  # samples read together
 _LABELS = ("cls", "label")
 _LABEL_BYTES = 2**20  # a longer one is none
 _MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
-_VERSION = 1
+_VERSION = 2
 _REST = "(the rest)"
 
 
-def open_tars(files: Sequence[File], label: str | None = None) -> Source:
+def open_tars(files: Sequence[File], label: str | None = None, caption: str | None = None) -> Source:
     """The images in tar files, in order.
 
     Of a sample's images the first is taken whose whole ending is that of an image: `7.jpg`, not `7.mask.png`. Its label
@@ -59,20 +59,15 @@ def open_tars(files: Sequence[File], label: str | None = None) -> Source:
     packed = next((file for file in files if file.name.lower().endswith(COMPRESSED)), None)
     if packed is not None:
         raise _compressed(packed)
-    found = []
-    quiet = os.environ.get("RANK", "0") != "0"  # as torchrun says
-    with progress("index", quiet) as update, ThreadPoolExecutor(min(THREADS, len(files))) as pool:
-        for index in pool.map(partial(_index, label=label), files):
-            found.append(index)
-            update(len(found), len(files))
+    found = _indices(files, *((_LABELS, _LABELS) if label is None else ((label.lower(),), (label,))))
     if not any(index["names"] for index in found):
         raise UserError(f"{files[0]} holds no images; they end in {', '.join(sorted(EXTENSIONS))}.")
-    tars = Tars(files, found)
+    tars = Tars(files, found, caption)
     if label is not None and all(value is None for value in tars.values):
         raise UserError(f"No sample of {files[0]} has the label '{label}', as a member or as a field of its .json.")
     name = files[0].name.removesuffix(".tar") if len(files) == 1 else Path(str(files[0])).parent.name
     source = Source(name, len(tars), tars.read, tars.ids, tars.labels, tars.locate)
-    return replace(source, blocks=tars.blocks, window=tars.window)
+    return replace(source, blocks=tars.blocks, window=tars.window, describe=tars.captions)
 
 
 class Tars:
@@ -80,16 +75,19 @@ class Tars:
 
     Attributes:
         files: the tars, in order.
+        caption: the ending or the field of the captions, if it is not the usual one.
         names: of the images' members, tar by tar in the order in which they lie there.
         values: their labels, integers or text; None where there is none.
         blocks: after how many images each block ends: some megabytes of one tar.
         window: how many blocks may be read in turns.
     """
 
-    def __init__(self, files: Sequence[File], indices: Sequence[dict[str, list[Any]]]) -> None:
-        self.files = list(files)
+    def __init__(
+        self, files: Sequence[File], indices: Sequence[dict[str, list[Any]]], caption: str | None = None
+    ) -> None:
+        self.files, self.caption = list(files), caption
         self.names = [name for index in indices for name in index["names"]]
-        self.values = [value for index in indices for value in index["labels"]]
+        self.values = [_number(value) for index in indices for value in index["values"]]
         self._starts = np.array([start for index in indices for start in index["starts"]], dtype=np.int64)
         self._stops = np.array([stop for index in indices for stop in index["stops"]], dtype=np.int64)
         self._ends = np.cumsum([len(index["names"]) for index in indices])
@@ -147,6 +145,29 @@ class Tars:
         values = [known if cut else value for value, cut in zip(self.values, self._cut, strict=True)]
         return None if any(value is None for value in values) else as_labels(values)
 
+    def captions(self) -> Captions | None:
+        """Their texts, for which the headers of each tar are read through once more: few ask for captions."""
+        kinds = (("txt",), ("caption",)) if self.caption is None else ((self.caption.lower(),), (self.caption,))
+        values = [value for index in _indices(self.files, *kinds) for value in index["values"]]
+        if all(value is None for value in values):
+            if self.caption is None:
+                return None
+            raise UserError(
+                f"No sample of {self.files[0]} has the caption '{self.caption}', as a member or a field of its .json."
+            )
+        return as_captions([None if value is None else str(value) for value in values])
+
+
+def _indices(files: Sequence[File], endings: tuple[str, ...], fields: tuple[str, ...]) -> list[dict[str, list[Any]]]:
+    """`_index` of each tar."""
+    found = []
+    quiet = os.environ.get("RANK", "0") != "0"  # as torchrun says
+    with progress("index", quiet) as update, ThreadPoolExecutor(min(THREADS, len(files))) as pool:
+        for index in pool.map(partial(_index, endings=endings, fields=fields), files):
+            found.append(index)
+            update(len(found), len(files))
+    return found
+
 
 def _runs(starts: list[int], stops: list[int]) -> list[int]:
     """After how many images each block of a tar ends."""
@@ -165,9 +186,9 @@ def _parts(name: str) -> tuple[str, str]:
     return folder + slash + stem, ending.lower()
 
 
-def _index(file: File, label: str | None) -> dict[str, list[Any]]:
+def _index(file: File, endings: tuple[str, ...], fields: tuple[str, ...]) -> dict[str, list[Any]]:
     """`_scan`, or what it found another time. One process of several reads a tar, and the others wait for it."""
-    facts = f"{_VERSION} {file} {file.size} {file.stamp} {label}"
+    facts = f"{_VERSION} {file} {file.size} {file.stamp} {endings} {fields}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "manyviews" / "tars"
     path = cache / f"{blake2b(facts.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()}.json"
     with ExitStack() as stack:
@@ -177,22 +198,23 @@ def _index(file: File, label: str | None) -> dict[str, list[Any]]:
             stack.enter_context(FileLock(path.with_suffix(".lock")))
         with suppress(OSError, ValueError):
             return json.loads(path.read_text(encoding="utf-8"))
-        found = _scan(file, label)
+        found = _scan(file, endings, fields)
         if file.stamp:  # else nobody could tell when the file is another
             with suppress(OSError):
                 write_text(path, json.dumps(found))
         return found
 
 
-def _scan(file: File, label: str | None) -> dict[str, list[Any]]:
-    """Where the images lie in a tar, in order: `names`, `starts` and `stops` in bytes, and `labels`, None without one.
+def _scan(file: File, endings: tuple[str, ...], fields: tuple[str, ...]) -> dict[str, list[Any]]:
+    """Where the images lie in a tar, in order: `names`, `starts` and `stops` in bytes, and `values`.
+
+    A sample's value is the text of its member of one of the `endings`, else one of the `fields` of its .json, an
+    integer or text; None without one.
 
     Where the tar is cut short or damaged, what is missing is one more image beyond its end.
     """
-    wanted = _LABELS if label is None else (label.lower(),)
-    fields = _LABELS if label is None else (label,)
     images: dict[str, tuple[int, int, str]] = {}
-    labels: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     whole = False
     with file.open() as stream:
         try:
@@ -207,10 +229,10 @@ def _scan(file: File, label: str | None) -> dict[str, list[Any]]:
                         # In a tar a later file of the same name replaces the one before.
                         if known is None or known[2] == name or (_plain(name) and not _plain(known[2])):
                             images[sample] = (member.offset_data, member.offset_data + member.size, name)
-                    elif ending in wanted and (value := _text(tar, member)) is not None:
-                        labels[sample] = value
+                    elif ending in endings and (text := _text(tar, member)) is not None:
+                        values[sample] = text
                     elif ending == "json" and (value := _field(tar, member, fields)) is not None:
-                        labels.setdefault(sample, value)
+                        values.setdefault(sample, value)
                 whole = _ends_at(stream, tar.offset)
         except tarfile.TarError as error:
             if not images:
@@ -219,7 +241,7 @@ def _scan(file: File, label: str | None) -> dict[str, list[Any]]:
     if images and not whole and found[-1][1] <= file.size:
         found.append((file.size, file.size + 1, _REST, _REST))
     starts, stops, names, samples = (list(column) for column in zip(*found, strict=True)) if found else ([],) * 4
-    return {"names": names, "starts": starts, "stops": stops, "labels": [labels.get(sample) for sample in samples]}
+    return {"names": names, "starts": starts, "stops": stops, "values": [values.get(sample) for sample in samples]}
 
 
 def _plain(name: str) -> bool:
@@ -233,10 +255,10 @@ def _ends_at(stream: BinaryIO, offset: int) -> bool:
     return stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 
 
-def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int | str | None:
+def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str | None:
     content = tar.extractfile(member) if member.size <= _LABEL_BYTES else None
     try:
-        return None if content is None else _label(content.read().decode())
+        return None if content is None else content.read().decode().strip() or None
     except UnicodeDecodeError:
         return None
 
@@ -249,16 +271,15 @@ def _field(tar: tarfile.TarFile, member: tarfile.TarInfo, names: Iterable[str]) 
         return None
     values = (found[name] for name in names if name in found) if isinstance(found, dict) else iter(())
     value = next(values, None)
-    return _label(value) if isinstance(value, str) else value if type(value) is int else None
+    return value.strip() or None if isinstance(value, str) else value if type(value) is int else None
 
 
-def _label(text: str) -> int | str | None:
-    """An integer, other text, or None where there is nothing."""
-    text = text.strip()
+def _number(value: int | str | None) -> int | str | None:
+    """The integer that a text is; else itself."""
     try:
-        return int(text)
+        return value if value is None else int(value)
     except ValueError:
-        return text or None
+        return value
 
 
 def _no_tar(file: File, error: Exception) -> UserError:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from manyviews.data import Loader, open_source
-from manyviews.data.loader import order
+from manyviews.data.order import order
 from manyviews.errors import UserError
 
 STREAMED = 0  # bytes of memory for canvases

@@ -68,7 +68,7 @@ def test_canvases_with_other_labels_are_other_canvases(photos: Path, tmp_path: P
     (tmp_path / "labels.csv").write_text(f"path,label\n{rows}")
     other = open_source(photos, tmp_path / "labels.csv")
     assert other.ids == source.ids
-    with pytest.raises(UserError, match="with other labels"):
+    with pytest.raises(UserError, match="other images, labels"):
         prepare(other, tmp_path / "out", 16)
 
 
@@ -125,7 +125,7 @@ def test_a_killed_preparation_continues_and_is_not_mistaken_for_a_finished_one(
     assert stamps == {f: f.stat().st_mtime_ns for f in written}
     assert same(load_canvases(open_source(out), 16)[0], load_canvases(source, 16)[0])
     for changed in (lambda: prepare(source, out, 24), lambda: prepare(source.subset(range(9)), out, 16)):
-        with pytest.raises(UserError, match="other images, with other labels or of another size"):
+        with pytest.raises(UserError, match="other images, labels, captions or sizes"):
             changed()
     with pytest.raises(UserError, match="not an empty folder"):
         prepare(source, photos, 16)

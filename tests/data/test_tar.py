@@ -28,7 +28,7 @@ from PIL import Image
 from manyviews.data import BadImage, Loader, blocks, load_canvases, open_source, tar
 from manyviews.data.blocks import Blocks, window
 from manyviews.data.files import Unreachable
-from manyviews.data.loader import nearby, order
+from manyviews.data.order import nearby, order
 from manyviews.errors import UserError
 from manyviews.evaluation import features
 
@@ -380,7 +380,7 @@ def test_a_file_that_goes_away_and_a_network_that_fails(monkeypatch):
 def test_the_index_is_kept_and_made_anew_when_the_tar_changes(tmp_path, monkeypatch):
     scanned = []
     original = tar._scan
-    monkeypatch.setattr(tar, "_scan", lambda file, label: scanned.append(file.name) or original(file, label))
+    monkeypatch.setattr(tar, "_scan", lambda file, *kinds: scanned.append(file.name) or original(file, *kinds))
     roots = [tmp_path, "memory://indexed"]
     for root in roots:
         url = put(f"{root}/a.tar", packed(samples(range(4))))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from manyviews.backbones import Encoder
 from manyviews.data import BadImage, load_canvases, open_source
-from manyviews.data.loader import order
+from manyviews.data.order import order
 from manyviews.data.source import unlabeled
 from manyviews.errors import UserError
 from manyviews.evaluation import ImageTask, Pixels, Task, extract, finetune, linear_probe

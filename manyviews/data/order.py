@@ -1,0 +1,45 @@
+"""The order of images in an epoch, and other draws of a seed, an epoch and an image's number."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def order(seed: int, epoch: int, n: int) -> np.ndarray:
+    """A permutation of n items, int64, that depends on nothing else, no library's generator included.
+
+    The items are sorted by a hash (splitmix64's finalizer) of the seed, the epoch and their number.
+    """
+    return np.argsort(hashes(seed, epoch, np.arange(n)), kind="stable")
+
+
+def nearby(seed: int, epoch: int, blocks: np.ndarray, window: int, rank: int, world_size: int) -> np.ndarray:
+    """A rank's share of a permutation that reads blocks at about one time, int64: a pure function of its arguments.
+
+    The blocks are shuffled and laid end to end; each rank takes an equal piece, so that it shares two of them at most.
+    An item comes after a delay, uniform in [0, window) blocks, from where its block begins. So at any time the items
+    come from `window` blocks, as many new ones come as are used up, and any place is found without those before it.
+    """
+    sizes = np.diff(blocks, prepend=0)
+    drawn = hashes(seed, epoch, np.arange(len(blocks) + int(blocks[-1])))
+    shuffled = np.argsort(drawn[: len(blocks)], kind="stable")
+    share = int(blocks[-1]) // world_size
+    mine = slice(rank * share, (rank + 1) * share)
+    place = np.repeat(np.arange(len(blocks)), sizes[shuffled])[mine]
+    ends = np.cumsum(sizes[shuffled])
+    items = np.arange(rank * share, (rank + 1) * share) - ends[place] + blocks[shuffled][place]
+    delay = drawn[len(blocks) + items] / 2.0**64 * window
+    return items[np.argsort(place + delay, kind="stable")]
+
+
+def hashes(seed: int, epoch: int, items: np.ndarray) -> np.ndarray:
+    """uint64 for each item, a hash of the seed, the epoch and the item's number."""
+    with np.errstate(over="ignore"):
+        key = _mix(_mix(np.array([seed % 2**64], np.uint64)) ^ np.uint64(epoch))
+        return _mix(key + (items.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
