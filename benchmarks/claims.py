@@ -37,9 +37,10 @@ from manyviews.data import Source, open_source
 from manyviews.engine import loop
 from manyviews.evaluation import extract, knn
 from manyviews.recipes import _common as common
+from manyviews.regularizers import Rescue
 from manyviews.run import machine
 from manyviews.schedules import Cosine, WarmupCosine
-from manyviews.settings import Component, Data, Monitor, Optimizer, Recipe, Rescue
+from manyviews.settings import Component, Data, Monitor, Optimizer, Recipe
 from manyviews.views import MAST_5, MAST_15, Composed, Cutout, Global, Local, View
 
 
@@ -124,7 +125,13 @@ def arms(scale: Scale) -> dict[str, Recipe]:
     momentum = Cosine(scale.momentum, 1.0)
 
     def recipe(method: str, rescue: Rescue | None = None, **settings: Any) -> Recipe:
-        return recipes.resolve(replace(scale.recipe, method=Component(method, {**heads, **settings}), rescue=rescue))
+        return recipes.resolve(
+            replace(
+                scale.recipe,
+                method=Component(method, {**heads, **settings}),
+                regularizers=() if rescue is None else (rescue,),
+            )
+        )
 
     def byol(*tasks: View, **settings: Any) -> Recipe:
         return recipe("byol", tasks=tasks, momentum=momentum, **settings)

@@ -21,8 +21,7 @@ import torch
 from manyviews.backbones import Encoder
 from manyviews.engine.step import backpropagate
 from manyviews.methods import get
-from manyviews.regularizers import Rescued
-from manyviews.settings import Rescue
+from manyviews.regularizers import Regularized, Rescue
 from manyviews.types import Batch, Progress
 from manyviews.views import MOCO_V2, Global, Views
 
@@ -37,7 +36,7 @@ def stepper(name: str, rescue: bool, canvases: Batch, size: int) -> Callable[[],
     settings = {"simclr": {"view": looks}, "moco_v3": {"tasks": (looks,)}}[name]
     method = get(name)(Encoder("resnet18"), **settings, **HEADS[name])
     if rescue:
-        method = Rescued(method, Rescue(scale=0.5, k=len(canvases) // 64))
+        method = Regularized(method, (Rescue(scale=0.5, k=len(canvases) // 64),))
     device = canvases.pixels.device
     method = method.to(device, memory_format=torch.channels_last).train()
 

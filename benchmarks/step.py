@@ -493,7 +493,7 @@ def against_made_views(
 
     def fixed() -> None:
         for _ in range(steps // 4 * 4):
-            views = Fixed(once.canvases, training.method.views)
+            views = Fixed(once.batch, training.method.views)
             views.made = made
             training.update(views)
 

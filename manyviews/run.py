@@ -25,7 +25,7 @@ from manyviews.errors import UserError
 from manyviews.methods import Method
 from manyviews.pretrained import Pretrained, load, write
 from manyviews.progress import progress
-from manyviews.regularizers import Rescued
+from manyviews.regularizers import inner
 from manyviews.settings import Recipe, override
 from manyviews.views import Views
 
@@ -264,7 +264,7 @@ def evaluate(
     projector = None
     if "guillotine" in protocols and folder is not None:
         method = Run(folder).method
-        projector = projector_of(method.method if isinstance(method, Rescued) else method)
+        projector = projector_of(inner(method))
     with progress("evaluate") as update:
         report = evaluation.evaluate(
             loaded.encoder,
@@ -324,7 +324,7 @@ def subspaces(run: str | Path | Run, data: Any, out: str | Path, labels: str | P
     out = new_file(out)
     source = open_source(data, labels)
     method = run.method
-    method = method.method if isinstance(method, Rescued) else method
+    method = inner(method)
     with progress("subspaces"):
         found = numbers.analyze(
             cast(MAST, method),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from manyviews.views.make import make
 
 from manyviews import recipes
 from manyviews.data import Loader, open_source
@@ -10,7 +11,6 @@ from manyviews.engine.feed import feed
 from manyviews.engine.step import backpropagate
 from manyviews.types import Batch, Progress
 from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, SIMCLR, Cutout, Draws, Global, Views
-from manyviews.views.make import make
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -33,12 +33,12 @@ from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen
 from manyviews.methods import Method
 from manyviews.progress import progress
-from manyviews.regularizers import Rescued
+from manyviews.regularizers import Regularized
 from manyviews.schedules import value
 from manyviews.settings import Recipe
 from manyviews.targets import EMA
 from manyviews.types import Batch, Progress
-from manyviews.views import Views
+from manyviews.views import Crop, Views
 
 
 def build(recipe: Recipe, *, trained: bool = False) -> Method:
@@ -50,7 +50,7 @@ def build(recipe: Recipe, *, trained: bool = False) -> Method:
     settings = recipe.backbone.settings
     encoder = Encoder(recipe.backbone.name, **({**settings, "pretrained": False} if trained else settings))
     method = methods.get(recipe.method.name)(encoder, **recipe.method.settings)
-    return method if recipe.rescue is None else Rescued(method, recipe.rescue, recipe.step.accumulate)
+    return Regularized(method, recipe.regularizers, recipe.step.accumulate) if recipe.regularizers else method
 
 
 def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
@@ -269,12 +269,8 @@ def check(recipe: Recipe, source: Source) -> None:
         raise UserError(
             f"{source.name} has {images} images to train on, fewer than a batch of {batch}: give more images{fewer}."
         )
-    k = recipe.rescue.k if recipe.rescue else None
-    if k is not None and (k % (world * recipe.step.accumulate) or k > batch):
-        raise UserError(
-            f"{k} images cannot be rescued of a batch of {batch}, shared evenly by {world} processes in "
-            f"{recipe.step.accumulate} parts: change --set rescue.k."
-        )
+    for regularizer in recipe.regularizers:
+        regularizer.check_batch(batch, world * recipe.step.accumulate)
     for name in recipe.monitor.loggers:
         if importlib.util.find_spec(name) is None:
             raise missing(name)
@@ -283,8 +279,8 @@ def check(recipe: Recipe, source: Source) -> None:
 def check_sizes(method: Method, recipe: Recipe) -> None:
     """Raises UserError when the encoder does not take images of the views' sizes and of the test size."""
     encoder = method.kept_encoder
-    looks = (*method.views, method.view) if isinstance(method, Rescued) else method.views
-    for size in sorted({recipe.test_size, *(look.size for look in looks)}):
+    kinds = [*method.views, *(v for r in recipe.regularizers for v in r.views(method))]
+    for size in sorted({recipe.test_size, *(kind.size for kind in kinds if isinstance(kind, Crop))}):
         with frozen(encoder):
             try:
                 found = encoder(torch.zeros(1, 3, size, size))

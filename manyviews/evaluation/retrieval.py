@@ -32,7 +32,7 @@ from manyviews.views.augmentations import (
     ResizedCrop,
     Rotate,
 )
-from manyviews.views.masks import apply_to, inside
+from manyviews.views.regions import apply_to, inside
 
 KS = (1, 5, 10)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from manyviews.backbones import sincos
+from manyviews.backbones import sincos, take
 from manyviews.errors import UserError
 
 
@@ -20,8 +18,8 @@ class Decoder(nn.Module):
 
     Args:
         embed_dim: width of the encoder.
-        patches: of a square image, a square number.
-        patch_size: side of a patch, pixels.
+        grid: rows and columns of patches.
+        output_dim: numbers to predict for each patch.
         dim: width of the decoder, divisible by 4 and by `heads`.
         depth: transformer blocks.
         heads: attention heads.
@@ -32,21 +30,20 @@ class Decoder(nn.Module):
 
     place: Tensor
 
-    def __init__(self, embed_dim: int, patches: int, patch_size: int, dim: int, depth: int, heads: int) -> None:
+    def __init__(
+        self, embed_dim: int, grid: tuple[int, int], output_dim: int, dim: int, depth: int, heads: int
+    ) -> None:
         super().__init__()
         from timm.models.vision_transformer import Block
 
-        side = math.isqrt(patches)
-        if side**2 != patches:
-            raise UserError(f"The decoder needs a square grid of patches, and {patches} is not a square number.")
         if dim % heads:
             raise UserError(f"The decoder's width {dim} must be divisible by its {heads} attention heads.")
         self.embed = nn.Linear(embed_dim, dim)
         self.mask = nn.Parameter(torch.zeros(1, 1, dim))
-        self.register_buffer("place", sincos((side, side), dim)[None], persistent=False)
+        self.register_buffer("place", sincos(grid, dim)[None], persistent=False)
         self.blocks = nn.Sequential(*(Block(dim, heads, qkv_bias=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, patch_size**2 * 3)
+        self.head = nn.Linear(dim, output_dim)
         nn.init.normal_(self.mask, std=0.02)
         for m in self.modules():
             if isinstance(m, nn.Linear):
@@ -54,17 +51,23 @@ class Decoder(nn.Module):
                 if m.bias is not None:
                     nn.init.zeros_(m.bias)
 
-    def forward(self, tokens: Tensor, kept: Tensor) -> Tensor:
-        """Predict pixels.
+    def forward(self, tokens: Tensor, kept: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """Predict patches from those that are visible.
 
         Args:
             tokens: of the visible patches, without prefix tokens, `b v embed_dim`.
             kept: int64, `b v`, which patches they are.
+            wanted: int64, `b m`, the patches to predict, which see the visible ones and each other (I-JEPA, Assran et
+                al. 2023). If None, all: mask tokens fill the places of the missing ones (MAE).
 
         Returns:
-            `b patches patch_size**2*3`, laid out as by `manyviews.objectives.patchify`.
+            `b n output_dim`, row by row, or `b m output_dim`.
         """
         x = self.embed(tokens)
-        everywhere = self.mask.to(x.dtype).expand(len(x), self.place.shape[1], -1)
-        x = everywhere.scatter(1, kept[:, :, None].expand_as(x), x) + self.place
-        return self.head(self.norm(self.blocks(x)))
+        mask, place = self.mask.to(x.dtype), self.place.expand(len(x), -1, -1)
+        if wanted is None:
+            everywhere = mask.expand(len(x), place.shape[1], -1)
+            x = everywhere.scatter(1, kept[:, :, None].expand_as(x), x) + self.place
+            return self.head(self.norm(self.blocks(x)))
+        x = torch.cat([x + take(place, kept), mask + take(place, wanted)], 1)
+        return self.head(self.norm(self.blocks(x))[:, -wanted.shape[1] :])

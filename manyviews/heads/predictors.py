@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews.errors import UserError, unknown
-from manyviews.views import View, Views, relation_dim
+from manyviews.views import View, Views, distinct, relation_dim
 
 Sharing = Literal["own", "shared", "conditioned"]
 
@@ -24,17 +24,27 @@ class Predictors(nn.Module):
         sharing: "own" gives each task its own; "shared" gives all the same one, which is naive multi-crop;
             "conditioned" gives each its own, which besides the projection is told where the view lies as seen from the
             target and what was done to it (`Views.relation`): MULAN's named next step, section 6 and appendix F.
+        weights: weight of each task in the loss, or one number for all.
 
     Raises:
-        UserError: another way of sharing.
+        UserError: another way of sharing, tasks without targets, or another number of weights.
 
     Attributes:
         tasks: those whose views predict something. A lone global view is a target and nothing else.
         targets: the names of the view types that are predicted.
     """
 
-    def __init__(self, tasks: Sequence[View], dim: int, build: Callable[[int], nn.Module], sharing: Sharing) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[View],
+        dim: int,
+        build: Callable[[int], nn.Module],
+        sharing: Sharing,
+        weights: Sequence[float] | float = 1.0,
+    ) -> None:
         super().__init__()
+        comparable(tasks)
+        self.weights = task_weights(tasks, weights)
         if sharing not in get_args(Sharing):
             raise unknown("way to share predictors", sharing, get_args(Sharing))
         self.tasks = tuple(t for t in tasks if t.target != t.name or t.count > 1)
@@ -43,6 +53,27 @@ class Predictors(nn.Module):
         shared = build(dim) if sharing == "shared" else None
         extra = {t.name: relation_dim(t) if self.conditioned else 0 for t in self.tasks}
         self.of = nn.ModuleDict({k: shared if shared is not None else build(dim + e) for k, e in extra.items()})
+
+    def term(
+        self,
+        views: Views,
+        targets: Mapping[str, Sequence[Tensor]],
+        distance: Callable[[Tensor, Tensor], Tensor],
+    ) -> Callable[[View, int, Tensor], Tensor]:
+        """The loss of one view, for `Views.terms`: the mean distance of its pairs, by the task's weight and count.
+
+        Args:
+            views: of the batch.
+            targets: see `pairs`.
+            distance: of predictions and targets, `b dim` each.
+        """
+
+        def term(task: View, i: int, z: Tensor) -> Tensor:
+            pairs = self.pairs(views, task, i, z, targets)
+            mean = torch.stack([distance(p, target) for p, target in pairs]).mean()
+            return self.weights[task.name] * mean / task.count
+
+        return term
 
     def pairs(
         self, views: Views, task: View, i: int, z: Tensor, targets: Mapping[str, Sequence[Tensor]]
@@ -76,9 +107,7 @@ def comparable(tasks: Sequence[View]) -> tuple[View, ...]:
     Raises:
         UserError: two types of the same name, a type without targets, or nothing to compare.
     """
-    names = [t.name for t in tasks]
-    if len(set(names)) < len(names):
-        raise UserError(f"View types must have distinct names, not {', '.join(names)}: use `count` for more of a kind.")
+    names = [t.name for t in distinct(tasks)]
     missing = next((t.target for t in tasks if t.target not in names), None)
     if missing or not tasks:
         raise UserError(

@@ -6,13 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
+from manyviews.targets.moving import Moving
+from manyviews.types import Progress
 
-class Prototypes(nn.Module):
+
+class Prototypes(Moving):
     """Cosine similarities with `k` learned directions: `b dim` to `b k`, in [-1, 1]. SwAV, Caron et al. 2020.
 
-    The prototypes are of unit length at the start and after `normalize_`, which is called after every optimizer step;
-    between them the gradient is that of a plain linear layer. The scores are computed in float32 even under autocast:
-    they are divided by 0.05 before their exponential is taken.
+    The prototypes are of unit length at the start and after every optimizer step; between them the gradient is that of
+    a plain linear layer. The scores are computed in float32 even under autocast: they are divided by 0.05 before their
+    exponential is taken.
 
     Attributes:
         weight: `k dim`.
@@ -25,6 +28,9 @@ class Prototypes(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
             return linear(normalize(z.to(self.weight.dtype)), self.weight)
+
+    def move(self, at: Progress) -> None:
+        self.normalize_()
 
     @torch.no_grad()
     def normalize_(self) -> None:

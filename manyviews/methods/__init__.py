@@ -6,9 +6,10 @@ import importlib
 import pkgutil
 
 from manyviews.errors import unknown
-from manyviews.methods.method import Branch, Method, Terms, paired
+from manyviews.methods.method import Branch, Method, exactly, mean_of, paired, sum_of
+from manyviews.views import Terms
 
-__all__ = ["Branch", "Method", "Terms", "get", "names", "paired"]
+__all__ = ["Branch", "Method", "Terms", "exactly", "get", "mean_of", "names", "paired", "sum_of"]
 
 
 def names() -> list[str]:

@@ -21,12 +21,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-import torch
 from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.heads import mlp
-from manyviews.methods.method import Branch, Method, Terms, paired
+from manyviews.methods.method import Branch, Method, Terms, mean_of, paired
 from manyviews.objectives import cross_correlation
 from manyviews.types import Progress
 from manyviews.views import BYOL_PAIR, Global, View, Views
@@ -59,13 +58,9 @@ class BarlowTwins(Method):
         self.online = Branch(encoder, mlp(encoder.embed_dim, hidden_dim, hidden_dim, output_dim))
         self.redundancy_weight, self.scale = redundancy_weight, scale
 
-    @property
-    def kept_encoder(self) -> Encoder:
-        return self.online.encoder
-
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         pairs = [_from_identity(cross_correlation(a, b)) for a, b in combinations(views.map(self.online), 2)]
-        on, off = (torch.stack(terms).mean() for terms in zip(*pairs, strict=True))
+        on, off = (mean_of(terms) for terms in zip(*pairs, strict=True))
         yield {"invariance": self.scale * on, "redundancy": self.scale * self.redundancy_weight * off}
 
 

@@ -17,14 +17,11 @@ Differs from the papers: BYOL sums its two directions; here a task is the mean o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, cast
-
-import torch
-from torch import Tensor
+from typing import Literal
 
 from manyviews.backbones import Encoder
-from manyviews.heads import Predictors, Sharing, comparable, mlp, task_weights
-from manyviews.methods.method import Branch, Method, Terms, totals
+from manyviews.heads import Predictors, Sharing, mlp
+from manyviews.methods.method import Branch, Method, Terms
 from manyviews.objectives import squared_distance
 from manyviews.schedules import Cosine, Schedule
 from manyviews.targets import EMA
@@ -68,34 +65,23 @@ class BYOL(Method):
         kept: Literal["online", "target"] = "online",
     ) -> None:
         super().__init__()
-        self.views = comparable(tasks)
-        self.weights = task_weights(tasks, weights)
+        self.views = tasks
         if freeze_patch_embed:
             encoder.freeze_patch_embed()
         norm: Literal["bn_no_affine"] | None = "bn_no_affine" if output_norm else None
         hidden = [hidden_dim] * (projector_layers - 1)
         self.online = Branch(encoder, mlp(encoder.embed_dim, *hidden, output_dim, last_norm=norm))
         self.predictors = Predictors(
-            tasks, output_dim, lambda dim: mlp(dim, hidden_dim, output_dim, last_norm=norm), predictor
+            tasks, output_dim, lambda dim: mlp(dim, hidden_dim, output_dim, last_norm=norm), predictor, weights
         )
         self.target = EMA(self.online, momentum)
         self.kept = kept
 
     @property
     def kept_encoder(self) -> Encoder:
-        branch = self.online if self.kept == "online" else cast(Branch, self.target.module)
-        return branch.encoder
+        return self.online.encoder if self.kept == "online" else self.target.module.encoder
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         targets = {name: views.all(name, self.target) for name in self.predictors.targets}
-
-        def term(task: View, i: int, z: Tensor) -> Tensor:
-            pairs = self.predictors.pairs(views, task, i, z, targets)
-            mean = torch.stack([squared_distance(p, z) for p, z in pairs]).mean()
-            return self.weights[task.name] * mean / task.count
-
-        for group in views.groups(self.online, self.predictors.tasks):
-            yield totals((task.name, term(task, i, z)) for task, i, z in group)
-
-    def after_update(self, at: Progress) -> None:
-        self.target.update(self.online, at)
+        term = self.predictors.term(views, targets, squared_distance)
+        yield from views.terms(self.online, term, self.predictors.tasks)

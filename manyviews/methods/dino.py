@@ -17,12 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.heads import DINOHead, others
-from manyviews.methods.method import Branch, Method, Terms, paired, sum_of, totals
+from manyviews.methods.method import Branch, Method, Terms, paired, sum_of
 from manyviews.objectives import cross_entropy, sharpen
 from manyviews.schedules import Cosine, Linear, Schedule, value
 from manyviews.targets import EMA, Center
@@ -70,15 +69,23 @@ class DINO(Method):
         self.center = Center(prototypes, center_momentum)
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
         self.freeze_epochs = freeze_epochs
-        self._seen: list[Tensor] = []  # the teacher's mean outputs in the step under way
+
+    @property
+    def online(self) -> Branch:  # type: ignore[override]
+        return self.student
+
+    @property
+    def target(self) -> EMA:
+        return self.teacher
 
     @property
     def kept_encoder(self) -> Encoder:
-        return cast(Branch, self.teacher.module).encoder
+        return self.teacher.module.encoder
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         outputs = views.all("global", self.teacher)
-        self._seen += [t.float().mean(0) for t in outputs]
+        for t in outputs:
+            self.center.push(t)
         temperature = value(self.teacher_temperature, at)
         targets = [sharpen(t, self.center.value, temperature) for t in outputs]
         pairs = len(targets) * (sum(v.count for v in self.views) - 1)
@@ -88,14 +95,8 @@ class DINO(Method):
             target = views.blend(kind.name, i, sum_of([t for _, t in others(targets, kind, i)]))
             return cross_entropy(target, s, self.student_temperature) / pairs
 
-        for group in views.groups(self.student):
-            yield totals((kind.name, term(kind, i, s)) for kind, i, s in group)
+        yield from views.terms(self.student, term)
 
     def before_update(self, at: Progress) -> None:
         if at.epoch < self.freeze_epochs:
             cast(DINOHead, self.student.projector).last.zero_grad()
-
-    def after_update(self, at: Progress) -> None:
-        self.teacher.update(self.student, at)
-        self.center.update(torch.stack(self._seen).mean(0))
-        self._seen.clear()

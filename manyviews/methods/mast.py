@@ -23,17 +23,16 @@ Also beyond it: with more than two views of an image, each term is the mean over
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import combinations
 from typing import Literal, cast
 
-import torch
 from torch import Tensor, nn
 
 from manyviews.backbones import Encoder, patch_features
 from manyviews.errors import UserError
 from manyviews.heads import GaussianProjector, Masks
-from manyviews.methods.method import Branch, Method, Terms, paired
+from manyviews.methods.method import Branch, Method, Terms, mean_of, paired
 from manyviews.objectives import (
     covariance,
     gaussian_distance,
@@ -115,10 +114,6 @@ class MAST(Method):
             *(variance_weight, covariance_weight, prior_weight),
         )
 
-    @property
-    def kept_encoder(self) -> Encoder:
-        return self.online.encoder
-
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Means and variances of views, `b 3 h w` to `b d` each."""
         return self.online(x)
@@ -132,25 +127,22 @@ class MAST(Method):
         size = d if self.reduction == "mean" else 1
         w_dist, w_sparse, w_kl, w_var, w_cov, w_prior = self.weights
 
-        def mean(values: Iterable[Tensor]) -> Tensor:
-            return torch.stack(list(values)).mean()
-
         loss: Terms = {}
         if self.uncertainty:
             # The ratio of two sums over dimensions is already one of means.
-            distance = mean(gaussian_distance(*pair, masks, applied) for pair in pairs)
-            loss["divergence"] = w_kl / size * mean(gaussian_kl(*pair) for pair in pairs)
+            distance = mean_of(gaussian_distance(*pair, masks, applied) for pair in pairs)
+            loss["divergence"] = w_kl / size * mean_of(gaussian_kl(*pair) for pair in pairs)
         else:
             # A mean over as many dimensions as disjoint masks have, whose traces they would be at unit variances.
-            distance = mean(masked_distance(a, b, masks, applied) for a, b, _, _ in pairs)
+            distance = mean_of(masked_distance(a, b, masks, applied) for a, b, _, _ in pairs)
             distance = distance * k / d if self.reduction == "mean" else distance
         loss["distance"] = w_dist * d / size / k * distance
         if isinstance(self.masks.weight, nn.Parameter):
             loss["sparsity"] = w_sparse / (d * k) * sparsity(masks)
-        loss["variance"] = w_var * mean(variance(mu) for mu, _ in embedded)
-        loss["covariance"] = w_cov * 2 * mean(covariance(mu) for mu, _ in embedded)  # of both views of a pair
+        loss["variance"] = w_var * mean_of(variance(mu) for mu, _ in embedded)
+        loss["covariance"] = w_cov * 2 * mean_of(covariance(mu) for mu, _ in embedded)  # of both views of a pair
         if self.uncertainty and w_prior:
-            loss["prior"] = w_prior / size * mean(unit_prior(var) for _, var in embedded)
+            loss["prior"] = w_prior / size * mean_of(unit_prior(var) for _, var in embedded)
         yield loss
 
 

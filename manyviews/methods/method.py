@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import reduce
 
 import torch
@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from manyviews.backbones import Encoder
 from manyviews.errors import UserError
+from manyviews.targets import Moving
 from manyviews.types import Progress
-from manyviews.views import View, Views
-
-Terms = dict[str, Tensor]
+from manyviews.views import Crop, Mask, Masking, Terms, View, Views, distinct
 
 
 class Branch(nn.Module):
@@ -28,6 +27,62 @@ class Branch(nn.Module):
         return self.projector(self.encoder(x))
 
 
+class Method(nn.Module):
+    """A loss over views.
+
+    A method is built from an encoder and keyword arguments whose defaults are the paper's. It declares the views it
+    needs, and yields its loss in terms. Every term may be backpropagated when it is yielded, and the gradients of all
+    terms add up to the gradient of the loss:
+
+        for terms in method.loss(views, at):
+            sum(terms.values()).backward()
+        method.before_update(at)
+        optimizer.step()
+        method.after_update(at)
+
+    Everything that decides what is learned is a part of the module and of its state dict. Parts that are no parameters
+    (targets, queues, centers) are `Moving`, and move by themselves after the update.
+
+    Attributes:
+        views: the view types, as given by the caller.
+        online: the trained network that maps a view to its projection; None in methods that compare no projections.
+        masking: what is hidden of the first view type; None for nothing.
+        constant_lr: prefixes of the parameters that keep the peak learning rate throughout.
+    """
+
+    views: tuple[View, ...]
+    online: Branch
+    masking: Masking | None = None
+    constant_lr: tuple[str, ...] = ()
+
+    @property
+    def kept_encoder(self) -> Encoder:
+        """The encoder that is evaluated and exported: the trained one, unless a method says otherwise."""
+        return self.online.encoder
+
+    def begin(self, images: int) -> None:
+        """Called once before training on so many images: for memory that has a row for each of them."""
+
+    def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
+        """Yield named scalar terms, averaged over the images; their sum over all yields is the loss."""
+        raise NotImplementedError
+
+    def mask(self, views: Views, i: int = 0) -> Mask:
+        """What is hidden of view `i` of the first view type."""
+        kind = self.views[0]
+        assert self.masking is not None and isinstance(kind, Crop)
+        return views.mask(self.masking, kind.name, i, self.kept_encoder.grid(kind.size))
+
+    def before_update(self, at: Progress) -> None:
+        """Called when the gradients of a step are complete, before the optimizer uses them."""
+
+    def after_update(self, at: Progress) -> None:
+        """Called after the optimizer has moved the parameters: whatever is `Moving` follows."""
+        for part in self.modules():
+            if isinstance(part, Moving):
+                part.move(at)
+
+
 def paired(*kinds: View, target: str | None = None) -> tuple[View, ...]:
     """The view types themselves, when two views of the target type, by default of the first, can be compared.
 
@@ -37,12 +92,11 @@ def paired(*kinds: View, target: str | None = None) -> tuple[View, ...]:
         UserError: two types of the same name, none of the target's, fewer than two views of it, or a type that asks for
             other targets than the method has.
     """
-    names = [k.name for k in kinds]
-    if len(set(names)) < len(names):
-        raise UserError(f"View types must have distinct names, not {', '.join(names)}: use `count` for more of a kind.")
+    distinct(kinds)
     first = next((k for k in kinds if target in (None, k.name)), None)
     if first is None:
-        raise UserError(f"The views need a {target} type to compare with, not only {', '.join(names) or 'none'}.")
+        names = ", ".join(k.name for k in kinds)
+        raise UserError(f"The views need a {target} type to compare with, not only {names or 'none'}.")
     if first.count < 2:
         raise UserError(f"This method compares {first.name} views, and {first.count} is too few: set its count to 2.")
     for kind in kinds:
@@ -55,53 +109,19 @@ def paired(*kinds: View, target: str | None = None) -> tuple[View, ...]:
     return kinds
 
 
-def sum_of(xs: Sequence[Tensor]) -> Tensor:
+def exactly(kind: View, count: int, method: str) -> View:
+    """The view type itself, if there are so many views of each image. Raises UserError otherwise."""
+    if kind.count != count:
+        number = {1: "one view", 2: "two views"}[count]
+        raise UserError(f"{method} takes {number} of each image, not {kind.count}: set its count to {count}.")
+    return kind
+
+
+def sum_of(xs: Iterable[Tensor]) -> Tensor:
     """The sum of one tensor or more of one shape; the tensor itself if it is one."""
     return reduce(torch.add, xs)
 
 
-def totals(terms: Iterable[tuple[str, Tensor]]) -> Terms:
-    """Named terms, those of one name added up."""
-    found: Terms = {}
-    for name, term in terms:
-        found[name] = found[name] + term if name in found else term
-    return found
-
-
-class Method(nn.Module):
-    """What is minimized, over what is looked at.
-
-    A method is built from an encoder and keyword arguments whose defaults are the paper's. It names the views it
-    looks at in `views`, and yields its loss in terms. Every term may be backpropagated the moment it is yielded, and
-    the gradients of all of them add up to the gradient of the loss:
-
-        for terms in method.loss(views, at):
-            sum(terms.values()).backward()
-        method.before_update(at)
-        optimizer.step()
-        method.after_update(at)
-
-    Everything that decides what is learned (targets, queues, centers) is a part of the module and of its state dict.
-
-    Attributes:
-        views: the view types, as given by the caller.
-        kept_encoder: the encoder that is evaluated and exported.
-        constant_lr: prefixes of the parameters that keep the peak learning rate throughout.
-    """
-
-    views: tuple[View, ...]
-    constant_lr: tuple[str, ...] = ()
-
-    @property
-    def kept_encoder(self) -> Encoder:
-        raise NotImplementedError
-
-    def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
-        """Yield named scalar terms, averaged over the images; their sum over all yields is the loss."""
-        raise NotImplementedError
-
-    def before_update(self, at: Progress) -> None:
-        """Called when the gradients of a step are complete, before the optimizer uses them."""
-
-    def after_update(self, at: Progress) -> None:
-        """Called after the optimizer has moved the parameters: targets follow here."""
+def mean_of(xs: Iterable[Tensor]) -> Tensor:
+    """The mean of scalars."""
+    return torch.stack(list(xs)).mean()

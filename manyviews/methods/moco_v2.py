@@ -16,14 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from manyviews import distributed
 from manyviews.backbones import Encoder
-from manyviews.errors import UserError
 from manyviews.heads import mlp
-from manyviews.methods.method import Branch, Method, Terms, paired
+from manyviews.methods.method import Branch, Method, Terms, exactly, paired
 from manyviews.objectives import info_nce
 from manyviews.schedules import Schedule
 from manyviews.targets import EMA, Queue
@@ -56,29 +54,21 @@ class MoCoV2(Method):
         momentum: Schedule | float = 0.999,
     ) -> None:
         super().__init__()
-        self.views = paired(view)
-        if view.count != 2:
-            raise UserError(f"MoCo v2 compares two views of each image, not {view.count}: set its count to 2.")
+        self.views = paired(exactly(view, 2, "MoCo v2"))
         self.query = Branch(encoder, mlp(encoder.embed_dim, hidden_dim, output_dim, norm=False))
         self.key = EMA(self.query, momentum)
         self.queue = Queue(queue_size, output_dim)
         self.temperature = temperature
-        self._fresh: list[Tensor] = []  # keys of the step under way; queued when it ends
 
     @property
-    def kept_encoder(self) -> Encoder:
-        return self.query.encoder
+    def online(self) -> Branch:  # type: ignore[override]
+        return self.query
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         name = self.views[0].name
         with torch.no_grad():
             x, order = distributed.shuffle(views[name, 1], seed=at.step)
             k = distributed.unshuffle(normalize(self.key(x)), order)
-        self._fresh.append(k)
+        self.queue.push(k)
         q = self.query(views[name, 0])
         yield {"info_nce": info_nce(q, k, self.queue.rows, self.temperature)}
-
-    def after_update(self, at: Progress) -> None:
-        self.key.update(self.query, at)
-        self.queue.enqueue(torch.cat(self._fresh))
-        self._fresh.clear()

@@ -15,13 +15,11 @@ Differs from the paper: it sums its two directions; here a task is the mean of i
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import torch
-from torch import Tensor
+from functools import partial
 
 from manyviews.backbones import Encoder
-from manyviews.heads import Predictors, Sharing, comparable, mlp, task_weights
-from manyviews.methods.method import Branch, Method, Terms, totals
+from manyviews.heads import Predictors, Sharing, mlp
+from manyviews.methods.method import Branch, Method, Terms
 from manyviews.objectives import cross_info_nce
 from manyviews.schedules import Cosine, Schedule
 from manyviews.targets import EMA
@@ -61,32 +59,22 @@ class MoCoV3(Method):
         freeze_patch_embed: bool = False,
     ) -> None:
         super().__init__()
-        self.views = comparable(tasks)
-        self.weights = task_weights(tasks, weights)
+        self.views = tasks
         self.temperature = temperature
         if freeze_patch_embed:
             encoder.freeze_patch_embed()
         hidden = [hidden_dim] * (projector_layers - 1)
         self.online = Branch(encoder, mlp(encoder.embed_dim, *hidden, output_dim, last_norm="bn_no_affine"))
         self.predictors = Predictors(
-            tasks, output_dim, lambda dim: mlp(dim, hidden_dim, output_dim, last_norm="bn_no_affine"), predictor
+            tasks,
+            output_dim,
+            lambda dim: mlp(dim, hidden_dim, output_dim, last_norm="bn_no_affine"),
+            predictor,
+            weights,
         )
         self.target = EMA(self.online, momentum)
 
-    @property
-    def kept_encoder(self) -> Encoder:
-        return self.online.encoder
-
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         targets = {name: views.all(name, self.target) for name in self.predictors.targets}
-
-        def term(task: View, i: int, z: Tensor) -> Tensor:
-            pairs = self.predictors.pairs(views, task, i, z, targets)
-            mean = torch.stack([cross_info_nce(q, k, self.temperature) for q, k in pairs]).mean()
-            return self.weights[task.name] * mean / task.count
-
-        for group in views.groups(self.online, self.predictors.tasks):
-            yield totals((task.name, term(task, i, z)) for task, i, z in group)
-
-    def after_update(self, at: Progress) -> None:
-        self.target.update(self.online, at)
+        term = self.predictors.term(views, targets, partial(cross_info_nce, temperature=self.temperature))
+        yield from views.terms(self.online, term, self.predictors.tasks)

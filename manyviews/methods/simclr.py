@@ -15,11 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-import torch
-
 from manyviews.backbones import Encoder
 from manyviews.heads import mlp
-from manyviews.methods.method import Branch, Method, Terms, paired
+from manyviews.methods.method import Branch, Method, Terms, mean_of, paired
 from manyviews.objectives import nt_xent
 from manyviews.types import Progress
 from manyviews.views import SIMCLR, Global, View, Views
@@ -50,10 +48,6 @@ class SimCLR(Method):
         self.online = Branch(encoder, mlp(encoder.embed_dim, hidden_dim, output_dim, last_norm="bn_no_affine"))
         self.temperature = temperature
 
-    @property
-    def kept_encoder(self) -> Encoder:
-        return self.online.encoder
-
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         pairs = combinations(views.map(self.online), 2)
-        yield {"nt_xent": torch.stack([nt_xent(za, zb, self.temperature) for za, zb in pairs]).mean()}
+        yield {"nt_xent": mean_of(nt_xent(za, zb, self.temperature) for za, zb in pairs)}

@@ -18,11 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from manyviews.backbones import Encoder
-from manyviews.heads import Predictors, Sharing, comparable, mlp, task_weights
-from manyviews.methods.method import Branch, Method, Terms, totals
+from manyviews.heads import Predictors, Sharing, mlp
+from manyviews.methods.method import Branch, Method, Terms, sum_of
 from manyviews.objectives import negative_cosine
 from manyviews.types import Progress
 from manyviews.views import SIMSIAM, Global, View, Views
@@ -56,34 +55,24 @@ class SimSiam(Method):
         bottleneck_dim: int = 512,
     ) -> None:
         super().__init__()
-        self.views = comparable(tasks)
-        self.weights = task_weights(tasks, weights)
+        self.views = tasks
         self.online = Branch(
             encoder, mlp(encoder.embed_dim, hidden_dim, hidden_dim, output_dim, last_norm="bn_no_affine")
         )
-        self.predictors = Predictors(tasks, output_dim, lambda dim: mlp(dim, bottleneck_dim, output_dim), predictor)
-
-    @property
-    def kept_encoder(self) -> Encoder:
-        return self.online.encoder
+        self.predictors = Predictors(
+            tasks, output_dim, lambda dim: mlp(dim, bottleneck_dim, output_dim), predictor, weights
+        )
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         # Views that give targets and predict some themselves are projected once for both.
-        giving = [t for t in self.predictors.tasks if t.name in self.predictors.targets]
-        projections = {t.name: views.all(t.name, self.online) for t in giving}
+        giving = [task for task in self.predictors.tasks if task.name in self.predictors.targets]
+        projections = {task.name: views.all(task.name, self.online) for task in giving}
         targets = {name: [z.detach() for z in found] for name, found in projections.items()}
         with torch.no_grad():
             for name in self.predictors.targets:
                 if name not in targets:
                     targets[name] = views.all(name, self.online)
-
-        def term(task: View, i: int, z: Tensor) -> Tensor:
-            pairs = self.predictors.pairs(views, task, i, z, targets)
-            mean = torch.stack([negative_cosine(p, t) for p, t in pairs]).mean()
-            return self.weights[task.name] * mean / task.count
-
+        term = self.predictors.term(views, targets, negative_cosine)
         if giving:
-            yield totals((t.name, term(t, i, z)) for t in giving for i, z in enumerate(projections[t.name]))
-            del projections
-        for group in views.groups(self.online, [t for t in self.predictors.tasks if t not in giving], beside=giving):
-            yield totals((task.name, term(task, i, z)) for task, i, z in group)
+            yield {t.name: sum_of(term(t, i, z) for i, z in enumerate(projections.pop(t.name))) for t in giving}
+        yield from views.terms(self.online, term, [task for task in self.predictors.tasks if task not in giving])

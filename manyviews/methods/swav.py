@@ -20,7 +20,7 @@ from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.heads import Prototypes, mlp
-from manyviews.methods.method import Branch, Method, Terms, paired, sum_of, totals
+from manyviews.methods.method import Branch, Method, Terms, paired, sum_of
 from manyviews.objectives import sinkhorn, swapped_prediction
 from manyviews.types import Progress
 from manyviews.views import SWAV, Global, Local, View, Views
@@ -64,28 +64,21 @@ class SwAV(Method):
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
         self.freeze_epochs = freeze_epochs
 
-    @property
-    def kept_encoder(self) -> Encoder:
-        return self.online.encoder
-
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         scores = [self.prototypes(z) for z in views.all("global", self.online)]
         codes = [sinkhorn(s.detach(), self.epsilon, self.iterations) for s in scores]
         pairs = len(codes) * (sum(v.count for v in self.views) - 1)
 
-        def term(name: str, i: int, scores: Tensor, codes: list[Tensor]) -> Tensor:
+        def term(kind: View, i: int, scores: Tensor, codes: list[Tensor]) -> Tensor:
             # Cross-entropy is linear in the codes: of their sum, it takes one pass over the scores.
-            code = views.blend(name, i, sum_of(codes))
+            code = views.blend(kind.name, i, sum_of(codes))
             return swapped_prediction(scores, code, self.temperature) / pairs
 
-        yield totals(("global", term("global", i, s, codes[:i] + codes[i + 1 :])) for i, s in enumerate(scores))
+        whole, *rest = sorted(self.views, key=lambda kind: kind.name != "global")
+        yield {"global": sum_of(term(whole, i, s, codes[:i] + codes[i + 1 :]) for i, s in enumerate(scores))}
         del scores
-        for group in views.groups(self.online, [v for v in self.views if v.name != "global"], beside=self.views):
-            yield totals((kind.name, term(kind.name, i, self.prototypes(z), codes)) for kind, i, z in group)
+        yield from views.terms(self.online, lambda kind, i, z: term(kind, i, self.prototypes(z), codes), rest)
 
     def before_update(self, at: Progress) -> None:
         if at.epoch < self.freeze_epochs:
             self.prototypes.zero_grad()
-
-    def after_update(self, at: Progress) -> None:
-        self.prototypes.normalize_()

@@ -16,15 +16,12 @@ Beyond the paper: with more than two views of an image, each term is the mean ov
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import combinations
-
-import torch
-from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.heads import mlp
-from manyviews.methods.method import Branch, Method, Terms, paired
+from manyviews.methods.method import Branch, Method, Terms, mean_of, paired
 from manyviews.objectives import covariance, invariance, variance
 from manyviews.types import Progress
 from manyviews.views import BYOL_PAIR, Global, View, Views
@@ -59,19 +56,11 @@ class VICReg(Method):
         self.online = Branch(encoder, mlp(encoder.embed_dim, hidden_dim, hidden_dim, output_dim))
         self.weights = (invariance_weight, variance_weight, covariance_weight)
 
-    @property
-    def kept_encoder(self) -> Encoder:
-        return self.online.encoder
-
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         z = views.map(self.online)
         w_inv, w_var, w_cov = self.weights
-
-        def mean(terms: Iterable[Tensor]) -> Tensor:
-            return torch.stack(list(terms)).mean()
-
         yield {
-            "invariance": w_inv * mean(invariance(a, b) for a, b in combinations(z, 2)),
-            "variance": w_var * mean(map(variance, z)),
-            "covariance": w_cov * 2 * mean(map(covariance, z)),  # of both views of a pair
+            "invariance": w_inv * mean_of(invariance(a, b) for a, b in combinations(z, 2)),
+            "variance": w_var * mean_of(map(variance, z)),
+            "covariance": w_cov * 2 * mean_of(map(covariance, z)),  # of both views of a pair
         }

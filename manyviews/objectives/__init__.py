@@ -11,6 +11,7 @@ from manyviews.objectives.clustering import sinkhorn, swapped_prediction
 from manyviews.objectives.contrastive import cross_info_nce, info_nce, nt_xent
 from manyviews.objectives.decorrelation import covariance, cross_correlation, invariance, variance
 from manyviews.objectives.distillation import cross_entropy, sharpen
+from manyviews.objectives.entropy import koleo
 from manyviews.objectives.gaussian import gaussian_distance, gaussian_kl, masked_distance, sparsity, unit_prior
 from manyviews.objectives.reconstruction import masked_mse, patchify, random_masking
 
@@ -24,6 +25,7 @@ __all__ = [
     "gaussian_kl",
     "info_nce",
     "invariance",
+    "koleo",
     "masked_distance",
     "masked_mse",
     "negative_cosine",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from manyviews.schedules import WarmupCosine
 from manyviews.settings import CIFAR_MEAN, CIFAR_STD, Component, Data, Monitor, Optimizer, Recipe
-from manyviews.views import BYOL_PAIR, MULAN, Color, CutMix, Cutout, Global, Local, Rotation, Shuffle, View
+from manyviews.views import BYOL_PAIR, MULAN, Color, Crop, CutMix, Cutout, Global, Local, Rotation, Shuffle
 
 RESNET50 = Component("resnet50")
 
@@ -43,7 +43,7 @@ TINY_VIT = Component(
 SMALL_COLOR = Color(0.4, 0.4, 0.4, 0.1, blur=0.0)
 
 
-def small(view: View, size: int = 32, **changes: object) -> View:
+def small(view: Crop, size: int = 32, **changes: object) -> Crop:
     """The view type for 32-pixel images: its own geometry, half-strength color, no blur."""
     return replace(view, size=size, **{"color": SMALL_COLOR, **changes})  # type: ignore[arg-type]
 

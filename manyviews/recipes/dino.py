@@ -1,8 +1,9 @@
 """DINO's recipes."""
 
 from manyviews.recipes import _common as common
+from manyviews.regularizers import Rescue
 from manyviews.schedules import Cosine, WarmupCosine
-from manyviews.settings import Component, Data, Optimizer, Recipe, Rescue
+from manyviews.settings import Component, Data, Optimizer, Recipe
 from manyviews.views import Global, Local
 
 
@@ -52,7 +53,7 @@ def rescue() -> Recipe:
             weight_decay=0.04,
             clip=3.0,
         ),
-        rescue=Rescue(scale=1.0, k=16),
+        regularizers=(Rescue(scale=1.0, k=16),),
     )
 
 

@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 from manyviews.recipes import _common as common
+from manyviews.regularizers import Rescue
 from manyviews.schedules import Cosine, WarmupCosine
-from manyviews.settings import Component, Data, Optimizer, Recipe, Rescue
+from manyviews.settings import Component, Data, Optimizer, Recipe
 from manyviews.views import BYOL_PAIR, Global, Local
 
 
@@ -83,7 +84,7 @@ def rescue() -> Recipe:
 
     Expected linear top-1 on ImageNet: 74.4, 0.6 above none. Not run by us.
     """
-    longer = replace(imagenet(), epochs=800, data=Data(batch_size=4096), rescue=Rescue(scale=0.05, k=64))
+    longer = replace(imagenet(), epochs=800, data=Data(batch_size=4096), regularizers=(Rescue(scale=0.05, k=64),))
     return replace(longer, optimizer=replace(longer.optimizer, lr=0.3, weight_decay=1e-6))
 
 
@@ -94,7 +95,7 @@ def rescue_vit_s() -> Recipe:
 
     Above the baseline in the paper's figure. Not run by us.
     """
-    return replace(vit_s(), rescue=Rescue(scale=0.025, k=64))
+    return replace(vit_s(), regularizers=(Rescue(scale=0.025, k=64),))
 
 
 def rescue_vit_b() -> Recipe:
@@ -104,7 +105,7 @@ def rescue_vit_b() -> Recipe:
 
     Above the baseline in the paper's figure. Not run by us.
     """
-    return replace(vit_b(), rescue=Rescue(scale=0.05, k=64))
+    return replace(vit_b(), regularizers=(Rescue(scale=0.05, k=64),))
 
 
 def _vit(name: str, **settings_of_backbone: int) -> Recipe:

@@ -1,5 +1,7 @@
-"""Regularizers: terms that are added to the loss of any method, around it."""
+"""Regularizers: terms that are added to any method's loss. A recipe has a tuple of them."""
 
-from manyviews.regularizers.rescue import Rescued
+from manyviews.regularizers.koleo import KoLeo
+from manyviews.regularizers.regularized import Heard, Regularized, inner
+from manyviews.regularizers.rescue import Rescue
 
-__all__ = ["Rescued"]
+__all__ = ["Heard", "KoLeo", "Regularized", "Rescue", "inner"]

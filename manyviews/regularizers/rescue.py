@@ -19,8 +19,7 @@ their projections exactly opposite.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -28,84 +27,69 @@ from torch.nn.functional import cosine_similarity
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews import distributed
-from manyviews.backbones import Encoder
-from manyviews.errors import UserError
-from manyviews.methods import Method
-from manyviews.methods.method import Branch, Terms
+from manyviews.errors import UserError, require
+from manyviews.methods import Method, Terms
 from manyviews.objectives import consistency
-from manyviews.settings import Rescue
-from manyviews.types import Progress
-from manyviews.views import Strong, Views, frozen_statistics
+from manyviews.regularizers.regularized import Heard, projection
+from manyviews.settings import Regularizer
+from manyviews.views import Crop, Strong, Views, frozen_statistics
 
 _FEW = 8  # images over which a BatchNorm begins to be one
 
 
-class Rescued(Method):
-    """A method whose easiest images are rescued: a method itself.
+@dataclass(frozen=True)
+class Rescue(Regularizer):
+    """A term that makes the easiest images of each batch harder ("Rescuing easy samples", Wang et al.), on any method.
 
     The strong views are drawn after the images are chosen, on the device: the extra work is that of k more views. (A
     method that trains on one view, MoCo v2, has to project the other one as well, without gradient.)
 
-    Args:
-        method: whose loss is added to.
-        settings: of the term.
-        parts: that a batch is accumulated in: each rescues its share of k.
-
-    Raises:
-        UserError: the method does not project two views of an image.
+    Attributes:
+        scale: weight of the term in the loss, the paper's s.
+        k: images that are rescued, of all in a batch; N/64 if None, and at least 8 where there is BatchNorm.
+        view: the strong views; RandAugment and a hole, at the size of the method's first view, if None.
     """
 
-    def __init__(self, method: Method, settings: Rescue, parts: int = 1) -> None:
-        super().__init__()
-        self.parts = parts
-        self.method = method
-        self.settings = settings
-        self.views = method.views
-        self.view = settings.view or Strong(size=method.views[0].size)
-        self.constant_lr = tuple(f"method.{prefix}" for prefix in method.constant_lr)
-        if not any(map(_trained_branch, method.modules())):
-            raise UserError(f"{type(method).__name__} compares no views of an image: leave out rescue.")
-        if sum(kind.count for kind in method.views if kind.name == method.views[0].name) < 2:
+    scale: float
+    k: int | None = None
+    view: Strong | None = None
+
+    def __post_init__(self) -> None:
+        require(self.scale >= 0, self, "scale", "0 or more")
+        require(self.k is None or self.k >= 2, self, "k", "2 or more")
+
+    def check(self, method: Method) -> None:
+        first = method.views[0]
+        if method.online is None or not isinstance(first, Crop):
+            raise UserError(f"{type(method).__name__} compares no views of an image: leave out Rescue.")
+        if first.count < 2:
+            raise UserError(f"To rescue easy images takes two {first.name} views of each: set its count to 2.")
+
+    def check_batch(self, batch: int, shares: int) -> None:
+        if self.k is not None and (self.k % shares or self.k > batch):
             raise UserError(
-                f"To rescue easy images takes two {method.views[0].name} views of each: set its count to 2."
+                f"{self.k} images cannot be rescued of a batch of {batch}, shared evenly in {shares} parts: change the "
+                "k of Rescue."
             )
 
-    @property
-    def kept_encoder(self) -> Encoder:
-        return self.method.kept_encoder
+    def views(self, method: Method) -> tuple[Strong, ...]:
+        return (self._strong(method),)
 
-    def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
-        branch = next(m for m in self.method.modules() if _trained_branch(m))
-        seen: list[Tensor] = []
-        targets: list[Tensor] = []
-        # The method is not asked to hand out its projections: whatever it does with them, they pass through here.
-        listening = [
-            m.register_forward_hook(lambda _, x, z, heard=heard: heard.extend(_projection(z).split(len(views))))
-            for m in self.method.modules()
-            if isinstance(m, Branch)
-            for heard in (seen if m is branch else targets,)
-        ]
-        try:
-            steps = self.method.loss(views, at)
-            terms = next(steps)
-            for hook in listening:
-                hook.remove()
-            za, zb = seen[0], next((z[1] for z in (targets, seen) if len(z) > 1), None)
-            if zb is None:  # a method that trains on one view and shuffles the other one's batch
-                with torch.no_grad(), frozen_statistics(branch):
-                    zb = _projection(branch(views[self.views[0].name, 1]))
-            yield terms | {"rescue": self.settings.scale * self._term(branch, views, za, zb.detach())}
-            del terms, za, zb
-            seen.clear()
-            yield from steps
-        finally:
-            for hook in listening:
-                hook.remove()
+    def terms(self, method: Method, views: Views, heard: Heard, parts: int) -> Terms:
+        if heard.turn > 0:
+            return {}
+        za = heard.online[0]
+        zb = next((z[1] for z in (heard.target, heard.online) if len(z) > 1), None)
+        if zb is None:  # a method that trains on one view and shuffles the other one's batch
+            with torch.no_grad(), frozen_statistics(method.online):
+                zb = projection(method.online(views[method.views[0].name, 1]))
+        return {"rescue": self.scale * self._term(method, views, za, zb.detach(), parts)}
 
-    def _term(self, branch: Any, views: Views, za: Tensor, zb: Tensor) -> Tensor:
+    def _term(self, method: Method, views: Views, za: Tensor, zb: Tensor, parts: int) -> Tensor:
         """Eq. 1 on the easiest images of all ranks, on every rank: `za` and `zb` are `b d`."""
+        branch, view = method.online, self._strong(method)
         b, world, rank = len(za), distributed.world_size(), distributed.rank()
-        k = self._k(branch, b * world, world)
+        k = self.count(branch, b * world, world, parts)
         with torch.no_grad():
             similarity = distributed.gather(cosine_similarity(za.float(), zb.float(), dim=1))
             easiest = similarity.topk(k).indices
@@ -113,43 +97,32 @@ class Rescued(Method):
             ours = (row >= 0) & (row < b)
             row = row.clamp(0, b - 1)
             # Each rank gives what it holds of them, and takes an even share: they may all have been on one rank.
-            chosen = views.canvases[row].map(
+            chosen = views.batch[row].map(
                 lambda x: distributed.total(x * ours.to(x.dtype).view(-1, *[1] * (x.ndim - 1)))
             )
-        x = views.of(chosen.chunk(world)[rank], (self.view,))[self.view.name, 0]
+        x = views.of(chosen.chunk(world)[rank], (view,))[view.name, 0]
         with frozen_statistics(branch):
             z = branch(x)
-        zs = distributed.gather(_projection(z))
+        zs = distributed.gather(projection(z))
         return consistency(distributed.add(za[row] * ours[:, None]), zs)
 
-    def _k(self, branch: nn.Module, n: int, world: int) -> int:
+    def count(self, branch: nn.Module, n: int, world: int, parts: int) -> int:
         """How many of n images, so that every rank has as many."""
         norms = [m for m in branch.modules() if isinstance(m, _BatchNorm)]
         norm = bool(norms)
         shared = all(isinstance(m, (nn.SyncBatchNorm, distributed.SyncBatchNorm)) for m in norms)
-        if self.settings.k is None:
+        if self.k is None:
             least = 1 if shared else _FEW  # on each rank: its statistics are of them alone
             return min(n, world * max(least, math.ceil(max(_FEW if norm else 1, n / 64) / world)))
-        k, least = self.settings.k // self.parts, max(2 if norm else 1, world * (1 if shared else 2))
+        k, least = self.k // parts, max(2 if norm else 1, world * (1 if shared else 2))
         if k % world or not least <= k <= n:
             raise UserError(
-                f"Of {n} images on {world} processes, {k} cannot be rescued: set rescue.k to a multiple of "
-                f"{world * self.parts} from {least * self.parts} to {n * self.parts}."
+                f"Of {n} images on {world} processes, {k} cannot be rescued: set the k of Rescue to a multiple of "
+                f"{world * parts} from {least * parts} to {n * parts}."
             )
         return k
 
-    def before_update(self, at: Progress) -> None:
-        self.method.before_update(at)
-
-    def after_update(self, at: Progress) -> None:
-        self.method.after_update(at)
-
-
-def _projection(z: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-    """Of a Gaussian, its mean."""
-    return z[0] if isinstance(z, tuple) else z
-
-
-def _trained_branch(module: Any) -> bool:
-    """Whether this is the network that maps views to projections, and not a target that follows it."""
-    return isinstance(module, Branch) and any(p.requires_grad for p in module.parameters())
+    def _strong(self, method: Method) -> Strong:
+        first = method.views[0]
+        assert isinstance(first, Crop)
+        return self.view or Strong(size=first.size)

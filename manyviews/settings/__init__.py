@@ -13,7 +13,7 @@ from manyviews.settings.recipe import (
     Monitor,
     Optimizer,
     Recipe,
-    Rescue,
+    Regularizer,
     Step,
     differences,
 )
@@ -28,7 +28,7 @@ __all__ = [
     "Monitor",
     "Optimizer",
     "Recipe",
-    "Rescue",
+    "Regularizer",
     "Step",
     "check",
     "complete",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from manyviews.errors import require
 from manyviews.schedules import Schedule, WarmupCosine
 from manyviews.types import Backward
-from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, Strong
+from manyviews.views import IMAGENET_MEAN, IMAGENET_STD
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2470, 0.2435, 0.2616)
@@ -139,22 +140,28 @@ class Monitor:
 
 
 @dataclass(frozen=True)
-class Rescue:
-    """A term that makes the easiest images of each batch harder ("Rescuing easy samples", Wang et al.), on any method.
+class Regularizer(ABC):
+    """A term that is added to a method's loss, as a frozen setting: see `manyviews.regularizers`."""
 
-    Attributes:
-        scale: of the term in the loss, the paper's s.
-        k: images that are rescued, of all in a batch; N/64 if None, but no fewer than 8 where there is BatchNorm.
-        view: what they look like; RandAugment and a hole, at the size of the method's first view, if None.
-    """
+    @property
+    def name(self) -> str:
+        """The class's name in lower case, by which a dotted path finds it: `regularizers.rescue.k`."""
+        return type(self).__name__.lower()
 
-    scale: float
-    k: int | None = None
-    view: Strong | None = None
+    @abstractmethod
+    def check(self, method: Any) -> None:
+        """Raises UserError when the method has not what the term needs."""
 
-    def __post_init__(self) -> None:
-        require(self.scale >= 0, self, "scale", "0 or more")
-        require(self.k is None or self.k >= 2, self, "k", "2 or more")
+    def check_batch(self, batch: int, shares: int) -> None:  # noqa: B027  # most terms take any batch
+        """Raises UserError when a batch, in equal shares of processes and accumulated parts, does not suit the term."""
+
+    @abstractmethod
+    def terms(self, method: Any, views: Any, heard: Any, parts: int) -> dict[str, Any]:
+        """Named scalar terms for the method's terms of the moment: see `manyviews.regularizers.Regularized`."""
+
+    def views(self, method: Any) -> tuple[Any, ...]:
+        """Further view types that the term looks at."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -166,7 +173,7 @@ class Recipe:
         method: a file name in `manyviews.methods`, with the settings that differ from the paper's defaults.
         backbone: a timm name, with `Encoder`'s settings.
         epochs: passes over the images.
-        rescue: of easy images; None for none.
+        regularizers: terms that are added to the method's loss.
         test_size: side in pixels at which the encoder is evaluated.
         seed: of the weights, the order and the views.
     """
@@ -179,7 +186,7 @@ class Recipe:
     optimizer: Optimizer = Optimizer()
     step: Step = Step()
     monitor: Monitor = Monitor()
-    rescue: Rescue | None = None
+    regularizers: tuple[Regularizer, ...] = ()
     test_size: int = 224
     seed: int = 0
 
@@ -189,7 +196,7 @@ class Recipe:
         require(0 <= self.seed < 2**31, self, "seed", "at least 0 and less than 2**31")
 
 
-OWN = (Component, Data, Optimizer, Step, Monitor, Rescue, Recipe)
+OWN = (Component, Data, Optimizer, Step, Monitor, Recipe)
 """The parts of a recipe."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from manyviews.errors import UserError, unknown
 from manyviews.settings.check import check
-from manyviews.settings.recipe import OWN, Component, Recipe, Rescue
+from manyviews.settings.recipe import OWN, Component, Recipe
 from manyviews.settings.saved import TYPES
 
 
@@ -90,7 +90,7 @@ def parse(text: str) -> Any:
             return tuple(build(e) for e in x.elts)
         if isinstance(x, ast.Call) and isinstance(x.func, ast.Name):
             if x.func.id not in TYPES:
-                known = [n for n in TYPES if TYPES[n] is Rescue or TYPES[n] not in OWN]
+                known = [n for n in TYPES if TYPES[n] not in OWN]
                 raise unknown("schedule or view type", x.func.id, known)
             kind = TYPES[x.func.id]
             args, settings = map(build, x.args), {str(k.arg): build(k.value) for k in x.keywords}

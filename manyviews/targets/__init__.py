@@ -2,6 +2,7 @@
 
 from manyviews.targets.center import Center
 from manyviews.targets.ema import EMA
+from manyviews.targets.moving import Moving
 from manyviews.targets.queue import Queue
 
-__all__ = ["EMA", "Center", "Queue"]
+__all__ = ["EMA", "Center", "Moving", "Queue"]

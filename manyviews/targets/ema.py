@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews.schedules import Schedule, value
+from manyviews.targets.moving import Moving
 from manyviews.types import Progress
 
 
-class EMA(nn.Module):
+class EMA(Moving):
     """The exponential moving average of a module's parameters. Its forward pass gives no gradient.
 
     Only parameters are averaged. BatchNorm behaves as in the papers: in training it normalizes with its own batch and
@@ -21,28 +22,34 @@ class EMA(nn.Module):
     in training too: a target is no noisier than it must be.
 
     Args:
-        module: the module to follow; the copy starts equal.
+        module: the module to follow, which `move` reads; the copy starts equal.
         momentum: how much of the copy stays at each update, in [0, 1].
 
     Attributes:
         module: the copy.
     """
 
+    module: Any
+
     def __init__(self, module: nn.Module, momentum: Schedule | float) -> None:
         super().__init__()
         self.module = copy.deepcopy(module).requires_grad_(False)
         self.momentum = momentum
+        self._followed = (module,)  # in a tuple, for it is no part of the copy
         self.train(self.training)
 
     @torch.no_grad()
-    def forward(self, *args: Any) -> Any:
-        return self.module(*args)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
 
     def train(self, mode: bool = True) -> EMA:
         super().train(mode)
         for m in self.module.modules():
             m.training = mode and isinstance(m, _BatchNorm)
         return self
+
+    def move(self, at: Progress) -> None:
+        self.update(self._followed[0], at)
 
     @torch.no_grad()
     def update(self, online: nn.Module, at: Progress) -> None:

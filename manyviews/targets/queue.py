@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from manyviews import distributed
+from manyviews.targets.moving import Moving
+from manyviews.types import Progress
 
 
-class Queue(nn.Module):
+class Queue(Moving):
     """The newest `size` keys of all ranks, first in, first out. It starts with random directions.
 
     Args:
@@ -27,6 +29,22 @@ class Queue(nn.Module):
         super().__init__()
         self.register_buffer("rows", normalize(torch.randn(size, dim)))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+        self._fresh: list[Tensor] = []  # keys of the step under way
+
+    def push(self, keys: Tensor) -> None:
+        """Keys of the step under way, `b dim`; they enter the queue when the step is over."""
+        self._fresh.append(keys.detach())
+
+    @torch.no_grad()
+    def nearest(self, z: Tensor) -> Tensor:
+        """The row with the largest cosine similarity to each of `z`, `b dim`: normalized, without gradient."""
+        similarity = normalize(z.to(self.rows.dtype)) @ self.rows.T
+        return self.rows[similarity.argmax(1)]
+
+    def move(self, at: Progress) -> None:
+        self.enqueue(torch.cat(self._fresh))
+        self._fresh.clear()
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:

@@ -3,13 +3,15 @@
 from manyviews.views import augmentations
 from manyviews.views.augmentations import MAST_5, MAST_15, MAST_19, RANDAUGMENT, Augmentation
 from manyviews.views.compose import Composed, Strong
-from manyviews.views.container import IMAGENET_MEAN, IMAGENET_STD, Views
+from manyviews.views.container import IMAGENET_MEAN, IMAGENET_STD, Terms, Views, total
 from manyviews.views.distort import Color
 from manyviews.views.draws import Draws
-from manyviews.views.kinds import CutMix, Cutout, Global, Local, Rotation, Shuffle, View
-from manyviews.views.make import relation_dim
+from manyviews.views.kinds import Crop, CutMix, Cutout, Global, Local, Rotation, Shuffle
+from manyviews.views.masking import Blocks, Grid, Mask, Masking, MultiBlock, Random
 from manyviews.views.presets import BYOL_PAIR, DINO_LOCAL, DINO_PAIR, MOCO_V2, MULAN, SIMCLR, SIMSIAM, SWAV
 from manyviews.views.recompute import frozen_statistics, recomputed
+from manyviews.views.relation import relation_dim
+from manyviews.views.view import View, distinct
 
 __all__ = [
     "BYOL_PAIR",
@@ -27,20 +29,30 @@ __all__ = [
     "SIMSIAM",
     "SWAV",
     "Augmentation",
+    "Blocks",
     "Color",
     "Composed",
+    "Crop",
     "CutMix",
     "Cutout",
     "Draws",
     "Global",
+    "Grid",
     "Local",
+    "Mask",
+    "Masking",
+    "MultiBlock",
+    "Random",
     "Rotation",
     "Shuffle",
     "Strong",
+    "Terms",
     "View",
     "Views",
     "augmentations",
+    "distinct",
     "frozen_statistics",
     "recomputed",
     "relation_dim",
+    "total",
 ]

@@ -19,7 +19,7 @@ from manyviews.views.distort import Color, Range, draw_distortion
 from manyviews.views.draws import Draws
 from manyviews.views.filters import adjust_sharpness, gaussian_blur, motion_blur, sobel
 from manyviews.views.geometry import affine, crop_resize, draw_boxes
-from manyviews.views.masks import inside
+from manyviews.views.regions import inside
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from functools import cache, partial
 from threading import Timer
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
+
+from manyviews.views.hashing import jit
 
 if TYPE_CHECKING:
     from manyviews.views.distort import Distorting
@@ -31,20 +32,9 @@ _ZERO, _ONE, _TWO, _THREE, _FOUR, _SIX = (_f(x) for x in (0, 1, 2, 3, 4, 6))
 _RED, _GREEN, _BLUE = _f(0.2989), _f(0.587), _f(0.114)  # torchvision's luma
 _TINY = _f(np.finfo(np.float32).tiny)
 _SIXTH = _f(1 / 6)
-# As in `draws` and `color`, and here once more: Numba compiles anew what it keeps on disk when this file changes only.
-_GOLDEN, _FIRST, _SECOND = (x - (1 << 64) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _BRIGHTNESS, _CONTRAST, _SATURATION = 0, 1, 2
 _REACH = 5.3  # sigmas of a Gaussian: 1e-7 of it lies beyond
 _TILE = 2048  # pixels that go through several operations before the next ones do: 24 KiB
-
-
-def _compile(f: Any) -> Any:
-    # Sums may be added up in any order, or they would not be vectorized; nothing here is NaN.
-    fast = {"contract", "reassoc", "nsz", "nnan", "arcp"}
-    try:
-        return numba.njit(f, cache=True, nogil=True, error_model="numpy", fastmath=fast)
-    except RuntimeError:  # no folder may be written to keep the result in
-        return numba.njit(f, nogil=True, error_model="numpy", fastmath=fast)
 
 
 def render(
@@ -122,13 +112,6 @@ def _check(pixels: Tensor, boxes: Tensor, flip: Tensor) -> None:
         raise ValueError(f"A view's crop must be boxes of a pixel or more within the canvas of {side} pixels.")
 
 
-def bits(index: Tensor, stream: int, n: int) -> Tensor:
-    """`Draws.bits` of int64 indices on the CPU, `b`: int64, `b n`."""
-    out = torch.empty(len(index), n, dtype=torch.int64)
-    _bits(index.numpy(), stream, out.numpy())
-    return out
-
-
 def _share(n: int, values: int, do: Callable[[int, int], None]) -> None:
     """`do(begin, end)` for parts of `n` images of so many values, in threads if there is enough for them to do."""
     _compile_all()
@@ -165,23 +148,7 @@ def _threads(process: int, n: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n, "views")
 
 
-@_compile
-def _bits(index, stream, out):
-    for i in range(len(index)):
-        start = _mix(index[i] + stream)
-        for k in range(out.shape[1]):
-            out[i, k] = _mix(start + (k + 1) * _GOLDEN)
-
-
-@_compile
-def _mix(x):
-    """Of `draws`, on signed integers as there."""
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _FIRST
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _SECOND
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
-
-
-@_compile
+@jit
 def _render(pixels, boxes, flip, on, factors, order, sigma, kernel, threshold, scale, shift, out, begin, end):
     size = out.shape[1]
     image, spare = np.empty((3, size * size), np.float32), np.empty((3, size * size), np.float32)
@@ -199,19 +166,19 @@ def _render(pixels, boxes, flip, on, factors, order, sigma, kernel, threshold, s
         _normalize(image, scale, shift, out[i].reshape(size * size, 3))
 
 
-@_compile
+@jit
 def _crops(pixels, boxes, flip, out, begin, end):
     for i in range(begin, end):
         top, left, height, width = boxes[i]
         _crop(pixels[i], top, left, height, width, flip[i], out[i])
 
 
-@_compile
+@jit
 def _cut(x):
     return min(max(x, _ZERO), _ONE)
 
 
-@_compile
+@jit
 def _weights(length, size):
     """Of `geometry.crop_resize`: for each place in the result the first pixel in the box, and the pixels' weights."""
     scale = length / size
@@ -240,7 +207,7 @@ def _weights(length, size):
     return first, weights
 
 
-@_compile
+@jit
 def _crop(pixels, top, left, height, width, flip, image):
     n = image.shape[1]
     size = round(math.sqrt(n))
@@ -292,12 +259,12 @@ def _crop(pixels, top, left, height, width, flip, image):
                     line[x] = _cut(line[x])
 
 
-@_compile
+@jit
 def _luma(r, g, b):
     return _RED * r + _GREEN * g + _BLUE * b
 
 
-@_compile
+@jit
 def _jitter(image, factors, order):
     """Two rounds over tiles: contrast needs the mean gray of what comes before it."""
     n = image.shape[1]
@@ -324,7 +291,7 @@ def _jitter(image, factors, order):
             _adjust(r, g, b, order[k], factors[order[k]])
 
 
-@_compile
+@jit
 def _adjust(r, g, b, which, factor):
     if which == _BRIGHTNESS:
         _toward(r, _ZERO, factor)
@@ -336,14 +303,14 @@ def _adjust(r, g, b, which, factor):
         _hue(r, g, b, factor)
 
 
-@_compile
+@jit
 def _toward(x, gray, factor):
     """Blend with one gray level."""
     for i in range(len(x)):
         x[i] = _cut(gray + factor * (x[i] - gray))
 
 
-@_compile
+@jit
 def _saturation(r, g, b, factor):
     for i in range(len(r)):
         gray = _luma(r[i], g[i], b[i])
@@ -352,7 +319,7 @@ def _saturation(r, g, b, factor):
         b[i] = _cut(gray + factor * (b[i] - gray))
 
 
-@_compile
+@jit
 def _hue(r, g, b, factor):
     """As `color.adjust_hue` does it, without branches."""
     turn = _SIX * factor
@@ -370,7 +337,7 @@ def _hue(r, g, b, factor):
         b[i] = low + chroma * _cut(_TWO - abs(hue - _FOUR))
 
 
-@_compile
+@jit
 def _grayscale(image):
     r, g, b = image[0], image[1], image[2]
     for i in range(len(r)):
@@ -378,7 +345,7 @@ def _grayscale(image):
         r[i], g[i], b[i] = gray, gray, gray
 
 
-@_compile
+@jit
 def _blur(image, spare, sigma, kernel):
     """As `filters.gaussian_blur`; taps too light to change a float32, beyond 5.3 sigma, are left out."""
     n = image.shape[1]
@@ -408,19 +375,19 @@ def _blur(image, spare, sigma, kernel):
                 _add_both(weights[t], source[up * size : (up + 1) * size], source[down * size : (down + 1) * size], out)
 
 
-@_compile
+@jit
 def _scaled(w, x, out):
     for i in range(len(out)):
         out[i] = w * x[i]
 
 
-@_compile
+@jit
 def _add_both(w, x, y, out):
     for i in range(len(out)):
         out[i] += w * (x[i] + y[i])
 
 
-@_compile
+@jit
 def _solarize(image, threshold):
     for c in range(3):
         line = image[c]
@@ -428,7 +395,7 @@ def _solarize(image, threshold):
             line[i] = _ONE - line[i] if line[i] >= threshold else line[i]
 
 
-@_compile
+@jit
 def _normalize(image, scale, shift, out):
     r, g, b = image[0], image[1], image[2]
     for i in range(len(r)):

@@ -22,12 +22,13 @@ from manyviews.views.augmentations import (
     ResizedCrop,
 )
 from manyviews.views.draws import Draws
-from manyviews.views.kinds import Paint, Range, View
-from manyviews.views.masks import apply_to
+from manyviews.views.kinds import Crop, Paint
+from manyviews.views.regions import apply_to
+from manyviews.views.view import Range
 
 
 @dataclass(frozen=True)
-class Composed(View):
+class Composed(Crop):
     """The whole image under a composition of single augmentations, staged over the run (MAST, section 3.2).
 
     In the first half of the run an image gets one random augmentation; in the second half a random set of them, whose
@@ -62,29 +63,33 @@ class Composed(View):
         require(self.choose in ("image", "batch"), self, "choose", '"image" or "batch"')
         _check_blurs(self, self.augmentations)
 
+    @property
+    def is_plain(self) -> bool:
+        return False  # augmentations may turn the image
+
     def applied(self, draws: Draws) -> Tensor:
         """Which augmentations a view gets: bool, `b K`, given the draws of that view."""
         k = len(self.augmentations)
         shared = replace(draws, place=(*draws.place[:-1], self.name))
         if self.choose == "batch":
-            # The same for all images of a step, and another in the next: progress stands for the step.
-            shared = replace(shared.at(repr(draws.progress)), index=torch.zeros_like(draws.index))
+            shared = shared.shared()
         stage = max(0.0, 2 * draws.progress - 1) if self.staged else 1.0
-        common = shared.uniforms({"rounding": 1, "surely": 1})
+        device = draws.index.device
+        common = {name: u.to(device) for name, u in shared.uniforms({"rounding": 1, "surely": 1}).items()}
         size = (1 + (k - 1) * stage + common["rounding"]).floor()
-        chosen = shared.permutation("set", k) < size
+        chosen = shared.permutation("set", k).to(device) < size
         own = draws.uniforms({a.name: 1 for a in self.augmentations})
         kept = torch.cat([own[a.name] < a.p for a in self.augmentations], 1)
         view = int(draws.place[-1].rpartition("/")[2])
         surely = (common["surely"] * self.count).long() == view
         return chosen & (kept | ((size == 1) & surely))
 
-    def crop(self, canvases: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
-        boxes, flip = super().crop(canvases, draws)
+    def crop(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        boxes, flip = super().crop(batch, draws)
         applied = self.applied(draws)
         for k, a in enumerate(self.augmentations):
             if isinstance(a, ResizedCrop):
-                own = a.boxes(draws.at(a.name), canvases.extent, canvases.pixels.shape[-1])
+                own = a.boxes(draws.at(a.name), batch.extent, batch.pixels.shape[-1])
                 boxes = torch.where(applied[:, k, None], own, boxes)
             elif isinstance(a, HorizontalFlip):
                 flip = flip ^ applied[:, k]
@@ -105,7 +110,7 @@ class Composed(View):
 
 
 @dataclass(frozen=True)
-class Strong(View):
+class Strong(Crop):
     """The whole image, strongly augmented: RandAugment with operations of random severity, then a hole.
 
     What "Rescuing easy samples" (Wang et al.) shows the network of its easiest images. It follows FixMatch (Sohn et
@@ -134,6 +139,10 @@ class Strong(View):
         require(self.operations >= 0, self, "operations", "0 or more")
         _check_blurs(self, self.augmentations)
 
+    @property
+    def is_plain(self) -> bool:
+        return False  # operations may turn the image
+
     def paint(self, i: int, draws: Draws) -> Paint:
         drawn: list[tuple[Augmentation, Tensor, Tensor]] = []
         for turn in range(self.operations):
@@ -146,7 +155,7 @@ class Strong(View):
         return lambda x, rows: reduce(lambda x, d: apply_to(d[1][rows], d[0].apply, x, d[2][rows]), drawn, x)
 
 
-def _check_blurs(view: View, augmentations: Sequence[Augmentation]) -> None:
+def _check_blurs(view: Crop, augmentations: Sequence[Augmentation]) -> None:
     for a in augmentations:
         if isinstance(a, GaussianBlur) and a.kernel_at(view.size) // 2 >= view.size:
             raise UserError(

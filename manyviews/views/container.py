@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,30 +15,36 @@ from manyviews.errors import UserError, unknown
 from manyviews.types import Backward, Batch
 from manyviews.views.compose import Composed
 from manyviews.views.draws import Draws
-from manyviews.views.kinds import Triple, View
-from manyviews.views.make import make, place, relation
+from manyviews.views.kinds import Crop
+from manyviews.views.masking import Mask, Masking
 from manyviews.views.recompute import recomputed
+from manyviews.views.relation import positions, relation
 from manyviews.views.together import at_once, evenly, together
+from manyviews.views.view import Triple, View, distinct
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+Terms = dict[str, Tensor]
+Inputs = Callable[[View, int], Mapping[str, Tensor]]
+"""Further inputs of a module for a view, by the names of its arguments: such as which patches to hide."""
+
 
 class Views:
-    """The views of a batch of canvases, lazily.
+    """The views of a batch, lazily.
 
-    A view is `b 3 size size`, float32, channels last in memory, normalized, on the canvases' device, and the same, bit
-    for bit, whenever it is asked for. Global views are kept, as methods ask for them twice; others are not, so memory
-    does not grow with the number of views.
+    A view of pixels is `b 3 size size`, float32, channels last in memory, normalized, on the batch's device. It is the
+    same, bit for bit, whenever it is asked for. Global views are kept, as methods ask for them twice; others are not,
+    so memory does not grow with the number of views.
 
     Args:
-        canvases: the images.
+        batch: the images.
         kinds: view types of distinct names.
         seed: of the run.
         epoch: passes over the data completed: other views in each.
-        mean, std: of the channels in [0, 1], for normalization.
-        backward: "per_view" gives `groups` of fewer pixels than the largest view has; "recompute" also has `map` make
-            views and activations again in the backward pass; "joint" gives groups as large as can be.
+        mean, std: per channel in [0, 1], for normalization.
+        backward: "per_view" has `terms` give groups of fewer pixels than the largest view; "recompute" also has `map`
+            make views and activations again in the backward pass; "joint" has `terms` give groups as large as can be.
         progress: fraction of the run completed, in [0, 1], for kinds of views that change with it.
 
     Raises:
@@ -47,7 +53,7 @@ class Views:
 
     def __init__(
         self,
-        canvases: Batch,
+        batch: Batch,
         kinds: Sequence[View],
         seed: int = 0,
         epoch: int = 0,
@@ -56,27 +62,26 @@ class Views:
         backward: Backward = "per_view",
         progress: float = 0.0,
     ) -> None:
-        self.canvases = canvases
-        self.kinds = tuple(kinds)
-        self.draws = Draws(seed, epoch, canvases.index, progress=progress)
+        self.batch = batch
+        self.kinds = distinct(kinds)
+        self.draws = Draws(seed, epoch, batch.index, progress=progress)
         self.mean, self.std, self.backward = mean, std, backward
         self._named = {k.name: k for k in self.kinds}
-        self._kept: dict[tuple[str, int], Tensor] = {}
-        if len(self._named) < len(self.kinds):
-            names = ", ".join(k.name for k in self.kinds)
-            raise UserError(f"View types must have distinct names, not {names}: use `count` for more views of a kind.")
+        self._kept: dict[tuple[str, int], Any] = {}
         if backward not in get_args(Backward):
             raise unknown("way to backpropagate a step", str(backward), get_args(Backward))
 
     def __len__(self) -> int:
         """Images in the batch."""
-        return len(self.canvases)
+        return len(self.batch)
 
     @property
     def device(self) -> torch.device:
-        return self.canvases.pixels.device
+        return self.batch.index.device
 
-    def __getitem__(self, key: tuple[str, int]) -> Tensor:
+    # -- views ---------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, key: tuple[str, int]) -> Any:
         """`views["global", 0]`: the first global view of each image."""
         if key not in self._kept:
             name, i = key
@@ -89,60 +94,90 @@ class Views:
             self._kept[key] = view
         return self._kept[key]
 
-    def all(self, name: str, module: nn.Module | None = None) -> list[Tensor]:
-        """All views of one kind, or what a module makes of them, those of one size in one batch (`together`)."""
-        xs = [x for _, _, x in self.each([self._kind(name)])]
-        return xs if module is None else together(module, xs)
-
-    def each(self, kinds: Iterable[View] | None = None) -> Iterator[tuple[View, int, Tensor]]:
+    def each(self, kinds: Iterable[View] | None = None) -> Iterator[tuple[View, int, Any]]:
         """Every view of these kinds, or of all, one after the other: its kind, its number in it, the view."""
-        for kind in self.kinds if kinds is None else kinds:
-            for i in range(kind.count):
-                yield kind, i, self[kind.name, i]
+        for kind, i in self._places(kinds):
+            yield kind, i, self[kind.name, i]
 
-    def groups(
-        self, module: nn.Module, kinds: Iterable[View] | None = None, beside: Iterable[View] = ()
-    ) -> Iterator[list[tuple[View, int, Tensor]]]:
-        """What a module makes of the views of these kinds, or of all, in groups of one size, each in one batch.
+    # -- through a network ---------------------------------------------------------------------------------------
 
-        A group's views share a graph and are backpropagated together. Unless `backward` is "joint", a group is a single
-        view or has fewer pixels than the largest view alone, whose activations are held anyway: about as much memory.
+    def all(self, name: str, module: nn.Module | None = None, inputs: Inputs | None = None) -> list[Any]:
+        """All views of one kind, or a module's outputs for them, several in one batch (`together`)."""
+        if module is None:
+            return [x for _, _, x in self.each([self._kind(name)])]
+        return self._outputs(module, list(self._places([self._kind(name)])), inputs)
 
-        Args:
-            module: see `together`.
-            kinds: of views.
-            beside: further kinds whose activations are held at another time in the step.
-        """
-        kinds = self.kinds if kinds is None else tuple(kinds)
-        places = [(kind, i) for kind in kinds for i in range(kind.count)]
-        largest = max((kind.size for kind in (*kinds, *beside)), default=0)
-        for size, run in groupby(places, lambda place: place[0].size):
-            some = list(run)
-            # Fewer, for each view has something besides its pixels: a class token, projections.
-            few = min((largest**2 - 1) // size**2, at_once(module, len(self) * size**2))
-            for group in evenly(some, len(some) if self.backward == "joint" else few):
-                xs = (self[kind.name, i] for kind, i in group)
-                yield [(kind, i, y) for (kind, i), y in zip(group, together(module, xs), strict=True)]
-
-    def map(self, module: nn.Module) -> list[Tensor]:
-        """`module(x)` for every view `x`, in the order of `each`, those of one size in one batch (`together`).
+    def map(self, module: nn.Module) -> list[Any]:
+        """`module(x)` for every view `x`, in the order of `each`, several in one batch (`together`).
 
         With `backward="recompute"`, no more than one view's pixels and activations are alive at any time, in the
         backward pass too, which makes the view and runs the module again. Gradients are the same, and BatchNorm's
         running statistics are updated once.
         """
         if self.backward == "recompute":
-            return [recomputed(module, partial(self._make, k, i)) for k in self.kinds for i in range(k.count)]
-        return together(module, [x for _, _, x in self.each()])
+            return [recomputed(module, partial(self._make, kind, i)) for kind, i in self._places()]
+        return self._outputs(module, list(self._places()), None)
+
+    def terms(
+        self,
+        module: nn.Module,
+        term: Callable[[View, int, Any], Tensor],
+        kinds: Iterable[View] | None = None,
+        inputs: Inputs | None = None,
+    ) -> Iterator[Terms]:
+        """The terms of a loss that is a sum over views, each kind's under its name, to be backpropagated as they come.
+
+        Views of one size go through the module in one batch where that takes no more memory: unless `backward` is
+        "joint", a batch is a single view or has fewer pixels than the largest view alone.
+
+        Args:
+            module: gives a tensor, or a tuple of tensors, with as many rows for each image.
+            term: the loss of one view: its kind, its number and the module's output.
+            kinds: whose views contribute; all if None.
+            inputs: further inputs of the module.
+        """
+        largest = max((kind.size for kind in self.kinds if isinstance(kind, Crop)), default=0)
+        for size, run in groupby(self._places(kinds), lambda place: getattr(place[0], "size", 0)):
+            places = list(run)
+            if size == 0:
+                most = 1
+            elif self.backward == "joint":
+                most = len(places)
+            else:
+                # Fewer, for each view has something besides its pixels: a class token, projections.
+                most = min((largest**2 - 1) // size**2, at_once(module, len(self) * size**2))
+            for group in evenly(places, most):
+                yield total(
+                    (kind.name, term(kind, i, y))
+                    for (kind, i), y in zip(group, self._outputs(module, group, inputs), strict=True)
+                )
+
+    # -- what was drawn ------------------------------------------------------------------------------------------
+
+    def mask(self, masking: Masking, name: str, i: int, grid: tuple[int, int]) -> Mask:
+        """The patches of view `i` of a kind that are hidden, on a grid of rows and columns of patches."""
+        kind = self._kind(name)
+        # The first view's mask is drawn for the batch as such: there may be no other view (MAE).
+        first = kind is self.kinds[0] and i == 0
+        return masking.draw(grid, self.draws if first else kind.place(self.draws, i))
+
+    def positions(self, name: str, i: int, grid: tuple[int, int]) -> Tensor:
+        """Centers of a view's patches on the image, float32 `b n 2`: see `relation.positions`."""
+        return positions(self.batch, self._crop(name), i, grid, self.draws)
+
+    def parameters(self, name: str, i: int) -> Tensor:
+        """Numbers that were drawn for view `i` of a kind, float32 `b p`: see `View.parameters`."""
+        kind = self._kind(name)
+        return kind.parameters(kind.place(self.draws, i))
 
     def relation(self, name: str, i: int, target: str, j: int) -> Tensor:
-        """Where view `i` of one kind lies as seen from view `j` of another, float32 `b p`: see `make.relation`."""
-        return relation(self.canvases, (self._kind(name), i), (self._kind(target), j), self.draws)
+        """Where view `i` of one kind lies as seen from view `j` of another, float32 `b p`: see `relation.relation`."""
+        return relation(self.batch, (self._crop(name), i), (self._crop(target), j), self.draws)
 
     def blend(self, name: str, i: int, targets: Tensor) -> Tensor:
-        """What view `i` of a kind should predict, given the targets of the batch's images, `b d`."""
+        """The target of view `i` of a kind, given the targets of the batch's images, `b d`."""
         kind = self._kind(name)
-        return kind.blend(targets, place(self.draws, kind, i))
+        return kind.blend(targets, kind.place(self.draws, i))
 
     def applied(self, name: str) -> Tensor:
         """Which augmentations of a composed kind are applied in any of its views: bool, `b K`.
@@ -153,18 +188,41 @@ class Views:
         kind = self._kind(name)
         if not isinstance(kind, Composed):
             raise UserError(f"Views of type {name} are not composed of single augmentations: use Composed views.")
-        return torch.stack([kind.applied(place(self.draws, kind, i)) for i in range(kind.count)]).any(0)
+        return torch.stack([kind.applied(kind.place(self.draws, i)) for i in range(kind.count)]).any(0)
 
-    def of(self, rows: Batch, kinds: Sequence[View]) -> Views:
+    def of(self, batch: Batch, kinds: Sequence[View]) -> Views:
         """Views of other images, or of other kinds, at the same place in the run."""
-        found = Views(rows, kinds, mean=self.mean, std=self.std)
-        found.draws = replace(self.draws, index=rows.index)
+        found = Views(batch, kinds, mean=self.mean, std=self.std)
+        found.draws = replace(self.draws, index=batch.index)
         return found
 
-    def _make(self, kind: View, i: int) -> Tensor:
-        return make(self.canvases, kind, i, self.draws, self.mean, self.std)
+    def _make(self, kind: View, i: int) -> Any:
+        return kind.make(self.batch, i, kind.place(self.draws, i), self.mean, self.std)
+
+    def _places(self, kinds: Iterable[View] | None = None) -> Iterator[tuple[View, int]]:
+        for kind in self.kinds if kinds is None else kinds:
+            for i in range(kind.count):
+                yield kind, i
+
+    def _outputs(self, module: nn.Module, places: Sequence[tuple[View, int]], inputs: Inputs | None) -> list[Any]:
+        xs = (self[kind.name, i] for kind, i in places)
+        return together(module, xs, None if inputs is None else [inputs(kind, i) for kind, i in places])
 
     def _kind(self, name: str) -> View:
         if name not in self._named:
             raise unknown("view", name, self._named)
         return self._named[name]
+
+    def _crop(self, name: str) -> Crop:
+        kind = self._kind(name)
+        if not isinstance(kind, Crop):
+            raise UserError(f"Views of type {name} are no crops of the image.")
+        return kind
+
+
+def total(terms: Iterable[tuple[str, Tensor]]) -> Terms:
+    """Named terms, those of one name added up."""
+    found: Terms = {}
+    for name, term in terms:
+        found[name] = found[name] + term if name in found else term
+    return found

@@ -14,7 +14,7 @@ from manyviews.errors import require
 from manyviews.views import color as ops
 from manyviews.views.draws import Draws, between
 from manyviews.views.filters import gaussian_blur
-from manyviews.views.masks import apply_to
+from manyviews.views.regions import apply_to
 
 Range = tuple[float, float]
 

@@ -78,13 +78,20 @@ class Draws:
         """Draws of their own for a part, for example a view: independent of the parent's and of other parts'."""
         return replace(self, place=(*self.place, name))
 
+    def shared(self) -> Draws:
+        """Draws of one row for the whole batch, the same in every part of it and on every process, on the CPU.
+
+        Another step draws anew: `progress` stands for it.
+        """
+        return replace(self.at(repr(self.progress)), index=torch.zeros(1, dtype=torch.int64))
+
     def bits(self, name: str, n: int) -> Tensor:
         """int64, `b n`: 64 random bits each."""
         stream = _stream(int(self.seed), int(self.epoch), self.place, name)
         if _compiles(self.index):  # the same in one go, and not in thirty small operations
-            from manyviews.views import compiled  # Numba takes half a second to import
+            from manyviews.views import hashing  # Numba takes half a second to import
 
-            return compiled.bits(self.index, stream, n)
+            return hashing.bits(self.index, stream, n)
         return _hash(self.index, stream, torch.arange(1, n + 1, device=self.index.device) * _GOLDEN)
 
     def uniform(self, name: str, n: int, low: float = 0.0, high: float = 1.0) -> Tensor:

@@ -1,7 +1,8 @@
-"""View types: what a method may look at. Frozen settings that print, compare and save as JSON."""
+"""Kinds of view of pixels. Frozen settings that print, compare and save as JSON."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,23 +12,28 @@ from torch.nn import functional as F
 
 from manyviews.errors import UserError, require
 from manyviews.types import Batch
+from manyviews.views import color as ops
 from manyviews.views.distort import Color, Distorting, draw_distortion
 from manyviews.views.draws import Draws
-from manyviews.views.geometry import draw_blocks, draw_boxes
-from manyviews.views.masks import erase, inside
+from manyviews.views.geometry import crop_resize, draw_blocks, draw_boxes
+from manyviews.views.regions import erase, inside
+from manyviews.views.view import Range, Triple, View
 
-Range = tuple[float, float]
-Triple = tuple[float, float, float]
 Paint = Callable[[Tensor, slice], Tensor]
 """Changes the colors of `n 3 h w` in [0, 1], perhaps in place: these rows of the batch."""
 
+# Values of a view handled at once: on a CPU what stays in its cache from one operation to the next, elsewhere what
+# keeps the temporary copies to about a gigabyte.
+_VALUES = {"cpu": 3 * 2**17}
+_VALUES_ELSEWHERE = 2**25
+
 
 @dataclass(frozen=True)
-class View:
-    """A kind of view: how many of each image, how large, of how much of it, in which colors.
+class Crop(View):
+    """A crop of the image with changed colors: how large, how much of the image, in which colors.
 
-    A new spatial transformation is a new subclass, which overrides one of the hooks below: each gets the draws of one
-    view, and does what it does to a whole batch.
+    A new spatial transformation is a subclass that overrides one of the hooks below. Each hook gets the draws of one
+    view, and does its work on the whole batch.
 
     Attributes:
         count: views of each image.
@@ -41,15 +47,14 @@ class View:
         UserError: a value out of its range.
     """
 
-    count: int
-    size: int
-    area: Range
+    size: int = 224
+    area: Range = (0.08, 1.0)
     color: Color | tuple[Color, ...] | None = Color()
     ratio: Range = (3 / 4, 4 / 3)
     flip: float = 0.5
 
     def __post_init__(self) -> None:
-        require(self.count >= 1, self, "count", "1 or more")
+        super().__post_init__()
         require(self.size >= 1, self, "size", "1 or more")
         require(0 < self.area[0] <= self.area[1] <= 1, self, "area", "an increasing pair in (0, 1]")
         require(0 < self.ratio[0] <= self.ratio[1], self, "ratio", "a positive and increasing pair")
@@ -67,26 +72,22 @@ class View:
                 )
 
     @property
-    def name(self) -> str:
-        """The class's name in lower case: "global", "local", "cutout"."""
-        return type(self).__name__.lower()
-
-    @property
-    def target(self) -> str:
-        """The name of the view type whose targets these views predict."""
-        return "global"
+    def is_plain(self) -> bool:
+        """Whether a view is a crop with changed colors and nothing else: each pixel has a place on the image."""
+        hooks = ("before", "transform")
+        return all(getattr(type(self), hook) is getattr(Crop, hook) for hook in hooks)
 
     def color_of(self, i: int) -> Color | None:
         """The color settings of view `i`."""
         return self.color[i] if isinstance(self.color, tuple) else self.color
 
-    def before(self, canvases: Batch, draws: Draws, mean: Triple) -> Tensor:
+    def before(self, batch: Batch, draws: Draws, mean: Triple) -> Tensor:
         """The canvases' pixels, uint8 `b 3 s s`, as crops are taken from them: here as they are."""
-        return canvases.pixels
+        return batch.pixels
 
-    def crop(self, canvases: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+    def crop(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """Boxes in canvas pixels (int64, `b 4`: top, left, height, width), and whether to mirror them (bool, `b`)."""
-        boxes = draw_boxes(draws.at("crop"), canvases.extent, canvases.pixels.shape[-1], self.area, self.ratio)
+        boxes = draw_boxes(draws.at("crop"), batch.extent, batch.pixels.shape[-1], self.area, self.ratio)
         return boxes, draws.bernoulli("flip", self.flip)
 
     def paint(self, i: int, draws: Draws) -> Paint | None:
@@ -100,20 +101,38 @@ class View:
         """Done to the normalized views, `b 3 size size`, perhaps in place: here nothing."""
         return x
 
-    def parameters(self, draws: Draws) -> Tensor:
-        """What these hooks drew, in numbers of about 1 that a predictor may be told: float32, `b p`; here none."""
-        return torch.empty(len(draws.index), 0, device=draws.index.device)
+    @torch.no_grad()
+    def make(self, batch: Batch, i: int, draws: Draws, mean: Triple, std: Triple) -> Tensor:
+        """View `i` of every image: float32, `b 3 size size`, channels last in memory, normalized."""
+        device, b = batch.pixels.device, len(batch)
+        # A method may ask for a view under autocast: its matrix products would lose the pixels' last bits.
+        with torch.autocast(device.type, enabled=False):
+            pixels = self.before(batch, draws, mean)
+            boxes, flip = self.crop(batch, draws)
+            paint = self.paint(i, draws)
+            crop: Callable[[Tensor, Tensor, int, Tensor], Tensor] = crop_resize
+            if device.type == "cpu" and pixels.dtype == torch.uint8:
+                from manyviews.views import compiled  # Numba takes half a second to import
 
-    def blend(self, targets: Tensor, draws: Draws) -> Tensor:
-        """What a view predicts of the targets of the batch's images, `b d`, which are not to be written to.
-
-        Here that of its own image.
-        """
-        return targets
+                if paint is None or isinstance(paint, Distorting):
+                    return self.transform(compiled.render(pixels, boxes, flip, self.size, mean, std, paint), draws)
+                crop = compiled.crop
+            out = torch.empty(b, 3, self.size, self.size, device=device, memory_format=torch.channels_last)
+            values = _VALUES.get(device.type, _VALUES_ELSEWHERE)
+            parts = max(1, math.ceil(3 * max(self.size, *pixels.shape[-2:]) ** 2 * b / values))
+            # Parts of one size, where the batch has a divisor that is not far: each size is compiled for.
+            step = max(1, next((b // p for p in range(parts, 2 * parts + 1) if b % p == 0), math.ceil(b / parts)))
+            for start in range(0, b, step):
+                rows = slice(start, start + step)
+                x = crop(pixels[rows], boxes[rows], self.size, flip[rows])
+                if paint:
+                    x = paint(x, rows)
+                ops.normalize(x, mean, std, out[rows])
+            return self.transform(out, draws)
 
 
 @dataclass(frozen=True)
-class Global(View):
+class Global(Crop):
     """A large crop. Only global views are targets."""
 
     count: int = 2
@@ -122,7 +141,7 @@ class Global(View):
 
 
 @dataclass(frozen=True)
-class Local(View):
+class Local(Crop):
     """A small crop at low resolution (SwAV's multi-crop; MULAN's areas)."""
 
     count: int = 4
@@ -131,7 +150,7 @@ class Local(View):
 
 
 @dataclass(frozen=True)
-class Cutout(View):
+class Cutout(Crop):
     """A large crop with a hole of the mean color (MULAN, appendix A; DeVries and Taylor 2017).
 
     Attributes:
@@ -169,7 +188,7 @@ class Cutout(View):
 
 
 @dataclass(frozen=True)
-class Rotation(View):
+class Rotation(Crop):
     """A large crop of the image turned by a random angle (MULAN, appendix F).
 
     The paper names no angles; here all. What comes from outside the image has the mean color.
@@ -187,15 +206,15 @@ class Rotation(View):
         super().__post_init__()
         require(self.degrees[0] <= self.degrees[1], self, "degrees", "an increasing pair")
 
-    def before(self, canvases: Batch, draws: Draws, mean: Triple) -> Tensor:
+    def before(self, batch: Batch, draws: Draws, mean: Triple) -> Tensor:
         cos, sin = self.parameters(draws).unbind(1)
         # The canvas shows the image squashed to a square: it turns in the image's own proportions.
-        aspect, zero = (canvases.extent[:, 1] / canvases.extent[:, 0]).float(), torch.zeros_like(cos)
+        aspect, zero = (batch.extent[:, 1] / batch.extent[:, 0]).float(), torch.zeros_like(cos)
         rows = torch.stack([cos, -sin / aspect, zero]), torch.stack([sin * aspect, cos, zero])
         # Made on the device: a copy from the host would wait for all that was asked of it.
         fill = torch.cat([cos.new_full((1,), 255 * m) for m in mean])[:, None, None]
         # In parts: float copies of all canvases of a large batch would be what the step's memory is spent on.
-        parts = zip(torch.stack(rows).permute(2, 0, 1).split(64), canvases.pixels.split(64), strict=True)
+        parts = zip(torch.stack(rows).permute(2, 0, 1).split(64), batch.pixels.split(64), strict=True)
         turned = [_sample(pixels - fill, matrix).add_(fill).round_().clamp_(0, 255).byte() for matrix, pixels in parts]
         return torch.cat(turned)
 
@@ -206,7 +225,7 @@ class Rotation(View):
 
 
 @dataclass(frozen=True)
-class Shuffle(View):
+class Shuffle(Crop):
     """A large crop cut into a grid of patches, which change places at random (MULAN, appendix F).
 
     Attributes:
@@ -241,7 +260,7 @@ class Shuffle(View):
 
 
 @dataclass(frozen=True)
-class CutMix(View):
+class CutMix(Crop):
     """A large crop with a rectangle from another image; its target is the mean of both, by their shares of the view.
 
     MULAN, appendix F, after Yun et al. 2019: the rectangle's share is uniform in [0, 1], its sides are in proportion to

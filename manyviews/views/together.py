@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from itertools import groupby
+from itertools import groupby, repeat
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +22,9 @@ _PARTABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, distributed.SyncB
 _PIXELS = 400_000  # in a batch whose maps are normalized in parts: beyond, nothing is gained on a CPU
 
 
-def together(module: nn.Module, xs: Iterable[Tensor]) -> list[Any]:
+def together(
+    module: nn.Module, xs: Iterable[Tensor], inputs: Sequence[Mapping[str, Tensor]] | None = None
+) -> list[Any]:
     """`[module(x) for x in xs]`, neighbors of one shape in one batch: a large pass costs less than several small ones.
 
     The results are the same up to rounding, and but for the draws of dropout and its like: in training mode BatchNorm
@@ -30,16 +32,21 @@ def together(module: nn.Module, xs: Iterable[Tensor]) -> list[Any]:
 
     Args:
         module: gives a tensor, or a tuple of tensors, with a row for each image or as many rows for each.
-        xs: `b 3 h w` each.
+        xs: `b ...` each.
+        inputs: further inputs of the module for each of them, by name, `b ...` each.
     """
     found: list[Any] = []
-    for (b, _, h, w), same in groupby(xs, lambda x: x.shape):
-        for some in evenly(list(same), at_once(module, b * h * w)):
+    pairs = zip(xs, inputs if inputs is not None else repeat({}), strict=False)
+    for (shape, _), same in groupby(pairs, lambda pair: (pair[0].shape, tuple(pair[1]))):
+        pixels = shape[0] * math.prod(shape[2:])
+        for some in evenly(list(same), at_once(module, pixels)):
             if len(some) == 1:
-                found.append(module(some[0]))
+                (x, more) = some[0]
+                found.append(module(x, **more))
                 continue
+            more = {name: torch.cat([m[name] for _, m in some]) for name in some[0][1]}
             with _parted(module, len(some)):
-                made = module(torch.cat(some))
+                made = module(torch.cat([x for x, _ in some]), **more)
             if isinstance(made, Tensor):
                 found += made.chunk(len(some))
             else:

@@ -12,7 +12,7 @@ from PIL import Image
 import manyviews as mv
 from manyviews import cli
 from manyviews.errors import UserError
-from manyviews.settings import Rescue
+from manyviews.regularizers import Rescue
 from manyviews.views import Strong
 
 FEW = {"data.batch_size": 16, "data.holdout": 0.3, "monitor.steps": 1000}
@@ -32,15 +32,20 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_sweep_trains_every_value_once_and_continues(pictures: Path, tmp_path: Path, capsys):
     def run(**changes):
-        how = {"seeds": 2, "epochs": 1, "settings": FEW | {"rescue": Rescue(0.5)}, "baseline": {"rescue": None}}
-        vary = {"rescue.scale": (0.25, 0.5), "rescue.k": (None,)}
+        how = {
+            "seeds": 2,
+            "epochs": 1,
+            "settings": FEW | {"regularizers": (Rescue(0.5),)},
+            "baseline": {"regularizers": ()},
+        }
+        vary = {"regularizers.rescue.scale": (0.25, 0.5), "regularizers.rescue.k": (None,)}
         return mv.sweep(pictures, "simclr_tiny", vary, tmp_path / "s", **how | changes)
 
     found = run()
     assert [(p.setting, p.value) for p in found.points] == [
-        ("rescue.scale", "0.25"),
-        ("rescue.scale", "0.5"),
-        ("rescue.k", "None"),
+        ("regularizers.rescue.scale", "0.25"),
+        ("regularizers.rescue.scale", "0.5"),
+        ("regularizers.rescue.k", "None"),
     ]
     assert found.metric == "knn" and all(len(p.scores) == 2 for p in [*found.points, found.baseline])
     # scale=0.5 and k=None are the same recipe: trained once for both.
@@ -48,8 +53,8 @@ def test_a_sweep_trains_every_value_once_and_continues(pictures: Path, tmp_path:
     runs = sorted(p.name for p in (tmp_path / "s").iterdir() if p.is_dir())
     assert len(runs) == 2 * 3
     first = mv.Run(tmp_path / "s" / found.points[0].runs[0])
-    assert first.recipe.rescue == Rescue(0.25) and first.recipe.seed == 0
-    assert mv.Run(tmp_path / "s" / found.baseline.runs[1]).recipe.rescue is None
+    assert first.recipe.regularizers == (Rescue(0.25),) and first.recipe.seed == 0
+    assert mv.Run(tmp_path / "s" / found.baseline.runs[1]).recipe.regularizers == ()
     assert found.points[0].scores[0] == first.summary["last"]["monitor/knn"]
     assert (tmp_path / "s" / "sweep.png").stat().st_size > 1000
 
@@ -65,20 +70,31 @@ def test_a_sweep_trains_every_value_once_and_continues(pictures: Path, tmp_path:
 
     capsys.readouterr()
     with pytest.raises(SystemExit) as e:
-        cli.main(["sweep", str(pictures), "--recipe", "simclr_tiny", "--vary", "rescue.scale=0.25", "--out", "x"])
+        cli.main(
+            [
+                "sweep",
+                str(pictures),
+                "--recipe",
+                "simclr_tiny",
+                "--vary",
+                "regularizers.rescue.scale=0.25",
+                "--out",
+                "x",
+            ]
+        )
     assert e.value.code == 2 and "rescue" in capsys.readouterr().err
 
 
 def test_values_of_long_or_odd_names_have_runs_of_their_own_and_a_run_may_break_down(pictures: Path, tmp_path: Path):
     strong = (Strong(size=32, operations=1), Strong(size=32, operations=6))
-    how = {"seeds": 1, "epochs": 1, "settings": FEW | {"rescue": Rescue(0.5)}}
-    vary = {"rescue.view": strong, "optimizer.lr": (1e-3, 1e38)}
+    how = {"seeds": 1, "epochs": 1, "settings": FEW | {"regularizers": (Rescue(0.5),)}}
+    vary = {"regularizers.rescue.view": strong, "optimizer.lr": (1e-3, 1e38)}
 
     def run():
         return mv.sweep(pictures, "simclr_tiny", vary, tmp_path / "s", **how)
 
     found = run()
-    views = [mv.Run(tmp_path / "s" / p.runs[0]).recipe.rescue.view for p in found.points[:2]]
+    views = [mv.Run(tmp_path / "s" / p.runs[0]).recipe.regularizers[0].view for p in found.points[:2]]
     assert tuple(views) == strong
     assert [len(p.scores) for p in found.points] == [1, 1, 1, 0]
     assert [p.collapsed for p in found.points[2:]] == [0, 1]

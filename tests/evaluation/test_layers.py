@@ -14,8 +14,7 @@ from manyviews.evaluation.linear import LRS
 from manyviews.evaluation.task import ImageTask
 from manyviews.heads import mlp
 from manyviews.methods import Branch, get, names
-from manyviews.regularizers import Rescued
-from manyviews.settings import Rescue
+from manyviews.regularizers import Regularized, Rescue
 
 LOOK = {"test_size": 12, "mean": (0.5,) * 3, "std": (0.25,) * 3}
 QUICK = {"lrs": (0.01, 0.1)}
@@ -353,4 +352,4 @@ def test_the_guillotine_looks_into_a_mast_and_into_a_rescued_method(pictures):
     found = guillotine(task, y, 0, projector=projector, inputs=inputs, **QUICK)
     assert list(found.details) == ["backbone", "projector 1", "projector 2", "projector output"]
     simclr = get("simclr")(Encoder("resnet18", stem="small", channels=(4, 4, 8, 8)))
-    assert projector_of(Rescued(simclr, Rescue(1.0)))[0] is simclr.online.projector
+    assert projector_of(Regularized(simclr, (Rescue(1.0),)))[0] is simclr.online.projector

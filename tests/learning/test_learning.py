@@ -14,8 +14,9 @@ import manyviews as mv
 from manyviews.data import open_source
 from manyviews.evaluation import evaluate
 from manyviews.recipes import _common, get
+from manyviews.regularizers import Rescue
 from manyviews.schedules import Cosine, WarmupCosine
-from manyviews.settings import Component, Monitor, Optimizer, Recipe, Rescue
+from manyviews.settings import Component, Monitor, Optimizer, Recipe
 
 pytestmark = [pytest.mark.learning, pytest.mark.timeout(3600)]
 
@@ -72,7 +73,7 @@ def short(name: str, seed: int) -> Recipe:
         data=replace(recipe.data, batch_size=128),
         optimizer=MUON,
         monitor=Monitor(epochs=0),
-        rescue=Rescue(scale=0.75) if rescued else None,
+        regularizers=(Rescue(scale=0.75),) if rescued else None,
         seed=seed,
     )
 

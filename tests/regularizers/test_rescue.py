@@ -17,10 +17,9 @@ from manyviews import distributed, methods, recipes
 from manyviews.engine import loop
 from manyviews.engine.step import backpropagate
 from manyviews.errors import UserError
-from manyviews.methods import Branch
 from manyviews.recipes import get
-from manyviews.regularizers import Rescued
-from manyviews.settings import Recipe, Rescue, Step, from_json, override, to_json
+from manyviews.regularizers import KoLeo, Regularized, Rescue
+from manyviews.settings import Recipe, Step, from_json, override, to_json
 from manyviews.targets import EMA
 from manyviews.types import Batch, Progress
 from manyviews.views import Cutout, Global, Strong, Views
@@ -33,7 +32,7 @@ PAIRED = sorted({*methods.names()} - {"mae"})
 
 
 def rescued(name: str, scale: float = 0.75, k: int | None = 4, **changes) -> Recipe:
-    return dataclasses.replace(get(f"{name}_tiny"), rescue=Rescue(scale, k), **changes)
+    return dataclasses.replace(get(f"{name}_tiny"), regularizers=(Rescue(scale, k),), **changes)
 
 
 def gradients(method, views, **how) -> dict[str, torch.Tensor]:
@@ -100,8 +99,8 @@ def test_nobody_listens_after_an_exception_or_a_step_that_is_given_up():
     method = loop.build(rescued("byol")).train()
     steps = method.loss(Views(batch, method.views), AT)
     next(steps)
-    assert not listening(method)
     steps.close()
+    assert not listening(method)
     broken = loop.build(rescued("simclr")).train()
     broken.method.temperature = None  # the loss raises after both views have passed
     with pytest.raises(TypeError):
@@ -162,16 +161,16 @@ def test_k_is_a_64th_of_the_batch_and_can_be_set():
         method = loop.build(recipe)
         if shared:
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
-        return method._k(next(m for m in method.modules() if isinstance(m, Branch)), n, world)
+        return recipe.regularizers[0].count(method.online, n, world, parts)
 
     assert [k("simclr", n, 1) for n in (4096, 1024, 512, 64, 4)] == [64, 16, 8, 8, 4]
     assert [k("simclr", n, 8) for n in (4096, 640, 64)] == [64, 16, 8]
     # Where each process normalizes its own, it has no fewer.
     assert [k("simclr", n, 8, shared=False) for n in (8192, 4096, 640, 64)] == [128, 64, 64, 64]
     # Without BatchNorm there is no least number: a DINO on a transformer.
-    vit = dataclasses.replace(get("dino_tiny"), backbone=get("mae_tiny").backbone, rescue=Rescue(1.0, 16))
+    vit = dataclasses.replace(get("dino_tiny"), backbone=get("mae_tiny").backbone, regularizers=(Rescue(1.0, 16),))
     method = loop.build(override(vit, "method.views", (Global(2, 32),)))
-    assert method._k(method.method.student, 2048, 16) == 16
+    assert vit.regularizers[0].count(method.online, 2048, 16, 1) == 16
     assert k("simclr", 1024, 2, k=128, parts=4) == 32
     # One image on each process will do, where they normalize together.
     assert k("simclr", 64, 4, k=4) == 4
@@ -181,7 +180,7 @@ def test_k_is_a_64th_of_the_batch_and_can_be_set():
         k("simclr", 64, 4, k=4, shared=False)
     with pytest.raises(UserError, match="multiple of 1 from 2 to 64"):
         k("simclr", 64, 1, k=100)
-    with pytest.raises(UserError, match="leave out rescue"):
+    with pytest.raises(UserError, match="leave out Rescue"):
         loop.build(rescued("mae"))
     alone = override(rescued("byol"), "method.tasks", (Global(1, 32), Cutout(2, 32)))
     with pytest.raises(UserError, match="two global views"):
@@ -191,34 +190,34 @@ def test_k_is_a_64th_of_the_batch_and_can_be_set():
             Rescue(*wrong)
 
 
-@pytest.mark.parametrize("name", [n for n in recipes.names() if recipes.get(n).rescue])
+@pytest.mark.parametrize("name", [n for n in recipes.names() if recipes.get(n).regularizers])
 def test_every_recipe_rescues_with_the_processes_its_command_names(name: str):
     # Of each machine, times the machines, if it takes several.
     machines, processes = re.search(
         r"torchrun (?:--nnodes (\d+) )?--nproc-per-node (\d+)", recipes.describe(name)
     ).groups("1")
     recipe, world = get(name), int(machines) * int(processes)
-    assert recipe.rescue.k % world == 0
+    assert recipe.regularizers[0].k % world == 0
     norm = "resnet" in recipe.backbone.name or recipe.method.name == "moco_v3"
-    assert recipe.rescue.k >= world * (2 if norm else 1)
+    assert recipe.regularizers[0].k >= world * (2 if norm else 1)
 
 
 def test_what_cannot_be_rescued_is_refused_before_anything_is_made(tmp_path):
     pixels = np.zeros((64, 32, 32, 3), np.uint8)
     for k, says in ((100, "batch of 32"), (5, "2 parts")):
         with pytest.raises(UserError, match=says):
-            settings = {"rescue": Rescue(0.5, k), "step.accumulate": 2, "data.holdout": 0.0}
+            settings = {"regularizers": (Rescue(0.5, k),), "step.accumulate": 2, "data.holdout": 0.0}
             mv.pretrain(pixels, "simclr_tiny", settings=settings, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_it_is_a_setting_of_any_recipe():
-    recipe = override(get("simclr_tiny"), "rescue", "Rescue(scale=0.5, k=4)")
-    assert recipe.rescue == Rescue(0.5, 4)
+    recipe = override(get("simclr_tiny"), "regularizers", "(Rescue(scale=0.5, k=4), KoLeo(0.1))")
+    assert recipe.regularizers == (Rescue(0.5, 4), KoLeo(0.1))
     assert from_json(to_json(recipe)) == recipe
-    assert override(recipe, "rescue.scale", "0.25").rescue == Rescue(0.25, 4)
-    assert override(recipe, "rescue", "none").rescue is None
-    assert isinstance(loop.build(recipe), Rescued)
-    strong = override(recipe, "rescue.view", "Strong(size=32, operations=1, hole=None)")
-    assert strong.rescue.view == Strong(size=32, operations=1, hole=None)
+    assert override(recipe, "regularizers.rescue.scale", "0.25").regularizers[0] == Rescue(0.25, 4)
+    assert override(recipe, "regularizers", "()").regularizers == ()
+    assert isinstance(loop.build(recipe), Regularized)
+    strong = override(recipe, "regularizers.rescue.view", "Strong(size=32, operations=1, hole=None)")
+    assert strong.regularizers[0].view == Strong(size=32, operations=1, hole=None)
     assert from_json(to_json(strong)) == strong

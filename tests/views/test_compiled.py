@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from manyviews.views.make import make
 
 from manyviews.types import Batch
 from manyviews.views import Color, Composed, Draws, Global, compiled
@@ -12,7 +13,6 @@ from manyviews.views import color as ops
 from manyviews.views.distort import Distorting, Distortion, distort, draw_distortion
 from manyviews.views.draws import _GOLDEN, _mix
 from manyviews.views.geometry import crop_resize
-from manyviews.views.make import make
 from tests.views.test_geometry import boxes_of, pictures
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)

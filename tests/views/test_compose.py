@@ -123,7 +123,7 @@ def test_strong_views_do_not_depend_on_who_else_is_in_the_batch():
     kind = Strong(1, 32)
     views = look(kind, 32)
     rows = torch.tensor([30, 2, 9])
-    torch.testing.assert_close(views.of(views.canvases[rows], (kind,))["strong", 0], views["strong", 0][rows])
+    torch.testing.assert_close(views.of(views.batch[rows], (kind,))["strong", 0], views["strong", 0][rows])
     assert views["strong", 0].min() >= 0 and views["strong", 0].max() <= 1
 
 

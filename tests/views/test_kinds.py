@@ -30,7 +30,7 @@ from manyviews.views import (
 )
 from manyviews.views.augmentations import GaussianBlur
 from manyviews.views.geometry import draw_blocks
-from manyviews.views.masks import apply_to, erase
+from manyviews.views.regions import apply_to, erase
 
 
 @pytest.mark.parametrize(

@@ -138,8 +138,8 @@ def test_autocast_does_not_reach_the_pixels():
         (lambda v: v["locla", 0], "no view 'locla'. Did you mean 'local'"),
         (lambda v: v["global", 2], "no global view 2"),
         (lambda v: v.all("cut"), "no view 'cut'"),
-        (lambda v: Views(v.canvases, (Global(2), Global(4))), "distinct names"),
-        (lambda v: Views(v.canvases, KINDS, backward="join"), "Did you mean 'joint'"),
+        (lambda v: Views(v.batch, (Global(2), Global(4))), "distinct names"),
+        (lambda v: Views(v.batch, KINDS, backward="join"), "Did you mean 'joint'"),
     ],
 )
 def test_bad_names(do, says):

@@ -24,7 +24,7 @@ from manyviews.evaluation.features import Features, extract
 from manyviews.methods import Method
 from manyviews.methods.mast import MAST
 from manyviews.progress import Update
-from manyviews.regularizers import Rescued
+from manyviews.regularizers import inner
 from manyviews.report.page import atlas as places
 from manyviews.report.page import gather, pictures
 from manyviews.report.page.render import render
@@ -192,7 +192,7 @@ def _views_and_subspaces(runs: Sequence[Any], source: Source | None, where: _Whe
             continue  # stopped before its first checkpoint
         if source is not None:
             _add_views(views, i, run.recipe, method, source, where.pictures)
-        method = method.method if isinstance(method, Rescued) else method
+        method = inner(method)
         if isinstance(method, MAST):
             subspaces.append({"run": i, **_subspaces(method, run.recipe, source, where.device)})
     return {"views": views, "subspaces": subspaces}

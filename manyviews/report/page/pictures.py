@@ -19,7 +19,7 @@ from manyviews.data.decode import decode
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen, normalize, test_transform
 from manyviews.settings import Recipe
-from manyviews.views import View, Views
+from manyviews.views import Crop, View, Views
 
 Facts = dict[str, Any]
 
@@ -99,7 +99,7 @@ def views(recipe: Recipe, looks: Sequence[View], source: Source, pictures: Pictu
     canvases, _ = load_canvases(source.subset(spread_out(len(source), _ROWS)), recipe.data.canvas)
     if not len(canvases):
         return []
-    data, cell = recipe.data, max(kind.size for kind in looks)
+    data, cell = recipe.data, max(kind.size for kind in looks if isinstance(kind, Crop))
     # At their strongest, for those that change as training goes.
     found = Views(canvases, looks, recipe.seed, 0, data.mean, data.std, progress=1.0)
     whole = [

@@ -1,0 +1,109 @@
+"""A method with further terms in its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from manyviews.backbones import Encoder
+from manyviews.methods import Branch, Method, Terms
+from manyviews.settings import Regularizer
+from manyviews.types import Progress
+from manyviews.views import Views
+
+
+@dataclass
+class Heard:
+    """Projections behind the terms of the moment, as they came out of the projectors.
+
+    Attributes:
+        online: of the trained network, with gradient, view by view, `b d` each; the means of Gaussians.
+        target: of the network that gives targets, if there is one.
+        turn: how often the method has yielded before.
+    """
+
+    online: list[Tensor] = field(default_factory=list)
+    target: list[Tensor] = field(default_factory=list)
+    turn: int = 0
+
+
+class Regularized(Method):
+    """A method whose loss has further terms: a method itself.
+
+    The method inside is not asked to hand out its projections. Whatever it does with them, they pass through here.
+
+    Args:
+        method: the method whose loss is added to.
+        regularizers: the terms.
+        parts: number of accumulated parts of a batch.
+
+    Raises:
+        UserError: the method has not what a term needs.
+    """
+
+    def __init__(self, method: Method, regularizers: tuple[Regularizer, ...], parts: int = 1) -> None:
+        super().__init__()
+        for regularizer in regularizers:
+            regularizer.check(method)
+        self.method, self.regularizers, self.parts = method, regularizers, parts
+        self.views, self.masking = method.views, method.masking
+        self.constant_lr = tuple(f"method.{prefix}" for prefix in method.constant_lr)
+
+    @property
+    def online(self) -> Branch:  # type: ignore[override]
+        return self.method.online
+
+    @property
+    def kept_encoder(self) -> Encoder:
+        return self.method.kept_encoder
+
+    def begin(self, images: int) -> None:
+        self.method.begin(images)
+
+    def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
+        heard, listening = Heard(), True
+
+        def listen(module: Any, into: list[Tensor]) -> Any:
+            def hear(_: Any, x: Any, z: Any) -> None:
+                if listening:
+                    into.extend(projection(z).split(len(views)))
+
+            return module.register_forward_hook(hear)
+
+        target = getattr(self.method, "target", None)
+        hooks = [listen(self.method.online, heard.online)]
+        if target is not None:
+            hooks.append(listen(target.module, heard.target))
+        try:
+            for terms in self.method.loss(views, at):
+                listening = False  # what a term computes, or the backward pass computes again, is no projection
+                for regularizer in self.regularizers:
+                    terms = terms | regularizer.terms(self.method, views, heard, self.parts)
+                heard.online.clear()
+                heard.target.clear()
+                heard.turn += 1
+                yield terms
+                del terms
+                listening = True
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def before_update(self, at: Progress) -> None:
+        self.method.before_update(at)
+
+    def after_update(self, at: Progress) -> None:
+        self.method.after_update(at)
+
+
+def projection(z: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """The projection itself; of a Gaussian, its mean."""
+    return z[0] if isinstance(z, tuple) else z
+
+
+def inner(method: Method) -> Method:
+    """The method without the terms that were added to it."""
+    return method.method if isinstance(method, Regularized) else method

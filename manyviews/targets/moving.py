@@ -1,0 +1,15 @@
+"""What moves besides the parameters, and moves itself."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from manyviews.types import Progress
+
+
+class Moving(nn.Module):
+    """A part of a method that moves once in every step, after the optimizer. A method moves all that it has."""
+
+    def move(self, at: Progress) -> None:
+        """Move: the step `at` is over, and the parameters have their new values."""
+        raise NotImplementedError

@@ -1,0 +1,205 @@
+"""What is hidden of a view: frozen settings, drawn from counters like everything else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from manyviews.errors import UserError, require
+from manyviews.views.draws import Draws, between
+from manyviews.views.regions import inside
+from manyviews.views.view import Range
+
+
+class Mask(NamedTuple):
+    """Which of a view's n patches are hidden. Patches are counted row by row.
+
+    Attributes:
+        hidden: bool, `b n`.
+        kept: int64, `b v`, the patches that are not hidden, ascending; None where images keep different numbers.
+        blocks: int64, `b m` each, the patches to predict, block by block. Where images hide different numbers, the
+            hidden ones come first and others fill up.
+    """
+
+    hidden: Tensor
+    kept: Tensor | None
+    blocks: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Masking(ABC):
+    """A way to hide patches, as a frozen setting."""
+
+    @abstractmethod
+    def draw(self, grid: tuple[int, int], draws: Draws) -> Mask:
+        """A mask of each image.
+
+        Args:
+            grid: rows and columns of patches.
+            draws: of the view.
+
+        Raises:
+            UserError: the grid is too small.
+        """
+
+
+@dataclass(frozen=True)
+class Random(Masking):
+    """The same number of patches of every image, uniformly at random without replacement (MAE, He et al. 2022).
+
+    Attributes:
+        ratio: fraction that is hidden, rounded to whole patches.
+    """
+
+    ratio: float = 0.75
+
+    def __post_init__(self) -> None:
+        require(0 < self.ratio < 1, self, "ratio", "between 0 and 1")
+
+    def draw(self, grid: tuple[int, int], draws: Draws) -> Mask:
+        n = grid[0] * grid[1]
+        visible = n - round(n * self.ratio)
+        if not 0 < visible < n:
+            raise UserError(
+                f"A mask ratio of {self.ratio} hides {n - visible} of {n} patches: some must stay and some must go."
+            )
+        order = draws.uniform("mask", n).argsort(dim=1, stable=True)
+        return _mask_of(order[:, :visible].sort(1).values, n)
+
+
+@dataclass(frozen=True)
+class Grid(Masking):
+    """One of every four patches stays, at even rows and columns (MAE's ablation, He et al. 2022, figure 6)."""
+
+    def draw(self, grid: tuple[int, int], draws: Draws) -> Mask:
+        rows, columns = (torch.arange(0, side, 2, device=draws.index.device) for side in grid)
+        kept = (rows[:, None] * grid[1] + columns).flatten()
+        if len(kept) == grid[0] * grid[1]:
+            raise UserError(f"A grid of {grid[0]} x {grid[1]} patches is too small to hide three of every four.")
+        return _mask_of(kept.expand(len(draws.index), -1), grid[0] * grid[1])
+
+
+@dataclass(frozen=True)
+class Blocks(Masking):
+    """Rectangles, laid one after the other until a share of the patches is hidden (BEiT, Bao et al. 2022; iBOT).
+
+    The last rectangle is cut short, row by row, so that the share is exact. iBOT (Zhou et al. 2022) leaves half of the
+    images as they are, and draws the share of the others.
+
+    Attributes:
+        ratio: range of the share that is hidden.
+        p: probability that anything of an image is hidden.
+        aspect: range of a rectangle's height / width, of which the logarithm is uniform.
+    """
+
+    ratio: Range = (0.1, 0.5)
+    p: float = 0.5
+    aspect: Range = (0.3, 1 / 0.3)
+
+    def __post_init__(self) -> None:
+        require(0 < self.ratio[0] <= self.ratio[1] < 1, self, "ratio", "an increasing pair between 0 and 1")
+        require(0 <= self.p <= 1, self, "p", "between 0 and 1")
+        require(0 < self.aspect[0] <= self.aspect[1], self, "aspect", "a positive and increasing pair")
+
+    def draw(self, grid: tuple[int, int], draws: Draws) -> Mask:
+        h, w = grid
+        n, most = h * w, max(1, round(h * w * self.ratio[1]))
+        count = (draws.uniform("ratio", 1, *self.ratio) * n).round().clamp(min=1)
+        count = count * draws.bernoulli("any", self.p)[:, None]
+        least = (min(grid) // 3) ** 2
+        area = torch.lerp(torch.full_like(count, least).minimum(count), count, draws.uniform("area", _RECTANGLES))
+        boxes = _rectangles(draws, "block", grid, area, self.aspect)
+        covered = inside(boxes.flatten(0, 1), h, w).view(len(count), _RECTANGLES, n)
+        # The first rectangle over each patch; patches under none come last. Within a rectangle, row by row.
+        first = torch.where(covered.any(1), covered.int().argmax(1), _RECTANGLES)
+        order = (first * n + torch.arange(n, device=first.device)).argsort(1)
+        hidden = order.argsort(1) < count
+        return Mask(hidden, None, (order[:, :most],))
+
+
+@dataclass(frozen=True)
+class MultiBlock(Masking):
+    """Several blocks to predict from one large block that shows none of them (I-JEPA, Assran et al. 2023).
+
+    All images of a step have blocks of one size, drawn for the step, each at a place of its own. So that a batch is one
+    tensor, all images keep as many patches as the one with the fewest, chosen at random: alone of all maskings this
+    depends on the batch.
+
+    Attributes:
+        targets: blocks to predict.
+        scale: range of a target's share of the patches.
+        aspect: range of a target's height / width.
+        context: range of the large block's share of the patches; it is as wide as high.
+        least: patches that stay in any case, even if they are to be predicted.
+    """
+
+    targets: int = 4
+    scale: Range = (0.15, 0.2)
+    aspect: Range = (0.75, 1.5)
+    context: Range = (0.85, 1.0)
+    least: int = 4
+
+    def __post_init__(self) -> None:
+        require(self.targets >= 1, self, "targets", "1 or more")
+        for name in ("scale", "context"):
+            low, high = getattr(self, name)
+            require(0 < low <= high <= 1, self, name, "an increasing pair in (0, 1]")
+        require(0 < self.aspect[0] <= self.aspect[1], self, "aspect", "a positive and increasing pair")
+        require(self.least >= 1, self, "least", "1 or more")
+
+    def draw(self, grid: tuple[int, int], draws: Draws) -> Mask:
+        h, w = grid
+        n, b, k = h * w, len(draws.index), self.targets
+        if n <= self.least:
+            raise UserError(f"A grid of {h} x {w} patches is too small for masks that keep {self.least}.")
+        u = draws.shared().uniform("size", 3)[0]  # on the CPU, where shapes must be known
+        size = _side(between(u[0], *self.scale) * n, between(u[1], *self.aspect), grid)
+        large = _side(between(u[2], *self.context) * n, torch.ones(()), grid)
+        tall, wide = (int(x) for x in size)
+        corners = _corners(draws, "target", grid, size, k)
+        rows = torch.arange(tall, device=corners.device)[:, None]
+        columns = torch.arange(wide, device=corners.device)
+        blocks = [((c[:, :1, None] + rows) * w + c[:, 1:, None] + columns).flatten(1) for c in corners.unbind(1)]
+        target = torch.zeros(b, n, dtype=torch.bool, device=corners.device).scatter(1, torch.cat(blocks, 1), True)
+        corner = _corners(draws, "context", grid, large, 1)[:, 0]
+        box = torch.cat([corner, corner.new_tensor([int(x) for x in large]).expand(b, 2)], 1)
+        outside = ~inside(box, h, w).view(b, n)
+        fewest = max(self.least, int((~(target | outside)).sum(1).min()))
+        # Patches of the context come first, at random; where they do not suffice, targets follow.
+        order = (draws.uniform("rest", n) + target.float() + 2 * outside.float()).argsort(1)
+        return _mask_of(order[:, :fewest].sort(1).values, n)._replace(blocks=tuple(blocks))
+
+
+_RECTANGLES = 10  # candidates of `Blocks`: their union covers the share in all but a few images in a thousand
+
+
+def _mask_of(kept: Tensor, n: int) -> Mask:
+    hidden = torch.ones(len(kept), n, dtype=torch.bool, device=kept.device).scatter(1, kept, False)
+    rest = hidden.int().argsort(stable=True, dim=1, descending=True)[:, : n - kept.shape[1]]
+    return Mask(hidden, kept, (rest,))
+
+
+def _side(area: Tensor, aspect: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Height and width in whole patches, which fit into the grid."""
+    tall, wide = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    return tall.clamp(1, grid[0]), wide.clamp(1, grid[1])
+
+
+def _corners(draws: Draws, name: str, grid: tuple[int, int], size: tuple[Tensor, Tensor], k: int) -> Tensor:
+    """int64, `b k 2`: top and left of k blocks of one size, uniform."""
+    u = draws.uniform(name, 2 * k).view(-1, k, 2)
+    return (u * torch.tensor([grid[0] - int(size[0]) + 1, grid[1] - int(size[1]) + 1], device=u.device)).long()
+
+
+def _rectangles(draws: Draws, name: str, grid: tuple[int, int], area: Tensor, aspect: Range) -> Tensor:
+    """int64, `b k 4`: top, left, height and width of blocks of these areas, `b k`, in patches."""
+    k = area.shape[1]
+    low, high = torch.tensor(aspect).log().tolist()
+    tall, wide = _side(area, draws.uniform(f"{name} aspect", k, low, high).exp(), grid)
+    u = draws.uniform(name, 2 * k).view(-1, k, 2)
+    top, left = u[..., 0] * (grid[0] - tall + 1), u[..., 1] * (grid[1] - wide + 1)
+    return torch.stack([top, left, tall, wide], 2).long()
