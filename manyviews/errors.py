@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -39,3 +40,8 @@ def require(good: bool, settings: object, name: str, wanted: str) -> None:
     """Raises UserError unless the attribute `name` of `settings` is as wanted."""
     if not good:
         raise UserError(f"{type(settings).__name__}.{name} must be {wanted}, not {getattr(settings, name)}.")
+
+
+def say(text: str) -> None:
+    """Print one line on standard error. The text may hold names that others chose."""
+    print(printable(text), file=sys.stderr, flush=True)

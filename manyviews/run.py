@@ -26,7 +26,7 @@ from manyviews.methods import Method
 from manyviews.pretrained import Pretrained, load, write
 from manyviews.progress import progress
 from manyviews.regularizers import inner
-from manyviews.settings import Recipe, override
+from manyviews.settings import Recipe, check_saved, override
 from manyviews.views import Views
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ def pretrain(
     for path, value in (settings or {}).items():
         chosen = override(chosen, path, value)
     chosen = recipes.resolve(chosen)
+    check_saved(chosen)
     source = open_source(data)
     device = distributed.start()
     # What cannot run leaves no folder behind.

@@ -1,19 +1,28 @@
-"""Schedules: pure functions of the place in the run.
+"""Schedules: pure functions of the progress of a run.
 
-A schedule is a frozen dataclass that is called with a `Progress` and returns a float, so it prints, compares and saves
-like any other setting. Wherever a schedule is expected, a plain number means `Constant`.
+A schedule is a frozen dataclass, so it prints, compares and saves like any other setting. A plain number may stand
+wherever a schedule is expected, and means `Constant`.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from manyviews.types import Progress
 
 
 @dataclass(frozen=True)
-class Constant:
+class Schedule(ABC):
+    """A value that follows the progress of a run."""
+
+    @abstractmethod
+    def __call__(self, at: Progress) -> float: ...
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
     """The same value throughout."""
 
     value: float
@@ -23,10 +32,10 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Cosine:
-    """From `start` to `end` along half a cosine, per step.
+class Cosine(Schedule):
+    """From `start` to `end` along half a cosine, step by step.
 
-    With `Cosine(0.996, 1.0)` this is BYOL's momentum: 0.996, 0.998 at half time, 1.0 at the end.
+    `Cosine(0.996, 1.0)` is BYOL's momentum: 0.996 at first, 0.998 at half time, 1.0 at the end.
     """
 
     start: float
@@ -37,8 +46,8 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class Linear:
-    """From `start` to `end` over the first `epochs` epochs (the whole run when None), then `end`."""
+class Linear(Schedule):
+    """From `start` to `end` over the first `epochs` epochs (None: the whole run), then `end`."""
 
     start: float
     end: float
@@ -51,10 +60,10 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class WarmupCosine:
+class WarmupCosine(Schedule):
     """Linear from `warmup_start` to `peak` over `warmup` epochs, then half a cosine to `end`.
 
-    The first step already has a positive value: step `i` of `n` warm-up steps gives `(i + 1) / n` of the way.
+    The first step already has a positive value: step `i` of `n` warm-up steps has gone `(i + 1) / n` of the way.
     `per_epoch=True` holds the cosine constant within an epoch, as SimSiam does.
     """
 
@@ -65,7 +74,7 @@ class WarmupCosine:
     per_epoch: bool = False
 
     def __call__(self, at: Progress) -> float:
-        # A run shorter than its warm-up would never reach the peak: warm up for a tenth of it at most then.
+        # A run shorter than its warm-up would never reach the peak: it warms up for a tenth of its steps.
         steps = self.warmup * at.steps_per_epoch
         if steps >= at.steps:
             steps = at.steps / 10
@@ -76,9 +85,6 @@ class WarmupCosine:
         return self.end + (self.peak - self.end) * (1 + math.cos(math.pi * done)) / 2
 
 
-Schedule = Constant | Cosine | Linear | WarmupCosine
-
-
 def value(schedule: Schedule | float, at: Progress) -> float:
-    """The value of a schedule, or of a plain number, at a place in the run."""
-    return schedule(at) if callable(schedule) else float(schedule)
+    """The value of a schedule, or the plain number that stands for one."""
+    return schedule(at) if isinstance(schedule, Schedule) else float(schedule)

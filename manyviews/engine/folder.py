@@ -82,7 +82,7 @@ def read(folder: Path) -> tuple[Recipe, dict[str, Any]]:
     if not folder.is_dir():
         raise UserError(f"There is no run folder {folder}.")
     try:
-        recipe = from_json((folder / RECIPE).read_text(encoding="utf-8"))
+        recipe = from_json((folder / RECIPE).read_text(encoding="utf-8"), str(folder / RECIPE))
         facts = json.loads((folder / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise UserError(f"{folder} is not a run folder: {RECIPE} and {RUN} cannot be read ({e}).") from None

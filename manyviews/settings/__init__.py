@@ -5,6 +5,7 @@ dotted path. Recipes themselves are Python functions in `manyviews.recipes`.
 """
 
 from manyviews.settings.check import check, complete, settings
+from manyviews.settings.outside import load_outside
 from manyviews.settings.recipe import (
     CIFAR_MEAN,
     CIFAR_STD,
@@ -17,7 +18,7 @@ from manyviews.settings.recipe import (
     Step,
     differences,
 )
-from manyviews.settings.saved import from_json, to_json
+from manyviews.settings.saved import check_saved, from_json, to_json
 from manyviews.settings.text import override, parse
 
 __all__ = [
@@ -31,9 +32,11 @@ __all__ = [
     "Regularizer",
     "Step",
     "check",
+    "check_saved",
     "complete",
     "differences",
     "from_json",
+    "load_outside",
     "override",
     "parse",
     "settings",

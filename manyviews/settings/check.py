@@ -1,13 +1,15 @@
-"""Whether settings have the names and types that a constructor takes."""
+"""Checks that settings have the names and types that a constructor takes."""
 
 from __future__ import annotations
 
 import inspect
+import re
 import types
 import typing
 from typing import Any, Literal
 
 from manyviews.errors import UserError, unknown
+from manyviews.settings.known import derived_names
 from manyviews.settings.recipe import Component
 
 
@@ -18,27 +20,41 @@ def settings(build: type) -> dict[str, inspect.Parameter]:
     return {k: p.replace(annotation=hints.get(k, Any)) for k, p in signature.items() if p.kind == p.KEYWORD_ONLY}
 
 
-def complete(choice: Component, build: type, *, open_ended: bool = False) -> Component:
-    """The choice with every default of its constructor written out, and its names and types checked.
+def complete(chosen: Component, build: type, *, open_ended: bool = False) -> Component:
+    """The component with every default of its constructor written out, and its names and types checked.
 
-    `open_ended` admits settings the constructor does not name (backbones hand them on to timm).
+    Args:
+        chosen: the name and the settings that differ from the defaults.
+        build: the class with that name.
+        open_ended: admit settings that the constructor does not name (backbones hand them on to timm).
+
+    Raises:
+        UserError: an unknown setting, or a value of the wrong type.
     """
     known = settings(build)
-    for key, value in choice.settings.items():
+    for key, value in chosen.settings.items():
         if key in known:
-            check(value, known[key].annotation, f"{choice.name}.{key}")
+            check(value, known[key].annotation, f"{chosen.name}.{key}")
         elif not open_ended:
-            raise unknown(f"setting of {choice.name}", key, known)
-    return Component(choice.name, {k: p.default for k, p in known.items()} | dict(choice.settings))
+            raise unknown(f"setting of {chosen.name}", key, known)
+    return Component(chosen.name, {k: p.default for k, p in known.items()} | dict(chosen.settings))
 
 
 def check(value: Any, annotation: Any, where: str) -> Any:
     """The value itself, or a UserError when it does not fit the annotation."""
     if not _fits(value, annotation):
-        wanted = getattr(annotation, "__name__", None) if isinstance(annotation, type) else str(annotation)
-        wanted = str(wanted).replace("manyviews.schedules.", "").replace("manyviews.views.kinds.", "")
-        raise UserError(f"Setting {where} must be {wanted.replace('typing.', '')}, not {value!r}.")
+        raise UserError(f"Setting {where} must be {_words(annotation)}, not {value!r}.")
     return value
+
+
+def _words(annotation: Any) -> str:
+    """The annotation without names of modules; of an abstract type, the types that can stand for it."""
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        found = derived_names(annotation) if inspect.isabstract(annotation) else []
+        return " | ".join(found) or annotation.__name__
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return " | ".join("None" if a is type(None) else _words(a) for a in typing.get_args(annotation))
+    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", str(annotation))
 
 
 def _fits(value: Any, annotation: Any) -> bool:

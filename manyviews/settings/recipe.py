@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -202,18 +202,19 @@ OWN = (Component, Data, Optimizer, Step, Monitor, Recipe)
 
 def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     """The settings in which two recipes differ: dotted path, value in `a`, value in `b`."""
-
-    def leaves(x: Any, path: str) -> Iterable[tuple[str, Any]]:
-        if isinstance(x, Component):
-            yield f"{path}.name", x.name
-            for k, v in x.settings.items():
-                yield f"{path}.{k}", v
-        elif isinstance(x, OWN):
-            for f in dataclasses.fields(x):
-                yield from leaves(getattr(x, f.name), f"{path}.{f.name}")
-        else:
-            yield path, x
-
-    old, new = dict(leaves(a, "")), dict(leaves(b, ""))
+    old, new = dict(leaves(a)), dict(leaves(b))
     keys = [*old, *(k for k in new if k not in old)]
-    return [(k.lstrip("."), old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)]
+    return [(k, old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)]
+
+
+def leaves(part: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of a recipe, or of a part of one, with its dotted path."""
+    if isinstance(part, Component):
+        inner: Iterable[tuple[str, Any]] = [("name", part.name), *part.settings.items()]
+    elif isinstance(part, OWN):
+        inner = [(f.name, getattr(part, f.name)) for f in dataclasses.fields(part)]
+    else:
+        yield path, part
+        return
+    for name, value in inner:
+        yield from leaves(value, f"{path}.{name}" if path else name)

@@ -7,17 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from manyviews import schedules
-from manyviews.errors import UserError, unknown
-from manyviews.settings.recipe import OWN
-from manyviews.views import augmentations, compose, kinds
-
-TYPES: dict[str, type] = {
-    c.__name__: c
-    for module in (schedules, kinds, compose, augmentations)
-    for c in [*OWN, *vars(module).values()]
-    if isinstance(c, type) and dataclasses.is_dataclass(c)
-}
+from manyviews.errors import UserError
+from manyviews.settings.known import find
+from manyviews.settings.old import renamed
+from manyviews.settings.recipe import Recipe, leaves
 
 
 def to_json(recipe: Any) -> str:
@@ -33,23 +26,47 @@ def to_json(recipe: Any) -> str:
     return json.dumps(plain(recipe), indent=2)
 
 
-def from_json(text: str) -> Any:
-    """The object that `to_json` wrote. Only this module's known dataclasses are ever built."""
+def from_json(text: str, where: str = "This recipe") -> Any:
+    """The object that `to_json` wrote. Only known types of settings are ever built.
+
+    Args:
+        text: JSON, which may use the names of older versions.
+        where: the file, for the sentence on standard error that lists the old names.
+
+    Raises:
+        UserError: the text is not JSON, or holds an unknown type or setting.
+    """
 
     def rich(x: Any) -> Any:
         if isinstance(x, dict) and "is" in x:
-            name = x["is"]
-            if name not in TYPES:
-                raise unknown("setting type", str(name), TYPES)
+            kind = find(str(x["is"]))
+            settings = {k: rich(v) for k, v in x.items() if k != "is"}
             try:
-                return TYPES[name](**{k: rich(v) for k, v in x.items() if k != "is"})
+                return kind(**settings)
             except TypeError as e:
-                raise UserError(f"The saved recipe does not fit this version of manyviews: {name}: {e}.") from e
+                raise UserError(
+                    f"The saved recipe does not fit this version of manyviews: {kind.__name__}: {e}."
+                ) from e
         if isinstance(x, dict):
             return {k: rich(v) for k, v in x.items()}
         return tuple(rich(v) for v in x) if isinstance(x, list) else x
 
     try:
-        return rich(json.loads(text))
+        plain = json.loads(text)
     except json.JSONDecodeError as e:
         raise UserError(f"This recipe is not JSON: {e}.") from e
+    return rich(renamed(plain, where))
+
+
+def check_saved(recipe: Recipe) -> None:
+    """Raises UserError, naming the setting, unless the recipe is the same after it is saved and loaded."""
+    for path, value in leaves(recipe):
+        try:
+            again = from_json(to_json(value))
+        except (TypeError, UserError) as e:
+            raise UserError(f"Setting {path} cannot be saved with the run, {value!r}: {e}") from e
+        if again != value:
+            raise UserError(
+                f"Setting {path} changes when it is saved with the run: {value!r} is read as {again!r}. Give it in "
+                "that form."
+            )

@@ -10,8 +10,9 @@ from typing import Any
 
 from manyviews.errors import UserError, unknown
 from manyviews.settings.check import check
-from manyviews.settings.recipe import OWN, Component, Recipe
-from manyviews.settings.saved import TYPES
+from manyviews.settings.known import find
+from manyviews.settings.old import renamed_path
+from manyviews.settings.recipe import Component, Recipe
 
 
 def override(recipe: Recipe, path: str, value: Any) -> Recipe:
@@ -26,9 +27,9 @@ def override(recipe: Recipe, path: str, value: Any) -> Recipe:
     """
     if path == "method.name":
         raise UserError("A recipe's method cannot be replaced with --set: choose a recipe of the other method.")
-    return typing.cast(
-        Recipe, _replace(recipe, path.split("."), parse(value) if isinstance(value, str) else value, path)
-    )
+    path, value = renamed_path(path, value)
+    new = parse(value) if isinstance(value, str) else value
+    return typing.cast(Recipe, _replace(recipe, path.split("."), new, path))
 
 
 def _replace(node: Any, keys: list[str], new: Any, path: str) -> Any:
@@ -89,10 +90,7 @@ def parse(text: str) -> Any:
         if isinstance(x, (ast.Tuple, ast.List)):
             return tuple(build(e) for e in x.elts)
         if isinstance(x, ast.Call) and isinstance(x.func, ast.Name):
-            if x.func.id not in TYPES:
-                known = [n for n in TYPES if TYPES[n] not in OWN]
-                raise unknown("schedule or view type", x.func.id, known)
-            kind = TYPES[x.func.id]
+            kind = find(x.func.id, "schedule or view type")
             args, settings = map(build, x.args), {str(k.arg): build(k.value) for k in x.keywords}
             try:
                 given = inspect.signature(kind).bind(*args, **settings).arguments
