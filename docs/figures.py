@@ -24,7 +24,6 @@ from manyviews import methods, recipes
 from manyviews.backbones import Encoder
 from manyviews.data.canvas import to_canvas
 from manyviews.methods.mae import MAE
-from manyviews.objectives import random_masking
 from manyviews.report import plots
 from manyviews.types import Batch
 from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, Global, Strong, View, Views
@@ -54,7 +53,7 @@ def masked() -> Pictures:
     method = cast(MAE, build("mae"))
     views = Views(photos(), method.views)
     x, size = views["global", 0], method.patch_size
-    _, mask = random_masking(views.draws.uniform("mask", method.patches), method.mask_ratio)
+    mask = method.mask(views).hidden
     side = method.views[0].size // size
     hidden = mask.view(-1, 1, side, side).repeat_interleave(size, 2).repeat_interleave(size, 3)
     return [*image(), ("global 0", x), ("seen", x.masked_fill(hidden, 0)), ("hidden", x.masked_fill(~hidden, 0))]

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from manyviews.views.make import make
 
 from manyviews import recipes
 from manyviews.data import Loader, open_source
@@ -26,7 +25,9 @@ def some(b: int, side: int) -> Batch:
 def test_views_are_those_of_a_cpu(kind):
     canvases = some(200, 64)
     here, there = canvases, canvases.to("cuda")
-    one, two = (make(c, kind, 0, Draws(0, 0, c.index), IMAGENET_MEAN, IMAGENET_STD) for c in (here, there))
+    one, two = (
+        kind.make(c, 0, kind.place(Draws(0, 0, c.index), 0), IMAGENET_MEAN, IMAGENET_STD) for c in (here, there)
+    )
     off = (one - two.cpu()).abs()
     assert off.median() < 1e-5
     # A rounding may send a crop to another pixel, or a value over the threshold.
@@ -35,8 +36,8 @@ def test_views_are_those_of_a_cpu(kind):
 
 def test_views_do_not_change_when_made_again():
     canvases = some(64, 64).to("cuda")
-    arguments = (canvases, Global(1, 48), 0, Draws(0, 0, canvases.index), IMAGENET_MEAN, IMAGENET_STD)
-    assert torch.equal(make(*arguments), make(*arguments))
+    one, two = (Views(canvases, (Global(1, 48),))["global", 0] for _ in range(2))
+    assert torch.equal(one, two)
 
 
 def test_canvases_that_fit_are_held_there():

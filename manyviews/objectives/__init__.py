@@ -13,7 +13,7 @@ from manyviews.objectives.decorrelation import covariance, cross_correlation, in
 from manyviews.objectives.distillation import cross_entropy, sharpen
 from manyviews.objectives.entropy import koleo
 from manyviews.objectives.gaussian import gaussian_distance, gaussian_kl, masked_distance, sparsity, unit_prior
-from manyviews.objectives.reconstruction import masked_mse, patchify, random_masking
+from manyviews.objectives.reconstruction import masked_mse, patchify
 
 __all__ = [
     "consistency",
@@ -31,7 +31,6 @@ __all__ = [
     "negative_cosine",
     "nt_xent",
     "patchify",
-    "random_masking",
     "sharpen",
     "sinkhorn",
     "sparsity",

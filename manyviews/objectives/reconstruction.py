@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from manyviews.errors import UserError
@@ -27,29 +26,6 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
         raise UserError(f"Patches of {patch_size} pixels do not tile an image of {h} x {w}: change the view's size.")
     x = images.reshape(b, c, h // patch_size, patch_size, w // patch_size, patch_size)
     return x.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, patch_size**2 * c)
-
-
-def random_masking(uniforms: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-    """Hide the same number of patches in every image, uniformly at random without replacement (section 3).
-
-    Args:
-        uniforms: independent uniform draws, one for each patch, `b n`; the smallest are kept.
-        ratio: fraction that is hidden, rounded to whole patches.
-
-    Returns:
-        kept: int64, `b v`, indices of the visible patches, ascending.
-        mask: bool, `b n`, true where a patch is hidden.
-
-    Raises:
-        UserError: a ratio that hides no patch, or all.
-    """
-    n = uniforms.shape[1]
-    visible = n - round(n * ratio)
-    if not 0 < visible < n:
-        raise UserError(f"A mask ratio of {ratio} hides {n - visible} of {n} patches: some must stay and some must go.")
-    kept = uniforms.argsort(dim=1, stable=True)[:, :visible].sort(1).values
-    mask = torch.ones_like(uniforms, dtype=torch.bool).scatter(1, kept, False)
-    return kept, mask
 
 
 @in_float32

@@ -18,13 +18,13 @@ from manyviews.objectives import (
     masked_mse,
     negative_cosine,
     nt_xent,
-    random_masking,
     sharpen,
     sinkhorn,
     squared_distance,
     swapped_prediction,
     variance,
 )
+from manyviews.views import Draws, Random
 
 
 def value(x: Tensor) -> float:
@@ -154,7 +154,7 @@ def test_barlow_twins_of_white_copied_and_independent_embeddings():
 
 
 def test_mae_at_its_own_size():
-    kept, mask = random_masking(torch.rand(2, 196), 0.75)
-    assert kept.shape == (2, 49) and mask.sum(1).tolist() == [147, 147]
+    mask = Random(0.75).draw((14, 14), Draws(0, 0, torch.arange(2))).hidden
+    assert mask.sum(1).tolist() == [147, 147]
     zero, pixels = torch.zeros(2, 196, 768), 5 + 100 * torch.randn(2, 196, 768)
     assert masked_mse(zero, pixels, mask).item() == pytest.approx(767 / 768, abs=1e-6)

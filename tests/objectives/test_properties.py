@@ -10,6 +10,7 @@ from torch import Tensor
 
 from manyviews import objectives
 from manyviews.errors import UserError
+from manyviews.views import Draws, Random
 
 some = settings(max_examples=25, deadline=None, derandomize=True)
 seeds, sizes, dims = st.integers(0, 2**31), st.integers(2, 9), st.integers(1, 12)
@@ -82,32 +83,9 @@ def test_variance_and_covariance_ignore_shifts_order_and_signs(seed: int, n: int
     assert objectives.variance(z) <= 0.99
 
 
-@some
-@given(seeds, st.integers(1, 4), st.integers(2, 40), st.floats(0.05, 0.95))
-def test_masking_splits_the_patches(seed: int, b: int, n: int, ratio: float):
-    draw = torch.Generator().manual_seed(seed)
-    uniforms = torch.rand(b, n, generator=draw)
-    hidden = round(n * ratio)
-    if hidden in (0, n):
-        with pytest.raises(UserError, match="some must stay"):
-            objectives.random_masking(uniforms, ratio)
-        return
-    kept, mask = objectives.random_masking(uniforms, ratio)
-    assert kept.dtype == torch.int64 and mask.dtype == torch.bool
-    for row, hides, u in zip(kept.tolist(), mask.tolist(), uniforms, strict=True):
-        assert row == [i for i in range(n) if not hides[i]] and sum(hides) == hidden
-        assert u[row].max() <= u[mask.new_tensor(hides)].min()
-
-
-def test_every_patch_is_hidden_equally_often():
-    _, mask = objectives.random_masking(torch.rand(4000, 16), 0.75)
-    # 4,000 trials of probability 0.75: standard deviation 0.007.
-    assert (mask.double().mean(0) - 0.75).abs().max() < 0.03
-
-
 def test_visible_patches_do_not_matter_to_the_loss():
     pred, target = torch.randn(2, 8, 12), torch.randn(2, 8, 12)
-    kept, mask = objectives.random_masking(torch.rand(2, 8), 0.5)
+    mask, kept, _ = Random(0.5).draw((2, 4), Draws(0, 0, torch.arange(2)))
     loss = objectives.masked_mse(pred, target, mask)
     where = kept[:, :, None].expand(-1, -1, 12)
     changed = pred.scatter(1, where, 9.0), target.scatter(1, where, -9.0)

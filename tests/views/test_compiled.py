@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from manyviews.views.make import make
 
 from manyviews.types import Batch
-from manyviews.views import Color, Composed, Draws, Global, compiled
+from manyviews.views import Color, Composed, Draws, Global, compiled, hashing
 from manyviews.views import color as ops
 from manyviews.views.distort import Distorting, Distortion, distort, draw_distortion
 from manyviews.views.draws import _GOLDEN, _mix
@@ -145,7 +144,7 @@ def test_bits_are_those_of_other_devices():
     index = torch.tensor([0, 1, 7, 2**40, -3, 2**63 - 1])
     for stream in (0, 12345, -(2**62), 2**63 - 1):
         columns = torch.arange(1, 6) * _GOLDEN
-        assert torch.equal(compiled.bits(index, stream, 5), _mix(_mix(index + stream)[:, None] + columns))
+        assert torch.equal(hashing.bits(index, stream, 5), _mix(_mix(index + stream)[:, None] + columns))
 
 
 @pytest.mark.parametrize("box", [(-1, 0, 8, 8), (0, 0, 0, 4), (4, 0, 29, 8), (0, 30, 8, 3)])
@@ -184,7 +183,7 @@ def test_canvases_of_floats_and_empty_batches_are_views_too():
     pixels = pictures(8, 32)
     bytes_, floats = (Batch.of(p, torch.full((8, 2), 32), torch.arange(8)) for p in (pixels, pixels.float().div(255)))
     for kind in (Global(1, 24), Composed(1, 24)):
-        a, b = (make(c, kind, 0, Draws(0, 0, c.index), MEAN, STD) for c in (bytes_, floats))
+        a, b = (kind.make(c, 0, kind.place(Draws(0, 0, c.index), 0), MEAN, STD) for c in (bytes_, floats))
         torch.testing.assert_close(a, b, atol=2e-2 if isinstance(kind, Composed) else 2e-4, rtol=0)
         none = bytes_[torch.arange(0)]
-        assert make(none, kind, 0, Draws(0, 0, none.index), MEAN, STD).shape == (0, 3, 24, 24)
+        assert kind.make(none, 0, kind.place(Draws(0, 0, none.index), 0), MEAN, STD).shape == (0, 3, 24, 24)

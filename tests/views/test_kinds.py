@@ -17,6 +17,7 @@ from manyviews.views import (
     SIMCLR,
     Color,
     Composed,
+    Crop,
     CutMix,
     Cutout,
     Draws,
@@ -130,7 +131,7 @@ def test_apply_to_changes_the_chosen_images_only():
 
 def test_a_new_transformation_is_one_new_view_type():
     @dataclasses.dataclass(frozen=True)
-    class Turned(View):
+    class Turned(Crop):
         def transform(self, x, draws):
             turns = (draws.uniform("turns", 1, 0, 4)[:, 0]).long()
             return torch.stack([i.rot90(int(t), (1, 2)) for i, t in zip(x, turns, strict=True)])

@@ -16,6 +16,7 @@ from manyviews.views import (
     SIMCLR,
     Color,
     Composed,
+    Crop,
     CutMix,
     Cutout,
     Global,
@@ -24,9 +25,8 @@ from manyviews.views import (
     Shuffle,
     Strong,
     Views,
-    container,
     frozen_statistics,
-    make,
+    kinds,
 )
 
 KINDS = (Global(2, 24, color=BYOL_PAIR), Local(3, 12, color=SIMCLR), Cutout(1, 24))
@@ -42,8 +42,8 @@ def canvases(n: int = 10, side: int = 32, first: int = 0) -> Batch:
 @pytest.fixture
 def made(monkeypatch):
     """The names of the views that were made, in order."""
-    names, make = [], container.make
-    monkeypatch.setattr(container, "make", lambda c, k, i, *rest: names.append((k.name, i)) or make(c, k, i, *rest))
+    names, make = [], Crop.make
+    monkeypatch.setattr(Crop, "make", lambda k, c, i, *rest: names.append((k.name, i)) or make(k, c, i, *rest))
     return names
 
 
@@ -90,7 +90,7 @@ def test_the_same_bits_whenever_and_wherever_it_is_made(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     # Another split of the batch, in another order, in other pieces.
     whole, order = canvases(), torch.randperm(10, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setitem(make._VALUES, "cpu", 3 * 24 * 24 * 2)
+    monkeypatch.setitem(kinds._VALUES, "cpu", 3 * 24 * 24 * 2)
     for part in order.split(3):
         some = Batch.of(whole.pixels[part], whole.extent[part], whole.index[part])
         for a, (_, _, b) in zip(first, Views(some, KINDS, seed=3, epoch=2).each(), strict=True):
@@ -184,7 +184,7 @@ def test_recomputation_gives_the_same_gradients_and_statistics(autocast):
 
 
 def test_recomputation_keeps_one_views_pixels_at_a_time(monkeypatch):
-    alive, most, make = weakref.WeakSet(), [], container.make
+    alive, most, make = weakref.WeakSet(), [], Crop.make
 
     def watched(*args):
         x = make(*args)
@@ -192,7 +192,7 @@ def test_recomputation_keeps_one_views_pixels_at_a_time(monkeypatch):
         most.append(len(alive))
         return x
 
-    monkeypatch.setattr(container, "make", watched)
+    monkeypatch.setattr(Crop, "make", watched)
     outputs = Views(canvases(), KINDS, backward="recompute").map(network())
     assert len(most) == 6 and max(most) <= 2  # the last one dies when the next is already there
     torch.cat(outputs).sum().backward()
