@@ -1,5 +1,6 @@
 """Backbones: any architecture of timm, behind the contract that methods and evaluations need."""
 
+from manyviews.backbones.convolution import protect
 from manyviews.backbones.encoder import Encoder, Features, Layer, names, take
 from manyviews.backbones.outside import ExternalEncoder, reinitialized
 from manyviews.backbones.positions import sincos
@@ -14,6 +15,7 @@ __all__ = [
     "by_layer",
     "names",
     "patch_features",
+    "protect",
     "reinitialized",
     "represent",
     "sincos",

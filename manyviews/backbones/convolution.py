@@ -1,6 +1,9 @@
-"""Convolutions of the smallest maps as matrix products, for CPUs."""
+"""Two things that PyTorch's convolutions need on CPUs: speed on the smallest maps, and safety when they are narrow."""
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +34,36 @@ def quicken(model: nn.Module) -> None:
         usual = type(m) is nn.Conv2d and m.kernel_size == (3, 3) and m.padding == (1, 1) and m.padding_mode == "zeros"
         if usual and m.stride in ((1, 1), (2, 2)) and m.dilation == (1, 1) and m.groups == 1:
             m.__class__ = SmallMapConv2d  # a new module would have to be put in every place that holds this one
+
+
+# Channels of the blocks in which oneDNN computes: float32 numbers in a vector. Other processors than those with AVX-512
+# have vectors of 8, or other kernels.
+_BLOCK = 16 if getattr(torch.cpu, "_is_avx512_supported", lambda: True)() else 8
+
+
+def protect(model: nn.Module) -> None:
+    """Keep a model's narrow strided 1x1 convolutions away from a kernel that writes beyond its memory.
+
+    oneDNN copies the pixels that such a convolution looks at to a buffer of `pixels * channels` numbers, and its
+    gradient with respect to the weights fills it in steps of a block of channels (github.com/uxlfoundation/oneDNN
+    issue 6035, open in 3.12, which PyTorch 2.14 has). With fewer channels than a block, it overwrites what lies behind.
+    Here the pixels are taken first, by a view, and the stride is 1: the same function, and no buffer.
+
+    Networks this narrow are for tests and small experiments. Wider convolutions are left alone, and calling this twice
+    changes nothing.
+    """
+    for m in model.modules():
+        if not isinstance(m, (nn.Conv1d, nn.Conv2d)) or m.in_channels >= _BLOCK or m.groups > 1:
+            continue
+        if max(m.kernel_size) == 1 and max(m.stride) > 1 and m.padding in ("valid", (0,) * len(m.stride)):
+            m.register_forward_pre_hook(partial(_take, stride=m.stride))
+            m.stride = (1,) * len(m.stride)
+
+
+def _take(module: nn.Module, inputs: tuple[Any, ...], stride: tuple[int, ...]) -> tuple[Any, ...]:
+    """Every `stride`-th pixel of the first input."""
+    x, *others = inputs
+    return x[(..., *(slice(None, None, s) for s in stride))], *others
 
 
 def dense_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from manyviews.backbones.convolution import quicken
+from manyviews.backbones.convolution import protect, quicken
 from manyviews.backbones.positions import sincos
 from manyviews.errors import UserError, printable
 
@@ -131,6 +131,7 @@ class Encoder(nn.Module):
         if position == "sincos":
             self._fix_positions()
         quicken(self.model)
+        protect(self.model)
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Encoder:

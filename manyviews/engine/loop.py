@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from manyviews import checkpoint, distributed, methods
-from manyviews.backbones import Encoder
+from manyviews.backbones import Encoder, protect
 from manyviews.data import Loader, Source
 from manyviews.engine import folder as files
 from manyviews.engine import monitor, optim
@@ -85,6 +85,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
         stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
         torch.backends.cudnn.benchmark = True  # shapes are the same in every step
         method = method.to(device).to(memory_format=torch.channels_last).train()
+        protect(method)
         if recipe.step.sync_batchnorm:
             method = distributed.sync_batchnorm(method, device)
         optimizer = optim.build(method, recipe.optimizer, device)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyviews.backbones import Encoder
+from manyviews.backbones import Encoder, protect
 from manyviews.data.loader import Loader
 from manyviews.data.source import Source
 from manyviews.errors import UserError
@@ -355,6 +355,7 @@ def _copy(task: ImageTask, drop_path: float) -> nn.Sequential:
     else:
         encoder = copy.deepcopy(task.encoder)
     encoder = encoder.to(memory_format=torch.channels_last).eval()
+    protect(encoder)
     for module in encoder.modules():
         if isinstance(module, noisy):
             module.train()

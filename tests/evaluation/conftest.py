@@ -20,7 +20,7 @@ def encoder():
 
 @pytest.fixture
 def learner():
-    """An untrained ResNet that can learn: on CPUs, PyTorch 2.15 writes beyond the gradients of narrower ones."""
+    """An untrained ResNet that can learn."""
     return Encoder("resnet18", stem="small", layers=(1, 1, 1, 1), channels=(8, 8, 8, 8)).eval()
 
 

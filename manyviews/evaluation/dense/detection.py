@@ -15,8 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyviews.backbones import patch_features
-from manyviews.backbones.encoder import Encoder
+from manyviews.backbones import Encoder, patch_features, protect
 from manyviews.data.canvas import in_threads
 from manyviews.data.decode import BadImage
 from manyviews.errors import UserError
@@ -303,6 +302,7 @@ def _detector(
 
     shapes = stage_shapes(encoder)
     encoder = copy.deepcopy(encoder)
+    protect(encoder)
     plain = len({stride for _, stride in shapes}) == 1
     body: Any
     if plain:
