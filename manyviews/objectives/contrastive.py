@@ -85,9 +85,52 @@ def cross_info_nce(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     Returns:
         A scalar, at least 0; 2 temperature log N when all vectors are equal.
     """
-    q, k = normalize(q, dim=-1), normalize(k.detach(), dim=-1)
+    return 2 * temperature * directed_info_nce(q, k.detach(), temperature)
+
+
+@in_float32
+def directed_info_nce(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+    """The query's own key among the keys of the batch of all ranks, in one direction.
+
+    Oord et al. 2018, eq. 4, mean over rows, similarities being cosines:
+
+        -log( exp(q_i.k_i / temperature) / sum_j exp(q_i.k_j / temperature) )
+
+    Args:
+        q: `b d`.
+        k: `b d`, of the same images in the same order; both receive a gradient.
+        temperature: above 0.
+
+    Returns:
+        A scalar, at least 0; log N when all vectors are equal.
+    """
+    q, k = normalize(q, dim=-1), normalize(k, dim=-1)
     positive = (q * k).sum(1) / temperature
-    return 2 * temperature * (similarities_logsumexp(q, k, temperature, all_ranks=True) - positive).mean()
+    return (similarities_logsumexp(q, k, temperature, all_ranks=True) - positive).mean()
+
+
+@in_float32
+def clip(images: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor:
+    """CLIP's loss: each image picks out its text, and each text its image, among those of the batch of all ranks.
+
+    Radford et al. 2021, figure 3, mean over both directions and rows, similarities s being cosines:
+
+        -log( exp(e^t s_ii) / sum_j exp(e^t s_ij) )   and   -log( exp(e^t s_ii) / sum_j exp(e^t s_ji) )
+
+    Args:
+        images: projections, `b d`.
+        texts: projections of the images' texts in the same order, `b d`.
+        log_scale: the logarithm t of the similarities' factor, a scalar that learns.
+
+    Returns:
+        A scalar, at least 0; log N when all embeddings are equal.
+    """
+    u, v = normalize(images, dim=-1), normalize(texts, dim=-1)
+    scaled = u * log_scale.exp(), v * log_scale.exp()
+    positive = (scaled[0] * v).sum(1)
+    of_images = similarities_logsumexp(scaled[0], v, 1.0, all_ranks=True) - positive
+    of_texts = similarities_logsumexp(scaled[1], u, 1.0, all_ranks=True) - positive
+    return (of_images + of_texts).mean() / 2
 
 
 def similarities_logsumexp(

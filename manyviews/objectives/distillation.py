@@ -37,3 +37,22 @@ def cross_entropy(teacher_probs: Tensor, student_logits: Tensor, temperature: fl
         A scalar, at least the entropy of the teacher's distributions; log k when the student is uniform.
     """
     return -(teacher_probs.detach() * (student_logits / temperature).log_softmax(-1)).sum(-1).mean()
+
+
+@in_float32
+def masked_cross_entropy(teacher_probs: Tensor, student_logits: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """The cross-entropy of masked patches: iBOT (Zhou et al. 2022). The mean over each image's, then over images.
+
+    Images without a masked patch count as zero.
+
+    Args:
+        teacher_probs: rows that sum to 1, `b m k`; receive no gradient.
+        student_logits: `b m k`.
+        mask: bool, `b m`, true for patches that count.
+        temperature: the student's, above 0.
+
+    Returns:
+        A scalar, at least 0; log k when the student is uniform and every image has a masked patch.
+    """
+    each = -(teacher_probs.detach() * (student_logits / temperature).log_softmax(-1)).sum(-1)
+    return ((each * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()

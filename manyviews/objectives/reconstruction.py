@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from manyviews.errors import UserError
 from manyviews.objectives._precision import in_float32
@@ -47,3 +48,21 @@ def masked_mse(pred: Tensor, target: Tensor, mask: Tensor, *, normalize: bool = 
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
     error = (pred - target).square().mean(-1)
     return (error * mask).sum() / mask.sum()
+
+
+@in_float32
+def latent_error(pred: Tensor, target: Tensor) -> Tensor:
+    """The smooth L1 distance of predicted patch features from normalized ones, mean over numbers.
+
+    I-JEPA (Assran et al. 2023). The paper has the squared distance; its authors trained with the smooth one, and with
+    targets of unit variance.
+
+    Args:
+        pred: `... d`.
+        target: `... d`, standardized over d here; receives no gradient.
+
+    Returns:
+        A scalar, at least 0.
+    """
+    target = F.layer_norm(target.detach(), target.shape[-1:])
+    return F.smooth_l1_loss(pred, target)

@@ -105,8 +105,13 @@ LOSSES = {
     "cross_entropy": lambda x, y: objectives.cross_entropy(objectives.sharpen(y, torch.zeros(6, dtype=D), 0.5), x, 0.1),
     "swapped_prediction": lambda x, y: objectives.swapped_prediction(x, objectives.sinkhorn(y, 0.5, 3), 0.1),
     "masked_mse": lambda x, y: objectives.masked_mse(x.view(2, 3, 4), y.view(2, 3, 4), MASK),
+    "masked_cross_entropy": lambda x, y: objectives.masked_cross_entropy(y.view(2, 3, 4), x.view(2, 3, 4), MASK, 0.5),
+    "latent_error": objectives.latent_error,
 }
 BOTH = {
+    "directed_info_nce": lambda x, y: objectives.directed_info_nce(x, y, 0.2),
+    "clip": lambda x, y: objectives.clip(x, y, torch.tensor(1.5, dtype=D)),
+    "koleo": lambda x, y: objectives.koleo(x) + objectives.koleo(y),
     "nt_xent": lambda x, y: objectives.nt_xent(x, y, 0.2),
     "invariance": objectives.invariance,
     "variance": lambda x, y: objectives.variance(x) + objectives.variance(y),
@@ -131,7 +136,9 @@ def test_targets_receive_no_gradient(name: str):
     assert y.grad is None
 
 
-@pytest.mark.parametrize("name", ["squared_distance", "negative_cosine", "info_nce", "cross_info_nce", "nt_xent"])
+@pytest.mark.parametrize(
+    "name", ["squared_distance", "negative_cosine", "info_nce", "cross_info_nce", "nt_xent", "clip", "koleo"]
+)
 def test_gradients_are_orthogonal_to_what_was_normalized(name: str):
     x, y = (torch.randn(4, 6, dtype=D, requires_grad=True) for _ in range(2))
     (LOSSES | BOTH)[name](x, y).backward()
@@ -153,6 +160,10 @@ CALLS = {
     "covariance": lambda x, y: objectives.covariance(x),
     "cross_correlation": objectives.cross_correlation,
     "masked_mse": lambda x, y: objectives.masked_mse(x[None, :3], y[None, :3], MASK[:1]),
+    "masked_cross_entropy": lambda x, y: objectives.masked_cross_entropy(y[None, :3], x[None, :3], MASK[:1], 0.1),
+    "clip": lambda x, y: objectives.clip(x, y, torch.tensor(3.0)),
+    "latent_error": objectives.latent_error,
+    "koleo": lambda x, y: objectives.koleo(x),
 }
 
 

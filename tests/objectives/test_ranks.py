@@ -15,6 +15,8 @@ from tests.ranks import on_ranks
 LOSSES = {
     "nt_xent": lambda a, b: objectives.nt_xent(a, b, 0.2),
     "cross_info_nce": lambda a, b: objectives.cross_info_nce(a, b, 0.2),
+    "directed_info_nce": lambda a, b: objectives.directed_info_nce(a, b, 0.2),
+    "clip": lambda a, b: objectives.clip(a, b, torch.tensor(1.5, dtype=torch.float64)),
     "variance": lambda a, b: objectives.variance(a) + objectives.variance(b),
     "covariance": lambda a, b: objectives.covariance(a) + objectives.covariance(b),
     "invariance": objectives.invariance,

@@ -178,3 +178,55 @@ def test_masked_mse():
         standardized.append(sum((x - (y - mean) / std) ** 2 for x, y in zip(p, t, strict=True)) / 6)
     assert objectives.masked_mse(pred, target, mask, normalize=False).item() == pytest.approx(sum(plain) / 6)
     assert objectives.masked_mse(pred, target, mask, normalize=True).item() == pytest.approx(sum(standardized) / 6)
+
+
+def test_directed_info_nce_and_clip():
+    q, k, t = randn(5, 6), randn(5, 6), 0.2
+    rows = [-math.log(softmax([cos(q[i], k[j]) / t for j in range(5)])[i]) for i in range(5)]
+    columns = [-math.log(softmax([cos(q[j], k[i]) / t for j in range(5)])[i]) for i in range(5)]
+    assert objectives.directed_info_nce(q, k, t).item() == pytest.approx(sum(rows) / 5, abs=1e-10)
+    log_scale = torch.tensor(math.log(1 / t), dtype=torch.float64)
+    assert objectives.clip(q, k, log_scale).item() == pytest.approx(sum(rows + columns) / 10, abs=1e-10)
+    assert objectives.clip(k, q, log_scale).item() == pytest.approx(sum(rows + columns) / 10, abs=1e-10)
+
+
+def test_masked_cross_entropy():
+    p, s = randn(3, 4, 5).softmax(-1), randn(3, 4, 5)
+    mask = torch.tensor([[True, False, True, False], [False] * 4, [True] * 4])
+    total = 0.0
+    for b in range(3):
+        chosen = [i for i in range(4) if mask[b, i]]
+        for i in chosen:
+            q = softmax([x / 0.1 for x in s[b, i].tolist()])
+            total -= sum(x * math.log(y) for x, y in zip(p[b, i].tolist(), q, strict=True)) / len(chosen)
+    assert objectives.masked_cross_entropy(p, s, mask, 0.1).item() == pytest.approx(total / 3, abs=1e-10)
+
+
+def test_latent_error():
+    pred, target = 2 * randn(2, 3, 6), randn(2, 3, 6)
+    total = 0.0
+    for a, b in zip(pred.view(-1, 6).tolist(), target.view(-1, 6).tolist(), strict=True):
+        mean = sum(b) / 6
+        std = math.sqrt(sum((x - mean) ** 2 for x in b) / 6 + 1e-5)
+        for x, y in zip(a, b, strict=True):
+            d = abs(x - (y - mean) / std)
+            total += d * d / 2 if d < 1 else d - 0.5
+    assert objectives.latent_error(pred, target).item() == pytest.approx(total / 36, abs=1e-10)
+
+
+def test_koleo():
+    z = randn(6, 4)
+    units = [row / row.norm() for row in z]
+    nearest = [min(float((a - b).norm()) for j, b in enumerate(units) if j != i) for i, a in enumerate(units)]
+    assert objectives.koleo(z).item() == pytest.approx(-sum(map(math.log, nearest)) / 6, abs=1e-10)
+    assert objectives.koleo(torch.tensor([[3.0, 0.0], [-1.0, 0.0]])).item() == pytest.approx(-0.693147, abs=1e-6)
+    assert objectives.koleo(torch.eye(5)).item() == pytest.approx(-0.346574, abs=1e-6)
+    angles = torch.arange(8) * math.pi / 4
+    assert objectives.koleo(torch.stack([angles.cos(), angles.sin()], 1)).item() == pytest.approx(0.267400, abs=1e-5)
+
+
+@pytest.mark.parametrize("n", [4, 256])
+def test_clip_of_equal_and_of_orthogonal_pairs(n: int):
+    assert objectives.clip(torch.ones(n, 8), torch.ones(n, 8), torch.tensor(1.0)).item() == pytest.approx(math.log(n))
+    found = objectives.clip(torch.eye(n), torch.eye(n), torch.tensor(2.0)).item()
+    assert found == pytest.approx(math.log1p((n - 1) * math.exp(-math.exp(2.0))), rel=1e-4)
