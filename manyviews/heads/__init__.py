@@ -7,6 +7,7 @@ from manyviews.heads.mlp import mlp
 from manyviews.heads.pooling import GeM
 from manyviews.heads.predictors import Predictors, Sharing, comparable, others, task_weights
 from manyviews.heads.prototypes import DINOHead, Prototypes
+from manyviews.heads.text import TextEncoder
 
 __all__ = [
     "DINOHead",
@@ -17,6 +18,7 @@ __all__ = [
     "Predictors",
     "Prototypes",
     "Sharing",
+    "TextEncoder",
     "comparable",
     "mlp",
     "others",

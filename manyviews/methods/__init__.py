@@ -12,11 +12,23 @@ import sys
 from typing import TypeGuard
 
 from manyviews.errors import UserError, unknown
-from manyviews.methods.method import Branch, Method, exactly, mean_of, paired, sum_of
+from manyviews.methods.method import Branch, Method, TokenBranch, exactly, mean_of, paired, sum_of
 from manyviews.settings.outside import advice, claim, load_outside, not_a
 from manyviews.views import Terms
 
-__all__ = ["Branch", "Method", "Terms", "describe", "exactly", "get", "mean_of", "names", "paired", "sum_of"]
+__all__ = [
+    "Branch",
+    "Method",
+    "Terms",
+    "TokenBranch",
+    "describe",
+    "exactly",
+    "get",
+    "mean_of",
+    "names",
+    "paired",
+    "sum_of",
+]
 
 
 def names() -> list[str]:

@@ -15,14 +15,13 @@ updated after it was used. The teacher is what is evaluated.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
 from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.heads import DINOHead, others
 from manyviews.methods.method import Branch, Method, Terms, paired, sum_of
-from manyviews.objectives import cross_entropy, sharpen
+from manyviews.objectives import cross_entropy
 from manyviews.schedules import Cosine, Linear, Schedule, value
 from manyviews.targets import EMA, Center
 from manyviews.types import Progress
@@ -84,10 +83,7 @@ class DINO(Method):
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         outputs = views.all("global", self.teacher)
-        for t in outputs:
-            self.center.push(t)
-        temperature = value(self.teacher_temperature, at)
-        targets = [sharpen(t, self.center.value, temperature) for t in outputs]
+        targets = self.center.targets(outputs, value(self.teacher_temperature, at))
         pairs = len(targets) * (sum(v.count for v in self.views) - 1)
 
         def term(kind: View, i: int, s: Tensor) -> Tensor:
@@ -99,4 +95,4 @@ class DINO(Method):
 
     def before_update(self, at: Progress) -> None:
         if at.epoch < self.freeze_epochs:
-            cast(DINOHead, self.student.projector).last.zero_grad()
+            self.student.projector.last.zero_grad()

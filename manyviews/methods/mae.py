@@ -35,6 +35,8 @@ class MAE(Method):
         normalize_pixels: standardize the target within each patch.
     """
 
+    online = None  # type: ignore[assignment]
+
     def __init__(
         self,
         encoder: Encoder,
@@ -47,7 +49,6 @@ class MAE(Method):
         normalize_pixels: bool = True,
     ) -> None:
         super().__init__()
-        self.online = None  # type: ignore[assignment]
         self.views, self.encoder, self.masking = (exactly(view, 1, "MAE"),), encoder, masking
         self.patch_size = encoder.patch_size
         self.decoder = Decoder(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from manyviews.backbones import Encoder
+from manyviews.backbones import Encoder, take
 from manyviews.errors import UserError
 from manyviews.targets import Moving
 from manyviews.types import Progress
@@ -18,6 +19,8 @@ from manyviews.views import Crop, Mask, Masking, Terms, View, Views, distinct
 class Branch(nn.Module):
     """An encoder followed by its projector: `b 3 h w` to `b d`."""
 
+    projector: Any
+
     def __init__(self, encoder: Encoder, projector: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
@@ -25,6 +28,24 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.projector(self.encoder(x))
+
+
+class TokenBranch(Branch):
+    """An encoder and a head of its pooled features, and of some patches where they are asked for.
+
+    Attributes:
+        token: `embed_dim`, in the place of hidden patches.
+    """
+
+    def __init__(self, encoder: Encoder, projector: nn.Module) -> None:
+        super().__init__(encoder, projector)
+        self.token = nn.Parameter(torch.zeros(encoder.embed_dim))
+
+    def forward(self, x: Tensor, hide: Tensor | None = None, where: Tensor | None = None) -> Any:
+        """`b d`; with `where`, int64 `b m`, also the projections of these patches, `b m d`. `hide`: bool, `b n`."""
+        found = self.encoder.features(x, hide=hide, token=self.token)
+        pooled = self.projector(found.pooled)
+        return pooled if where is None else (pooled, self.projector(take(found.patches, where)))
 
 
 class Method(nn.Module):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from manyviews import distributed
+from manyviews.objectives import sharpen
 from manyviews.targets.moving import Moving
 from manyviews.types import Progress
 
@@ -30,10 +33,13 @@ class Center(Moving):
         self.momentum = momentum
         self._seen: list[Tensor] = []  # mean outputs in the step under way
 
-    @torch.no_grad()
-    def push(self, outputs: Tensor) -> None:
-        """Outputs of the step under way, `... dim`; the center moves toward their mean when the step is over."""
-        self._seen.append(outputs.float().flatten(0, -2).mean(0))
+    def targets(self, outputs: Sequence[Tensor], temperature: float) -> list[Tensor]:
+        """Centered and sharpened distributions of a step's outputs, `... dim` each, without gradient.
+
+        The center moves toward the mean of the outputs when the step is over: it is used before it has seen them.
+        """
+        self._seen += [t.detach().float().flatten(0, -2).mean(0) for t in outputs]
+        return [sharpen(t, self.value, temperature) for t in outputs]
 
     def move(self, at: Progress) -> None:
         self.update(torch.stack(self._seen).mean(0))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from manyviews.backbones import Features
 from manyviews.schedules import Schedule, value
 from manyviews.targets.moving import Moving
 from manyviews.types import Progress
@@ -41,6 +42,11 @@ class EMA(Moving):
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
+
+    @torch.no_grad()
+    def features(self, *args: Any, **kwargs: Any) -> Features:
+        """The copy's `Encoder.features`, if it is an encoder."""
+        return self.module.features(*args, **kwargs)
 
     def train(self, mode: bool = True) -> EMA:
         super().train(mode)

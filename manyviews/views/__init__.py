@@ -2,6 +2,7 @@
 
 from manyviews.views import augmentations
 from manyviews.views.augmentations import MAST_5, MAST_15, MAST_19, RANDAUGMENT, Augmentation
+from manyviews.views.caption import Caption
 from manyviews.views.compose import Composed, Strong
 from manyviews.views.container import IMAGENET_MEAN, IMAGENET_STD, Terms, Views, total
 from manyviews.views.distort import Color
@@ -30,6 +31,7 @@ __all__ = [
     "SWAV",
     "Augmentation",
     "Blocks",
+    "Caption",
     "Color",
     "Composed",
     "Crop",

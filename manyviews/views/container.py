@@ -121,7 +121,7 @@ class Views:
     def terms(
         self,
         module: nn.Module,
-        term: Callable[[View, int, Any], Tensor],
+        term: Callable[[View, int, Any], Tensor | Terms],
         kinds: Iterable[View] | None = None,
         inputs: Inputs | None = None,
     ) -> Iterator[Terms]:
@@ -132,7 +132,7 @@ class Views:
 
         Args:
             module: gives a tensor, or a tuple of tensors, with as many rows for each image.
-            term: the loss of one view: its kind, its number and the module's output.
+            term: the loss of one view, or several by name, given its kind, its number and the module's output.
             kinds: whose views contribute; all if None.
             inputs: further inputs of the module.
         """
@@ -147,10 +147,10 @@ class Views:
                 # Fewer, for each view has something besides its pixels: a class token, projections.
                 most = min((largest**2 - 1) // size**2, at_once(module, len(self) * size**2))
             for group in evenly(places, most):
-                yield total(
-                    (kind.name, term(kind, i, y))
-                    for (kind, i), y in zip(group, self._outputs(module, group, inputs), strict=True)
-                )
+                outputs = self._outputs(module, group, inputs)
+                found = ((kind.name, term(kind, i, y)) for (kind, i), y in zip(group, outputs, strict=True))
+                yield total(pair for name, t in found for pair in (t.items() if isinstance(t, dict) else [(name, t)]))
+                del outputs, found
 
     # -- what was drawn ------------------------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
 """One batch of small random pictures for every method."""
 
 import pytest
-import torch
 
+from manyviews.recipes import get
+from manyviews.testing import pictures
 from manyviews.types import Batch
 from manyviews.views import CutMix, Cutout, Global, Local, Rotation, Shuffle
 
@@ -17,12 +18,14 @@ TASKS = (
 """Every spatial transformation as a task."""
 
 
-def canvases(n: int = 8, size: int = 32, seed: int = 0) -> Batch:
-    """Smooth random pictures, so that views of one resemble each other."""
-    draw = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(n, 3, 4, 4, generator=draw)
-    pixels = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1)
-    return Batch.of((pixels * 255).byte(), torch.full((n, 2), size), torch.arange(n))
+canvases = pictures
+
+
+def pairs(name: str) -> bool:
+    """Whether a method compares two views of an image."""
+    settings = get(f"{name}_tiny").method.settings
+    several = settings.get("views", settings.get("tasks"))
+    return (settings["view"] if several is None else several[0]).count > 1
 
 
 @pytest.fixture

@@ -23,12 +23,12 @@ from manyviews.settings import Recipe, Step, from_json, override, to_json
 from manyviews.targets import EMA
 from manyviews.types import Batch, Progress
 from manyviews.views import Cutout, Global, Strong, Views
-from tests.methods.conftest import canvases
+from tests.methods.conftest import canvases, pairs
 from tests.methods.test_ranks import Exact
 from tests.ranks import on_ranks
 
 AT = Progress(3, 20, 5)
-PAIRED = sorted({*methods.names()} - {"mae"})
+PAIRED = [name for name in methods.names() if pairs(name)]
 
 
 def rescued(name: str, scale: float = 0.75, k: int | None = 4, **changes) -> Recipe:
