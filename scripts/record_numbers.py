@@ -85,14 +85,12 @@ def record(name: str, *, baselines: bool = False) -> dict[str, Any]:
         state = load_file(run.folder / "checkpoint.safetensors")
         # Loaded first: what is evaluated from its folder draws plots.
         report = mv.evaluate(mv.load(run.folder), images(TRAIN, 0), images(TEST, 2), baselines=baselines)
+        facts = json.loads(report.to_json())
     return {
         "losses": losses,
         "weights": _hash(f"{k} {_hash_of(weights[k])}" for k in sorted(weights)),
         "state": _hash(sorted(map(_hash_of, state.values()))),
-        "evaluation": {
-            "images": report.images,
-            "representations": report.to_dict()["representations"],
-        },
+        "evaluation": {k: facts[k] for k in ("images", "representations")},
     }
 
 
