@@ -12,8 +12,8 @@ from manyviews.backbones import Encoder
 from manyviews.data import open_source
 from manyviews.errors import printable
 from manyviews.evaluation import evaluate
-from manyviews.report import plots, summary
-from manyviews.report.text import unmathed
+from manyviews.reporting import plots, summary
+from manyviews.reporting.text import unmathed
 from manyviews.settings import Component, Recipe, override
 
 HOSTILE = ["[red]$x", "[/bold] \x1b[31m$\\frac{1}{$", "\udcff\n\u65e5\u672c" + "x" * 300]

@@ -20,8 +20,8 @@ from manyviews.errors import printable
 from manyviews.evaluation.features import Features
 from manyviews.evaluation.knn import TEMPERATURE, neighbors
 from manyviews.progress import Update
-from manyviews.report.embedding_map import along_a_curve, clusters, lay_out, turned
-from manyviews.report.page.pictures import Pictures, label, spread_out, thumbnail
+from manyviews.reporting.embedding_map import along_a_curve, clusters, lay_out, turned
+from manyviews.reporting.page.pictures import Pictures, label, spread_out, thumbnail
 
 Facts = dict[str, Any]
 

@@ -15,7 +15,7 @@ from manyviews.checkpoint import write_atomically
 from manyviews.data import BadImage, Source
 from manyviews.evaluation import Report, test_transform
 from manyviews.evaluation.report import NAMES, TITLES
-from manyviews.report.text import unmathed
+from manyviews.reporting.text import unmathed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -236,7 +236,7 @@ def sweep(found: Mapping[str, Any], path: Path) -> Path:
     As figures 5 and 6 of "Rescuing easy samples": gray is where a run collapsed.
 
     Args:
-        found: `manyviews.sensitivity.Sweep.to_dict()`.
+        found: `manyviews.verbs.sweep.Sweep.to_dict()`.
         path: of the PNG file.
     """
     settings = list(dict.fromkeys(p["setting"] for p in found["points"]))

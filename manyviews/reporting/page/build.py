@@ -25,9 +25,9 @@ from manyviews.methods import Method
 from manyviews.methods.mast import MAST
 from manyviews.progress import Update
 from manyviews.regularizers import inner
-from manyviews.report.page import atlas as places
-from manyviews.report.page import gather, pictures
-from manyviews.report.page.render import render
+from manyviews.reporting.page import atlas as places
+from manyviews.reporting.page import gather, pictures
+from manyviews.reporting.page.render import render
 from manyviews.settings import Recipe
 
 Facts = dict[str, Any]

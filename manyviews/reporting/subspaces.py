@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from manyviews.report.plots import _figure
-from manyviews.report.text import unmathed
+from manyviews.reporting.plots import _figure
+from manyviews.reporting.text import unmathed
 
 Numbers = Mapping[str, Any]
 

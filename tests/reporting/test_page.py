@@ -24,9 +24,9 @@ from manyviews.errors import UserError
 from manyviews.evaluation import evaluate
 from manyviews.evaluation.features import Features
 from manyviews.evaluation.task import Measure
-from manyviews.report import embedding_map
-from manyviews.report.page import atlas, gather, pictures, write
-from manyviews.report.page.render import embedded
+from manyviews.reporting import embedding_map
+from manyviews.reporting.page import atlas, gather, pictures, write
+from manyviews.reporting.page.render import embedded
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 LABELS = [f"{HOSTILE}</script><script>alert(2)</script>", 'class="b" {{ 7*7 }}', "日本\u202e\x1b]0;x\x07"]
@@ -218,7 +218,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_left(tmp_path, monke
     empty = tmp_path / "empty"
     empty.mkdir()
     assert write([run], empty) == empty / "index.html"
-    monkeypatch.setattr("manyviews.report.page.build.render", lambda facts: 1 / 0)
+    monkeypatch.setattr("manyviews.reporting.page.build.render", lambda facts: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write([run], tmp_path / "page")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "full", "run"]

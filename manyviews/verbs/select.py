@@ -1,4 +1,4 @@
-"""Which of several runs to keep, chosen without labels; and, with labels, how good a choice that was."""
+"""Choose among runs without labels, and measure with labels how good the choice was."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from manyviews import evaluation
 from manyviews.data import Source, open_source
 from manyviews.engine import folder as files
@@ -22,6 +20,7 @@ from manyviews.evaluation.task import check_seed
 from manyviews.pretrained import Pretrained, load
 from manyviews.progress import Update, progress
 from manyviews.settings import Recipe, differences
+from manyviews.verbs._common import preprocessing
 
 CRITERIA: dict[str, Callable[[Mapping[str, float | None]], float]] = {
     "rankme": lambda numbers: _number(numbers["rankme"]),
@@ -29,14 +28,14 @@ CRITERIA: dict[str, Callable[[Mapping[str, float | None]], float]] = {
     "alpha_req": lambda numbers: -abs(_number(numbers["alpha_req"]) - 1),
     "auc": lambda numbers: -_number(numbers["auc"]),
 }
-"""How good a run's numbers are by each criterion: higher is better. Alpha is best at 1, as its authors have it."""
+"""The score of a run's numbers under each criterion; higher is better. Alpha is best at 1, as its authors propose."""
 
 METRICS = ("knn", "linear")
-"""What a choice is compared with, where there are labels: accuracies on test images."""
+"""With labels, the choice is compared with these accuracies on test images."""
 
 _WORDS = {"rankme": "RankMe", "lidar": "LiDAR", "alpha_req": "alpha-ReQ", "auc": "the spectrum's AUC"}
-_TICKS = 1000  # of progress, for each run
-_SHOWN = 40  # characters of a setting
+_TICKS = 1000  # steps of the progress bar for each run
+_SHOWN = 40  # characters shown of a setting
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,13 @@ class Candidate:
     """One of the runs.
 
     Attributes:
-        run: its folder, or its file of weights.
-        method: its name; None where only weights are known.
-        settings: in which the runs differ, as text, by dotted path.
+        run: the run's folder, or a file of weights.
+        method: name of its method; None for a file of weights.
+        settings: the settings in which the runs differ, as text, by dotted path.
         dim: dimensions of the features.
         numbers: `rankme`, `lidar`, `alpha_req` (None where there is nothing to fit), `auc` and `spread`.
-        state: of its features: see `evaluation.diagnosis.Diagnosis.state`.
-        accuracy: on test images, in [0, 1], by metric; empty without labels.
+        state: state of its features: see `evaluation.diagnosis.Diagnosis.state`.
+        accuracy: accuracies on test images by metric, in [0, 1]; empty without labels.
     """
 
     run: str
@@ -67,10 +66,10 @@ class Agreement:
     """How well a choice without labels agrees with one by accuracy.
 
     Attributes:
-        tau: Kendall's tau-b of the two orders, in [-1, 1]; None where either has but one value.
-        pairs: of the pairs of runs that differ in accuracy, the share that the criterion has in the same order; a tie
-            counts half. None without such pairs. 0.5 is chance.
-        regret: the best accuracy of all runs less that of the chosen run, in [0, 1].
+        tau: Kendall's tau-b of the two orders, in [-1, 1]; None if all values of either are equal.
+        pairs: share of the pairs of runs with different accuracies that the criterion puts in the same order. A tie
+            counts half; 0.5 is chance. None without such pairs.
+        regret: best accuracy of all runs minus that of the chosen run, in [0, 1].
         best: the most accurate run.
     """
 
@@ -82,15 +81,15 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was chosen, from what, and how sure one can be.
+    """The runs in order, and reasons to trust or doubt it.
 
     Attributes:
         by: the criterion.
         data: name of the images, the same for all runs.
-        images: how many were looked at.
-        candidates: the runs, the best first.
+        images: how many images the criterion used.
+        candidates: the runs, best first.
         warnings: reasons to doubt the choice, a sentence each.
-        agreement: with each metric's choice; empty without labels.
+        agreement: how well the choice agrees with each metric; empty without labels.
     """
 
     by: str
@@ -106,15 +105,15 @@ class Selection:
         return self.candidates[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, with the chosen run's name."""
+        """Everything, with the chosen run's name, as JSON can hold it."""
         return dataclasses.asdict(self) | {"chosen": self.chosen.run}
 
     def to_json(self) -> str:
-        """JSON text."""
+        """`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
 
     def text(self) -> str:
-        """A table of the runs, the best first, and what to make of it, as lines to print."""
+        """A table of the runs, best first, and the conclusions, as lines to print."""
         head = ["run", *self.chosen.settings, *CRITERIA, *self.chosen.accuracy]
         rows = [
             [
@@ -152,24 +151,24 @@ def select(
     views: int = 10,
     seed: int = 0,
 ) -> Selection:
-    """Rank runs by a number that needs no labels, computed on the same images for all.
+    """Rank runs by a number that needs no labels, computed on the same images for all runs.
 
     These criteria compare settings of one method: the weight of a term, a temperature, a learning rate, when to stop
-    (Garrido et al. 2023; Thilak et al. 2024). They do not compare methods, nor widths.
+    (Garrido et al. 2023; Thilak et al. 2024). They compare neither methods nor widths.
 
     Args:
-        runs: folders of runs, or files of weights that say what they are of; two or more. Runs that are not finished
-            are left out, where two others are.
-        data: images, of which labels are not looked at; those that the runs were trained on if None.
+        runs: two or more folders of runs, or files of weights whose architecture is known. Unfinished runs are left
+            out if at least two others are finished.
+        data: images; their labels are ignored. If None, the images that the runs were trained on.
         by: "rankme", "lidar", "alpha_req" or "auc": see `manyviews.evaluation.spectrum`.
-        oracle: labeled images, to see how good the choice was: k-NN and linear accuracy of every run.
+        oracle: labeled images that measure how good the choice was: k-NN and linear accuracy of every run.
         test: labeled images to test on; a fifth of `oracle` if None.
         labels: a CSV file of `path,label` for an `oracle` whose first-level folders are not the labels.
         test_labels: the same for `test`.
-        images: how many are looked at, at most.
-        viewed: how many of them in several views, for LiDAR.
-        views: of each.
-        seed: of the views, and of the probes.
+        images: how many images to use at most.
+        viewed: how many of them are seen in several views, for LiDAR.
+        views: how many views each of these gets.
+        seed: seed of the views and of the probes.
 
     Raises:
         UserError: fewer than two runs, no such criterion, an unfinished run, or no images that all runs share.
@@ -179,46 +178,39 @@ def select(
         raise unknown("criterion", by, CRITERIA)
     names = [str(run) for run in runs]
     if len(set(names)) < 2 or len(set(names)) < len(names):
-        raise UserError("To select takes two runs or more, each given once.")
+        raise UserError("Give two runs or more to select from, each of them once.")
     unfinished = [
         run for run in runs if (Path(run) / files.RECIPE).exists() and not (Path(run) / files.ENCODER).exists()
     ]
-    if len(runs) - len(unfinished) >= 2:  # a sweep's runs that broke down have no encoder, and are not to be finished
+    if len(runs) - len(unfinished) >= 2:  # runs of a sweep that broke down have no encoder and never will
         runs = [run for run in runs if run not in unfinished]
         names = [str(run) for run in runs]
     for run in runs:
-        load(run)  # which may refuse it, before hours of work; all of them at once can be large
+        load(run)  # may refuse it, before hours of work; not kept, because all of them together can be large
     recipes = [files.read(Path(run))[0] if Path(run).is_dir() else None for run in runs]
     source = open_source(_shared(runs) if data is None else data)
-    known = None if oracle is None else open_source(oracle, labels)
-    asked = None if test is None else open_source(test, test_labels)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train = None if oracle is None else open_source(oracle, labels)
+    held = None if test is None else open_source(test, test_labels)
 
     found: list[Candidate] = []
-    looked = 0
-    said = {f"{printable(str(run))} is not finished, and was left out.": None for run in unfinished}
+    used = 0
+    notes = {f"{printable(str(run))} is not finished, and was left out.": None for run in unfinished}
     settings = _settings(recipes)
     with progress("select") as update:
         for i, (run, recipe) in enumerate(zip(runs, recipes, strict=True)):
             weights = load(run)
             step = _share(update, i, len(runs), names[i])
-            how: dict[str, Any] = {
-                "test_size": weights.test_size,
-                "mean": weights.mean,
-                "std": weights.std,
-                "device": device,
-                "seed": seed,
-            }
+            how = preprocessing(weights) | {"seed": seed}
             seen = diagnose(
                 weights.encoder, source, images=images, viewed=viewed, views=views, baseline=False, progress=step, **how
             )
-            looked = seen.images
+            used = seen.images
             if seen.bad:
-                said |= {f"{len(seen.bad)} images of {source.name} could not be read and were left out.": None}
+                notes |= {f"{len(seen.bad)} images of {source.name} could not be read and were left out.": None}
             accuracy = dict[str, float]()
-            if known is not None:
-                accuracy, notes = _accuracy(weights, known, asked, how)
-                said |= dict.fromkeys(notes)
+            if train is not None:
+                accuracy, more = _accuracy(weights, train, held, how)
+                notes |= dict.fromkeys(more)
             method = None if recipe is None else recipe.method.name
             found.append(Candidate(names[i], method, settings[i], seen.dim, numbers_of(seen), seen.state, accuracy))
         update(_TICKS * len(runs), _TICKS * len(runs))
@@ -227,23 +219,23 @@ def select(
     return Selection(
         by,
         source.name,
-        looked,
+        used,
         tuple(found[i] for i in order),
-        tuple([*_warnings(found, recipes), *said]),
-        {m: agreement(names, goodness, [c.accuracy[m] for c in found]) for m in (METRICS if known else ())},
+        tuple([*_warnings(found, recipes), *notes]),
+        {m: agreement(names, goodness, [c.accuracy[m] for c in found]) for m in (METRICS if train else ())},
     )
 
 
 def numbers_of(seen: Diagnosis) -> dict[str, float | None]:
-    """What the criteria are made of."""
+    """The numbers that the criteria use."""
     return {k: getattr(seen, k) for k in ("rankme", "lidar", "alpha_req", "auc", "spread")}
 
 
 def agreement(names: Sequence[str], goodness: Sequence[float], accuracy: Sequence[float]) -> Agreement:
-    """How well a criterion (higher is better) agrees with an accuracy over the same runs."""
+    """How well the scores of runs (`goodness`; higher is better) agree with their accuracies."""
     from scipy.stats import kendalltau
 
-    finite = [max(g, -1e300) for g in goodness]  # infinities are an order too, but their difference is not a number
+    finite = [max(g, -1e300) for g in goodness]  # infinities are ordered too, but their difference is NaN
     tau = float(kendalltau(finite, accuracy).statistic)
     votes = [
         0.5 if finite[i] == finite[j] else float((finite[i] > finite[j]) == (accuracy[i] > accuracy[j]))
@@ -261,21 +253,21 @@ def agreement(names: Sequence[str], goodness: Sequence[float], accuracy: Sequenc
 
 
 def _number(value: float | None) -> float:
-    """A criterion that could not be computed is the worst there is."""
+    """The value; minus infinity, the worst, if it could not be computed."""
     return -math.inf if value is None else value
 
 
 def _shared(runs: Sequence[str | Path]) -> str:
-    """Where the images are that all runs were trained on."""
+    """Address of the images that all runs were trained on."""
     places = {files.read(Path(run))[1].get("data") if Path(run).is_dir() else None for run in runs}
     place = places.pop()
     if places or place is None:
-        raise UserError("These runs do not say that they were trained on the same images: give some as --data.")
+        raise UserError("These runs do not record that they were trained on the same images: give images as --data.")
     return str(place)
 
 
 def _settings(recipes: Sequence[Recipe | None]) -> list[dict[str, str]]:
-    """For each run, the settings in which the runs differ."""
+    """The settings in which the runs differ, for each run."""
     known = [recipe for recipe in recipes if recipe is not None]
     changes = [{} if r is None else {path: new for path, _, new in differences(known[0], r)} for r in recipes]
     usual = {path: old for r in known for path, old, _ in differences(known[0], r)}
@@ -286,11 +278,10 @@ def _settings(recipes: Sequence[Recipe | None]) -> list[dict[str, str]]:
 
 
 def _accuracy(
-    weights: Pretrained, known: Source, asked: Source | None, how: Mapping[str, Any]
+    weights: Pretrained, train: Source, test: Source | None, how: Mapping[str, Any]
 ) -> tuple[dict[str, float], list[str]]:
-    """By metric, and what is wrong with the images."""
-    encoder: Any = weights.encoder  # of whatever library
-    report = evaluation.evaluate(encoder, known, asked, protocols=METRICS, baselines=False, **how)
+    """Accuracy by metric, and notes on the images."""
+    report = evaluation.evaluate(weights.encoder, train, test, protocols=METRICS, baselines=False, **how)
     notes = [*report.notes, *([f"{len(report.bad)} labeled images could not be read."] if report.bad else [])]
     return {m: report.representations["trained"].scores[m].top1 for m in METRICS}, notes
 
@@ -306,8 +297,8 @@ def _warnings(found: Sequence[Candidate], recipes: Sequence[Recipe | None]) -> l
         )
     if len(widths) > 1:
         warnings.append(
-            f"their features have {', '.join(map(str, widths))} dimensions: wider ones have higher ranks, and are not "
-            "better for that."
+            f"their features have {', '.join(map(str, widths))} dimensions: wider features have higher ranks without "
+            "being better."
         )
     elif len(backbones) > 1:
         warnings.append("they have different backbones, whose spectra are not comparable.")
@@ -318,7 +309,7 @@ def _warnings(found: Sequence[Candidate], recipes: Sequence[Recipe | None]) -> l
 
 
 def _share(update: Update, i: int, of: int, name: str) -> Update:
-    """The progress of one run of several."""
+    """Progress of one run among several."""
 
     def step(done: int, total: int, note: str = "") -> None:
         update(_TICKS * i + _TICKS * done // max(1, total), _TICKS * of, printable(name, _SHOWN))

@@ -20,7 +20,7 @@ from manyviews.data import open_source
 from manyviews.engine import loop
 from manyviews.evaluation import evaluate
 from manyviews.evaluation.task import Measure
-from manyviews.report.page import gather, write
+from manyviews.reporting.page import gather, write
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 HOSTILE = "<img src=x onerror=alert(1)>"

@@ -86,7 +86,7 @@ def show_run(run: Any) -> None:
 
 
 def show_sweep(found: Mapping[str, Any]) -> None:
-    """Print a sweep (`manyviews.sensitivity.Sweep.to_dict()`) to standard output, the best value bold."""
+    """Print a sweep (`manyviews.verbs.sweep.Sweep.to_dict()`) to standard output, the best value bold."""
     scale, unit = (1.0, "") if found["metric"] == "rankme" else (100.0, " %")
     points = [*([found["baseline"]] if found["baseline"] else []), *found["points"]]
     best = max(points, key=lambda p: sum(p["scores"]) / len(p["scores"]) if p["scores"] else -np.inf)
@@ -106,7 +106,7 @@ def show_sweep(found: Mapping[str, Any]) -> None:
 
 
 def show_transfer(rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> None:
-    """Print the table of a transfer suite (`manyviews.suite.Transfer.table()`) and its notes to standard output."""
+    """Print the table of a transfer suite (`manyviews.verbs.transfer.Transfer.table()`) and its notes to standard output."""
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
     for column in ("set", "protocol", "top-1 (95 % interval)", "mean per class", "untrained", "test images"):
         table.add_column(Text(column))

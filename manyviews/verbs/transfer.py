@@ -1,4 +1,4 @@
-"""A transfer suite: one encoder, many labeled sets, one table."""
+"""Evaluate one encoder on many labeled sets."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any
 
 from manyviews.checkpoint import write_text
 from manyviews.data import open_source
-from manyviews.engine.loop import say
 from manyviews.errors import UserError
 from manyviews.evaluation import Report
 from manyviews.evaluation.features import fingerprint, weights_digest
 from manyviews.evaluation.protocol import FEWEST, MEASURES, check_labels, requested
 from manyviews.pretrained import Pretrained
-from manyviews.run import evaluate, loaded_from
+from manyviews.progress import say
+from manyviews.verbs._common import claim, loaded
+from manyviews.verbs.evaluate import evaluate
 
 _TRAIN = ("train", "training")
 _TEST = ("test", "testing", "val", "valid", "validation")
@@ -29,9 +30,9 @@ class Transfer:
     """Reports of one encoder on several sets.
 
     Attributes:
-        folder: where `transfer.json` and `sets`, the report of each, lie.
-        weights: where the encoder came from.
-        reports: by the set's name, in alphabetical order.
+        folder: the folder of `transfer.json` and of `sets`, which holds the report of each set.
+        weights: name of the encoder's run or file.
+        reports: reports by the set's name, in alphabetical order.
     """
 
     folder: Path
@@ -39,11 +40,12 @@ class Transfer:
     reports: dict[str, Report]
 
     def table(self) -> list[dict[str, Any]]:
-        """A row for each set and protocol, and for each protocol a last one, "mean", over the sets.
+        """A row for each protocol and set, and a last row "mean" over the sets for each protocol.
 
-        `top1`, `mean_per_class` (what is published for Pets, Aircraft, Caltech and Flowers) and `untrained` (None
-        without baselines) are accuracies in [0, 1]. `interval` is that of `top1` over test images, `deviation` its
-        standard deviation over seeds if there were several, `images` how many were tested: all None for means.
+        `top1`, `mean_per_class` (the published number for Pets, Aircraft, Caltech and Flowers) and `untrained` (None
+        without baselines) are accuracies in [0, 1]. `interval` is the 95 % interval of `top1` over test images,
+        `deviation` its standard deviation over several seeds, and `images` the number of test images. These three
+        are None in the row "mean".
         """
         rows = []
         for protocol in next(iter(self.reports.values())).protocols:
@@ -63,7 +65,7 @@ class Transfer:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the table must know, in sentences that begin with the set's name."""
+        """Sentences that a reader of the table must know; each begins with the set's name."""
         found = []
         for name, report in self.reports.items():
             found += [f"{name}: {note}" for note in report.notes]
@@ -76,7 +78,7 @@ class Transfer:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Everything, as JSON can hold it."""
         return {
             "weights": self.weights,
             "table": self.table(),
@@ -96,27 +98,27 @@ def transfer(
     seeds: int = 1,
     baselines: bool = True,
 ) -> Transfer:
-    """Judge an encoder on every set of a suite: see `manyviews.evaluate`.
+    """Evaluate an encoder on every set of a suite: see `manyviews.evaluate`.
 
-    A suite that was interrupted continues when it is called again: finished sets are not repeated.
+    Call it again to continue an interrupted suite: finished sets are not repeated.
 
     Args:
         weights: a run folder or weights: see `manyviews.load`.
-        suite: a folder with a set in each folder or Parquet file below, see `find_sets`; or names and sets, each of
-            which is what `manyviews.evaluate` takes as data, or a pair of it and of test data: arrays with labels are
-            `((images, labels),)`.
+        suite: a folder that holds a set in each folder or Parquet file (see `find_sets`), or a dict of sets by name.
+            A set is anything that `manyviews.evaluate` takes as data, or a pair of training and test data. Arrays
+            with labels are `((images, labels),)`.
         out: a folder for `transfer.json` and, in `sets`, a report of each set; new or of the same suite.
         protocols: names from `manyviews list protocols` that classify, such as "linear" and "finetune".
         settings: see `manyviews.evaluate`.
         seed: see `manyviews.evaluate`.
         seeds: see `manyviews.evaluate`.
-        baselines: whether an untrained encoder and raw pixels are evaluated too.
+        baselines: whether to evaluate an untrained encoder and raw pixels too.
 
     Raises:
         UserError: bad input, no set in the suite, or another suite in `out`.
     """
     sets = dict(sorted((suite if isinstance(suite, Mapping) else find_sets(Path(suite))).items()))
-    loaded = loaded_from(weights)
+    encoder = loaded(weights)
     wrong = [name for name in sets if not re.fullmatch(r"[\w.+-]+( [\w.+-]+)*", name)]
     if wrong:
         raise UserError(f"'{wrong[0]}' cannot be the name of a set and of its report: use letters, digits and '_'.")
@@ -125,7 +127,7 @@ def transfer(
     requested(protocols, settings or {}, seed, seeds)
     measures = [p for p in protocols if p in MEASURES]
     if measures:
-        raise UserError(f"A suite's table is of accuracies, and '{measures[0]}' measures something else: see evaluate.")
+        raise UserError(f"A suite's table shows accuracies, and '{measures[0]}' measures something else: use evaluate.")
     opened = {name: tuple(map(open_source, s if isinstance(s, tuple) else (s,))) for name, s in sets.items()}
     for source, *tests in opened.values():
         classes = check_labels(source, fewest=FEWEST)
@@ -134,15 +136,15 @@ def transfer(
     folder = Path(out)
     chosen = {
         "images": {name: [[fingerprint(s), s.labeling] for s in parts] for name, parts in opened.items()},
-        "look": [loaded.test_size, list(loaded.mean), list(loaded.std)],
-        "weights": weights_digest(loaded.encoder),
+        "look": [encoder.test_size, list(encoder.mean), list(encoder.std)],
+        "weights": weights_digest(encoder.encoder),
         "protocols": list(protocols),
         "settings": {k: str(v) for k, v in (settings or {}).items()},
         "seed": seed,
         "seeds": seeds,
         "baselines": baselines,
     }
-    _claim(folder, json.dumps(chosen, indent=2))
+    claim(folder, "suite.json", json.dumps(chosen, indent=2), "a suite of other weights, images or settings")
     reports = {}
     (folder / "sets").mkdir(exist_ok=True)
     for i, (name, parts) in enumerate(opened.items()):
@@ -150,7 +152,7 @@ def transfer(
         if not file.exists():
             say(f"Transfer: {name} ({i + 1} of {len(sets)})")
             report = evaluate(
-                loaded,
+                encoder,
                 *parts,
                 protocols=protocols,
                 settings=settings,
@@ -160,19 +162,19 @@ def transfer(
             )
             write_text(file, report.to_json())
         reports[name] = Report.from_json(file.read_text(encoding="utf-8"))
-    found = Transfer(folder, loaded.name, reports)
+    found = Transfer(folder, encoder.name, reports)
     write_text(folder / "transfer.json", json.dumps(found.to_dict(), indent=2))
     return found
 
 
 def find_sets(folder: Path) -> dict[str, Any]:
-    """The labeled sets in a folder.
+    """Find the labeled sets in a folder.
 
     `pets/train` and `pets/test` (or `val`), or `pets_train.parquet` and `pets_test.parquet`, are the set "pets" with
-    its own test images; `pets/<class>/*.jpg` or `pets.parquet` is one that is split.
+    its own test images. `pets/<class>/*.jpg` or `pets.parquet` is a set that is split into training and test images.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder holds no set.
     """
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder} with a labeled set in each folder below.")
@@ -192,31 +194,15 @@ def find_sets(folder: Path) -> dict[str, Any]:
                 found[name] = _pair({p.stem.rpartition("_")[2].lower(): p for p in own}) or path
     if not found:
         raise UserError(
-            f"{folder} holds no labeled set: put a folder with a folder for each class there, for each set."
+            f"{folder} holds no labeled set: make a folder for each set there, with a folder for each class in it."
         )
     return found
 
 
 def _pair(parts: Mapping[str, Path]) -> tuple[Path, Path] | None:
-    """The training part and the test part, which is the validation part where there is no other."""
+    """The training part and the test part; without a test part, the validation part stands in for it."""
     train, test = (next((parts[p] for p in names if p in parts), None) for names in (_TRAIN, _TEST))
     return None if train is None or test is None else (train, test)
-
-
-def _claim(folder: Path, chosen: str) -> None:
-    """The folder is this suite's: new, or begun with the same weights and protocols."""
-    file = folder / "suite.json"
-    if file.exists():
-        if file.read_text(encoding="utf-8") != chosen:
-            raise UserError(f"{folder} holds a suite of other weights, images or settings: give another --out.")
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder: give another --out.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"The folder {folder} cannot be made ({e.strerror}): give another --out.") from None
-    write_text(file, chosen)
 
 
 def _row(name: str, protocol: str, report: Report) -> dict[str, Any]:

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 import manyviews as mv
-from manyviews import suite as module
 from manyviews.backbones import Encoder
 from manyviews.data import open_source
 from manyviews.errors import UserError
 from manyviews.pretrained import Pretrained
+from manyviews.verbs import transfer as module
 
 LOOK = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "test_size": 12}
 

@@ -1,4 +1,4 @@
-"""A sensitivity sweep: one setting at a time takes several values, and each is trained with several seeds."""
+"""Train with several values of one setting at a time, each with several seeds."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from manyviews import distributed, recipes
+from manyviews import distributed
 from manyviews.checkpoint import write_text
 from manyviews.data import Source, open_source
 from manyviews.engine import folder as files
-from manyviews.engine.loop import say
-from manyviews.engine.monitor import COLLAPSED, FEWEST, hold_out
+from manyviews.engine.monitor import FEWEST, hold_out
 from manyviews.errors import UserError
 from manyviews.evaluation.features import fingerprint
-from manyviews.run import Run, pretrain, resume
+from manyviews.evaluation.spectrum import COLLAPSED
+from manyviews.progress import say
+from manyviews.reporting import plots
 from manyviews.settings import Recipe, override, to_json
+from manyviews.verbs._common import claim
+from manyviews.verbs.pretrain import changed, pretrain
+from manyviews.verbs.resume import resume
+from manyviews.verbs.run import Run
 
 METRICS = ("knn", "linear", "rankme")
-"""What a run can be judged by: accuracies on held-out training images, which need labels, and their effective rank."""
+"""The metrics of a run: accuracies on held-out training images, which need labels, and the effective rank."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,11 @@ class Point:
     """One value of one setting, over its seeds.
 
     Attributes:
-        setting: dotted path; empty for the baseline.
-        value: as text.
-        scores: the metric of each seed's last observation; runs whose loss was no longer finite have none.
-        collapsed: how many of the runs have collapsed features or no finite loss.
-        runs: their folders, relative to the sweep's.
+        setting: dotted path of the setting; empty for the baseline.
+        value: the value, as text.
+        scores: the last value of the metric for each seed; runs whose loss became infinite or NaN have none.
+        collapsed: how many of the runs have collapsed features or a loss that is not finite.
+        runs: folders of the runs, relative to the sweep's.
     """
 
     setting: str
@@ -46,13 +51,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found.
+    """The result of a sweep.
 
     Attributes:
-        folder: where it and its runs lie.
-        metric: what its scores are.
-        points: of every value, in the order given.
-        baseline: of the settings to compare with, if any were given.
+        folder: the folder of the sweep and its runs.
+        metric: one of `METRICS`.
+        points: a point for every value, in the order given.
+        baseline: the point of the settings to compare with; None if none were given.
     """
 
     folder: Path
@@ -61,6 +66,7 @@ class Sweep:
     baseline: Point | None
 
     def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
         return {**asdict(self), "folder": str(self.folder)}
 
 
@@ -76,53 +82,50 @@ def sweep(
     baseline: Mapping[str, Any] | None = None,
     metric: str | None = None,
 ) -> Sweep:
-    """Train a recipe with each value of each setting, all else as it is, and plot what becomes of it.
+    """Train a recipe with each value of each setting, everything else unchanged, and plot the results.
 
-    Runs are judged by their last observation on images held out of the training set, never on test images. A sweep
-    that was interrupted continues when it is called again: finished runs are not repeated.
+    The score of a run is its last measurement on images held out of the training set, never on test images. Call it
+    again to continue an interrupted sweep: finished runs are not repeated.
 
     Args:
         data: see `manyviews.pretrain`.
-        recipe: a name, or a recipe of one's own.
+        recipe: a name, or a recipe of your own.
         vary: dotted paths and the values to try, one setting at a time: `{"rescue.scale": (0.25, 0.5, 1.0)}`.
-        out: the sweep's folder, with a run in each folder below, `sweep.json` and `sweep.png`.
-        seeds: runs of each value, with seeds 0, 1, ...
+        out: the sweep's folder. It holds a folder for each run, `sweep.json` and `sweep.png`.
+        seeds: how many runs each value gets, with seeds 0, 1, ...
         epochs: passes over the images; the recipe's if None.
-        settings: of all runs, as for `pretrain`.
+        settings: settings of all runs: see `manyviews.pretrain`.
         baseline: settings of one more point, drawn as a line, such as `{"rescue": None}`.
-        metric: one of `METRICS`; k-NN if there are labels, else RankMe, if None.
+        metric: one of `METRICS`. If None, k-NN accuracy when there are labels, else RankMe.
 
     Raises:
-        UserError: bad input, nothing observed, or another sweep in the folder.
+        UserError: bad input, nothing measured, or another sweep in the folder.
     """
     if not vary or not all(vary.values()):
         raise UserError("There is nothing to vary: give a setting and its values, such as rescue.scale=0.25,0.5,1.")
     if seeds < 1:
         raise UserError(f"A sweep needs 1 seed or more, not {seeds}.")
     if metric is not None and metric not in METRICS:
-        raise UserError(f"A sweep is judged by {', '.join(METRICS)}, not by '{metric}'.")
+        raise UserError(f"The metric of a sweep is one of {', '.join(METRICS)}, not '{metric}'.")
     if any("seed" in given for given in (vary, settings or {}, baseline or {})):
-        raise UserError("A sweep trains with the seeds 0, 1, ... itself: say how many with --seeds, and set no seed.")
-    base = recipes.get(recipe) if isinstance(recipe, str) else recipe
-    if epochs is not None:
-        base = override(base, "epochs", epochs)
-    base = _with(base, settings or {})
+        raise UserError("A sweep sets the seeds 0, 1, ... itself: choose how many with --seeds, and set no seed.")
+    base = changed(recipe, epochs, settings or {})
     if base.data.holdout == 0:
-        raise UserError("A sweep is judged on held-out images: set data.holdout above 0.")
+        raise UserError("A sweep compares runs on held-out images: set data.holdout above 0.")
     folder = Path(out)
-    wanted = [(path, value, _with(base, {path: value})) for path, values in vary.items() for value in values]
+    wanted = [(path, value, changed(base, None, {path: value})) for path, values in vary.items() for value in values]
     if baseline is not None:
-        wanted.append(("", ", ".join(f"{k}={v}" for k, v in baseline.items()), _with(base, baseline)))
-    _check_judged(open_source(data), metric, [r for *_, r in wanted])
-    distributed.start()  # of several processes the first one makes the folder
-    _claim(folder, data, wanted)
+        wanted.append(("", ", ".join(f"{k}={v}" for k, v in baseline.items()), changed(base, None, baseline)))
+    _check_measured(open_source(data), metric, [r for *_, r in wanted])
+    distributed.start()  # the first of several processes makes the folder
+    _begin(folder, data, wanted)
 
     found: list[tuple[str, str, list[Run]]] = []
-    done: dict[str, Run] = {}  # by recipe: two settings may share a point
-    for i, (path, value, changed) in enumerate(wanted):
+    done: dict[str, Run] = {}  # by recipe: points of two settings may be the same run
+    for i, (path, value, setting) in enumerate(wanted):
         runs = []
         for seed in range(seeds):
-            seeded = override(changed, "seed", seed)
+            seeded = override(setting, "seed", seed)
             key = to_json(seeded)
             if key not in done:
                 where = folder / f"{_name(path, value)}-seed{seed}-{blake2b(key.encode(), digest_size=3).hexdigest()}"
@@ -138,19 +141,17 @@ def sweep(
     metric = metric or ("knn" if all("monitor/knn" in last for last in seen) else "rankme")
     if not all(f"monitor/{metric}" in last for last in seen):
         labels = ", and labels" if metric in ("knn", "linear") else ""
-        raise UserError(f"These runs did not observe {metric}: it needs 16 held-out images or more{labels}.")
+        raise UserError(f"These runs did not measure {metric}: it needs 16 held-out images or more{labels}.")
     points = [_point(folder, path, value, runs, metric) for path, value, runs in found]
     result = Sweep(folder, metric, [p for p in points if p.setting], next((p for p in points if not p.setting), None))
     if distributed.rank() == 0:
-        from manyviews.report import plots
-
         write_text(folder / "sweep.json", json.dumps(result.to_dict(), indent=2))
         plots.sweep(result.to_dict(), folder / "sweep.png")
     return result
 
 
 def _train(data: Any, recipe: Recipe, where: Path) -> Run:
-    """A run to its end, or as far as its loss is finite: what breaks down is a result of a sweep, and not its end."""
+    """Train a run to its end. A loss that becomes infinite or NaN is a result of the sweep, not the end of it."""
     try:
         if not distributed.share((where / files.RECIPE).exists()):
             return pretrain(data, recipe, out=where)
@@ -163,34 +164,29 @@ def _train(data: Any, recipe: Recipe, where: Path) -> Run:
         return Run(where)
 
 
-def _with(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    for path, value in settings.items():
-        recipe = override(recipe, path, value)
-    return recipes.resolve(recipe)
-
-
-def _check_judged(source: Source, metric: str | None, wanted: Sequence[Recipe]) -> None:
-    """Raises UserError where nothing would be observed, which is better known before the training than after it."""
+def _check_measured(source: Source, metric: str | None, wanted: Sequence[Recipe]) -> None:
+    """Raise UserError if the metric cannot be measured. Checked before hours of training, not after them."""
     if metric in ("knn", "linear") and (source.labels is None or len(set(source.labels.tolist())) < 2):
         raise UserError(
-            f"{source.name} has no labels of two classes or more, which the metric {metric} needs: take --metric "
-            "rankme."
+            f"{source.name} has no labels of two classes or more, which the metric {metric} needs: use --metric rankme."
         )
     for share in sorted({recipe.data.holdout for recipe in wanted}):
         held = len(hold_out(source, share)[1])
         if held < FEWEST:
             raise UserError(
-                f"A sweep is judged on {FEWEST} held-out images or more, and data.holdout={share:g} of {len(source)} "
-                f"leaves {held}: raise it."
+                f"A sweep needs {FEWEST} held-out images or more, and data.holdout={share:g} of {len(source)} images "
+                f"is {held}: raise it."
             )
 
 
-def _claim(folder: Path, data: Any, wanted: Sequence[tuple[str, Any, Recipe]]) -> None:
-    """The folder is this sweep's: new, or begun by the same command. The first process finds out for all."""
+def _begin(folder: Path, data: Any, wanted: Sequence[tuple[str, Any, Recipe]]) -> None:
+    """Make the sweep's folder, or continue the same sweep. The first process acts, and all of them learn the result."""
     refusal = None
     if distributed.rank() == 0:
+        points = [[path, str(value), json.loads(to_json(recipe))] for path, value, recipe in wanted]
+        plan = json.dumps({"images": fingerprint(open_source(data)), "points": points}, indent=2)
         try:
-            _make(folder, fingerprint(open_source(data)), wanted)
+            claim(folder, "plan.json", plan, "another sweep")
         except UserError as e:
             refusal = str(e)
     refusal = distributed.share(refusal)
@@ -198,24 +194,8 @@ def _claim(folder: Path, data: Any, wanted: Sequence[tuple[str, Any, Recipe]]) -
         raise UserError(refusal)
 
 
-def _make(folder: Path, images: str, wanted: Sequence[tuple[str, Any, Recipe]]) -> None:
-    points = [[p, str(v), json.loads(to_json(r))] for p, v, r in wanted]
-    plan = json.dumps({"images": images, "points": points}, indent=2)
-    path = folder / "plan.json"
-    if path.exists():
-        if path.read_text(encoding="utf-8") != plan:
-            raise UserError(
-                f"{folder} holds another sweep: give another --out, or the same images and settings to continue it."
-            )
-        return
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder: give another --out.")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, plan)
-
-
 def _name(path: str, value: Any) -> str:
-    """What a file system takes of a setting."""
+    """A setting and its value, as a name that every file system allows."""
     return re.sub(r"[^\w.=+-]+", "_", f"{path}={value}" if path else "baseline").strip("_")[:80]
 
 

@@ -16,7 +16,7 @@ from manyviews.data.files import shown
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.report import COLLAPSED_SPREAD, NAMES, TITLES, Report, percent
 from manyviews.progress import duration
-from manyviews.report import summary
+from manyviews.reporting import summary
 
 Facts = dict[str, Any]
 

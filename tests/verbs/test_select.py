@@ -20,8 +20,8 @@ from manyviews.engine import loop
 from manyviews.errors import UserError
 from manyviews.evaluation import evaluate
 from manyviews.evaluation.diagnosis import diagnose
-from manyviews.selection import CRITERIA, agreement, numbers_of, select
 from manyviews.settings import override
+from manyviews.verbs.select import CRITERIA, agreement, numbers_of, select
 
 FEW = {"images": 60, "viewed": 20, "views": 3}
 
