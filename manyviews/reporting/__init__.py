@@ -1,4 +1,4 @@
-"""What a run and an evaluation came to, for people: a screen of text, and pictures."""
+"""Runs and evaluations for people to read: a screen of text, plots, and a page."""
 
 from manyviews.reporting import plots, summary
 

@@ -1,4 +1,4 @@
-"""Embeddings in two dimensions, to look at: near means alike, far means little."""
+"""Embeddings in two dimensions: images that are near are alike; a large distance means little."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-_FEW = 16  # points below which neighborhoods say nothing
-_TSNE = 5_000  # points above which t-SNE takes many minutes
+_FEW = 16  # with fewer points, neighborhoods say nothing
+_TSNE = 5_000  # with more points, t-SNE takes many minutes
 
 
 def lay_out(x: Tensor, seed: int = 0) -> tuple[np.ndarray, str]:
-    """Places of features (`n d`) on a map, float32 `n 2`, and how they were found: "UMAP", "t-SNE" or "PCA".
+    """Lay features (`n d`) out on a map by cosine similarity.
 
-    By cosine similarity: UMAP (McInnes et al. 2018), 15 neighbors, if `umap-learn` is installed; else scikit-learn's
-    t-SNE up to 5,000 points and PCA above. PCA for fewer than 16 points.
+    UMAP with 15 neighbors (McInnes et al. 2018) if `umap-learn` is installed. Otherwise scikit-learn's t-SNE up to
+    5,000 points, and PCA above. PCA for fewer than 16 points.
+
+    Returns:
+        The positions, float32 `n 2`, and the name of the algorithm: "UMAP", "t-SNE" or "PCA".
     """
     z = F.normalize(x.float(), dim=1).cpu().numpy()
     if len(z) < _FEW:
         return _pca(z), "PCA"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what a seed costs, and of the version of scikit-learn
+        warnings.simplefilter("ignore")  # they warn that a seed costs speed, and about versions
         try:
             from umap import UMAP
         except ImportError:
@@ -32,42 +35,44 @@ def lay_out(x: Tensor, seed: int = 0) -> tuple[np.ndarray, str]:
 
             found = TSNE(perplexity=min(30.0, (len(z) - 1) / 3), init="pca", random_state=seed).fit_transform(z)
             return found.astype(np.float32), "t-SNE"
-        # On points of the unit sphere distances order neighbors as cosines do, and are faster to search.
+        # On the unit sphere, distances order neighbors as cosines do, and are faster to search.
         found = UMAP(n_neighbors=min(15, len(z) - 1), min_dist=0.1, random_state=seed, n_jobs=1).fit_transform(z)
     return np.asarray(found, dtype=np.float32), "UMAP"
 
 
-def turned(places: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """A map shifted, turned, mirrored and scaled onto another of the same points, both `n 2` (Procrustes).
+def turned(positions: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Shift, turn, mirror and scale a map onto another map of the same points, both `n 2` (Procrustes).
 
-    What a layout leaves to chance is then the same in both, so that one can look from one to the other.
+    A layout leaves these to chance. Once they agree, a reader can compare the maps.
     """
-    a, b = places - places.mean(0), like - like.mean(0)
+    a, b = positions - positions.mean(0), like - like.mean(0)
     u, s, v = np.linalg.svd(a.T.astype(np.float64) @ b)
     scale = s.sum() / max(float((a.astype(np.float64) ** 2).sum()), 1e-12)
-    return (scale * a @ (u @ v) + like.mean(0)).astype(np.float32)
+    found: np.ndarray = scale * a @ (u @ v) + like.mean(0)
+    return found.astype(np.float32)
 
 
-def along_a_curve(places: np.ndarray) -> np.ndarray:
-    """An order of points (`n 2`) in which neighbors on the map are mostly neighbors: Morton's, int64 `n`."""
-    low, high = places.min(0), places.max(0)
-    cells = ((places - low) / np.maximum(high - low, 1e-12) * 1023).astype(np.int64)
-    code = np.zeros(len(places), dtype=np.int64)
+def along_a_curve(positions: np.ndarray) -> np.ndarray:
+    """An order (int64 `n`) of points (`n 2`) in which neighbors on the map mostly stay neighbors: Morton's curve."""
+    low, high = positions.min(0), positions.max(0)
+    cells = ((positions - low) / np.maximum(high - low, 1e-12) * 1023).astype(np.int64)
+    code = np.zeros(len(positions), dtype=np.int64)
     for bit in range(10):
         code |= (cells[:, 0] >> bit & 1) << 2 * bit | (cells[:, 1] >> bit & 1) << 2 * bit + 1
     return np.argsort(code, kind="stable")
 
 
 def clusters(x: Tensor, k: int, seed: int = 0) -> np.ndarray:
-    """k-means of the normalized features (`n d`), numbered from the largest cluster: int64, `n`, in [0, min(k, n))."""
+    """Cluster normalized features (`n d`) by k-means, largest cluster first: int64 `n`, in [0, min(k, n))."""
     from sklearn.cluster import MiniBatchKMeans
 
     z = F.normalize(x.float(), dim=1).cpu().numpy()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fewer distinct points than clusters
+        warnings.simplefilter("ignore")  # it warns when there are fewer distinct points than clusters
         found = MiniBatchKMeans(min(k, len(z)), random_state=seed, n_init=3).fit_predict(z)
     order = np.argsort(-np.bincount(found), kind="stable")
-    return np.argsort(order)[found]
+    ranked: np.ndarray = np.argsort(order)[found]
+    return ranked
 
 
 def _pca(z: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Pictures of a run and of an evaluation, as PNG files."""
+"""Plots of runs and evaluations, as PNG files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from manyviews.checkpoint import write_atomically
 from manyviews.data import BadImage, Source
 from manyviews.evaluation import Report, test_transform
 from manyviews.evaluation.report import NAMES, TITLES
-from manyviews.reporting.text import unmathed
+from manyviews.reporting.text import ends, unmathed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
-"""Lines of a run's log: numbers by name, with "step"; a number that is not finite is a string."""
+"""Rows of a run's log: numbers by name, with "step". A number that is not finite is a string."""
 
 _COLORS = {"trained": "#1b6ca8", "untrained": "#e08e45", "pixels": "#8a8a8a"}
 _RIGHT, _WRONG = "#2e7d32", "#b23a3a"
@@ -36,26 +36,25 @@ _STYLE: Any = {
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
 }
-_MOST_CLASSES = 40
 _THUMBNAIL = 64
 
 
 def training(rows: Rows, folder: Path) -> list[Path]:
-    """Plot a run's log into a folder, which is made: `loss.png` and, if anything was observed, `observed.png`."""
+    """Plot a run's log into a folder, made if needed: `loss.png` and, if anything was monitored, `monitor.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     if _series(rows, "loss")[0]:
         files.append(loss(rows, folder / "loss.png"))
     if any(name.startswith("monitor/") for row in rows for name in row):
-        files.append(observed(rows, folder / "observed.png"))
+        files.append(monitor(rows, folder / "monitor.png"))
     return files
 
 
 def evaluation(report: Report, folder: Path, source: Source | None = None, test: Source | None = None) -> list[Path]:
-    """Plot a report into a folder, which is made.
+    """Plot a report into a folder, made if needed.
 
-    `classes.png`, `spectrum.png`, `knn.png` after k-NN and, given the sources that were evaluated,
-    `nearest.png`.
+    `classes.png` if there are accuracies, `spectrum.png`, `knn.png` if k-NN was evaluated, and `nearest.png` if the
+    evaluated images are given.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = [per_class(report, folder / "classes.png")] if report.protocols else []
@@ -86,8 +85,8 @@ def loss(rows: Rows, path: Path) -> Path:
     return path
 
 
-def observed(rows: Rows, path: Path) -> Path:
-    """What was observed on held-out images, by step: accuracies, the effective rank, and geometry on the sphere."""
+def monitor(rows: Rows, path: Path) -> Path:
+    """Measurements on held-out images, by step: accuracies, effective rank, and geometry on the sphere."""
     groups = {
         "held-out accuracy": {"knn": "k-NN", "linear": "linear"},
         "RankMe": {"rankme": "effective rank"},
@@ -111,7 +110,7 @@ def observed(rows: Rows, path: Path) -> Path:
 
 
 def spectrum(report: Report, path: Path) -> Path:
-    """Singular values of the encoders' features relative to the largest, on logarithmic axes."""
+    """Singular values of the encoders' features, relative to the largest, on logarithmic axes."""
     with _figure(path, 6, 4) as figure:
         axes = figure.subplots()
         for name, found in report.representations.items():
@@ -128,15 +127,13 @@ def spectrum(report: Report, path: Path) -> Path:
 
 
 def per_class(report: Report, path: Path) -> Path:
-    """Accuracy on each class under the headline protocol; the hardest and the easiest when there are many."""
+    """Accuracy on each class under the headline protocol; of many classes, the easiest and the hardest."""
     headline = report.headline
     assert headline is not None
     score = report.representations["trained"].scores[headline]
     known = [(a, i) for i, a in enumerate(score.per_class) if a is not None]
     known.sort(reverse=True)
-    if len(known) > _MOST_CLASSES:
-        known = known[: _MOST_CLASSES // 2] + known[-_MOST_CLASSES // 2 :]
-    order = [i for _, i in known]
+    order = [i for _, i in ends(known)]
     rows = np.arange(len(order))
     scores = {name: r.scores[headline] for name, r in report.representations.items() if headline in r.scores}
     height = 0.8 / len(scores)
@@ -179,17 +176,17 @@ def knn_by_k(report: Report, path: Path) -> Path:
 
 
 def nearest(report: Report, path: Path, source: Source, test: Source | None = None) -> Path:
-    """A few test images, each with the training images nearest to it and their classes."""
-    asked = source if test is None else test.with_classes(report.classes)
+    """A few test images, each with its nearest training images and their classes."""
+    tested = source if test is None else test.with_classes(report.classes)
     rows, columns = len(report.nearest), 1 + max(len(n.items) for n in report.nearest)
     wide, high = _THUMBNAIL + 8, _THUMBNAIL + 22
-    # One picture and many words: a figure with an axis for each thumbnail takes seconds to lay out.
+    # One picture with many labels. A figure with axes for each thumbnail takes seconds to lay out.
     sheet = np.full((high * rows, wide * columns, 3), 255, dtype=np.uint8)
     with _figure(path, wide * columns / 70, high * rows / 70 + 0.3) as figure:
         axes = figure.subplots()
         for i, found in enumerate(report.nearest):
-            truth = _class(asked, found.query)
-            for j, (origin, item) in enumerate([(asked, found.query), *((source, k) for k in found.items)]):
+            truth = _class(tested, found.query)
+            for j, (origin, item) in enumerate([(tested, found.query), *((source, k) for k in found.items)]):
                 top, left = high * i + 18, wide * j + 4
                 sheet[top : top + _THUMBNAIL, left : left + _THUMBNAIL] = _thumbnail(origin, item)
                 name = _class(origin, item)
@@ -199,7 +196,7 @@ def nearest(report: Report, path: Path, source: Source, test: Source | None = No
                 axes.text(left + _THUMBNAIL / 2, top - 3, words, color=color, weight=weight, size=7, ha="center")
         axes.imshow(sheet)
         axes.axis("off")
-        axes.set_title("test images, and what the encoder finds nearest")
+        axes.set_title("test images and their nearest training images")
     return path
 
 
@@ -207,10 +204,10 @@ def views(pictures: Sequence[tuple[str, Tensor]], path: Path, mean: Sequence[flo
     """A grid of training views: a row for each image, a column for each view.
 
     Args:
-        pictures: (title, float32 `b 3 h w`, normalized) for each view, sizes as they are; up to 8 images are shown.
-        path: of the PNG file.
-        mean: that was subtracted, per channel.
-        std: that was divided by, per channel.
+        pictures: title and normalized pixels (float32 `b 3 h w`) of each view; up to 8 images are shown.
+        path: path of the PNG file.
+        mean: mean of each channel that was subtracted.
+        std: standard deviation of each channel that was divided by.
     """
     count, columns = min(8, len(pictures[0][1])), len(pictures)
     cell = 4 + max(x.shape[-1] for _, x in pictures)
@@ -218,10 +215,9 @@ def views(pictures: Sequence[tuple[str, Tensor]], path: Path, mean: Sequence[flo
     with _figure(path, 1.3 * columns, 1.3 * count + 0.3) as figure:
         axes = figure.subplots()
         for j, (title, x) in enumerate(pictures):
-            pixels = x[:count].detach().float().cpu().permute(0, 2, 3, 1).numpy() * np.array(std) + np.array(mean)
             side = x.shape[-1]
             margin = (cell - side) // 2
-            for i, picture in enumerate(pixels.clip(0, 1)):
+            for i, picture in enumerate(in_colors(x[:count], mean, std)):
                 top, left = cell * i + margin, cell * j + margin
                 sheet[top : top + side, left : left + side] = picture
             axes.text(cell * (j + 0.5), -2, unmathed(title), size=8, ha="center", va="bottom")
@@ -230,14 +226,21 @@ def views(pictures: Sequence[tuple[str, Tensor]], path: Path, mean: Sequence[flo
     return path
 
 
-def sweep(found: Mapping[str, Any], path: Path) -> Path:
-    """A panel for each setting that was varied: the metric by its values, with the seeds' spread and the baseline.
+def in_colors(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Undo the normalization of images (`b 3 h w`): float64 `b h w 3`, in [0, 1]."""
+    pixels = x.detach().float().cpu().permute(0, 2, 3, 1).numpy() * np.array(std) + np.array(mean)
+    found: np.ndarray = pixels.clip(0, 1)
+    return found
 
-    As figures 5 and 6 of "Rescuing easy samples": gray is where a run collapsed.
+
+def sweep(found: Mapping[str, Any], path: Path) -> Path:
+    """A panel for each setting that was varied: the metric by value, with its spread over seeds, and the baseline.
+
+    Like figures 5 and 6 of "Rescuing easy samples"; gray marks values with a collapsed run.
 
     Args:
         found: `manyviews.verbs.sweep.Sweep.to_dict()`.
-        path: of the PNG file.
+        path: path of the PNG file.
     """
     settings = list(dict.fromkeys(p["setting"] for p in found["points"]))
     scale = 1 if found["metric"] == "rankme" else 100
@@ -253,7 +256,7 @@ def sweep(found: Mapping[str, Any], path: Path) -> Path:
             points = [p for p in found["points"] if p["setting"] == setting]
             numbers = [_number(p["value"]) for p in points]
             x = [n for n in numbers if n is not None]
-            if len(x) < len(points):  # words, or None: in their order
+            if len(x) < len(points):  # some values are words or None: keep their order
                 x = list(range(len(points)))
                 axes.set_xticks(x, [unmathed(p["value"], 14) for p in points])
             else:
@@ -288,13 +291,13 @@ def _number(text: str) -> float | None:
 
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """An empty figure, in inches, that is written to `path` in the end."""
-    # Not pyplot, which keeps figures alive and may open windows.
+    """An empty figure of this size in inches, written to `path` at the end of the block."""
+    # Not pyplot: it keeps figures alive and may open windows.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(_STYLE), warnings.catch_warnings():
-        # Class names may be written in letters that the font does not have: boxes will do.
+        # The font may lack the letters of a class name; it draws boxes instead.
         warnings.filterwarnings("ignore", message="Glyph")
         figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
         yield figure
@@ -302,7 +305,7 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def _series(rows: Rows, name: str) -> tuple[list[float], list[float]]:
-    """Steps and values of one logged number, where it is finite."""
+    """Steps and values of one logged number, without values that are not finite."""
     points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
     return [float(x) for x, _ in points], [float(y) for _, y in points]
 
@@ -310,7 +313,7 @@ def _series(rows: Rows, name: str) -> tuple[list[float], list[float]]:
 def _thumbnail(source: Source, item: int) -> np.ndarray:
     try:
         return test_transform(source.load(item), _THUMBNAIL).transpose(1, 2, 0)
-    except BadImage:  # it could be read when it was evaluated, and is gone since
+    except BadImage:  # it was readable when it was evaluated
         return np.full((_THUMBNAIL, _THUMBNAIL, 3), 225, dtype=np.uint8)
 
 

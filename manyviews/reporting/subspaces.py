@@ -1,4 +1,4 @@
-"""Pictures of MAST's subspaces, as PNG files, from the numbers of `manyviews.evaluation.subspaces.analyze`."""
+"""Plots of MAST's subspaces as PNG files, from the numbers of `manyviews.evaluation.subspaces.analyze`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from manyviews.reporting.text import unmathed
 Numbers = Mapping[str, Any]
 
 _BAR, _ALL = "#1b6ca8", "#8a8a8a"
-_MOST_NAMED = 30  # classes whose names are written next to their points
+_MOST_NAMED = 30  # with more classes, their names would overlap
 
 
 def draw(numbers: Numbers, folder: Path) -> list[Path]:
-    """Plot all numbers there are into a folder, which is made.
+    """Plot all numbers that are there into a folder, made if needed.
 
     `masks.png`, `correlation.png`, `invariance.png`, `uncertainty.png`, `classes.png` and `predictions.png`.
     """
@@ -36,7 +36,7 @@ def draw(numbers: Numbers, folder: Path) -> list[Path]:
 
 
 def masks(numbers: Numbers, path: Path) -> Path:
-    """Every mask a row of its entries, by dimension (figure 3a)."""
+    """Each mask as a row of its entries, by dimension (figure 3a)."""
     values = np.array(numbers["masks"])
     with _figure(path, 8, 1.2 + 0.35 * len(values)) as figure:
         axes = figure.subplots()
@@ -50,7 +50,7 @@ def masks(numbers: Numbers, path: Path) -> Path:
 
 
 def correlation(numbers: Numbers, path: Path) -> Path:
-    """How alike the masks of each two augmentations are (figure 4a)."""
+    """Cosine similarity of the masks of every two augmentations (figure 4a)."""
     values, names = np.array(numbers["correlation"]), _names(numbers)
     side = 3 + 0.35 * len(values)
     with _figure(path, side, side - 0.6) as figure:
@@ -68,9 +68,9 @@ def correlation(numbers: Numbers, path: Path) -> Path:
 
 
 def invariance(numbers: Numbers, path: Path) -> Path:
-    """Similarity of images and augmented images by strength in every subspace, an augmentation's own thick (figure 7).
+    """Similarity of images and augmented images in each subspace, by strength (figure 7).
 
-    Below, where there are variances, their trace.
+    The line of the augmentation's own subspace is thick. If there are variances, their trace is plotted below.
     """
     from matplotlib import colormaps
 
@@ -98,18 +98,18 @@ def invariance(numbers: Numbers, path: Path) -> Path:
 
 
 def uncertainty(numbers: Numbers, path: Path) -> Path:
-    """How many images are how uncertain (appendix B)."""
+    """Histogram of the uncertainty of images (appendix B)."""
     with _figure(path, 6, 3) as figure:
         axes = figure.subplots()
         axes.hist(numbers["uncertainty"]["values"], bins=40, range=(0, 1), color=_BAR)
         axes.set_title("uncertainty")
-        axes.set_xlabel("trace of the variance, from the least to the most")
+        axes.set_xlabel("trace of the variance, scaled to [0, 1]")
         axes.set_ylabel("images")
     return path
 
 
 def classes(numbers: Numbers, path: Path) -> Path:
-    """Each class by the uncertainty of its images, mean and standard deviation, and its accuracy (figure 5b)."""
+    """Accuracy of each class by the mean and standard deviation of its images' uncertainty (figure 5b)."""
     found = {name: c for name, c in numbers["classes"].items() if c["accuracy"] is not None}
     with _figure(path, 7, 5) as figure:
         axes = figure.subplots()
@@ -126,7 +126,7 @@ def classes(numbers: Numbers, path: Path) -> Path:
 
 
 def predictions(numbers: Numbers, path: Path) -> Path:
-    """What every subspace says for the right class of images that are classified correctly (figure 6)."""
+    """How much each subspace adds to the logit of the right class, over correctly classified images (figure 6)."""
     names = _names(numbers)
     with _figure(path, 6, 1.2 + 0.32 * len(names)) as figure:
         axes = figure.subplots()
@@ -135,7 +135,7 @@ def predictions(numbers: Numbers, path: Path) -> Path:
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.set_title("prediction for the right class")
-        axes.set_xlabel("logit less the bias, mean over images")
+        axes.set_xlabel("logit minus bias, mean over images")
     return path
 
 

@@ -1,6 +1,6 @@
 """A run and its evaluation on one screen.
 
-Names and labels are shown as `rich.text.Text`, never as markup: they come from other people's data.
+Names and labels come from other people's data. They are shown as `rich.text.Text`, never as markup.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from manyviews.evaluation.report import NAMES, TITLES, Report, Score, percent
 from manyviews.progress import duration
 from manyviews.settings import Component, Recipe
 
-WIDTH = 100  # characters, where there is no terminal to ask
+WIDTH = 100  # characters, where there is no terminal
 
-_SHOWN = 3  # bad images named
-_COLUMNS = 3  # protocols side by side
-_DETAILS = 12  # of a measure, in words
+_SHOWN = 3  # unreadable images that are named
+_COLUMNS = 3  # protocols in one table
+_DETAILS = 12  # details of a measure that are printed
 
 
 def summary(facts: Mapping[str, Any], report: Report | None = None) -> RenderableType:
-    """What there is to say about a run, for `rich.print`.
+    """A summary of a run, for `rich.print`.
 
     Args:
-        facts: what is known of the run; every part may be missing. `name` is the title; `data`, `recipe`, `state`,
-            `time`, `speed`, `loss` and others are lines, in their order; `files` and `next` are lists of lines: what
-            lies where, and which commands may come next.
-        report: of its latest evaluation.
+        facts: facts about the run; every one may be missing. `name` is the title. `data`, `recipe`, `state`, `time`,
+            `speed`, `loss` and others are lines, in their order. `files` and `next` are lists of lines: the run's
+            files, and commands to run next.
+        report: report of its latest evaluation.
     """
     parts: list[RenderableType] = []
     if "name" in facts:
@@ -76,7 +76,7 @@ def _plain(content: RenderableType, width: int = WIDTH) -> str:
 
 
 def show(report: Report, facts: Mapping[str, Any] | None = None) -> None:
-    """Print an evaluation, and what is known of the run, to standard output."""
+    """Print an evaluation, and facts about the run, to standard output."""
     _print(facts or {}, report)
 
 
@@ -86,13 +86,11 @@ def show_run(run: Any) -> None:
 
 
 def show_sweep(found: Mapping[str, Any]) -> None:
-    """Print a sweep (`manyviews.verbs.sweep.Sweep.to_dict()`) to standard output, the best value bold."""
+    """Print a sweep (`manyviews.verbs.sweep.Sweep.to_dict()`) to standard output, with the best value in bold."""
     scale, unit = (1.0, "") if found["metric"] == "rankme" else (100.0, " %")
     points = [*([found["baseline"]] if found["baseline"] else []), *found["points"]]
     best = max(points, key=lambda p: sum(p["scores"]) / len(p["scores"]) if p["scores"] else -np.inf)
-    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
-    for column in ("setting", "value", f"held-out {found['metric']}", "seeds", ""):
-        table.add_column(Text(column))
+    table = _table("setting", "value", f"held-out {found['metric']}", "seeds", "")
     for point in points:
         scores = np.array(point["scores"]) * scale
         spread = f" ± {scores.std(ddof=1):.1f}" if len(scores) > 1 else ""
@@ -106,10 +104,8 @@ def show_sweep(found: Mapping[str, Any]) -> None:
 
 
 def show_transfer(rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> None:
-    """Print the table of a transfer suite (`manyviews.verbs.transfer.Transfer.table()`) and its notes to standard output."""
-    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
-    for column in ("set", "protocol", "top-1 (95 % interval)", "mean per class", "untrained", "test images"):
-        table.add_column(Text(column))
+    """Print the table and the notes of a suite (`manyviews.verbs.transfer.Transfer`) to standard output."""
+    table = _table("set", "protocol", "top-1 (95 % interval)", "mean per class", "untrained", "test images")
     for row in rows:
         style = "bold" if row["set"] == "mean" else ""
         interval = " ({:.1f} to {:.1f})".format(*(100 * v for v in row["interval"])) if row["interval"] else ""
@@ -128,9 +124,7 @@ def show_transfer(rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) 
 
 def show_dense(found: Dense) -> None:
     """Print the result of a dense evaluation to standard output."""
-    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
-    for column in ("", found.metric):
-        table.add_column(Text(column))
+    table = _table("", found.metric)
     for name, value in found.per_class.items():
         table.add_row(Text(printable(name, 40)), "-" if value is None else percent(value))
     others = ", ".join(f"{printable(name, 40)} {value:.3f}" for name, value in found.details.items())
@@ -163,7 +157,7 @@ def latest(folder: Path) -> Report | None:
 
 
 def facts_of(run: Any) -> dict[str, Any]:
-    """What is known of a `manyviews.Run`, in the form that `summary` takes."""
+    """Facts about a `manyviews.Run`, as `summary` takes them."""
     recipe, about, ended, folder = run.recipe, run.facts, run.summary, run.folder
     logged = [row for row in run.log if "loss" in row]
     last = logged[-1] if logged else {}
@@ -184,7 +178,7 @@ def facts_of(run: Any) -> dict[str, Any]:
         waiting = f", waiting for images {statistics.median(waits):.1%} of the time" if waits else ""
         facts["speed"] = f"{statistics.median(rates):.0f} images/s{waiting}"
     if _is_number(last.get("loss")):
-        facts["loss"] = f"{logged[0]['loss']:.3f} at first, {last['loss']:.3f} at last"
+        facts["loss"] = f"{logged[0]['loss']:.3f} at the start, {last['loss']:.3f} at the end"
     if ended is not None and ended.get("bad_images"):
         facts["left out"] = f"{ended['bad_images']} images that cannot be read"
     facts["files"] = [str(folder / name) for name in ("encoder.safetensors", "plots") if (folder / name).exists()]
@@ -222,6 +216,14 @@ def _is_number(x: Any) -> bool:
     return isinstance(x, (int, float))
 
 
+def _table(*columns: str) -> Table:
+    """A table without lines, with these column titles."""
+    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(Text(column))
+    return table
+
+
 def _grid(rows: Sequence[tuple[str, str]]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
@@ -232,10 +234,9 @@ def _grid(rows: Sequence[tuple[str, str]]) -> Table:
 
 
 def _scores(report: Report, protocols: Sequence[str]) -> Table:
-    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column(Text("top-1 (95 % interval)"))
-    for protocol in protocols:
-        table.add_column(Text(TITLES.get(protocol, protocol)), no_wrap=True)
+    table = _table("top-1 (95 % interval)", *(TITLES.get(p, p) for p in protocols))
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for name, found in report.representations.items():
         style = "bold" if name == "trained" else ""
         cells = [_cell(found.scores[p], style) if p in found.scores else Text("-", style="dim") for p in protocols]
@@ -244,10 +245,9 @@ def _scores(report: Report, protocols: Sequence[str]) -> Table:
 
 
 def _measures(report: Report, measures: Sequence[str]) -> Table:
-    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column(Text("measured (95 % interval)"))
-    for name in measures:
-        table.add_column(Text(f"{TITLES.get(name, name)}: {report.representations['trained'].measures[name].name}"))
+    trained = report.representations["trained"]
+    titles = (f"{TITLES.get(name, name)}: {trained.measures[name].name}" for name in measures)
+    table = _table("measured (95 % interval)", *titles)
     for name, found in report.representations.items():
         style = "bold" if name == "trained" else ""
         cells = [
@@ -270,8 +270,19 @@ def _cell(score: Score, style: str) -> Text:
     return Text(percent(score.top1), style=style).append(f" ({100 * low:.1f} to {100 * high:.1f})", style="dim")
 
 
+def conditions(report: Report) -> str:
+    """The images, the size, the seed and the time of an evaluation, in a sentence."""
+    count = report.images
+    return (
+        f"{count['test']} test images of {printable(report.test or report.source, 60)} in {len(report.classes)} "
+        f"classes, {count['train']} to learn from, {count['validation']} to choose on; at {report.test_size} pixels, "
+        f"{'' if report.features == 'pooled' else f'features {report.features}, '}seed {report.seed}, in "
+        f"{duration(report.seconds)}."
+    )
+
+
 def _by_class(report: Report) -> tuple[float | None, ...]:
-    """Accuracy of each class under the protocol of the verdict, if there is one."""
+    """Accuracy of each class under the headline protocol, if there is one."""
     if report.headline is None:
         return (None,) * len(report.classes)
     return report.representations["trained"].scores[report.headline].per_class
@@ -313,13 +324,7 @@ def _remarks(report: Report) -> list[Text]:
         remarks.append(
             f"From {percent(low)} for '{printable(hardest, 40)}' to {percent(high)} for '{printable(easiest, 40)}'."
         )
-    count = report.images
-    remarks.append(
-        f"{count['test']} test images of {printable(report.test or report.source, 60)} in {len(report.classes)} "
-        f"classes, {count['train']} to learn from, {count['validation']} to choose on; at {report.test_size} pixels, "
-        f"{'' if report.features == 'pooled' else f'features {report.features}, '}"
-        f"seed {report.seed}, in {duration(report.seconds)}. RankMe {trained.rankme:.1f} of {trained.dim}."
-    )
+    remarks.append(f"{conditions(report)} RankMe {trained.rankme:.1f} of {trained.dim}.")
     if report.bad:
         named = "; ".join(f"{printable(where, 80)}: {printable(reason, 80)}" for where, reason in report.bad[:_SHOWN])
         more = f"; and {len(report.bad) - _SHOWN} more" if len(report.bad) > _SHOWN else ""

@@ -149,7 +149,7 @@ def test_names_and_labels_are_text_and_never_markup(page):
     scripts = [p.read_text(encoding="utf-8") for p in page.parent.glob("map/*.js")]
     assert len(scripts) == 3 and all(s.isascii() and "<" not in s for s in scripts)
     content = json.loads(scripts[0].partition(" = ")[2].rstrip(";\n"))
-    assert content.keys() >= {"places"} or HOSTILE in content["names"]
+    assert content.keys() >= {"positions"} or HOSTILE in content["names"]
 
 
 def test_facts_in_the_page_survive_whatever_they_hold():
@@ -421,25 +421,25 @@ def blobs(n=60):
     return torch.cat([torch.randn(n // 2, 8) + 6, torch.randn(n // 2, 8) - 6])
 
 
-def apart(places, n=60):
+def apart(positions, n=60):
     """Whether two halves of the points are further apart than wide."""
-    a, b = places[: n // 2], places[n // 2 :]
+    a, b = positions[: n // 2], positions[n // 2 :]
     return np.linalg.norm(a.mean(0) - b.mean(0)) > 2 * max(a.std(), b.std())
 
 
 def test_umap_separates_what_is_separate():
-    places, how = embedding_map.lay_out(blobs())
-    assert how == "UMAP" and places.dtype == np.float32 and places.shape == (60, 2) and apart(places)
+    positions, how = embedding_map.lay_out(blobs())
+    assert how == "UMAP" and positions.dtype == np.float32 and positions.shape == (60, 2) and apart(positions)
 
 
 def test_without_umap_there_is_another_map(monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
-    places, how = embedding_map.lay_out(blobs())
-    assert how == "t-SNE" and apart(places)
+    positions, how = embedding_map.lay_out(blobs())
+    assert how == "t-SNE" and apart(positions)
     monkeypatch.setattr(embedding_map, "_TSNE", 50)
-    places, how = embedding_map.lay_out(blobs())
+    positions, how = embedding_map.lay_out(blobs())
     z = torch.nn.functional.normalize(blobs(), dim=1).numpy()
-    assert how == "PCA" and places.shape == (60, 2) and PCA(2).fit(z).explained_variance_[0] > 0
+    assert how == "PCA" and positions.shape == (60, 2) and PCA(2).fit(z).explained_variance_[0] > 0
     for few in (torch.randn(3, 8), torch.randn(1, 8), torch.randn(5, 1)):
         assert np.isfinite(embedding_map.lay_out(few)[0]).all()
 
@@ -451,10 +451,10 @@ def test_a_turned_mirrored_and_scaled_map_is_turned_back():
 
 
 def test_neighbors_on_the_map_are_neighbors_in_the_order():
-    places = np.random.default_rng(0).uniform(size=(2000, 2)).astype(np.float32)
-    order = embedding_map.along_a_curve(places)
+    positions = np.random.default_rng(0).uniform(size=(2000, 2)).astype(np.float32)
+    order = embedding_map.along_a_curve(positions)
     assert sorted(order) == list(range(2000))
-    steps = np.linalg.norm(np.diff(places[order], axis=0), axis=1)
+    steps = np.linalg.norm(np.diff(positions[order], axis=0), axis=1)
     assert steps.mean() < 0.06  # 0.52 in any order
 
 

@@ -1,4 +1,4 @@
-"""A page about runs: how they trained, how good they are, and what they see. It opens from disk, without a network."""
+"""A page about runs: how they trained, how good they are, what they see. It opens from disk, without a network."""
 
 from manyviews.reporting.page.build import write
 

@@ -1,4 +1,4 @@
-"""Images by their embeddings: who lies near whom, on a map and in the encoder's own space, and where it errs."""
+"""Images by their embeddings: a map, nearest neighbors, and the mistakes of k-NN."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ K = 20
 """Neighbors that vote."""
 
 _SHOWN = 8  # neighbors in a gallery
-_KEPT = 6  # neighbors of every image, for the map
-_EXAMPLES = 8  # queries from the images themselves, where there are no others
-_WORST = 12  # mistakes of a run; half as many of each of several
-_CLUSTERS = 8  # as many as there are colors that everybody can tell apart
-_COLUMNS = 32  # thumbnails side by side in a sheet, and one below the other
+_KEPT = 6  # neighbors of every image on the map
+_EXAMPLES = 8  # queries from the images themselves, if the user gave none
+_WORST = 12  # mistakes of one run; half as many for each of several runs
+_CLUSTERS = 8  # there are eight colors that everybody can tell apart
+_COLUMNS = 32  # columns of thumbnails in a sheet, and as many rows
 
 
 @dataclass(frozen=True)
 class Atlas:
-    """Images and what several encoders say of them.
+    """Images, their features under several encoders, and their neighbors.
 
     Attributes:
         source: the images, all readable.
         x: features for each run, `n d`.
-        near: for each run the `K` nearest other images, int64 `n k`, nearest first.
-        similarity: their cosine similarities, `n k`.
+        near: for each run, numbers of the `K` nearest other images, int64 `n k`, nearest first.
+        similarity: for each run, their cosine similarities, `n k`.
     """
 
     source: Source
@@ -54,7 +54,7 @@ class Atlas:
 
 
 def atlas(source: Source, seen: Sequence[Features], device: torch.device | str) -> Atlas:
-    """Of the images that all encoders could be asked about; `seen` is in the order of the runs."""
+    """The atlas of the images whose features all encoders have; `seen` holds each encoder's features."""
     common = sorted(set.intersection(*(set(f.index.tolist()) for f in seen)))
     rows = [torch.from_numpy(np.searchsorted(f.index.numpy(), common)) for f in seen]
     x = [f.x[r] for f, r in zip(seen, rows, strict=True)]
@@ -67,18 +67,21 @@ def others(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     similarity, index = neighbors(x, x, k + 1)
     similarity, index = similarity.cpu(), index.cpu()
     other = index != torch.arange(len(index))[:, None]
-    # Of many copies of one image, none of the nearest need be the image itself.
+    # Of many copies of an image, the nearest ones need not include the image itself.
     other[other.all(1), -1] = False
     return similarity[other].view(len(x), k), index[other].view(len(x), k)
 
 
 def votes(similarity: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """The class with the most of k-NN's weighted votes, int64 `n`, and its share of them, `n`, in [0, 1].
+    """Count k-NN's weighted votes.
 
     Args:
         similarity: cosine similarities of the neighbors, `n k`.
-        labels: of the neighbors, int64, `n k`.
-        classes: how many there are.
+        labels: labels of the neighbors, int64 `n k`.
+        classes: number of classes.
+
+    Returns:
+        The class with the most votes, int64 `n`, and its share of the votes, `n`, in [0, 1].
     """
     weights = ((similarity - similarity[:, :1]) / TEMPERATURE).exp()
     cast = weights.new_zeros(len(weights), classes).scatter_add_(1, labels, weights)
@@ -90,14 +93,14 @@ def votes(similarity: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Ten
 
 
 def draw_map(known: Atlas, names: Sequence[str], page: Path, seed: int, progress: Update | None) -> Facts:
-    """Write the map's files, `map/*.js` and sheets of thumbnails, and say what is in them.
+    """Write the map's files: `map/*.js` and sheets of thumbnails.
 
-    Scripts, for a page that is opened from disk may not fetch anything else. Images are in the order of the first map's
-    places along a curve, so that neighbors share a sheet and few sheets are loaded for a part of the map.
+    The data are scripts, because a page that is opened from disk may fetch nothing else. Images are in the order of
+    a curve through the first map: neighbors share a sheet, and a part of the map needs few sheets.
 
     Returns:
-        "count", "classes", "clusters" (how many), "images" (the script of all images), "runs" ("name", "how", "src"),
-        "sheets" (files), "side" of a thumbnail and "columns" of a sheet.
+        "count", "classes", "clusters" (how many), "images" (the script with names and labels), "runs" ("name", "how",
+        "src"), "sheets" (files), "side" (of a thumbnail, pixels) and "columns" (of a sheet).
     """
     source, n = known.source, len(known.source)
     (page / "map").mkdir()
@@ -110,12 +113,12 @@ def draw_map(known: Atlas, names: Sequence[str], page: Path, seed: int, progress
     place = np.argsort(order)
     labels = source.labels
     runs = []
-    for i, (places, how) in enumerate(found):
+    for i, (positions, how) in enumerate(found):
         if i:
-            places = turned(places, found[0][0])
+            positions = turned(positions, found[0][0])
         near = place[known.near[i][:, :_KEPT].numpy()][order]
         content: Facts = {
-            "places": _packed(places[order], "<f4"),
+            "positions": _packed(positions[order], "<f4"),
             "clusters": _packed(clusters(known.x[i], _CLUSTERS, seed)[order], "u1"),
             "near": _packed(near, "<u4"),
             "kept": near.shape[1],
@@ -129,7 +132,7 @@ def draw_map(known: Atlas, names: Sequence[str], page: Path, seed: int, progress
     content = {"names": "\n".join(printable(chosen.where(i), 200) for i in range(n))}
     if labels is not None:
         content["labels"] = _packed(labels[order], "<u2")
-    # Sharp where there are few, small where there are many.
+    # Few images get sharp thumbnails, many images small ones.
     side = 64 if n <= 2_000 else 48 if n <= 20_000 else 32
     return {
         "count": n,
@@ -144,7 +147,7 @@ def draw_map(known: Atlas, names: Sequence[str], page: Path, seed: int, progress
 
 
 def sheets(source: Source, side: int, page: Path, progress: Update | None = None) -> list[str]:
-    """Thumbnails in square sheets, row by row, the last sheet as high as it needs to be: names of WebP files."""
+    """Write thumbnails to square sheets, row by row; the last sheet may be lower. Returns the names of WebP files."""
     per, files = _COLUMNS**2, []
     starts = range(0, len(source), per)
     batches = (range(start, min(start + per, len(source))) for start in starts)
@@ -162,7 +165,7 @@ def sheets(source: Source, side: int, page: Path, progress: Update | None = None
 
 
 def _script(page: Path, name: str, content: Mapping[str, Any]) -> str:
-    """Write a script that hands over some JSON under a name; its path relative to the page."""
+    """Write a script that hands some JSON to the page under a name. Returns its path relative to the page."""
     text = json.dumps(content).replace("<", "\\u003c")
     src = f"map/{name}.js"
     (page / src).write_text(f'(window.manyviews ??= {{}})["{name}"] = {text};\n', encoding="utf-8")
@@ -170,31 +173,31 @@ def _script(page: Path, name: str, content: Mapping[str, Any]) -> str:
 
 
 def _packed(values: np.ndarray, kind: str) -> str:
-    """The bytes of an array of this kind in base64, which is read many times faster than numbers in decimal."""
+    """The bytes of an array of this kind in base64, which a browser reads many times faster than decimal numbers."""
     return base64.b64encode(np.ascontiguousarray(values).astype(kind).tobytes()).decode()
 
 
 # -- galleries ---------------------------------------------------------------------------------------------------
 
 
-def gallery(known: Atlas, asked: tuple[Source, Sequence[Features]] | None, pictures: Pictures) -> list[Facts]:
-    """Query images, each with what every encoder finds nearest to it.
+def gallery(known: Atlas, own: tuple[Source, Sequence[Features]] | None, pictures: Pictures) -> list[Facts]:
+    """Query images, each with its nearest images under every encoder.
 
     Args:
         known: the images to search in.
-        asked: the user's own images and their features under each encoder; None for some of the images themselves.
-        pictures: to write with.
+        own: the user's own images and their features under each encoder; None to query some of the images themselves.
+        pictures: writes the pictures.
 
     Returns:
-        For each query its picture and, as "rows" for each run, "nearest": pictures with their "similarity" and whether
-        they are of the query's class ("right", None without labels).
+        For each query "query", its picture, and "rows", for each run the nearest pictures. These have a "similarity"
+        and "right", whether their class is the query's (None without labels).
     """
     found: list[tuple[Source, int, list[tuple[Tensor, Tensor]]]] = []
-    if asked is None:
+    if own is None:
         for i in spread_out(len(known.source), _EXAMPLES).tolist():
             found.append((known.source, i, [(s[i], j[i]) for s, j in zip(known.similarity, known.near, strict=True)]))
     else:
-        source, seen = asked
+        source, seen = own
         common = sorted(set.intersection(*(set(f.index.tolist()) for f in seen)))
         near = []
         for x, f in zip(known.x, seen, strict=True):
@@ -217,14 +220,14 @@ def _row(source: Source, similarity: Tensor, index: Tensor, truth: str | None, p
 
 
 def mistakes(known: Atlas, pictures: Pictures) -> list[Facts] | None:
-    """The images whose neighbors agree most on a class that is not theirs, for each run; None without labels.
+    """For each run, the images whose neighbors agree most on another class; None without labels.
 
-    k-NN (k = 20, temperature 0.1) among all other images; nothing was trained with the labels. Of two that all
-    neighbors err on, the one comes first that is more like them.
+    Neighbors vote by k-NN (k = 20, temperature 0.1) among all other images; nothing was trained with the labels.
+    Images with the same vote are sorted by their similarity to the neighbors.
 
     Returns:
-        "asked", "wrong" (how many), and "items": pictures with what was "said", its "share" of the votes, and
-        "nearest".
+        "asked" and "wrong" (numbers of images), and "items": pictures with the class that was "said", its "share" of
+        the votes, and the "nearest" pictures.
     """
     source = known.source
     if source.labels is None or source.classes is None or not known.near[0].shape[1]:

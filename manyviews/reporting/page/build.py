@@ -1,4 +1,4 @@
-"""From runs and images to a folder with a page."""
+"""Write the folder of a page from runs and images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from manyviews import __version__
-from manyviews.checkpoint import check_writable, new_folder
+from manyviews.checkpoint import check_new, new_folder
 from manyviews.data import Source, open_source
 from manyviews.data.files import shown
 from manyviews.data.folder import PAGE
@@ -25,7 +25,7 @@ from manyviews.methods import Method
 from manyviews.methods.mast import MAST
 from manyviews.progress import Update
 from manyviews.regularizers import inner
-from manyviews.reporting.page import atlas as places
+from manyviews.reporting.page import atlas as maps
 from manyviews.reporting.page import gather, pictures
 from manyviews.reporting.page.render import render
 from manyviews.settings import Recipe
@@ -33,16 +33,16 @@ from manyviews.settings import Recipe
 Facts = dict[str, Any]
 
 IMAGES = 10_000
-"""Images on the map, unless one says otherwise."""
+"""How many images the map shows at most, by default."""
 
-_QUERIES = 24  # of the user's own, at most
-_PATCHED = 6  # images of which patches are shown, of each set
-_ANALYZED, _SWEPT = 1_000, 100  # images of which subspaces are analyzed, and augmented
+_QUERIES = 24  # of the user's own images, at most
+_PATCHED = 6  # images of each set whose patches are shown
+_ANALYZED, _SWEPT = 1_000, 100  # images for the analysis of subspaces, and for its augmentations
 
 
 @dataclass(frozen=True)
 class _Where:
-    """Where the page is written, and how: see `write`."""
+    """Where and how the page is written: see `write`."""
 
     page: Path
     pictures: pictures.Pictures
@@ -64,60 +64,52 @@ def write(
     seed: int = 0,
     progress: Update | None = None,
 ) -> Path:
-    """Write a page about runs, `index.html` and the files beside it, to a new or empty folder, all or nothing.
+    """Write a page about runs to a new or empty folder: `index.html` and its files, all or nothing.
 
     Args:
-        runs: `manyviews.Run`s, finished or not: what there is of them is shown, and of the rest how to get it.
+        runs: `manyviews.Run`s, finished or not. The page shows what they have, and how to get the rest.
         out: the folder.
-        data: images for the map, galleries, views and patches: see `manyviews.data.open_source`. Where the first run's
-            images are, if None; the page goes without them when they are not there, or far away.
-        labels: of the data: see `open_source`.
-        queries: images of one's own, up to 24 of which are looked up among the data; a few of the data if None.
-        images: on the map, at most, from all over the data.
-        device: where the encoders compute.
-        seed: of the map and the clusters.
+        data: images for the map, galleries, views and patches: see `manyviews.data.open_source`. If None, the first
+            run's images, unless they have moved or are on the network; the page then goes without images.
+        labels: labels of the data: see `open_source`.
+        queries: your own images; up to 24 are looked up among the data. If None, a few images of the data.
+        images: how many images the map shows at most, spread over the data.
+        device: device on which the encoders compute.
+        seed: seed of the map and of the clusters.
         progress: called now and then.
 
     Returns:
-        the page's `index.html`.
+        The page's `index.html`.
 
     Raises:
-        UserError: no run, images that cannot be used, or `out` is there and not an empty folder.
+        UserError: no run, images that cannot be used, or `out` is not a new or empty folder.
     """
     if not runs:
         raise UserError("No run was named: give at least one run's folder.")
     if images < 2:
         raise UserError(f"A map needs at least 2 images, not {images}.")
     out = Path(out)
-    _check_new(out)
+    check_new(out, or_empty=True)
     source, why_not = _images(runs, data, labels)
-    asked = None if queries is None else open_source(queries)
-    if asked is not None and len(asked) > _QUERIES:
-        asked = asked.subset(range(_QUERIES))
+    own = None if queries is None else open_source(queries)
+    if own is not None and len(own) > _QUERIES:
+        own = own.subset(range(_QUERIES))
     names = gather.names(runs)
     with new_folder(out) as part:
         facts = _numbers(runs, names)
         where = _Where(part, pictures.Pictures(part), images, device, seed, progress)
         facts["images"] = (
             {"why_not": why_not, "map": None, "gallery": [], "mistakes": None, "patches": [], "runs": []}
-            | {"own": asked is not None, "umap": find_spec("umap") is not None}
+            | {"own": own is not None, "umap": find_spec("umap") is not None}
             | _views_and_subspaces(runs, source, where)
-            | ({} if source is None else _what_encoders_see(runs, names, source, asked, where))
+            | ({} if source is None else _what_encoders_see(runs, names, source, own, where))
         )
         facts["made"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         facts["version"] = __version__
         (part / PAGE).touch()
         (part / "index.html").write_text(render(facts), encoding="utf-8")
-        _check_new(out)
+        check_new(out, or_empty=True)
     return out / "index.html"
-
-
-def _check_new(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists already and is not an empty folder: give another --out.")
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"There is no folder {out.absolute().parent} for {out.name}.")
-    check_writable(out)
 
 
 def _images(runs: Sequence[Any], data: Any, labels: Any) -> tuple[Source | None, str]:
@@ -128,17 +120,20 @@ def _images(runs: Sequence[Any], data: Any, labels: Any) -> tuple[Source | None,
     if address is None:
         return None, "The images of this run were given in memory, and are gone."
     if "://" in str(address):
-        return None, f"The images of this run are at {printable(shown(address), 200)}, and are not fetched unasked."
+        return (
+            None,
+            f"The images of this run are at {printable(shown(address), 200)}, and are only fetched if you ask.",
+        )
     try:
         return open_source(address, labels), ""
     except UserError as error:
         if labels is not None:
-            raise  # they were asked for
+            raise  # the user asked for labels
         return None, f"The images of this run are not where they were. {printable(error, 300)}"
 
 
 def _numbers(runs: Sequence[Any], names: Sequence[str]) -> Facts:
-    """All of the page that needs no image."""
+    """Everything on the page that needs no image."""
     about = [gather.run_facts(run, name) for run, name in zip(runs, names, strict=True)]
     found = [gather.evaluated(run.folder) for run in runs]
     for facts, (evaluated, remarks) in zip(about, found, strict=True):
@@ -172,7 +167,7 @@ def _numbers(runs: Sequence[Any], names: Sequence[str]) -> Facts:
 
 
 def _spectrum(values: Sequence[float]) -> Facts:
-    """Singular values relative to the largest, at places that are evenly spread on a logarithmic axis."""
+    """Singular values relative to the largest, at ranks that are evenly spaced on a logarithmic axis."""
     top = max(values, default=0.0)
     kept = [(i, v) for i, v in enumerate(values, 1) if top > 0 and v > 1e-8 * top]
     if not kept:
@@ -182,7 +177,7 @@ def _spectrum(values: Sequence[float]) -> Facts:
 
 
 def _views_and_subspaces(runs: Sequence[Any], source: Source | None, where: _Where) -> Facts:
-    """What the methods look at, and what MAST learned of it: of runs that have a checkpoint."""
+    """The views of each method and the subspaces of MAST, for runs that have a checkpoint."""
     views: list[Facts] = []
     subspaces: list[Facts] = []
     for i, run in enumerate(runs):
@@ -201,14 +196,14 @@ def _views_and_subspaces(runs: Sequence[Any], source: Source | None, where: _Whe
 def _what_encoders_see(
     runs: Sequence[Any], names: Sequence[str], source: Source, queries: Source | None, where: _Where
 ) -> Facts:
-    """The map, the galleries and the patches of the finished runs. What is missing is None or empty, for a reason."""
+    """The map, the galleries and the patches of the finished runs; or "why_not", why there are none."""
     finished = [i for i, run in enumerate(runs) if run.summary is not None]
     if not finished:
-        return {"why_not": "No run is finished yet: there is no encoder to ask."}
+        return {"why_not": "No run is finished yet: there is no encoder to show."}
     chosen = source if len(source) <= where.most else source.subset(pictures.spread_out(len(source), where.most))
     encoders = {i: runs[i].encoder for i in finished}
 
-    def look(images: Source, i: int, cache: Path | None) -> Features:
+    def seen(images: Source, i: int, cache: Path | None) -> Features:
         recipe, progress = runs[i].recipe, where.progress
         return extract(
             encoders[i],
@@ -221,13 +216,13 @@ def _what_encoders_see(
             progress=None if progress is None else lambda done, total: progress(done, total, f"features: {names[i]}"),
         )
 
-    known = places.atlas(chosen, [look(chosen, i, runs[i].folder / "features") for i in finished], where.device)
+    known = maps.atlas(chosen, [seen(chosen, i, runs[i].folder / "features") for i in finished], where.device)
     if len(known.source) < 2:
         return {"why_not": "Fewer than two images could be read: there is nothing to compare."}
     if not all(x.isfinite().all() for x in known.x):
         return {"why_not": "An encoder's features are not finite: its weights are damaged, or its training diverged."}
-    asked = None if queries is None else (queries, [look(queries, i, None) for i in finished])
-    drawn = places.draw_map(known, [names[i] for i in finished], where.page, where.seed, where.progress)
+    own = None if queries is None else (queries, [seen(queries, i, None) for i in finished])
+    drawn = maps.draw_map(known, [names[i] for i in finished], where.page, where.seed, where.progress)
     some = pictures.spread_out(len(known.source), _PATCHED).tolist()
     sets = [("images of the map", [(known.source, i) for i in some])]
     if queries is not None:
@@ -247,8 +242,8 @@ def _what_encoders_see(
         "source": printable(source.name, 100),
         "total": len(source),
         "map": drawn,
-        "gallery": places.gallery(known, asked, where.pictures),
-        "mistakes": places.mistakes(known, where.pictures),
+        "gallery": maps.gallery(known, own, where.pictures),
+        "mistakes": maps.mistakes(known, where.pictures),
         "patches": patches,
     }
 
@@ -256,7 +251,7 @@ def _what_encoders_see(
 def _add_views(
     groups: list[Facts], i: int, recipe: Recipe, method: Method, source: Source, saver: pictures.Pictures
 ) -> None:
-    """Runs that look at the same views are shown once."""
+    """Add the views of a run, or add the run to a group with the same views."""
     key = f"{method.views} {recipe.data} {recipe.seed}"
     for group in groups:
         if group["key"] == key:
@@ -266,7 +261,7 @@ def _add_views(
 
 
 def _subspaces(method: MAST, recipe: Recipe, source: Source | None, device: torch.device | str) -> Facts:
-    """What a MAST run learned of its augmentations: see `manyviews.evaluation.subspaces`."""
+    """The subspaces of a MAST run: see `manyviews.evaluation.subspaces`."""
     if source is None:
         weights = method.masks().detach().float().cpu()
         alike = numbers.correlation(weights)

@@ -1,4 +1,4 @@
-"""The numbers of runs, as the page shows them: everything here is text, numbers, lists and dicts, as JSON can hold."""
+"""The numbers of runs that the page shows, as text, numbers, lists and dicts that JSON can hold."""
 
 from __future__ import annotations
 
@@ -15,38 +15,58 @@ import numpy as np
 from manyviews.data.files import shown
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.report import COLLAPSED_SPREAD, NAMES, TITLES, Report, percent
-from manyviews.progress import duration
 from manyviews.reporting import summary
+from manyviews.reporting.text import MOST_CLASSES, ends
 
 Facts = dict[str, Any]
 
 MOST_POINTS = 1000
-"""Points of a curve, at most; of a longer one the least and the greatest of each stretch are kept."""
+"""How many points a curve has at most. A longer one keeps the least and the greatest value of each stretch."""
 
-_MOST_CLASSES = 40
 _DIGITS = 6
 
-# Curves in their order: name in the log, title, factor, unit, whether on a logarithmic axis, what it says.
+# Curves in their order: name in the log, title, factor, unit, logarithmic axis or not, and how to read it.
 _CURVES: tuple[tuple[str, str, float, str, bool, str], ...] = (
-    ("loss", "Loss", 1, "", False, "What is minimized. It may fall while the features get worse."),
-    ("monitor/knn", "Held-out k-NN", 100, "%", False, "Do nearest neighbors share a label? On images not trained on."),
-    ("monitor/linear", "Held-out linear probe", 100, "%", False, "A ridge regression on images not trained on."),
-    ("monitor/rankme", "RankMe", 1, "", False, "About how many dimensions the features use. Compare it along one run."),
-    ("monitor/spread", "Spread", 1, "", False, "1: evenly over the sphere. 0: collapsed to one point."),
+    ("loss", "Loss", 1, "", False, "What training minimizes. It may fall while the features get worse."),
+    (
+        "monitor/knn",
+        "Held-out k-NN",
+        100,
+        "%",
+        False,
+        "Do nearest neighbors of held-out images share their label?",
+    ),
+    (
+        "monitor/linear",
+        "Held-out linear probe",
+        100,
+        "%",
+        False,
+        "Accuracy of a ridge regression on held-out images.",
+    ),
+    (
+        "monitor/rankme",
+        "RankMe",
+        1,
+        "",
+        False,
+        "Roughly how many dimensions features use. Compare it within one run.",
+    ),
+    ("monitor/spread", "Spread", 1, "", False, "1: features are even over the sphere. 0: they collapsed to one point."),
     (
         "monitor/alignment",
         "Alignment",
         1,
         "",
         False,
-        "Distance of two views of an image. Low is good while they spread.",
+        "Distance between two views of an image. Low is good if the features stay spread out.",
     ),
-    ("monitor/uniformity", "Uniformity", 1, "", False, "Lower is more evenly spread. 0 is collapse."),
-    ("lr", "Learning rate", 1, "", False, "At its peak after the warm-up."),
-    ("momentum", "Momentum of the target", 1, "", False, "How much the target keeps of itself in a step."),
-    ("grad_norm", "Gradient norm", 1, "", True, "A sudden jump announces trouble."),
+    ("monitor/uniformity", "Uniformity", 1, "", False, "Lower means more evenly spread. 0 means collapse."),
+    ("lr", "Learning rate", 1, "", False, "It peaks after the warm-up."),
+    ("momentum", "Momentum of the target", 1, "", False, "The share of itself that the target keeps in a step."),
+    ("grad_norm", "Gradient norm", 1, "", True, "A sudden jump is a warning of trouble."),
     ("images_per_second", "Throughput", 1, "images/s", False, "Training images per second."),
-    ("data_wait", "Waiting for images", 100, "% of the time", False, "High: decoding is slower than training."),
+    ("data_wait", "Waiting for images", 100, "% of the time", False, "If high, decoding is slower than training."),
 )
 _NOISY = {"loss", "grad_norm", "images_per_second", "data_wait"}
 _FLOORS = {"monitor/spread": COLLAPSED_SPREAD}
@@ -54,11 +74,11 @@ _NOT_CURVES = {"step", "epoch", "alarm", "monitor/dim", "monitor/projection_dim"
 
 
 def run_facts(run: Any, name: str) -> Facts:
-    """What is known of a `manyviews.Run` but its curves and its evaluation.
+    """Everything about a `manyviews.Run` except its curves and its evaluation.
 
     Returns:
-        "name", "quoted" (the folder, for a shell), "what" (in a line), "facts" (pairs), "warnings" (sentences),
-        "missing" (what, and the command that adds it), "steps_per_epoch" (None when unknown).
+        "name", "quoted" (the folder, quoted for a shell), "what" (one line), "facts" (pairs), "warnings" (sentences),
+        "missing" (pairs of what is missing and the command that adds it), "steps_per_epoch" (None when unknown).
     """
     recipe, ended, log = run.recipe, run.summary, run.log
     where, about = shlex.quote(printable(run.folder)), summary.facts_of(run)
@@ -67,7 +87,7 @@ def run_facts(run: Any, name: str) -> Facts:
     if ended is None:
         missing.append((f"It is {about['state']}.", f"manyviews resume {where}"))
     elif not any((run.folder / "evaluations").glob("*/report.json")):
-        missing.append(("It was not evaluated yet.", f"manyviews evaluate {where} --data LABELED_IMAGES"))
+        missing.append(("It has not been evaluated yet.", f"manyviews evaluate {where} --data LABELED_IMAGES"))
     shown = ("data", "recipe", "machine", "state", "time", "speed", "loss", "left out")
     started = run.facts.get("started")
     return {
@@ -86,7 +106,7 @@ def run_facts(run: Any, name: str) -> Facts:
 
 
 def names(runs: Sequence[Any]) -> list[str]:
-    """What to call them: the names of their folders, with the folders above where these do not tell them apart."""
+    """Names of the runs: their folders' names, with parent folders if these are not distinct."""
     parts = [Path(run.folder).absolute().parts for run in runs]
     tries = [["/".join(p[-depth:]) for p in parts] for depth in (1, 2, 3)]
     numbered = [f"{p[-1]} ({i})" for i, p in enumerate(parts, 1)]
@@ -97,12 +117,12 @@ def names(runs: Sequence[Any]) -> list[str]:
 
 
 def curves(runs: Sequence[Any]) -> list[Facts]:
-    """Every number that was logged, a chart for each with a line for each run, in the order in which to read them.
+    """A chart for every number that was logged, with a line for each run, in reading order.
 
     Returns:
-        For each "id", "title", "unit", "log", "hint", "floor" (below it lies collapse; or None), "noisy" (may be
-        smoothed) and "lines": "run" (its
-        number), "x" (steps) and "y". Numbers that are not finite are left out.
+        For each chart "id", "title", "unit", "log", "hint", "floor" (values below it mean collapse; or None), "noisy"
+        (may be smoothed) and "lines", each with "run" (its number), "x" (steps) and "y". Numbers that are not finite
+        are left out.
     """
     logs = [run.log for run in runs]
     logged = list(dict.fromkeys(name for log in logs for row in log for name in row if name not in _NOT_CURVES))
@@ -140,7 +160,7 @@ def _points(rows: Sequence[Mapping[str, Any]], key: str, factor: float) -> tuple
 
 
 def thinned(y: np.ndarray, most: int = MOST_POINTS) -> list[int]:
-    """Which of the values to draw: all, or the first, the last, and the least and the greatest of each stretch."""
+    """Indices of the values to draw: all, or the first, the last, and the least and greatest of each stretch."""
     if len(y) <= most:
         return list(range(len(y)))
     kept = {0, len(y) - 1}
@@ -155,13 +175,13 @@ def _steps_per_epoch(log: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _warnings(log: Sequence[Mapping[str, Any]], ended: Mapping[str, Any] | None) -> Iterator[str]:
-    """What in the log should worry one."""
+    """Sentences about signs of trouble in the log."""
     yield from (f"At step {row.get('step')}: {printable(row['alarm'], 300)}" for row in log if "alarm" in row)
     seen = [r for r in log if r.get("step", 0) > 0]
     held = [(r["monitor/knn"], r["step"]) for r in seen if _finite(r.get("monitor/knn"))]
     if held and max(held)[0] - held[-1][0] > 0.05:
         best, step = max(held)
-        yield f"Held-out k-NN was best at step {step} ({percent(best)}) and {percent(held[-1][0])} at last."
+        yield f"Held-out k-NN was best at step {step} ({percent(best)}) and {percent(held[-1][0])} at the end."
     bad = sum(isinstance(row.get("loss"), str) for row in log)
     if bad:
         yield f"The loss was not finite in {bad} of the log's lines. A lower learning rate may help."
@@ -184,15 +204,15 @@ def _warnings(log: Sequence[Mapping[str, Any]], ended: Mapping[str, Any] | None)
 
 
 Evaluated = tuple[Report, dict[str, Facts]]
-"""A report, and what is known of each representation."""
+"""A report, and facts about each representation."""
 
 
 def evaluated(folder: Path) -> tuple[Evaluated | None, list[str]]:
     """A run's newest evaluation, completed by older ones of the same images; None without any.
 
     Returns:
-        the newest report that has the protocol verdicts are about, if any has, and for each representation "dim",
-        "rankme", "spread", "spectrum", "scores" and "measures" by protocol; and sentences one should read.
+        The newest report, preferably one with k-NN, which verdicts are about; for each representation "dim",
+        "rankme", "spread", "spectrum", "scores" and "measures" by protocol; and sentences that a reader must know.
     """
     found, remarks = list[Report](), list[str]()
     for path in sorted((folder / "evaluations").glob("*/report.json"), key=_number, reverse=True):
@@ -224,12 +244,12 @@ def evaluated(folder: Path) -> tuple[Evaluated | None, list[str]]:
 
 
 def setting(report: Report) -> tuple[Any, ...]:
-    """What must be the same for two evaluations to be comparable."""
+    """What two comparable evaluations have in common."""
     return report.source, report.test, tuple(sorted(report.images.items())), report.classes
 
 
 def title(protocol: str) -> str:
-    """What to call a protocol."""
+    """Title of a protocol."""
     return TITLES.get(protocol, protocol.replace("_", " "))
 
 
@@ -237,19 +257,20 @@ def accuracies(runs: Sequence[Facts], reports: Sequence[Evaluated | None]) -> Fa
     """Accuracies and measures of all runs and their baselines.
 
     Args:
-        runs: of `run_facts`.
-        reports: of `evaluated`, one for each run.
+        runs: results of `run_facts`.
+        reports: first results of `evaluated`, one for each run.
 
     Returns:
-        "protocols" and "measures", each a list of "id", "title" and "rows": "run", "kind" ("trained", "untrained",
-        "pixels"), "label", "value", "low", "high" (percent, or a measure's own unit; no interval is None), and of
-        measures "details"; "remarks"; "by_class" and "by_k", charts, or None.
+        "protocols" and "measures", lists of "id", "title" and "rows". A row has "run", "kind" ("trained",
+        "untrained", "pixels"), "label", "value", "low" and "high" (percent, or a measure's own unit; None without an
+        interval); rows of measures also have "details". "remarks" are sentences. "by_class" and "by_k" are charts or
+        None.
     """
     there = {i: found for i, found in enumerate(reports) if found is not None}
     several = len(runs) > 1
     protocols: dict[str, Facts] = {}
     measures: dict[str, Facts] = {}
-    # Raw pixels are nobody's: once for all that were evaluated on the same images at the same size, and last.
+    # Raw pixels belong to no run: they come last, once for all evaluations of the same images at the same size.
     pixels = {
         (setting(report), report.test_size): (i, "pixels")
         for i, (report, parts) in reversed(there.items())
@@ -273,17 +294,11 @@ def accuracies(runs: Sequence[Facts], reports: Sequence[Evaluated | None]) -> Fa
     remarks = []
     if len({setting(report) for report, _ in there.values()}) > 1:
         remarks.append(
-            "These runs were evaluated on different images: compare each with its own baselines, not with the others."
+            "These runs were evaluated on different images: compare each with its own baselines, not with other runs."
         )
     for i, (report, _) in there.items():
         who = f"{runs[i]['name']}: " if several else ""
-        count = report.images
-        remarks.append(
-            f"{who}{count['test']} test images of {printable(report.test or report.source, 60)} in "
-            f"{len(report.classes)} classes, {count['train']} to learn from, {count['validation']} to choose on; at "
-            f"{report.test_size} pixels, {'' if report.features == 'pooled' else f'features {report.features}, '}"
-            f"seed {report.seed}, in {duration(report.seconds)}."
-        )
+        remarks.append(who + summary.conditions(report))
         if report.bad:
             remarks.append(f"{who}{len(report.bad)} images could not be read and were left out.")
     return {
@@ -296,7 +311,7 @@ def accuracies(runs: Sequence[Facts], reports: Sequence[Evaluated | None]) -> Fa
 
 
 def _by_class(runs: Sequence[Facts], there: Mapping[int, Evaluated]) -> Facts | None:
-    """Accuracy by class under the first run's headline protocol, of the runs evaluated on the same images."""
+    """Accuracy by class under the first run's headline protocol, for the runs evaluated on the same images."""
     if not there:
         return None
     first, parts = next(iter(there.values()))
@@ -316,14 +331,13 @@ def _by_class(runs: Sequence[Facts], there: Mapping[int, Evaluated]) -> Facts | 
                 )
     order = [k for k, v in enumerate(lines[0]["values"]) if v is not None]
     order.sort(key=lambda k: -lines[0]["values"][k])
-    left_out = len(order) - _MOST_CLASSES
-    if left_out > 0:
-        order = order[: _MOST_CLASSES // 2] + order[-_MOST_CLASSES // 2 :]
+    left_out = max(0, len(order) - MOST_CLASSES)
+    order = list(ends(order))
     return {
         "title": f"{title(headline)} by class",
         "classes": [printable(first.classes[k], 80) for k in order],
         "lines": [line | {"values": [line["values"][k] for k in order]} for line in lines],
-        "left_out": max(0, left_out),
+        "left_out": left_out,
     }
 
 
@@ -375,7 +389,7 @@ def _words(setting: Mapping[str, float]) -> str:
 
 
 def _curve(details: Mapping[str, float]) -> Facts | None:
-    """Details whose names differ in one number are a curve: "recall at 1", "recall at 5", "recall at 10"."""
+    """The curve of details whose names differ in one number, such as "recall at 1", "recall at 5"; or None."""
     parts = [re.fullmatch(r"(\D*?)(-?\d+(?:\.\d+)?(?:e-?\d+)?)(\D*)", name) for name in details]
     known = [m for m in parts if m is not None]
     if len(known) < 3 or len(known) < len(parts) or len({(m[1], m[3]) for m in known}) > 1:
@@ -386,7 +400,7 @@ def _curve(details: Mapping[str, float]) -> Facts | None:
 
 
 def tone(verdict: str) -> str:
-    """Of a verdict: "good", "weak", "bad", or "plain"."""
+    """The tone of a verdict: "good", "weak", "bad" or "plain"."""
     if "collapsed" in verdict:
         return "bad"
     if "not better" in verdict:
@@ -398,7 +412,7 @@ def tone(verdict: str) -> str:
 
 
 def settings(runs: Sequence[Any]) -> Facts:
-    """Settings that differ between the runs, "differ", and those that do not, "same": name and value for each run."""
+    """Settings that "differ" (name and a value for each run) and settings that are the "same" (name and value)."""
     found = [{k: printable(v, 3000) for k, v in summary.settings(run.recipe)} for run in runs]
     for values, run in zip(found, runs, strict=True):
         values["images"] = printable(
@@ -415,7 +429,7 @@ def settings(runs: Sequence[Any]) -> Facts:
 
 
 def rounded(x: float) -> float:
-    """To six digits: what a page of thousands of numbers need not carry along."""
+    """Round to six digits: a page of thousands of numbers needs no more."""
     return float(f"{x:.{_DIGITS}g}")
 
 

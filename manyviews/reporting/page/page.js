@@ -1,6 +1,6 @@
 "use strict";
-// Draws what the facts in the page say. Names and labels come from other people's data: they are only ever put into
-// textContent and into attributes, never parsed as HTML.
+// Draws the facts in the page. Names and labels come from other people's data: they go into textContent and
+// attributes only, and are never parsed as HTML.
 (() => {
   const facts = JSON.parse(document.getElementById("facts").textContent);
   const root = document.documentElement;
@@ -64,10 +64,10 @@
   // -- line charts: several series, one moment -------------------------------------------------------------------------
 
   const hidden = new Set(); // runs that are switched off
-  const charts = []; // all that are drawn, to be drawn again
+  const charts = []; // all charts, to redraw them
   const kinds = { trained: "", untrained: " untrained", pixels: " pixels" };
 
-  /** Charts of one group show the same place on their x axes. */
+  /** Charts of one group show the same value of x. */
   class Group {
     constructor() { this.charts = []; this.x = null; }
     point(x) { this.x = x; for (const c of this.charts) c.point(x); }
@@ -83,7 +83,7 @@
   }
 
   function smoothed(y) {
-    // Means over about a 20th of the curve, of what came before and of what comes after: nothing lags.
+    // Means over about a 20th of the curve, half before and half after each point: nothing lags.
     const keep = 1 - 1 / Math.max(1, y.length / 40);
     const pass = (values) => { let sum = 0, weight = 0; return values.map((v) => { sum = keep * sum + v; weight = keep * weight + 1; return [sum, weight]; }); };
     const before = pass(y), after = pass([...y].reverse()).reverse();
@@ -95,7 +95,7 @@
     constructor(figure, spec) {
       Object.assign(this, { figure, spec, log: spec.log, raw: spec.lines });
       this.readout = el("div", { class: "readout" });
-      this.svg = svg("svg", { tabindex: 0, role: "application" }); // which lets screen readers hand on the arrow keys
+      this.svg = svg("svg", { tabindex: 0, role: "application" }); // so that screen readers pass the arrow keys on
       figure.append(this.readout, this.svg);
       if (spec.canLog !== false) {
         this.tool = el("button", { type: "button", class: "tool", "aria-pressed": String(this.log), "aria-label": `Logarithmic axis of ${spec.title}`, onclick: () => { this.log = !this.log; this.tool.setAttribute("aria-pressed", String(this.log)); this.draw(); } }, "log");
@@ -107,7 +107,7 @@
       this.svg.addEventListener("pointermove", (e) => this.pointed(e));
       this.svg.addEventListener("pointerdown", (e) => this.pointed(e));
       this.svg.addEventListener("pointerleave", (e) => { if (e.pointerType === "mouse") spec.group.point(null); });
-      // All charts of a group show the same moment; only the one that has the keyboard reads it out.
+      // All charts of a group show the same moment; only the focused one reads it out.
       this.svg.addEventListener("focus", () => this.readout.setAttribute("aria-live", "polite"));
       this.svg.addEventListener("blur", () => { this.readout.removeAttribute("aria-live"); spec.group.point(null); });
       this.svg.addEventListener("keydown", (e) => this.key(e));
@@ -206,7 +206,7 @@
       this.readout.replaceChildren(...items);
     }
     fill(into) {
-      // Fifty rows tell what there is to tell; the log has them all.
+      // Fifty rows are enough; the log has them all.
       const x = [...new Set(this.lines.flatMap((s) => s.x))].sort((a, b) => a - b);
       const few = x.length <= 50 ? x : Array.from({ length: 50 }, (_, i) => x[Math.round(i * (x.length - 1) / 49)]);
       const head = el("tr", {}, el("th", { scope: "col" }, this.spec.xName()), ...this.lines.map((s) => el("th", { scope: "col", class: "n" }, s.name)));
@@ -419,35 +419,35 @@
       root.dataset.map = "ready";
     }
 
-    /** The map of one run; from the map before, every image moves to its new place. */
+    /** Show the map of one run: every image moves from its old position to its new one. */
     async show(run) {
       this.run = run;
       if (!this.maps[run]) {
         const file = this.info.runs[run].src, key = `run-${run}`;
         if (!window.manyviews[key]) await load(file);
-        const m = window.manyviews[key], places = unpack(m.places, Float32Array);
-        this.maps[run] = { places: this.normal(places), clusters: unpack(m.clusters, Uint8Array), near: unpack(m.near, Uint32Array), kept: m.kept, said: m.said ? unpack(m.said, Uint16Array) : null, share: m.share ? unpack(m.share, Uint8Array) : null };
+        const m = window.manyviews[key], positions = unpack(m.positions, Float32Array);
+        this.maps[run] = { positions: this.normal(positions), clusters: unpack(m.clusters, Uint8Array), near: unpack(m.near, Uint32Array), kept: m.kept, said: m.said ? unpack(m.said, Uint16Array) : null, share: m.share ? unpack(m.share, Uint8Array) : null };
       }
       if (this.run !== run) return;
-      const from = this.places, to = this.maps[run].places;
+      const from = this.positions, to = this.maps[run].positions;
       this.map = this.maps[run];
       this.paint();
-      if (!from || this.calm.matches) { this.places = to; this.index(); this.draw(); }
+      if (!from || this.calm.matches) { this.positions = to; this.index(); this.draw(); }
       else {
         const start = performance.now(), between = new Float32Array(from.length);
-        this.places = between;
+        this.positions = between;
         const move = (now) => {
           if (this.run !== run) return;
           const t = clamp((now - start) / 600, 0, 1), s = t * t * (3 - 2 * t);
           for (let i = 0; i < between.length; i++) between[i] = from[i] + (to[i] - from[i]) * s;
-          if (t < 1) { this.paintNow(); requestAnimationFrame(move); } else { this.places = to; this.index(); this.draw(); }
+          if (t < 1) { this.paintNow(); requestAnimationFrame(move); } else { this.positions = to; this.index(); this.draw(); }
         };
         requestAnimationFrame(move);
       }
       if (this.picked >= 0) this.card();
     }
 
-    /** Places so that the longer side of a map is from -1 to 1; `sides` are half of what the maps need. */
+    /** Scale positions so that the longer side of a map is [-1, 1]; `sides` are half the sides of all maps. */
     normal(p) {
       let [x0, x1, y0, y1] = [Infinity, -Infinity, Infinity, -Infinity];
       for (let i = 0; i < p.length; i += 2) { x0 = Math.min(x0, p[i]); x1 = Math.max(x1, p[i]); y0 = Math.min(y0, p[i + 1]); y1 = Math.max(y1, p[i + 1]); }
@@ -471,7 +471,7 @@
       return Array.from({ length: this.info.clusters }, (_, k) => `cluster ${k + 1}`);
     }
     recolor() {
-      // Eight colors that everybody can tell apart, then the same lighter and darker; names are always a click away.
+      // Eight colors that everybody can tell apart, then lighter and darker ones; names are always a click away.
       const base = Array.from({ length: 8 }, (_, k) => rgb(`--c${k}`)), ink = rgb("--ink"), paper = rgb("--sheet");
       const darker = ink[0] < 128 ? ink : paper, lighter = darker === ink ? paper : ink;
       const mix = (a, b, t) => `rgb(${a.map((v, c) => Math.round(v + (b[c] - v) * t)).join(" ")})`;
@@ -493,7 +493,7 @@
       legend.replaceChildren(...this.groups.flatMap((g, k) => counts[k] ? [el("button", {
         type: "button", "aria-pressed": "true", "data-group": k, title: "Click: hide or show. Double-click, or Shift and Enter: this one alone.",
         onclick: (e) => {
-          // The first click of two has hidden or shown it: that is taken back.
+          // The first of the two clicks has hidden or shown it: undo that.
           if (e.detail > 1 && this.before) this.off = new Set(this.before); else this.before = new Set(this.off);
           if (e.shiftKey || e.detail > 1) this.only(k); else { if (this.off.has(k)) this.off.delete(k); else this.off.add(k); this.choose(); }
         },
@@ -539,24 +539,24 @@
       this.paintNow();
     }
     get unit() { return Math.min(this.w / this.sides[0], this.h / this.sides[1]) * 0.465 * this.scale; }
-    screen(i) { return [this.w / 2 + (this.places[2 * i] - this.x) * this.unit, this.h / 2 - (this.places[2 * i + 1] - this.y) * this.unit]; }
+    screen(i) { return [this.w / 2 + (this.positions[2 * i] - this.x) * this.unit, this.h / 2 - (this.positions[2 * i + 1] - this.y) * this.unit]; }
     draw() { if (!this.frame) this.frame = requestAnimationFrame(() => { this.frame = 0; this.paintNow(); }); }
     paintNow() {
-      if (!this.w || !this.places) return;
-      const { context: g, w, h, ratio, places, unit } = this, left = w / 2 - this.x * unit, top = h / 2 + this.y * unit;
+      if (!this.w || !this.positions) return;
+      const { context: g, w, h, ratio, positions, unit } = this, left = w / 2 - this.x * unit, top = h / 2 + this.y * unit;
       g.setTransform(ratio, 0, 0, ratio, 0, 0);
       g.clearRect(0, 0, w, h);
       const r = clamp(0.28 * Math.sqrt(w * h / this.n) * this.scale ** 0.5, 1.1, 6), d = 2 * r, round = r > 1.6;
-      const inside = []; // of the shown
+      const inside = []; // shown images on the canvas
       for (let i = 0; i < this.n; i++) {
-        const x = left + places[2 * i] * unit, y = top - places[2 * i + 1] * unit;
+        const x = left + positions[2 * i] * unit, y = top - positions[2 * i + 1] * unit;
         if (x < -40 || y < -40 || x > w + 40 || y > h + 40) continue;
         if (this.shown[i]) inside.push(i);
         else { g.fillStyle = this.faint; g.fillRect(x - 1, y - 1, 2, 2); }
       }
       const size = clamp(rem() * 2.2 * Math.sqrt(this.scale / 4), rem() * 1.6, rem() * 4.5), pictures = $("#map-thumbs").checked && inside.length * size * size < 0.55 * w * h && inside.length < 400 && (this.scale > 1.5 || inside.length < 120);
       if (!pictures) {
-        // One color after the other: to change it costs more than to draw.
+        // Draw one color after the other: changing the color costs more than drawing.
         const rows = Array.from(this.colors, () => []);
         for (const i of inside) rows[this.groupOf[i]].push(i);
         g.globalAlpha = inside.length > 4000 ? 0.75 : 0.88;
@@ -564,9 +564,9 @@
           g.fillStyle = this.colors[k];
           if (round && inside.length < 6000) {
             g.beginPath();
-            for (const i of row) { const x = left + places[2 * i] * unit, y = top - places[2 * i + 1] * unit; g.moveTo(x + r, y); g.arc(x, y, r, 0, 7); }
+            for (const i of row) { const x = left + positions[2 * i] * unit, y = top - positions[2 * i + 1] * unit; g.moveTo(x + r, y); g.arc(x, y, r, 0, 7); }
             g.fill();
-          } else for (const i of row) g.fillRect(left + places[2 * i] * unit - r, top - places[2 * i + 1] * unit - r, d, d);
+          } else for (const i of row) g.fillRect(left + positions[2 * i] * unit - r, top - positions[2 * i + 1] * unit - r, d, d);
         });
         g.globalAlpha = 1;
       } else for (const i of inside) this.thumb(g, i, ...this.screen(i), size);
@@ -610,10 +610,10 @@
 
     // - finding images
 
-    /** Images in the cells of a grid, for the nearest one to be found without asking them all. */
+    /** Sort images into the cells of a grid, to find the nearest one without checking all of them. */
     index() {
       const cells = 160, start = new Uint32Array(cells * cells + 1), of = new Uint32Array(this.n);
-      const cell = (i) => clamp(Math.floor((this.places[2 * i] + 1) / 2 * cells), 0, cells - 1) + cells * clamp(Math.floor((this.places[2 * i + 1] + 1) / 2 * cells), 0, cells - 1);
+      const cell = (i) => clamp(Math.floor((this.positions[2 * i] + 1) / 2 * cells), 0, cells - 1) + cells * clamp(Math.floor((this.positions[2 * i + 1] + 1) / 2 * cells), 0, cells - 1);
       for (let i = 0; i < this.n; i++) start[(of[i] = cell(i)) + 1]++;
       for (let c = 0; c < cells * cells; c++) start[c + 1] += start[c];
       const next = start.slice(), items = new Uint32Array(this.n);
@@ -628,7 +628,7 @@
       for (let row = c(wy - far); row <= c(wy + far); row++) for (let column = c(wx - far); column <= c(wx + far); column++) for (let k = start[row * cells + column]; k < start[row * cells + column + 1]; k++) {
         const i = items[k];
         if (!this.shown[i]) continue;
-        const dx = this.places[2 * i] - wx, dy = this.places[2 * i + 1] - wy, square = dx * dx + dy * dy;
+        const dx = this.positions[2 * i] - wx, dy = this.positions[2 * i + 1] - wy, square = dx * dx + dy * dy;
         if (square < least) { least = square; best = i; }
       }
       return best;
@@ -675,7 +675,7 @@
     }
     pan(dx, dy) { this.x -= dx / this.unit; this.y += dy / this.unit; this.moved(); }
     fit() { Object.assign(this, { scale: 1, x: 0, y: 0 }); this.moved(); }
-    center(i) { this.x = this.places[2 * i]; this.y = this.places[2 * i + 1]; this.scale = Math.max(this.scale, 4); this.moved(); }
+    center(i) { this.x = this.positions[2 * i]; this.y = this.positions[2 * i + 1]; this.scale = Math.max(this.scale, 4); this.moved(); }
     moved() {
       const room = this.scale === 1 ? 0.4 : 1.1;
       this.x = clamp(this.x, -room, room);
@@ -686,14 +686,14 @@
     byCanvas() {
       const c = this.canvas, spot = (e) => { const box = c.getBoundingClientRect(); return [e.clientX - box.left, e.clientY - box.top]; };
       let far = 0;
-      // Scrolling down at full view scrolls the page: one is not caught in the map.
+      // At full view, scrolling down scrolls the page, so that the map does not catch the reader.
       c.addEventListener("wheel", (e) => {
-        if (!this.places || (e.deltaY > 0 && this.scale === 1 && !e.ctrlKey)) return;
+        if (!this.positions || (e.deltaY > 0 && this.scale === 1 && !e.ctrlKey)) return;
         e.preventDefault();
         this.zoom(Math.exp(-e.deltaY * (e.deltaMode ? 0.05 : e.ctrlKey ? 0.01 : 0.002)), ...spot(e));
       }, { passive: false });
       c.addEventListener("pointerdown", (e) => {
-        if (e.button) return; // a context menu, which may keep the release to itself
+        if (e.button) return; // a context menu may swallow the release
         this.aim = false;
         far = this.pointers.size ? 99 : 0;
         this.pointers.set(e.pointerId, spot(e));
@@ -701,7 +701,7 @@
         if (e.pointerType === "mouse") c.classList.add("held");
       });
       c.addEventListener("pointermove", (e) => {
-        if (!this.places) return;
+        if (!this.positions) return;
         const [x, y] = spot(e), before = this.pointers.get(e.pointerId);
         if (!before) {
           this.over = this.at(x, y, 14);
@@ -782,7 +782,7 @@
   for (const section of $$("section[id]")) seen.observe(section);
 
   root.dataset.charts = "ready";
-  // The charts are there first; then comes the map, whose names and places are large.
+  // Charts first. The map comes later, because its names and positions are large.
   if (facts.map) addEventListener("load", () => {
     new Atlas(facts.map).open().catch((error) => { $("#map-wait").textContent = `The map could not be opened: ${error.message}.`; });
   });

@@ -1,4 +1,4 @@
-"""What of the page is pictures: views, patches, attention, and the images themselves, as small files beside it."""
+"""The pictures of the page: images, views, patches and attention, as small files beside it."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ from manyviews.data import BadImage, Source, load_canvases
 from manyviews.data.decode import decode
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen, normalize, test_transform
+from manyviews.reporting.plots import in_colors
 from manyviews.settings import Recipe
 from manyviews.views import Crop, View, Views
 
 Facts = dict[str, Any]
 
 SIDE = 128
-"""Side of a picture in a gallery, pixels."""
+"""Side of a picture in a gallery, in pixels."""
 
-_ROWS = 5  # images of which views are shown
-_HEADS = 6  # of attention, at most
-_GAP = 6  # between the views of one column, pixels
+_ROWS = 5  # images whose views are shown
+_HEADS = 6  # attention heads shown, at most
+_GAP = 6  # pixels between the views of one column
 _QUALITY = 80
-_SMALL = 64  # a picture of up to this many pixels a side is shown with its pixels
+_SMALL = 64  # pictures up to this many pixels wide are enlarged without smoothing
 
 
 @dataclass
 class Pictures:
-    """Numbered WebP files in the folder `pictures` of a page; an image that is shown twice has one.
+    """Numbered WebP files in the folder `pictures` of a page; an image that is shown twice is written once.
 
-    A picture is a dict for the template: `src` (relative to the page), `width`, `height`, and whether it is `small`.
+    A picture is a dict for the template: `src` (relative to the page), `width`, `height`, and `small` (or not).
     """
 
     page: Path
@@ -45,7 +46,7 @@ class Pictures:
     known: dict[tuple[int, int], Facts] = field(default_factory=dict)
 
     def save(self, pixels: np.ndarray, lossless: bool = False) -> Facts:
-        """A picture of uint8 `h w 3`, or `h w 4` with an alpha channel."""
+        """Write a picture from uint8 `h w 3`, or `h w 4` with an alpha channel."""
         (self.page / "pictures").mkdir(exist_ok=True)
         src = f"pictures/{self.count}.webp"
         self.count += 1
@@ -54,7 +55,7 @@ class Pictures:
         return {"src": src, "width": width, "height": height, "small": width <= _SMALL}
 
     def of(self, source: Source, i: int) -> Facts:
-        """A picture of image `i`, with its "name" and its "label", None without one."""
+        """The picture of image `i`, with its "name" and its "label" (None without labels)."""
         key = id(source), i
         if key not in self.known:
             named = {"name": printable(source.where(i), 200), "label": label(source, i)}
@@ -63,9 +64,9 @@ class Pictures:
 
 
 def thumbnail(source: Source, i: int, side: int, enlarge: bool = True) -> np.ndarray:
-    """The central square of an image, uint8 `side side 3`, less where a small one is not enlarged.
+    """The central square of an image, uint8 `side side 3`; smaller if a small image is not enlarged.
 
-    An image that cannot be read any more is gray.
+    An image that can no longer be read is gray.
     """
     try:
         image, extent = decode(source.read(i), at_least=2 * side)
@@ -76,55 +77,54 @@ def thumbnail(source: Source, i: int, side: int, enlarge: bool = True) -> np.nda
 
 
 def label(source: Source, i: int) -> str | None:
-    """The name of an image's class; None without."""
+    """The name of an image's class; None without labels."""
     if source.labels is None or source.classes is None:
         return None
     return printable(source.classes[source.labels[i]], 80)
 
 
 def spread_out(n: int, most: int) -> np.ndarray:
-    """Up to `most` of n indices, from all over: the order of a set is often that of its classes."""
+    """Up to `most` of n indices, evenly spaced: sets are often sorted by class."""
     return np.linspace(0, n - 1, min(most, n)).astype(int)
 
 
 # -- views -------------------------------------------------------------------------------------------------------
 
 
-def views(recipe: Recipe, looks: Sequence[View], source: Source, pictures: Pictures) -> list[Facts]:
-    """What a method looks at: for each kind of view "kind", "count" and its "columns".
+def views(recipe: Recipe, kinds: Sequence[View], source: Source, pictures: Pictures) -> list[Facts]:
+    """The views of a method: for each kind of view its "kind", "count" and "columns".
 
-    Each column has a "title" and, as one picture, that view of the first images, one below the other, at their true
-    relative size. The first kind is the image itself.
+    Each column is one picture with a "title": this view of a few images, one below the other, at their true relative
+    size. The first kind is the image itself.
     """
     canvases, _ = load_canvases(source.subset(spread_out(len(source), _ROWS)), recipe.data.canvas)
     if not len(canvases):
         return []
-    data, cell = recipe.data, max(kind.size for kind in looks if isinstance(kind, Crop))
-    # At their strongest, for those that change as training goes.
-    found = Views(canvases, looks, recipe.seed, 0, data.mean, data.std, progress=1.0)
+    data, cell = recipe.data, max(kind.size for kind in kinds if isinstance(kind, Crop))
+    # Views that change during training are shown at their strongest.
+    found = Views(canvases, kinds, recipe.seed, 0, data.mean, data.std, progress=1.0)
     whole = [
-        # Batch are squashed: in their true proportions again.
+        # Canvases are squashed: restore their proportions.
         np.asarray(Image.fromarray(x).resize((max(1, cell * w // max(h, w)), max(1, cell * h // max(h, w)))))
         for x, (h, w) in zip(canvases.pixels.permute(0, 2, 3, 1).numpy(), canvases.extent.tolist(), strict=True)
     ]
-    kinds = [{"kind": "image", "count": 1, "columns": [{"title": "image", **pictures.save(_column(whole, cell))}]}]
-    for kind in looks:
+    groups = [{"kind": "image", "count": 1, "columns": [{"title": "image", **pictures.save(_column(whole, cell))}]}]
+    for kind in kinds:
         columns = []
         for _, i, x in found.each([kind]):
             title = f"{kind.name} {i + 1}" if kind.count > 1 else kind.name
             columns.append({"title": title, **pictures.save(_column(_pixels(x, data.mean, data.std), cell))})
-        kinds.append({"kind": kind.name, "count": kind.count, "columns": columns})
-    return kinds
+        groups.append({"kind": kind.name, "count": kind.count, "columns": columns})
+    return groups
 
 
 def _pixels(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> list[np.ndarray]:
-    """Normalized `b 3 h w` as uint8 `h w 3` each."""
-    pixels = x.detach().float().cpu().permute(0, 2, 3, 1).numpy() * np.array(std) + np.array(mean)
-    return list((255 * pixels.clip(0, 1)).round().astype(np.uint8))
+    """Normalized images (`b 3 h w`) as uint8 `h w 3` each."""
+    return list((255 * in_colors(x, mean, std)).round().astype(np.uint8))
 
 
 def _column(images: Sequence[np.ndarray], cell: int) -> np.ndarray:
-    """Images in a column of square cells, what they leave of them transparent; small ones in whole larger pixels."""
+    """Images in a column of square, transparent cells; small images are enlarged by a whole factor."""
     times = max(1, 96 // cell)
     cell = cell * times
     column = np.zeros((len(images) * (cell + _GAP) - _GAP, cell, 4), dtype=np.uint8)
@@ -147,11 +147,11 @@ def patches(
     device: torch.device | str,
     pictures: Pictures,
 ) -> Facts:
-    """What an encoder says of the patches of a few images.
+    """Pictures of the patch features and the attention of a few images.
 
     Returns:
-        "grid" (rows of patches), "components" (a picture for each image: see `components`), "attention" (by name, such
-        as "mean of 4 heads" or "head 1", a picture for each image; empty for encoders without a class token).
+        "grid" (rows of patches), "components" (a picture for each image: see `components`) and "attention": a picture
+        for each image by name, such as "mean of 4 heads" or "head 1"; empty for encoders without a class token.
 
     Raises:
         UserError: the encoder has no map of features.
@@ -163,8 +163,8 @@ def patches(
         found = patch_features(encoder, x).float().cpu()
         heads = attention(encoder, x)
     side = math.isqrt(found.shape[1])
-    if side * side != found.shape[1]:  # a token among them that timm does not tell of
-        raise UserError(f"{encoder.name} gives {found.shape[1]} places, which are no square.")
+    if side * side != found.shape[1]:  # it includes a token that timm does not declare
+        raise UserError(f"{encoder.name} gives {found.shape[1]} patches, which is no square number.")
     colors = components(found).reshape(-1, side, side, 3)
     maps: dict[str, Tensor] = {}
     if heads is not None:
@@ -186,8 +186,8 @@ def patches(
 def components(x: Tensor) -> np.ndarray:
     """The first three principal components of patch features (`b n d`) as red, green and blue: uint8 `b n 3`.
 
-    Of all patches together, so that a color means the same in every image. Each runs from its 1st to its 99th
-    percentile.
+    They are computed over all patches together: a color means the same in every image. Each component is scaled from
+    its 1st to its 99th percentile.
     """
     flat = x.flatten(0, 1).double()
     flat = flat - flat.mean(0)
@@ -205,8 +205,8 @@ def components(x: Tensor) -> np.ndarray:
 def attention(encoder: Encoder, x: Tensor) -> Tensor | None:
     """How much the class token attends to each patch in each head of the last block, `b heads n`.
 
-    As the block itself computes it: sums over all tokens, of which the prefix ones are left out here, are 1. None for
-    encoders without blocks of timm's attention, or without a class token.
+    The block computes the weights itself. They sum to 1 over all tokens; prefix tokens are left out here. None for
+    encoders without timm's attention blocks or without a class token.
     """
     model: Any = encoder.model
     blocks = getattr(model, "blocks", None)
@@ -216,7 +216,7 @@ def attention(encoder: Encoder, x: Tensor) -> Tensor | None:
     heard: list[Tensor] = []
     fused, hook = inner.fused_attn, inner.attn_drop.register_forward_hook(lambda _, __, weights: heard.append(weights))
     try:
-        inner.fused_attn = False  # the fused kernel never has the weights
+        inner.fused_attn = False  # the fused kernel never computes the weights
         encoder(x)
     finally:
         inner.fused_attn = fused
@@ -225,11 +225,12 @@ def attention(encoder: Encoder, x: Tensor) -> Tensor | None:
 
 
 def _glow(maps: Tensor) -> np.ndarray:
-    """Maps `b h w` as uint8 `b h w 3`, each from black at 0 to bright at its own maximum."""
+    """Maps (`b h w`) as uint8 `b h w 3`, each from black at 0 to bright at its own maximum."""
     from matplotlib import colormaps
 
     relative = maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)
-    return (255 * colormaps["inferno"](relative.numpy())[..., :3]).round().astype(np.uint8)
+    colors: np.ndarray = colormaps["inferno"](relative.numpy())[..., :3]
+    return (255 * colors).round().astype(np.uint8)
 
 
 def _seen(source: Source, i: int, size: int) -> np.ndarray:

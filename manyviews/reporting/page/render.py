@@ -1,4 +1,4 @@
-"""The page's HTML, from facts. All that comes from people's data is escaped, and nothing is loaded from elsewhere."""
+"""The page's HTML. Everything from people's data is escaped, and nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ HERE = Path(__file__).parent
 def render(facts: dict[str, Any]) -> str:
     """The HTML of a page.
 
-    Its style and its script are inside, and a policy allows these and no others but files beside it: what a name or a
-    label holds can neither run nor load anything, even if it were not escaped.
+    The page contains its style and its script. A policy allows only these and the files beside the page: a name or a
+    label could neither run nor load anything, even if it were not escaped.
     """
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(
@@ -27,7 +27,7 @@ def render(facts: dict[str, Any]) -> str:
     environment.filters |= {"percent": "{:.1f}".format, "two": "{:.2f}".format, "thousands": "{:,}".format}
     policy = {
         "default-src": "'none'",
-        # Pages from disk have no origin in some browsers: to them 'self' is nothing, and file: is.
+        # In some browsers, pages from disk have no origin: there, file: works and 'self' does not.
         "script-src": f"{_hash(script)} 'self' file:",
         "style-src": _hash(style),
         "img-src": "'self' file:",
@@ -44,18 +44,18 @@ def render(facts: dict[str, Any]) -> str:
 
 
 def embedded(content: Any) -> str:
-    """JSON for a script element of an HTML page: nothing in it can end the element, or begin a comment."""
+    """JSON for a script element of an HTML page. Nothing in it can end the element or begin a comment."""
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _for_script(facts: dict[str, Any]) -> dict[str, Any]:
-    """What the script draws; the rest is in the HTML."""
+    """The facts that the script draws; the rest is in the HTML."""
     runs = [{k: run[k] for k in ("name", "steps_per_epoch", "spectra")} for run in facts["runs"]]
     images = {k: facts["images"][k] for k in ("map", "subspaces")}
     return {"runs": runs, "curves": facts["curves"], "accuracy": facts["accuracy"], **images}
 
 
 def _hash(text: str) -> str:
-    """A policy's name for a style or a script of this text."""
+    """The name of a style or script with this text in a policy."""
     return f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'"
