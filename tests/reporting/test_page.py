@@ -1,4 +1,4 @@
-"""What the page says, and that it says no more than it should; how it looks and moves is tested in a browser."""
+"""What the page says, and that nothing in people's data can harm it. Its looks and moves are tested in a browser."""
 
 import dataclasses
 import json
@@ -28,28 +28,10 @@ from manyviews.reporting import embedding_map
 from manyviews.reporting.page import atlas, gather, pictures, write
 from manyviews.reporting.page.render import embedded
 
+from .conftest import stored, untrained_run
+
 HOSTILE = "<img src=x onerror=alert(1)>"
 LABELS = [f"{HOSTILE}</script><script>alert(2)</script>", 'class="b" {{ 7*7 }}', "日本\u202e\x1b]0;x\x07"]
-
-
-class FakeRun(SimpleNamespace):
-    """What the page asks of a `manyviews.Run`, without an hour of training."""
-
-
-def fake_run(folder, recipe="simclr_tiny", images=None, finished=True, log=(), seed=0):
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(seed)
-    chosen = recipes.get(recipe)
-    method = loop.build(chosen).eval()
-    return FakeRun(
-        folder=folder,
-        recipe=chosen,
-        facts={"data": images, "images": 60, "machine": "a machine", "started": "2026-01-01T00:00:00+00:00"},
-        log=list(log),
-        summary={"seconds": 61.0, "bad_images": 0} if finished else None,
-        encoder=method.kept_encoder,
-        method=method,
-    )
 
 
 def curve(steps, **values):
@@ -58,7 +40,7 @@ def curve(steps, **values):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """60 noisy pictures of three colors with hostile names, and a CSV of hostile labels. Not to be changed."""
+    """60 noisy pictures of three colors with hostile names, and a CSV of hostile labels. Do not change them."""
     folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     lines = ["path,label"]
     for i in range(60):
@@ -74,26 +56,25 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(photos, tmp_path_factory):
-    """A page of three runs, one of them evaluated, one unfinished; without umap-learn, which takes long to start."""
+    """A page of three runs: one is evaluated, one unfinished. Without umap-learn, which takes long to start."""
     folder = tmp_path_factory.mktemp("report")
     labels = photos.parent / "labels.csv"
     observed = [{"step": s, "monitor/knn": 0.5, "monitor/spread": 0.02, "monitor/rankme": 2.0} for s in (0, 90)]
     observed.append({"step": 90, "alarm": "The features have collapsed."})
     runs = [
-        fake_run(folder / HOSTILE, images=str(photos), log=[*curve(100), *observed]),
-        fake_run(folder / "vit", "mae_tiny", images=str(photos), log=curve(50), seed=1),
-        fake_run(folder / "unfinished", finished=False, images=str(photos), log=curve(5)),
+        untrained_run(folder / HOSTILE, images=str(photos), log=[*curve(100), *observed]),
+        untrained_run(folder / "vit", "mae_tiny", images=str(photos), log=curve(50), seed=1),
+        untrained_run(folder / "unfinished", finished=False, images=str(photos), log=curve(5)),
     ]
     source = open_source(photos, labels)
     recipe = runs[0].recipe
     found = evaluate(
         runs[0].encoder, source, protocols=["knn"], test_size=32, mean=recipe.data.mean, std=recipe.data.std
     )
-    where = runs[0].folder / "evaluations" / "1"
-    where.mkdir(parents=True)
-    (where / "report.json").write_text(found.to_json())
+    stored(runs[0].folder, 1, found.to_json())
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "umap", None)
+        patch.setattr(embedding_map, "_TSNE", 0)
         return write(runs, folder / "page", data=photos, labels=labels, queries=photos)
 
 
@@ -163,48 +144,41 @@ def test_facts_in_the_page_survive_whatever_they_hold():
 def test_it_says_what_is_there_and_how_to_get_the_rest(page):
     words = " ".join("".join(Elements(page.read_text(encoding="utf-8")).words).split())
     assert "manyviews resume" in words and "unfinished, 0.4 of 2 epochs" in words
-    assert "It was not evaluated yet. manyviews evaluate" in words
+    assert "It has not been evaluated yet. manyviews evaluate" in words
     assert "At step 90: The features have collapsed" in words
-    assert "umap-learn is not installed, and t-SNE took its place. pip install 'manyviews[map]'" in words
+    assert "umap-learn is not installed, so PCA laid out the map. pip install 'manyviews[map]'" in words
     assert "60 images of photos" in words
     assert "mean of 2 heads" in words and "head 2" in words  # of the transformer
 
 
 def test_without_its_images_there_is_a_page_all_the_same(tmp_path):
-    gone = fake_run(tmp_path / "gone", "mast_tiny", images=str(tmp_path / "none"), log=curve(9))
-    far = fake_run(tmp_path / "far", images="s3://photos/", finished=False)
-    for run, said in ((gone, "not where they were"), (far, "are not fetched unasked")):
+    gone = untrained_run(tmp_path / "gone", "mast_tiny", images=str(tmp_path / "none"), log=curve(9))
+    far = untrained_run(tmp_path / "far", images="s3://photos/", finished=False)
+    for run, said in ((gone, "not where they were"), (far, "only fetched if you ask")):
         html = write([run], tmp_path / f"page {run.folder.name}").read_text(encoding="utf-8")
         assert said in html and "--data IMAGES" in html
-    assert "Nothing was logged yet" in html
+    assert "Nothing has been logged yet" in html
     assert "Subspaces" in (tmp_path / "page gone" / "index.html").read_text(encoding="utf-8")
 
 
-def test_what_cannot_be_shown_is_said(tmp_path, photos):
-    run = fake_run(tmp_path / "run")
-    with torch.no_grad():
-        next(run.encoder.parameters()).fill_(float("nan"))
-    html = write([run], tmp_path / "page", data=photos).read_text(encoding="utf-8")
-    assert "features are not finite" in html and "Views" in html
-
-
-def test_a_single_image_is_no_map(tmp_path, photos):
+def test_what_cannot_be_shown_has_a_reason(tmp_path, photos):
+    run = untrained_run(tmp_path / "run", images=str(photos))
     one = tmp_path / "one"
     one.mkdir()
     shutil.copy(next(p for p in sorted(photos.rglob("*.png"))), one)
-    html = write([fake_run(tmp_path / "run")], tmp_path / "page", data=one).read_text(encoding="utf-8")
+    html = write([run], tmp_path / "a", data=one).read_text(encoding="utf-8")
     assert "Fewer than two images could be read" in html
-
-
-def test_labels_that_were_asked_for_must_be_there(tmp_path, photos):
-    run = fake_run(tmp_path / "run", images=str(photos))
-    with pytest.raises(UserError, match=r"nowhere\.csv"):
-        write([run], tmp_path / "page", labels=tmp_path / "nowhere.csv")
-    assert not (tmp_path / "page").exists()
+    with torch.no_grad():
+        next(run.encoder.parameters()).fill_(float("nan"))
+    html = write([run], tmp_path / "b", data=photos).read_text(encoding="utf-8")
+    assert "features are not finite" in html and "Views" in html
+    with pytest.raises(UserError, match=r"nowhere\.csv"):  # labels that were asked for must be there
+        write([run], tmp_path / "c", labels=tmp_path / "nowhere.csv")
+    assert not (tmp_path / "c").exists()
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_is_left(tmp_path, monkeypatch):
-    run = fake_run(tmp_path / "run")
+    run = untrained_run(tmp_path / "run")
     full = tmp_path / "full"
     full.mkdir()
     (full / "mine").write_text("precious")
@@ -248,7 +222,7 @@ def test_curves_are_in_the_order_in_which_to_read_them(tmp_path):
         {"step": 2, "epoch": 1, "loss": 2.0},
         {"step": 2, "monitor/knn": 0.25},
     ]
-    found = gather.curves([fake_run(tmp_path, log=log)])
+    found = gather.curves([untrained_run(tmp_path, log=log)])
     assert [c["id"] for c in found] == ["loss", "monitor/knn", "loss/b", "lr", "own"]
     assert found[0]["lines"] == [{"run": 0, "x": [2], "y": [2.0]}]  # what is not finite is left out
     assert found[1]["lines"][0]["y"] == [25.0]
@@ -266,26 +240,12 @@ def test_curves_are_in_the_order_in_which_to_read_them(tmp_path):
 )
 def test_the_log_is_read_for_signs_of_trouble(tmp_path, row, said):
     healthy = [{"step": 0, "monitor/spread": 0.01}, *curve(60), {"step": 30, "monitor/knn": 0.6, "monitor/spread": 0.8}]
-    assert gather.run_facts(fake_run(tmp_path, log=healthy), "x")["warnings"] == []
-    warnings = gather.run_facts(fake_run(tmp_path, log=[*healthy, {"step": 90} | row]), "x")["warnings"]
+    assert gather.run_facts(untrained_run(tmp_path, log=healthy), "x")["warnings"] == []
+    warnings = gather.run_facts(untrained_run(tmp_path, log=[*healthy, {"step": 90} | row]), "x")["warnings"]
     assert len(warnings) == 1 and said in warnings[0]
 
 
 # -- evaluations -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def report():
-    rng = np.random.default_rng(0)
-    labels = np.arange(90) % 3
-    pixels = (80 * labels[:, None, None, None] + rng.integers(0, 70, (90, 12, 12, 3))).astype(np.uint8)
-    encoder = Encoder("resnet18", stem="small", channels=(4, 4, 8, 8))
-    return evaluate(encoder, open_source((pixels, labels)), test_size=12, mean=(0.5,) * 3, std=(0.25,) * 3)
-
-
-def stored(folder, number, report):
-    (folder / "evaluations" / str(number)).mkdir(parents=True)
-    (folder / "evaluations" / str(number) / "report.json").write_text(report)
 
 
 def only(report, protocol, **changes):
@@ -332,28 +292,26 @@ def test_several_runs_share_their_raw_pixels_only_if_these_are_the_same(tmp_path
     assert "evaluated on different images" in found["remarks"][0]
 
 
-def test_measures_are_shown_when_a_representation_has_them():
+def test_measures_are_shown_without_accuracies_too(tmp_path, report):
     recall = {f"recall at {k}": 0.1 * k for k in (1, 2, 4, 8)}
-    measure = gather._measure(Measure("mAP", 0.5, None, recall, {"k": 3.0}))
-    assert measure["value"] == 0.5 and measure["low"] is None
-    assert measure["curve"] == {"x": [1, 2, 4, 8], "y": [0.1, 0.2, 0.4, 0.8], "label": "recall at"}
-    assert gather._measure(Measure("NMI", 1.0, (0.9, 1.0), {"ARI": 0.3, "purity": 0.4}, {}))["curve"] is None
-    assert gather._measure(Measure("x", float("nan"), None, {"y": float("inf")}, {}))["value"] is None
-
-
-def test_an_evaluation_without_accuracies_has_a_page_too(tmp_path, report):
-    measure = Measure("NMI", 0.25, (0.2, 0.3), {"purity": 0.5}, {})
-    parts = {
-        name: dataclasses.replace(part, scores={}, measures={"clustering": measure})
-        for name, part in report.representations.items()
+    measures = {
+        "retrieval": Measure("mAP", 0.5, None, recall, {"k": 3.0}),
+        "clustering": Measure("NMI", 0.25, (0.2, 0.3), {"ARI": 0.3, "purity": 0.4}, {}),
+        "other": Measure("x", float("nan"), None, {"y": float("inf")}, {}),
     }
-    stored(tmp_path / "run", 1, dataclasses.replace(report, representations=parts, gains={}).to_json())
-    words = "".join(Elements(write([fake_run(tmp_path / "run")], tmp_path / "page").read_text(encoding="utf-8")).words)
-    assert "purity" in words and "0.25" in words and "No run was evaluated" not in words
+    parts = {k: dataclasses.replace(r, scores={}, measures=measures) for k, r in report.representations.items()}
+    run = untrained_run(tmp_path / "run")
+    stored(run.folder, 1, dataclasses.replace(report, representations=parts, gains={}).to_json())
+    found = gather.evaluated(run.folder)[0][1]["trained"]["measures"]
+    assert found["retrieval"]["value"] == 0.5 and found["retrieval"]["low"] is None
+    assert found["retrieval"]["curve"] == {"x": [1, 2, 4, 8], "y": [0.1, 0.2, 0.4, 0.8], "label": "recall at"}
+    assert found["clustering"]["curve"] is None and found["other"]["value"] is None
+    words = "".join(Elements(write([run], tmp_path / "page").read_text(encoding="utf-8")).words)
+    assert "purity" in words and "0.25" in words and "No run has been evaluated" not in words
 
 
 def test_settings_that_differ_are_found(tmp_path):
-    runs = [fake_run(tmp_path / "a"), fake_run(tmp_path / "b", "mae_tiny")]
+    runs = [untrained_run(tmp_path / "a"), untrained_run(tmp_path / "b", "mae_tiny")]
     found = gather.settings(runs)
     differ, same = dict(found["differ"]), dict(found["same"])
     assert differ["method.name"] == ["simclr", "mae"] and differ["method.mask_ratio"] == ["", "0.75"]
@@ -427,19 +385,13 @@ def apart(positions, n=60):
     return np.linalg.norm(a.mean(0) - b.mean(0)) > 2 * max(a.std(), b.std())
 
 
-def test_umap_separates_what_is_separate():
-    positions, how = embedding_map.lay_out(blobs())
-    assert how == "UMAP" and positions.dtype == np.float32 and positions.shape == (60, 2) and apart(positions)
-
-
-def test_without_umap_there_is_another_map(monkeypatch):
-    monkeypatch.setitem(sys.modules, "umap", None)
-    positions, how = embedding_map.lay_out(blobs())
-    assert how == "t-SNE" and apart(positions)
-    monkeypatch.setattr(embedding_map, "_TSNE", 50)
-    positions, how = embedding_map.lay_out(blobs())
-    z = torch.nn.functional.normalize(blobs(), dim=1).numpy()
-    assert how == "PCA" and positions.shape == (60, 2) and PCA(2).fit(z).explained_variance_[0] > 0
+def test_each_layout_separates_what_is_separate(monkeypatch):
+    for how in ("UMAP", "t-SNE", "PCA"):
+        positions, found = embedding_map.lay_out(blobs())
+        assert found == how and positions.dtype == np.float32 and positions.shape == (60, 2) and apart(positions)
+        if how == "UMAP":
+            monkeypatch.setitem(sys.modules, "umap", None)
+        monkeypatch.setattr(embedding_map, "_TSNE", 5_000 if how == "UMAP" else 50)
     for few in (torch.randn(3, 8), torch.randn(1, 8), torch.randn(5, 1)):
         assert np.isfinite(embedding_map.lay_out(few)[0]).all()
 

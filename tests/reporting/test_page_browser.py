@@ -1,26 +1,26 @@
-"""The page in a real browser: it opens from disk, says nothing on its console, asks no one for anything, and works.
+"""The page in a real browser: it opens from disk, prints nothing on its console, requests nothing, and works.
 
 Needs Chromium: `apt-get install chromium`, or any browser by one of the names below.
 """
 
+import dataclasses
 import io
 import os
 import shutil
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from manyviews import recipes
 from manyviews.data import open_source
-from manyviews.engine import loop
 from manyviews.evaluation import evaluate
 from manyviews.evaluation.task import Measure
-from manyviews.reporting.page import gather, write
+from manyviews.reporting import embedding_map
+from manyviews.reporting.page import write
+
+from .conftest import stored, untrained_run
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -44,7 +44,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory):
-    """A page of two runs, a ResNet's and a transformer's, on pictures with hostile names and labels."""
+    """A page of two runs, a ResNet and a transformer, on pictures with hostile names and labels."""
     folder, rng = tmp_path_factory.mktemp("browser"), np.random.default_rng(0)
     photos = folder / "photos"
     photos.mkdir()
@@ -57,37 +57,21 @@ def index(tmp_path_factory):
     labels = folder / "labels.csv"
     labels.write_text("\n".join(lines))
     log = [{"step": s, "epoch": s / 10, "loss": 5 - s / 50, "lr": 0.1, "grad_norm": 1 + s} for s in range(1, 80)]
+    recall = Measure("mAP", 0.5, (0.4, 0.6), {f"recall at {k}": k / 10 for k in (1, 2, 5, 10)}, {})
     runs = []
     for i, (name, recipe) in enumerate((("mast", "mast_tiny"), (HOSTILE, "moco_v3_tiny"))):
-        torch.manual_seed(i)
-        chosen = recipes.get(recipe)
-        method = loop.build(chosen).eval()
-        facts, ended = {"data": str(photos), "images": COUNT}, {"seconds": 9.0, "bad_images": 0}
-        run = SimpleNamespace(folder=folder / name, recipe=chosen, facts=facts, log=log, summary=ended)
-        run.encoder, run.method = method.kept_encoder, method
-        found = evaluate(
-            run.encoder,
-            open_source(photos, labels),
-            protocols=["knn"],
-            test_size=32,
-            mean=chosen.data.mean,
-            std=chosen.data.std,
+        run = untrained_run(folder / name, recipe, str(photos), log=log, seed=i)
+        data = run.recipe.data
+        report = evaluate(
+            run.encoder, open_source(photos, labels), protocols=["knn"], test_size=32, mean=data.mean, std=data.std
         )
-        where = run.folder / "evaluations" / "1"
-        where.mkdir(parents=True)
-        (where / "report.json").write_text(found.to_json())
+        trained = dataclasses.replace(report.representations["trained"], measures={"retrieval": recall})
+        report = dataclasses.replace(report, representations=report.representations | {"trained": trained})
+        stored(run.folder, 1, report.to_json())
         runs.append(run)
-    recall = Measure("mAP", 0.5, (0.4, 0.6), {f"recall at {k}": k / 10 for k in (1, 2, 5, 10)}, {})
-
-    def with_a_measure(where):
-        (report, parts), unreadable = evaluated(where)
-        parts["trained"]["measures"]["retrieval"] = gather._measure(recall)
-        return (report, parts), unreadable
-
-    evaluated = gather.evaluated
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gather, "evaluated", with_a_measure)
-        patch.setitem(sys.modules, "umap", None)  # it takes long to start
+    with pytest.MonkeyPatch.context() as patch:  # both layouts take long to start
+        patch.setitem(sys.modules, "umap", None)
+        patch.setattr(embedding_map, "_TSNE", 0)
         return write(runs, folder / "page", data=photos, labels=labels, queries=photos)
 
 
@@ -96,8 +80,8 @@ def page(browser, index):
     """Opens the page; fails afterwards if anything went wrong in it, or it asked for anything outside its folder."""
     troubles, opened = [], []
 
-    def open_page(width=1280, height=900, scheme="light", touch=False):
-        found = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=touch)
+    def open_page(width=1280, height=900, touch=False):
+        found = browser.new_page(viewport={"width": width, "height": height}, has_touch=touch)
         opened.append(found)
         inside = index.parent.as_uri()
         found.on("console", lambda m: troubles.append(f"console: {m.text}"))
@@ -151,7 +135,7 @@ def to_the_middle(page, number):
     page.locator("#map-canvas").scroll_into_view_if_needed()
 
 
-@pytest.mark.parametrize("width, height", [(360, 740), (1280, 900), (3840, 2160)])
+@pytest.mark.parametrize("width, height", [(360, 740), (1280, 900)])
 def test_everything_is_drawn_and_nothing_sticks_out(page, width, height):
     found = page(width, height)
     assert found.evaluate("document.documentElement.scrollWidth") <= width
@@ -171,28 +155,27 @@ def test_everything_is_drawn_and_nothing_sticks_out(page, width, height):
     assert min(sizes) >= 24  # to be hit with a finger
 
 
-def test_hostile_names_and_labels_are_read_as_text(page):
+def test_the_picked_and_the_pointed_image_are_shown_with_name_and_label_as_text(page):
     found = page()
     to_the_middle(found, 3)
-    card = found.locator("#map-card")
+    card, tip = found.locator("#map-card"), found.locator("#tip")
     assert card.locator("b").inner_text() == LABELS[0]
     assert f"03 {HOSTILE}.png" in card.inner_text()
     assert found.locator("#map-legend").inner_text().count(LABELS[0]) == 1
     assert found.locator("[onerror]").count() == 0
     assert found.locator("h1").inner_text() == f"mast, {HOSTILE}"
-
-
-def test_a_pointed_image_is_shown_with_its_name_and_label(page):
-    found = page()
-    to_the_middle(found, 4)
-    assert found.locator("#tip").is_hidden()
+    assert tip.is_hidden()
     found.mouse.move(*center(found))
-    tip = found.locator("#tip")
     tip.wait_for(state="visible")
-    assert "04 tree.png" in tip.inner_text() and "oak" in tip.inner_text()
+    assert f"03 {HOSTILE}.png" in tip.inner_text() and LABELS[0] in tip.inner_text()
     assert "sheet-0.webp" in tip.locator(".thumb").evaluate("(e) => e.style.backgroundImage")
     found.mouse.move(1, 1)
     tip.wait_for(state="hidden")
+    # The map of another run keeps the picked image.
+    found.locator("#map-runs label").nth(1).click()
+    found.wait_for_timeout(900)
+    assert f"03 {HOSTILE}.png" in card.inner_text()
+    assert found.locator("#map-legend button").count() == 3
 
 
 def test_the_filter_takes_classes_and_names_and_the_legend_takes_clicks(page):
@@ -219,38 +202,34 @@ def test_the_filter_takes_classes_and_names_and_the_legend_takes_clicks(page):
     assert "right" in found.locator("#map-legend").inner_text()
 
 
-def test_the_map_works_from_the_keyboard(page):
+def test_the_map_works_from_the_keyboard_and_the_wheel(page):
     found = page()
     found.locator("#map-canvas").focus()
 
-    def press(key):
+    def changes(act):
         before = looks(found)
-        found.keyboard.press(key)
+        act()
         until(lambda: looks(found) != before)
 
     for key in ("ArrowLeft", "ArrowUp", "0", "+", "-", "Enter"):
-        press(key)
-    assert "tree.png" in found.locator("#map-card").inner_text() or HOSTILE in found.locator("#map-card").inner_text()
-    assert found.locator("#map-card .near button").count() == 6
-    found.locator("#map-card .near button").first.focus()
-    before = found.locator("#map-card .name").inner_text()
+        changes(lambda key=key: found.keyboard.press(key))
+    card = found.locator("#map-card")
+    assert "tree.png" in card.inner_text() or HOSTILE in card.inner_text()
+    assert card.locator(".near button").count() == 6
+    card.locator(".near button").first.focus()
+    before = card.locator(".name").inner_text()
     found.keyboard.press("Enter")
-    assert found.locator("#map-card .name").inner_text() != before
-    assert found.evaluate("document.activeElement.closest('#map-card .near') !== null")  # and one can go on
+    assert card.locator(".name").inner_text() != before
+    assert found.evaluate("document.activeElement.closest('#map-card .near') !== null")  # ready for the next one
     found.locator("#map-canvas").focus()
     found.keyboard.press("Escape")
-    assert found.locator("#map-card").inner_text() == ""
-
-
-def test_the_wheel_zooms_and_lets_the_page_go_on_at_full_view(page):
-    found = page()
-    found.locator("#map-canvas").scroll_into_view_if_needed()
+    assert card.inner_text() == ""
+    found.keyboard.press("0")
     found.mouse.move(*center(found))
-    before, at = looks(found), found.evaluate("scrollY")
-    found.mouse.wheel(0, -300)
-    until(lambda: looks(found) != before)
+    at = found.evaluate("scrollY")
+    changes(lambda: found.mouse.wheel(0, -300))
     assert found.evaluate("scrollY") == at
-    for _ in range(4):
+    for _ in range(4):  # at full view, the wheel scrolls the page
         found.mouse.wheel(0, 300)
         found.wait_for_timeout(100)
     until(lambda: found.evaluate("scrollY") > at)
@@ -266,15 +245,6 @@ def test_a_tap_picks_an_image(page):
     found.touchscreen.tap(*center(found))
     assert "04 tree.png" in found.locator("#map-card").inner_text()
     found.locator("#tip").wait_for(state="visible")
-
-
-def test_another_runs_map_keeps_the_picked_image(page):
-    found = page()
-    to_the_middle(found, 4)
-    found.locator("#map-runs label").nth(1).click()
-    found.wait_for_timeout(900)
-    assert "04 tree.png" in found.locator("#map-card").inner_text()
-    assert found.locator("#map-legend button").count() == 3
 
 
 def test_all_charts_of_training_show_the_moment_one_points_at(page):
@@ -303,23 +273,25 @@ def test_all_charts_of_training_show_the_moment_one_points_at(page):
     assert lines.count() == 1
 
 
-def test_light_and_dark(page):
+def test_light_and_dark_and_the_tab_key(page):
     paper = "getComputedStyle(document.body).backgroundColor"
-    light, dark = page().evaluate(paper), page(scheme="dark").evaluate(paper)
-    assert light != dark
     found = page()
-    theme = found.locator("#theme")
+    light, theme = found.evaluate(paper), found.locator("#theme")
     theme.click()
-    assert found.evaluate(paper) == dark and "dark" in theme.inner_text()
+    dark = found.evaluate(paper)
+    assert dark != light and "dark" in theme.inner_text()
     found.reload()
     ready(found)
     assert found.evaluate(paper) == dark  # remembered
     theme.click()
     assert found.evaluate(paper) == light
-
-
-def test_one_can_go_through_it_with_the_tab_key(page):
-    found = page()
+    found.emulate_media(color_scheme="dark")
+    found.reload()
+    ready(found)
+    found.evaluate("localStorage.clear()")
+    found.reload()
+    ready(found)
+    assert found.evaluate(paper) == dark  # the system's theme
     found.keyboard.press("Tab")
     assert found.evaluate("document.activeElement.textContent") == "Skip to the report"
     found.keyboard.press("Enter")
