@@ -1,4 +1,4 @@
-"""What several verbs share: options and their help texts, and how results are printed and written."""
+"""Shared by several verbs: options, their help texts, and ways to print and write results."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Hints:
-    """What a file of weights from elsewhere may not tell.
+    """Facts that a file of weights from elsewhere may not record.
 
     Attributes:
         backbone: Timm's name of the architecture, if the weights do not tell it.

@@ -1,1 +1,1 @@
-"""What people do with the library, one file for each verb. `manyviews.pretrain` is `verbs.pretrain.pretrain`."""
+"""The verbs of the library, one file for each. `manyviews.pretrain` is `verbs.pretrain.pretrain`."""

@@ -1,4 +1,4 @@
-"""What several verbs share: loading weights, extracting features, and folders that can be continued."""
+"""Shared by several verbs: loading weights, extracting features, and folders that can be continued."""
 
 from __future__ import annotations
 

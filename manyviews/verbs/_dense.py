@@ -1,4 +1,4 @@
-"""What segment, detect and propagate share: the same evaluation of an encoder and of an untrained one."""
+"""Shared by segment, detect and propagate: the evaluation of an encoder and of an untrained one."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def find_sets(folder: Path) -> dict[str, Any]:
         UserError: the folder holds no set.
     """
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder} with a labeled set in each folder below.")
+        raise UserError(f"There is no folder {folder} that holds a labeled set in each of its folders.")
     found: dict[str, Any] = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):

@@ -154,9 +154,9 @@ def test_it_says_what_is_there_and_how_to_get_the_rest(page):
 def test_without_its_images_there_is_a_page_all_the_same(tmp_path):
     gone = untrained_run(tmp_path / "gone", "mast_tiny", images=str(tmp_path / "none"), log=curve(9))
     far = untrained_run(tmp_path / "far", images="s3://photos/", finished=False)
-    for run, said in ((gone, "not where they were"), (far, "only fetched if you ask")):
+    for run, words in ((gone, "not where they were"), (far, "only fetched if you ask")):
         html = write([run], tmp_path / f"page {run.folder.name}").read_text(encoding="utf-8")
-        assert said in html and "--data IMAGES" in html
+        assert words in html and "--data IMAGES" in html
     assert "Nothing has been logged yet" in html
     assert "Subspaces" in (tmp_path / "page gone" / "index.html").read_text(encoding="utf-8")
 
@@ -230,7 +230,7 @@ def test_curves_are_in_the_order_in_which_to_read_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "row, said",
+    "row, words",
     [
         ({"alarm": "The features have collapsed."}, "At step 90: The features have collapsed."),
         ({"monitor/knn": 0.3}, "best at step 30 (60.0 %) and 30.0 %"),
@@ -238,11 +238,11 @@ def test_curves_are_in_the_order_in_which_to_read_them(tmp_path):
         ({"grad_norm": 400.0, "loss": 1.0}, "jumped to 400 at step 90"),
     ],
 )
-def test_the_log_is_read_for_signs_of_trouble(tmp_path, row, said):
+def test_the_log_is_read_for_signs_of_trouble(tmp_path, row, words):
     healthy = [{"step": 0, "monitor/spread": 0.01}, *curve(60), {"step": 30, "monitor/knn": 0.6, "monitor/spread": 0.8}]
     assert gather.run_facts(untrained_run(tmp_path, log=healthy), "x")["warnings"] == []
     warnings = gather.run_facts(untrained_run(tmp_path, log=[*healthy, {"step": 90} | row]), "x")["warnings"]
-    assert len(warnings) == 1 and said in warnings[0]
+    assert len(warnings) == 1 and words in warnings[0]
 
 
 # -- evaluations -------------------------------------------------------------------------------------------------
@@ -336,12 +336,12 @@ def test_the_nearest_others_are_those_of_a_full_sort():
 def test_votes_are_the_sums_of_a_slow_loop():
     similarity = torch.rand(20, 7).sort(dim=1, descending=True)[0]
     labels = torch.randint(0, 4, (20, 7))
-    said, share = atlas.votes(similarity, labels, 4)
+    predicted, share = atlas.votes(similarity, labels, 4)
     for i in range(20):
         weights = [0.0] * 4
         for s, y in zip(similarity[i].tolist(), labels[i].tolist(), strict=True):
             weights[y] += float(np.exp(s / 0.1))
-        assert said[i] == int(np.argmax(weights))
+        assert predicted[i] == int(np.argmax(weights))
         assert share[i].item() == pytest.approx(max(weights) / sum(weights), rel=1e-4)
 
 
@@ -357,7 +357,7 @@ def test_a_wrong_label_is_the_worst_mistake(tmp_path):
     found = atlas.mistakes(known, pictures.Pictures(tmp_path))
     assert len(found) == 2 and found[0]["asked"] == 60 and found[0]["wrong"] == 1
     (worst,) = found[0]["items"]
-    assert worst["label"] == "0" and worst["said"] == "1" and worst["name"] == source.where(11)
+    assert worst["label"] == "0" and worst["predicted"] == "1" and worst["name"] == source.where(11)
     assert worst["share"] > 0.99 and not any(p["right"] for p in worst["nearest"])
 
 

@@ -197,7 +197,7 @@ def test_the_filter_takes_classes_and_names_and_the_legend_takes_clicks(page):
     for shown in ("45 images", "15 of 45 images", "45 images"):  # alone, all, alone, all
         rowan.dblclick()
         assert count.inner_text() == shown
-    found.select_option("#map-color", "said")
+    found.select_option("#map-color", "predicted")
     assert count.inner_text() == "45 images"
     assert "right" in found.locator("#map-legend").inner_text()
 

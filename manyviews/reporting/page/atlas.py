@@ -85,8 +85,8 @@ def votes(similarity: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Ten
     """
     weights = ((similarity - similarity[:, :1]) / TEMPERATURE).exp()
     cast = weights.new_zeros(len(weights), classes).scatter_add_(1, labels, weights)
-    most, said = cast.max(1)
-    return said, most / weights.sum(1)
+    most, predicted = cast.max(1)
+    return predicted, most / weights.sum(1)
 
 
 # -- the map -----------------------------------------------------------------------------------------------------
@@ -124,8 +124,8 @@ def draw_map(known: Atlas, names: Sequence[str], page: Path, seed: int, progress
             "kept": near.shape[1],
         }
         if labels is not None and near.shape[1]:
-            said, share = votes(known.similarity[i], torch.from_numpy(labels)[known.near[i]], len(source.classes or []))
-            content["said"] = _packed(said.numpy()[order], "<u2")
+            predicted, share = votes(known.similarity[i], torch.from_numpy(labels)[known.near[i]], len(source.classes or []))
+            content["predicted"] = _packed(predicted.numpy()[order], "<u2")
             content["share"] = _packed((255 * share.numpy()[order]).round(), "u1")
         runs.append({"name": names[i], "how": how, "src": _script(page, f"run-{i}", content)})
     chosen = source.subset(order)
@@ -226,7 +226,7 @@ def mistakes(known: Atlas, pictures: Pictures) -> list[Facts] | None:
     Images with the same vote are sorted by their similarity to the neighbors.
 
     Returns:
-        "asked" and "wrong" (numbers of images), and "items": pictures with the class that was "said", its "share" of
+        "asked" and "wrong" (numbers of images), and "items": pictures with the class that was "predicted", its "share" of
         the votes, and the "nearest" pictures.
     """
     source = known.source
@@ -234,8 +234,8 @@ def mistakes(known: Atlas, pictures: Pictures) -> list[Facts] | None:
         return None
     y, found = torch.from_numpy(np.asarray(source.labels, dtype=np.int64)), []
     for similarity, near in zip(known.similarity, known.near, strict=True):
-        said, share = votes(similarity, y[near], len(source.classes))
-        wrong = (said != y).nonzero()[:, 0].tolist()
+        predicted, share = votes(similarity, y[near], len(source.classes))
+        wrong = (predicted != y).nonzero()[:, 0].tolist()
         alike = similarity.mean(1)
         worst = sorted(wrong, key=lambda i: (-round(share[i].item(), 3), -alike[i].item()))[
             : _WORST if len(known.x) == 1 else _WORST // 2
@@ -243,7 +243,7 @@ def mistakes(known: Atlas, pictures: Pictures) -> list[Facts] | None:
         items = [
             pictures.of(source, i)
             | {
-                "said": printable(source.classes[int(said[i])], 80),
+                "predicted": printable(source.classes[int(predicted[i])], 80),
                 "share": share[i].item(),
                 "nearest": _row(source, similarity[i], near[i], label(source, i), pictures)[:5],
             }

@@ -244,7 +244,7 @@ def evaluated(folder: Path) -> tuple[Evaluated | None, list[str]]:
 
 
 def setting(report: Report) -> tuple[Any, ...]:
-    """What two comparable evaluations have in common."""
+    """The facts that two comparable evaluations have in common."""
     return report.source, report.test, tuple(sorted(report.images.items())), report.classes
 
 

@@ -407,7 +407,7 @@
       this.names = names.split("\n");
       this.labels = labels ? unpack(labels, Uint16Array) : null;
       const kinds = [["cluster", "by cluster"]];
-      if (this.labels) kinds.unshift(["label", "by class"], ["said", "by k-NN, right or wrong"]);
+      if (this.labels) kinds.unshift(["label", "by class"], ["predicted", "by k-NN, right or wrong"]);
       $("#map-color").append(...kinds.map(([v, text]) => el("option", { value: v }, text)));
       this.shown = new Uint8Array(this.n).fill(1);
       await this.show(0);
@@ -426,7 +426,7 @@
         const file = this.info.runs[run].src, key = `run-${run}`;
         if (!window.manyviews[key]) await load(file);
         const m = window.manyviews[key], positions = unpack(m.positions, Float32Array);
-        this.maps[run] = { positions: this.normal(positions), clusters: unpack(m.clusters, Uint8Array), near: unpack(m.near, Uint32Array), kept: m.kept, said: m.said ? unpack(m.said, Uint16Array) : null, share: m.share ? unpack(m.share, Uint8Array) : null };
+        this.maps[run] = { positions: this.normal(positions), clusters: unpack(m.clusters, Uint8Array), near: unpack(m.near, Uint32Array), kept: m.kept, predicted: m.predicted ? unpack(m.predicted, Uint16Array) : null, share: m.share ? unpack(m.share, Uint8Array) : null };
       }
       if (this.run !== run) return;
       const from = this.positions, to = this.maps[run].positions;
@@ -462,12 +462,12 @@
     get kind() { return $("#map-color").value; }
     group(i) {
       if (this.kind === "label") return this.labels[i];
-      if (this.kind === "said") return this.map.said[i] === this.labels[i] ? 0 : 1;
+      if (this.kind === "predicted") return this.map.predicted[i] === this.labels[i] ? 0 : 1;
       return this.map.clusters[i];
     }
     get groups() {
       if (this.kind === "label") return this.info.classes;
-      if (this.kind === "said") return ["right", "wrong"];
+      if (this.kind === "predicted") return ["right", "wrong"];
       return Array.from({ length: this.info.clusters }, (_, k) => `cluster ${k + 1}`);
     }
     recolor() {
@@ -476,7 +476,7 @@
       const darker = ink[0] < 128 ? ink : paper, lighter = darker === ink ? paper : ink;
       const mix = (a, b, t) => `rgb(${a.map((v, c) => Math.round(v + (b[c] - v) * t)).join(" ")})`;
       this.colors = this.groups.map((_, k) => mix(base[k % 8], [paper, darker, lighter][Math.floor(k / 8) % 3], [0, 0.45, 0.5][Math.floor(k / 8) % 3]));
-      if (this.kind === "said") this.colors = [mix(base[2], paper, 0.35), mix(base[1], paper, 0)];
+      if (this.kind === "predicted") this.colors = [mix(base[2], paper, 0.35), mix(base[1], paper, 0)];
       this.faint = mix(ink, paper, 0.86);
       this.ink = value("--ink");
       this.paper = value("--sheet");
@@ -645,7 +645,7 @@
       if (i < 0) { card.replaceChildren(); return; }
       const size = Math.round(rem() * 6), lines = [];
       if (this.labels) lines.push(el("b", {}, el("bdi", {}, this.info.classes[this.labels[i]])));
-      if (this.map.said) { const right = this.map.said[i] === this.labels[i]; lines.push(el("span", { class: right ? "dim" : "said" }, `${right ? "k-NN agrees" : `k-NN says ${this.info.classes[this.map.said[i]]}`}, ${Math.round(this.map.share[i] / 2.55)} % of the votes`)); }
+      if (this.map.predicted) { const right = this.map.predicted[i] === this.labels[i]; lines.push(el("span", { class: right ? "dim" : "predicted" }, `${right ? "k-NN agrees" : `k-NN says ${this.info.classes[this.map.predicted[i]]}`}, ${Math.round(this.map.share[i] / 2.55)} % of the votes`)); }
       lines.push(el("span", { class: "name" }, el("bdi", {}, this.names[i])));
       const near = [...this.nearby(i)].map((j) => el("button", { type: "button", title: this.names[j] + (this.labels ? `, ${this.info.classes[this.labels[j]]}` : ""), onclick: () => { this.pick(j); this.center(j); } }, this.small(j, Math.round(rem() * 3.4))));
       const focused = card.contains(document.activeElement);
