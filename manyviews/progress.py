@@ -11,8 +11,6 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from manyviews.errors import printable
-
 _PATIENCE = 1.0  # seconds before anything is shown
 _EVERY = 10.0  # seconds between plain lines
 
@@ -94,8 +92,3 @@ def duration(seconds: float) -> str:
     if s < 3600:
         return f"{s // 60} min {s % 60} s" if s < 600 else f"{round(s / 60)} min"
     return f"{s // 3600} h {s % 3600 // 60} min"
-
-
-def say(text: str) -> None:
-    """Print one line to standard error. The text may hold names that other people chose."""
-    print(printable(text), file=sys.stderr, flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from fnmatch import fnmatch
 from typing import Annotated, Literal
 
@@ -127,7 +126,7 @@ def _catalog(what: str, match: str) -> dict[str, str]:
     if what == "methods":
         from manyviews import methods
 
-        return {n: first(sys.modules[methods.get(n).__module__].__doc__) for n in methods.names()}
+        return {n: first(methods.describe(n)) for n in methods.names()}
     if what == "recipes":
         from manyviews import recipes
 

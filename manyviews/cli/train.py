@@ -125,8 +125,8 @@ def sweep(
 
     For example:
       manyviews sweep photos/ --recipe simclr_photos --vary method.temperature=0.05,0.1,0.2 --out sweeps/temperature
-      manyviews sweep photos/ --recipe simclr_photos --set "rescue=Rescue(0.75)" --baseline rescue=none \\
-        --vary rescue.scale=0.25,0.5,0.75,1 --vary rescue.k=2,4,8,16 --out sweeps/rescue
+      manyviews sweep photos/ --recipe simclr_photos --set "regularizers=(Rescue(0.75),)" --out sweeps/rescue \\
+        --baseline "regularizers=()" --vary regularizers.rescue.scale=0.25,0.5,0.75,1
 
     Args:
         vary: A setting and its values, one setting at a time.

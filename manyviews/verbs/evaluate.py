@@ -11,11 +11,12 @@ from typing import Any, Literal
 from manyviews import checkpoint, evaluation
 from manyviews.data import open_source
 from manyviews.engine import folder as files
+from manyviews.errors import say
 from manyviews.evaluation import Report
 from manyviews.evaluation.layers import projector_of
 from manyviews.pretrained import Pretrained
-from manyviews.progress import progress, say
-from manyviews.regularizers import Rescued
+from manyviews.progress import progress
+from manyviews.regularizers import inner
 from manyviews.reporting import plots
 from manyviews.verbs._common import loaded, preprocessing
 from manyviews.verbs.run import Run
@@ -67,8 +68,7 @@ def evaluate(
     folder = Path(weights) if isinstance(weights, (str, os.PathLike)) and Path(weights).is_dir() else None
     projector = None
     if "guillotine" in protocols and folder is not None:
-        method = Run(folder).method
-        projector = projector_of(method.method if isinstance(method, Rescued) else method)
+        projector = projector_of(inner(Run(folder).method))
     with progress("evaluate") as update:
         report = evaluation.evaluate(
             found.encoder,

@@ -15,10 +15,10 @@ from manyviews import distributed, machine, recipes
 from manyviews.data import Source, load_canvases, open_source
 from manyviews.engine import folder as files
 from manyviews.engine import loop
+from manyviews.errors import say
 from manyviews.methods import Method
-from manyviews.progress import say
 from manyviews.reporting import plots
-from manyviews.settings import Recipe, override
+from manyviews.settings import Recipe, check_saved, override
 from manyviews.verbs.run import Run
 from manyviews.views import Views
 
@@ -72,14 +72,17 @@ def changed(recipe: str | Recipe, epochs: float | None, settings: Mapping[str, A
     """The recipe, or the recipe of that name, with other epochs and settings, every default written out.
 
     Raises:
-        UserError: no such recipe or setting (with the nearest name), or a value of the wrong type.
+        UserError: no such recipe or setting (with the nearest name), or a value of the wrong type or that JSON cannot
+            hold.
     """
     chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
     if epochs is not None:
         chosen = override(chosen, "epochs", epochs)
     for path, value in settings.items():
         chosen = override(chosen, path, value)
-    return recipes.resolve(chosen)
+    chosen = recipes.resolve(chosen)
+    check_saved(chosen)
+    return chosen
 
 
 def finish(folder: Path) -> Run:

@@ -12,7 +12,7 @@ from manyviews.errors import UserError
 from manyviews.evaluation import subspaces as numbers
 from manyviews.methods.mast import MAST
 from manyviews.progress import progress
-from manyviews.regularizers import Rescued
+from manyviews.regularizers import inner
 from manyviews.reporting import subspaces as plots
 from manyviews.verbs._common import new_file
 from manyviews.verbs.run import Run
@@ -38,11 +38,9 @@ def subspaces(run: str | Path | Run, data: Any, out: str | Path, labels: str | P
         raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only mast learns subspaces.")
     out = new_file(out)
     source = open_source(data, labels)
-    method = run.method
-    method = method.method if isinstance(method, Rescued) else method
     with progress("subspaces"):
         found = numbers.analyze(
-            cast(MAST, method),
+            cast(MAST, inner(run.method)),
             source,
             test_size=run.recipe.test_size,
             mean=run.recipe.data.mean,

@@ -15,10 +15,9 @@ from manyviews.checkpoint import write_text
 from manyviews.data import Source, open_source
 from manyviews.engine import folder as files
 from manyviews.engine.monitor import FEWEST, hold_out
-from manyviews.errors import UserError
+from manyviews.errors import UserError, say
 from manyviews.evaluation.features import fingerprint
 from manyviews.evaluation.spectrum import COLLAPSED
-from manyviews.progress import say
 from manyviews.reporting import plots
 from manyviews.settings import Recipe, override, to_json
 from manyviews.verbs._common import claim
@@ -90,19 +89,19 @@ def sweep(
     Args:
         data: see `manyviews.pretrain`.
         recipe: a name, or a recipe of your own.
-        vary: dotted paths and the values to try, one setting at a time: `{"rescue.scale": (0.25, 0.5, 1.0)}`.
+        vary: dotted paths and the values to try, one setting at a time: `{"method.temperature": (0.1, 0.2)}`.
         out: the sweep's folder. It holds a folder for each run, `sweep.json` and `sweep.png`.
         seeds: how many runs each value gets, with seeds 0, 1, ...
         epochs: passes over the images; the recipe's if None.
         settings: settings of all runs: see `manyviews.pretrain`.
-        baseline: settings of one more point, drawn as a line, such as `{"rescue": None}`.
+        baseline: settings of one more point, drawn as a line, such as `{"regularizers": ()}`.
         metric: one of `METRICS`. If None, k-NN accuracy when there are labels, else RankMe.
 
     Raises:
         UserError: bad input, nothing measured, or another sweep in the folder.
     """
     if not vary or not all(vary.values()):
-        raise UserError("There is nothing to vary: give a setting and its values, such as rescue.scale=0.25,0.5,1.")
+        raise UserError("There is nothing to vary: give a setting and its values, such as method.temperature=0.1,0.2.")
     if seeds < 1:
         raise UserError(f"A sweep needs 1 seed or more, not {seeds}.")
     if metric is not None and metric not in METRICS:

@@ -12,12 +12,11 @@ from typing import Any
 
 from manyviews.checkpoint import write_text
 from manyviews.data import open_source
-from manyviews.errors import UserError
+from manyviews.errors import UserError, say
 from manyviews.evaluation import Report
 from manyviews.evaluation.features import fingerprint, weights_digest
 from manyviews.evaluation.protocol import FEWEST, MEASURES, check_labels, requested
 from manyviews.pretrained import Pretrained
-from manyviews.progress import say
 from manyviews.verbs._common import claim, loaded
 from manyviews.verbs.evaluate import evaluate
 

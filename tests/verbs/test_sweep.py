@@ -33,11 +33,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_sweep_trains_every_value_once_and_continues(pictures: Path, tmp_path: Path, capsys):
     out = tmp_path / "s"
     sets = [x for k, v in {**FEW, "regularizers": "(Rescue(0.5),)"}.items() for x in ("--set", f"{k}={v}")]
-    vary = ["--vary", "regularizers.rescue.scale=0.5", "--vary", "regularizers.rescue.k=none", "--baseline", "regularizers=()", "--seeds", "2"]
+    vary = ["--vary", "regularizers.rescue.scale=0.5", "--vary", "regularizers.rescue.k=none"]
+    more = ["--baseline", "regularizers=()", "--seeds", "2"]
 
     def run(epochs: int = 1) -> dict:
         where = ["--out", str(out), "--json", str(tmp_path / "s.json"), "--epochs", str(epochs)]
-        cli.main(["sweep", str(pictures), "--recipe", "simclr_tiny", *vary, *sets, *where])
+        cli.main(["sweep", str(pictures), "--recipe", "simclr_tiny", *vary, *more, *sets, *where])
         return json.loads((tmp_path / "s.json").read_text())
 
     def refused(epochs: int = 1) -> str:
@@ -73,9 +74,8 @@ def test_a_sweep_trains_every_value_once_and_continues(pictures: Path, tmp_path:
 def test_values_of_long_or_odd_names_have_runs_of_their_own_and_a_run_may_break_down(pictures: Path, tmp_path: Path):
     strong = (Strong(size=32, operations=1), Strong(size=32, operations=6))
     vary = {"regularizers.rescue.view": strong, "optimizer.lr": (1e38,)}
-    found = mv.sweep(
-        pictures, "simclr_tiny", vary, tmp_path / "s", seeds=1, epochs=1, settings=FEW | {"regularizers": (Rescue(0.5),)}
-    )
+    how = {"seeds": 1, "epochs": 1, "settings": FEW | {"regularizers": (Rescue(0.5),)}}
+    found = mv.sweep(pictures, "simclr_tiny", vary, tmp_path / "s", **how)
     views = [mv.Run(tmp_path / "s" / p.runs[0]).recipe.regularizers[0].view for p in found.points[:2]]
     assert tuple(views) == strong
     assert [len(p.scores) for p in found.points] == [1, 1, 0]

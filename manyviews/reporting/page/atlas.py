@@ -124,7 +124,9 @@ def draw_map(known: Atlas, names: Sequence[str], page: Path, seed: int, progress
             "kept": near.shape[1],
         }
         if labels is not None and near.shape[1]:
-            predicted, share = votes(known.similarity[i], torch.from_numpy(labels)[known.near[i]], len(source.classes or []))
+            predicted, share = votes(
+                known.similarity[i], torch.from_numpy(labels)[known.near[i]], len(source.classes or [])
+            )
             content["predicted"] = _packed(predicted.numpy()[order], "<u2")
             content["share"] = _packed((255 * share.numpy()[order]).round(), "u1")
         runs.append({"name": names[i], "how": how, "src": _script(page, f"run-{i}", content)})
@@ -226,8 +228,8 @@ def mistakes(known: Atlas, pictures: Pictures) -> list[Facts] | None:
     Images with the same vote are sorted by their similarity to the neighbors.
 
     Returns:
-        "asked" and "wrong" (numbers of images), and "items": pictures with the class that was "predicted", its "share" of
-        the votes, and the "nearest" pictures.
+        "asked" and "wrong" (numbers of images), and "items": pictures with the "predicted" class, its "share" of the
+        votes, and the "nearest" pictures.
     """
     source = known.source
     if source.labels is None or source.classes is None or not known.near[0].shape[1]:
