@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from manyviews.data import Source
+from manyviews.data import Source, spread_out
 from manyviews.data.canvas import in_threads
 from manyviews.errors import printable
 from manyviews.evaluation.features import Features
 from manyviews.evaluation.knn import TEMPERATURE, neighbors
 from manyviews.progress import Update
 from manyviews.reporting.embedding_map import along_a_curve, clusters, lay_out, turned
-from manyviews.reporting.page.pictures import Pictures, label, spread_out, thumbnail
+from manyviews.reporting.page.pictures import Pictures, label, thumbnail
 
 Facts = dict[str, Any]
 

@@ -15,7 +15,7 @@ import torch
 
 from manyviews import __version__
 from manyviews.checkpoint import check_new, new_folder
-from manyviews.data import Source, open_source
+from manyviews.data import Source, open_source, spread_out
 from manyviews.data.files import shown
 from manyviews.data.folder import PAGE
 from manyviews.errors import UserError, printable
@@ -200,7 +200,7 @@ def _what_encoders_see(
     finished = [i for i, run in enumerate(runs) if run.summary is not None]
     if not finished:
         return {"why_not": "No run is finished yet: there is no encoder to show."}
-    chosen = source if len(source) <= where.most else source.subset(pictures.spread_out(len(source), where.most))
+    chosen = source if len(source) <= where.most else source.subset(spread_out(len(source), where.most))
     encoders = {i: runs[i].encoder for i in finished}
 
     def seen(images: Source, i: int, cache: Path | None) -> Features:
@@ -223,7 +223,7 @@ def _what_encoders_see(
         return {"why_not": "An encoder's features are not finite: its weights are damaged, or its training diverged."}
     own = None if queries is None else (queries, [seen(queries, i, None) for i in finished])
     drawn = maps.draw_map(known, [names[i] for i in finished], where.page, where.seed, where.progress)
-    some = pictures.spread_out(len(known.source), _PATCHED).tolist()
+    some = spread_out(len(known.source), _PATCHED).tolist()
     sets = [("images of the map", [(known.source, i) for i in some])]
     if queries is not None:
         sets.append(("your own images", [(queries, i) for i in range(min(_PATCHED, len(queries)))]))

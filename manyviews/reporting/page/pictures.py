@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from manyviews.backbones import Encoder, patch_features
-from manyviews.data import BadImage, Source, load_canvases
+from manyviews.data import BadImage, Source, load_canvases, spread_out
 from manyviews.data.decode import decode
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen, normalize, test_transform
@@ -81,11 +81,6 @@ def label(source: Source, i: int) -> str | None:
     if source.labels is None or source.classes is None:
         return None
     return printable(source.classes[source.labels[i]], 80)
-
-
-def spread_out(n: int, most: int) -> np.ndarray:
-    """Up to `most` of n indices, evenly spaced: sets are often sorted by class."""
-    return np.linspace(0, n - 1, min(most, n)).astype(int)
 
 
 # -- views -------------------------------------------------------------------------------------------------------
