@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from manyviews.run import machine
+from manyviews.machine import describe
 
 Answer = dict[str, Any]
 
@@ -210,7 +210,7 @@ def facts(device: torch.device, *packages: str) -> Answer:
     """What a reader must know to believe a number, or to measure it again."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     return {
-        "machine": machine(device),
+        "machine": describe(device),
         "processor": _processor(),
         "commit": _COMMIT,
         "begun": _BEGUN,

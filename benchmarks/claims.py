@@ -36,9 +36,9 @@ from manyviews.checkpoint import write_text
 from manyviews.data import Source, open_source
 from manyviews.engine import loop
 from manyviews.evaluation import extract, knn
+from manyviews.machine import describe
 from manyviews.recipes import _common as common
 from manyviews.regularizers import Rescue
-from manyviews.run import machine
 from manyviews.schedules import Cosine, WarmupCosine
 from manyviews.settings import Component, Data, Monitor, Optimizer, Recipe
 from manyviews.views import MAST_5, MAST_15, Composed, Cutout, Global, Local, View
@@ -254,7 +254,7 @@ def main() -> None:
     if not options.table:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        facts = {"scale": options.scale, "commit": commit, "machine": machine(device)}
+        facts = {"scale": options.scale, "commit": commit, "machine": describe(device)}
         train, test = open_source(options.train), open_source(options.test)
         train_on = train.subset(np.sort(np.random.default_rng(0).permutation(len(train))[: scale.images]))
         names = options.arms.split(",") if options.arms else list(found)

@@ -23,8 +23,8 @@ import torch
 
 from manyviews.backbones import Encoder
 from manyviews.engine.step import backpropagate
+from manyviews.machine import describe
 from manyviews.methods import Method, get
-from manyviews.run import machine
 from manyviews.types import Batch, Progress
 from manyviews.views import Cutout, Global, Local, Views
 
@@ -136,7 +136,7 @@ def main() -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         facts = _bench.facts(device, "manyviews", "torch", "timm", "numba")
         torch.set_num_threads(1)  # as in the cases
-        facts |= {"machine": machine(device), "batch": options.batch, "size": options.size}
+        facts |= {"machine": describe(device), "batch": options.batch, "size": options.size}
         _bench.write(options.out, {**facts, "rows": rows})
 
 

@@ -24,8 +24,8 @@ from _bench import facts, spread, write
 
 from manyviews import recipes
 from manyviews.data import Source
-from manyviews.report.page import atlas, build
-from manyviews.report.page.render import render
+from manyviews.reporting.page import atlas, build
+from manyviews.reporting.page.render import render
 
 CLASSES = 20
 _FRAME = """async () => {

@@ -38,8 +38,8 @@ from manyviews.evaluation import evaluate
 from manyviews.evaluation.diagnosis import diagnose
 from manyviews.recipes import _common as common
 from manyviews.schedules import WarmupCosine
-from manyviews.selection import CRITERIA, METRICS, agreement, numbers_of
 from manyviews.settings import Component, Data, Monitor, Optimizer, Recipe, override
+from manyviews.verbs.select import CRITERIA, METRICS, agreement, numbers_of
 from manyviews.views import Global
 
 TRAIN, KNOWN, ASKED = 5_000, 10_000, 5_000  # images to pretrain on, to learn a probe from, and to test on

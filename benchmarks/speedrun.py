@@ -19,7 +19,7 @@ from pathlib import Path
 
 import _bench
 
-from manyviews.run import device_here
+from manyviews import machine
 
 
 def run(train: Path, test: Path, recipe: str, settings: list[str], seed: int) -> _bench.Answer:
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rows = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else []
-    facts = _bench.facts(device_here(), "manyviews", "torch", "timm", "numba")
+    facts = _bench.facts(machine.device(), "manyviews", "torch", "timm", "numba")
     train, test = (options.data / f"cifar10_{part}.parquet" for part in ("train", "test"))
     for seed in options.seeds:
         row = run(train, test, options.recipe, options.set, seed)

@@ -24,7 +24,7 @@ from manyviews import methods, recipes
 from manyviews.backbones import Encoder
 from manyviews.data.canvas import to_canvas
 from manyviews.methods.mae import MAE
-from manyviews.report import plots
+from manyviews.reporting import plots
 from manyviews.types import Batch
 from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, Global, Strong, View, Views
 

@@ -6,41 +6,45 @@
     report = run.evaluate("labeled/")
     run.export("timm", "backbone/")
 
-The parts work alone, in anybody's loop: `mv.views.Global`, `mv.methods.BYOL`, `mv.objectives.nt_xent`.
+Each part also works alone, in any training loop: `mv.views.Global`, `mv.methods.BYOL`, `mv.objectives.nt_xent`.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from typing import Any
 
 from manyviews import machine
 
-# Large tensors of the CPU in large pages, which PyTorch asks for if this is set before the first tensor: Linux fills
-# memory that a step takes anew in 4 KiB at a time else, for a third of the time that a batch of views takes.
+# Use huge pages for CPU tensors. Must be set before the first one. Otherwise Linux zeroes memory 4 KiB at a time,
+# a third of the time of making views.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 machine.limit_threads()
 
-_FUNCTIONS = {
-    "prepare": "manyviews.run",
-    "pretrain": "manyviews.run",
-    "resume": "manyviews.run",
-    "evaluate": "manyviews.run",
-    "embed": "manyviews.run",
-    "export": "manyviews.run",
-    "subspaces": "manyviews.run",
-    "Run": "manyviews.run",
-    "diagnose": "manyviews.studies",
-    "duplicates": "manyviews.studies",
-    "page": "manyviews.studies",
-    "segment": "manyviews.studies",
-    "detect": "manyviews.studies",
-    "propagate": "manyviews.studies",
-    "select": "manyviews.selection",
-    "sweep": "manyviews.sensitivity",
-    "transfer": "manyviews.suite",
+# A verb has the same name here and on the command line, and a file of its own.
+_VERBS = (
+    "detect",
+    "diagnose",
+    "duplicates",
+    "embed",
+    "evaluate",
+    "export",
+    "prepare",
+    "pretrain",
+    "propagate",
+    "report",
+    "resume",
+    "segment",
+    "select",
+    "subspaces",
+    "sweep",
+    "transfer",
+)
+_FUNCTIONS = {verb: f"manyviews.verbs.{verb}" for verb in _VERBS} | {
+    "Run": "manyviews.verbs.run",
     "load": "manyviews.pretrained",
     "Pretrained": "manyviews.pretrained",
     "UserError": "manyviews.errors",
@@ -54,18 +58,22 @@ _STAGES = (
     "methods",
     "objectives",
     "recipes",
-    "report",
+    "reporting",
     "schedules",
     "targets",
     "views",
 )
+_RENAMED = {"page": "report"}  # kept for one release
 
 __all__ = [*_FUNCTIONS, *_STAGES]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: torch and timm take seconds, and `manyviews --help` needs neither.
+    # Imported on first use: torch and timm take seconds, and `manyviews --help` needs neither.
+    if name in _RENAMED:
+        warnings.warn(f"manyviews.{name} is now manyviews.{_RENAMED[name]}.", DeprecationWarning, stacklevel=2)
+        name = _RENAMED[name]
     if name in _FUNCTIONS:
         return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     if name in _STAGES:

@@ -82,12 +82,23 @@ def _umask() -> int:
 
 
 def check_writable(path: Path) -> None:
-    """Raises UserError: no file can be made at `path`, which is better known before the work than after it."""
+    """Raise UserError if no file can be made at `path`. Call it before the work, not after it."""
     if path.is_symlink() and not path.resolve().parent.is_dir():
-        raise UserError(f"{path} is a link that leads nowhere: make what it leads to, or give another place.")
+        raise UserError(f"{path} is a link that leads nowhere: make its target, or give another place.")
     parent = path.absolute().parent
+    if not parent.is_dir():
+        raise UserError(f"There is no folder {parent} for {path.name}.")
     if not path.exists() and not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"There is no permission to write in {parent}: give another place.")
+
+
+def check_new(out: Path, or_empty: bool = False) -> None:
+    """Raise UserError unless a new file or folder can be made at `out`; `or_empty` also allows an empty folder."""
+    if or_empty and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists already and is not an empty folder: give another --out.")
+    if not or_empty and out.exists():
+        raise UserError(f"{out} exists already: give another --out.")
+    check_writable(out)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The one error that people, not programs, cause; and the nearest valid name."""
+"""The error for bad input, the nearest valid name, and text that is safe to print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input. The message is one sentence: what is wrong, where, and what to do.
+    """Bad input. The message says what is wrong, where, and what to do.
 
     The command line prints it without a traceback and exits with code 2.
     """
@@ -27,17 +27,17 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def printable(text: object, most: int | None = None) -> str:
-    """The text in one line, cut after `most` characters, without control characters, line breaks and broken Unicode.
+    """The text on one line, cut after `most` characters, without control characters, line breaks and broken Unicode.
 
-    File names and labels come from anywhere: they may hold escape sequences, which a terminal would obey, and bytes
-    that are no text, which cannot be printed.
+    File names and labels come from anywhere. They may hold escape sequences, which a terminal obeys, and bytes that
+    are not valid text, which cannot be printed.
     """
     clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
     return clean if most is None or len(clean) <= most else clean[: most - 3] + "..."
 
 
 def require(good: bool, settings: object, name: str, wanted: str) -> None:
-    """Raises UserError unless the attribute `name` of `settings` is as wanted."""
+    """Raise UserError unless `good`: the attribute `name` of `settings` must be as `wanted`."""
     if not good:
         raise UserError(f"{type(settings).__name__}.{name} must be {wanted}, not {getattr(settings, name)}.")
 

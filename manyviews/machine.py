@@ -1,19 +1,24 @@
-"""What this process may use of its machine: cores and memory, in a container no more than its share of them."""
+"""The cores, memory and device that this process may use; in a container, only its share of them."""
 
 from __future__ import annotations
 
 import math
 import os
+import platform
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux says what a container may use."""
+"""Where Linux keeps the limits of a container."""
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """How many cores this process may use."""
     found = _visible()
     try:
         quota, period = (CGROUP / "cpu.max").read_text().split()
@@ -27,13 +32,13 @@ def _visible() -> int:
 
 
 def limit_threads() -> None:
-    """Before PyTorch is imported: no more threads than cores. It counts those it sees, and knows of no container."""
+    """Give PyTorch no more threads than cores. Call it before PyTorch is imported: it does not see container limits."""
     if cores() < _visible() and "torch" not in sys.modules:
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
 
 
 def free_memory() -> int:
-    """Bytes that the machine can still give."""
+    """How many bytes this process can still allocate."""
     free = [sys.maxsize]
     with suppress(AttributeError, OSError, KeyError, ValueError):  # not Linux
         free.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -42,6 +47,27 @@ def free_memory() -> int:
     with suppress(OSError, KeyError, ValueError):  # no container, or no limit ("max")
         limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         held = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        # What caches files is given back when it is needed; what lies in /dev/shm is not.
+        # The kernel gives back memory that caches files; memory in /dev/shm it does not.
         free.append(limit - used + int(held["active_file"]) + int(held["inactive_file"]))
     return min(free)
+
+
+def device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe(device: torch.device) -> str:
+    """The device and the versions behind a measured number, in one line."""
+    import torch
+    import torchvision
+
+    threads = torch.get_num_threads()
+    cpu = f"{threads} CPU thread{'s' * (threads > 1)}"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    return (
+        f"{where}, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"torchvision {torchvision.__version__}"
+    )

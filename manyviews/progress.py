@@ -1,4 +1,4 @@
-"""How long it will take: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _EVERY = 10.0  # seconds between plain lines
 
 
 class Update(Protocol):
-    """Called with how much is done, of how much, and a few words on the state of things."""
+    """Takes how much is done, the total, and a few words on the current state."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
 @contextmanager
 def progress(title: str, quiet: bool = False) -> Iterator[Update]:
-    """Show how far a piece of work has come, on standard error, if it takes more than a moment.
+    """Show the progress of a piece of work on standard error, if it takes more than a moment.
 
     with progress("decode") as update:
         for i in range(n):
@@ -71,7 +71,7 @@ def _lines(title: str) -> Iterator[Update]:
     def update(done: int, total: int, note: str = "") -> None:
         nonlocal start, last, first, before
         now = time.monotonic()
-        if first is None or done < before:  # another part has begun, at a rate of its own
+        if first is None or done < before:  # another part began, with a speed of its own
             start, first = now, done
         before = done
         if now - last < _EVERY or done <= first:

@@ -6,7 +6,7 @@ from manyviews.data.loader import Loader
 from manyviews.data.prepared import prepare, verify
 from manyviews.data.source import Source
 from manyviews.data.sources import open_source
-from manyviews.data.split import split
+from manyviews.data.split import split, spread_out
 
 __all__ = [
     "BadImage",
@@ -18,6 +18,7 @@ __all__ = [
     "open_source",
     "prepare",
     "split",
+    "spread_out",
     "to_canvas",
     "verify",
 ]

@@ -38,3 +38,8 @@ def _place(item: str, salt: str) -> float:
         f"{len(salt)}:{salt}{unicodedata.normalize('NFC', item)}".encode("utf-8", "surrogateescape"), digest_size=8
     ).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
+def spread_out(n: int, most: int) -> np.ndarray:
+    """Up to `most` of n indices (int64, ascending), evenly spaced: the order of a set is often that of its classes."""
+    return np.linspace(0, n - 1, min(most, n)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""The command line, called as a person would."""
+"""The command line, called as a person would call it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ class Result(NamedTuple):
 def manyviews(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Result]:
-    """Run `manyviews ARGS...` in a folder of the test, and return its exit code and what it printed."""
+    """Run `manyviews ARGS...` in the folder of the test; returns its exit code and its output."""
     monkeypatch.chdir(tmp_path)
 
     def run(*args: object) -> Result:
@@ -43,13 +43,21 @@ def picture(kind: int, seed: int) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
+def pictures(folder: Path, count: int) -> Path:
+    """A new folder of plain pictures."""
+    folder.mkdir(parents=True)
+    for i in range(count):
+        picture(0, i).save(folder / f"{i}.png")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 pictures in three folders by kind. Not to be changed."""
+    """90 pictures in three folders by kind. Do not change them."""
     folder = tmp_path_factory.mktemp("photos")
     for kind, name in enumerate(("plain", "red", "green")):
         (folder / name).mkdir()
-        for i in range(40):
+        for i in range(30):
             picture(kind, 100 * kind + i).save(folder / name / f"{i}.png")
     return folder
 
@@ -59,7 +67,7 @@ TINY = ("--recipe", "simclr_tiny", "--epochs", "1", "--set", "data.batch_size=16
 
 @pytest.fixture(scope="session")
 def run_folder(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run. Not to be changed."""
+    """A finished run. Do not change it."""
     out = tmp_path_factory.mktemp("runs") / "run"
     cli.main(["pretrain", str(photos), *TINY, "--out", str(out)])
     return out

@@ -1,6 +1,11 @@
 """Every verb, once, as the documentation shows it."""
 
+import csv
+import functools
+import inspect
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,46 +14,75 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 import manyviews as mv
-from manyviews import cli
+from manyviews import cli, recipes
+from manyviews.backbones import Encoder
+from manyviews.checkpoint import load_tensors, save_tensors
+from manyviews.data import open_source
+from manyviews.evaluation import extract
+from manyviews.evaluation.features import test_transform as to_test_pixels
+from manyviews.pretrained import Pretrained
+from manyviews.settings import override
 
-from .conftest import TINY
+from .conftest import TINY, pictures
+
+
+def examples(verb: str) -> list[list[str]]:
+    """The arguments of each command in the help of a verb."""
+    lines = (cli.VERBS[verb].__doc__ or "").replace("\\\n", " ").splitlines()
+    words = [shlex.split(line) for line in lines if " manyviews " in line and not line.strip()[0].isupper()]
+    return [w[w.index("manyviews") + 1 :] for w in words]
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
-def test_help_has_examples(manyviews, verb: str):
+def test_the_examples_in_the_help_work(manyviews, verb: str, monkeypatch):
     result = manyviews(verb, "--help")
-    assert result.code == 0
-    assert "For example:" in result.out
-    assert f"manyviews {verb}" in result.out
+    assert result.code == 0 and "For example:" in result.out
+    calls = []
+
+    def recorded(name, function):
+        @functools.wraps(function)
+        def record(*args, **named):
+            calls.append((name, inspect.signature(function).bind(*args, **named).arguments))
+
+        return record
+
+    monkeypatch.setattr(cli, "VERBS", {k: recorded(k, v) for k, v in cli.VERBS.items()})
+    found = examples(verb)
+    assert verb in [args[0] for args in found]
+    for args in found:
+        assert manyviews(*args).code == 0, args
+    for name, given in calls:
+        if name in ("pretrain", "sweep"):
+            varied = [v.split(",")[0] for v in given.get("vary", ())]
+            for more in (varied, given.get("baseline", ())):
+                recipe = recipes.get(given["recipe"])
+                for path, value in cli._settings((*given.get("set", ()), *more)).items():
+                    recipe = override(recipe, path, value)
 
 
-def test_the_overview_has_every_verb(manyviews):
-    result = manyviews("--help")
-    assert result.code == 0
-    assert all(verb in result.out for verb in cli.VERBS)
+def test_the_overview_has_every_verb_and_needs_no_torch(manyviews):
+    code = "import sys\nfrom manyviews import cli\ntry: cli.main(['--help'])\nfinally: sys.exit('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert result.returncode == 0 and all(verb in result.stdout for verb in cli.VERBS)
     assert manyviews().code == 2
 
 
-def test_help_answers_without_torch():
-    code = "import sys\nfrom manyviews import cli\ntry: cli.main(['--help'])\nfinally: sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+def test_a_verb_has_the_same_name_in_python():
+    shell_only = {"show", "list", "demo"}
+    assert all(callable(getattr(mv, verb)) for verb in cli.VERBS if verb not in shell_only)
+    with pytest.warns(DeprecationWarning, match=r"manyviews\.report"):
+        assert mv.page is mv.report
 
 
-@pytest.mark.parametrize("what", ["methods", "recipes", "views", "protocols", "backbones"])
-def test_list(manyviews, what: str, tmp_path: Path):
-    result = manyviews("list", what, "--json", tmp_path / "list.json")
-    assert result.code == 0
-    names = json.loads((tmp_path / "list.json").read_text())
-    expected = {
-        "methods": "byol",
-        "recipes": "byol_tiny",
-        "views": "Cutout",
-        "protocols": "knn",
-        "backbones": "resnet18",
-    }
-    assert expected[what] in names and expected[what] in result.out
+def test_list(manyviews, tmp_path: Path):
+    some = {"methods": "byol", "recipes": "byol_tiny", "views": "Cutout", "protocols": "knn", "backbones": "resnet18"}
+    for what, name in some.items():
+        result = manyviews("list", what, "--json", tmp_path / "list.json")
+        assert result.code == 0
+        assert name in json.loads((tmp_path / "list.json").read_text()) and name in result.out
 
 
 def test_pretrain_evaluate_embed_show(manyviews, photos: Path, tmp_path: Path):
@@ -57,33 +91,25 @@ def test_pretrain_evaluate_embed_show(manyviews, photos: Path, tmp_path: Path):
     assert result.code == 0, result.err
     assert str(run) in result.out
     facts = json.loads((tmp_path / "pretrain.json").read_text())
-    assert facts["summary"]["images"] == 120 and facts["recipe"]["epochs"] == 1
+    assert facts["summary"]["images"] == 90 and facts["recipe"]["epochs"] == 1
+    assert {p.name for p in (run / "plots").iterdir()} == {"views.png", "loss.png"}
 
-    result = manyviews("evaluate", run, "--data", photos, "--json", tmp_path / "report.json")
+    result = manyviews("evaluate", run, "--data", photos, "--protocol", "knn", "--json", tmp_path / "report.json")
     assert result.code == 0, result.err
     assert "untrained" in result.out and "pixels" in result.out
-    json.loads((tmp_path / "report.json").read_text())
-    assert (run / "evaluations" / "1" / "report.json").exists()
+    assert (run / "evaluations" / "1" / "report.json").read_text() == (tmp_path / "report.json").read_text()
 
     result = manyviews("embed", run, photos, "--out", tmp_path / "features.parquet")
     assert result.code == 0, result.err
     table = pq.read_table(tmp_path / "features.parquet").to_pydict()
-    assert len(table["id"]) == 120
-    assert set(table["label"]) == {"plain", "red", "green"}
+    assert len(table["id"]) == 90 and set(table["label"]) == {"plain", "red", "green"}
     loaded = mv.load(run)
-    from manyviews.data import open_source
-    from manyviews.evaluation import extract
-
     exact = extract(loaded.encoder, open_source(photos), test_size=32, mean=loaded.mean, std=loaded.std)
     np.testing.assert_array_equal(np.array(table["embedding"], np.float32), exact.x.numpy())
 
     assert manyviews("show", run).code == 0
-    settings = manyviews("show", run, "--settings").out
-    assert "data.batch_size=16" in settings.splitlines()
-
-
-def test_resume_of_a_finished_run_says_so(manyviews, run_folder: Path):
-    assert manyviews("resume", run_folder).code == 0
+    assert "data.batch_size=16" in manyviews("show", run, "--settings").out.splitlines()
+    assert manyviews("resume", run).code == 0  # nothing is left to do
 
 
 def test_exports_compute_what_the_encoder_computes(manyviews, run_folder: Path, tmp_path: Path):
@@ -93,9 +119,7 @@ def test_exports_compute_what_the_encoder_computes(manyviews, run_folder: Path, 
     loaded = mv.load(run_folder)
     images = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
-        exact = loaded.encoder(
-            (images - torch.tensor(loaded.mean).view(3, 1, 1)) / torch.tensor(loaded.std).view(3, 1, 1)
-        )
+        exact = loaded.encoder(normalized(images, loaded))
 
     def export(form: str, name: str) -> Path:
         result = manyviews("export", run_folder, "--format", form, "--out", tmp_path / name)
@@ -104,72 +128,152 @@ def test_exports_compute_what_the_encoder_computes(manyviews, run_folder: Path, 
 
     session = onnxruntime.InferenceSession(export("onnx", "m.onnx"))
     np.testing.assert_allclose(session.run(None, {"images": images.numpy()})[0], exact.numpy(), rtol=1e-3, atol=1e-4)
-
     weights = loaded.encoder.model.state_dict()
+    again = mv.load(export("safetensors", "m.safetensors"))
+    assert (again.mean, again.std, again.test_size) == (loaded.mean, loaded.std, loaded.test_size)
     for found in (
-        safetensors.torch.load_file(export("safetensors", "m.safetensors")),
+        again.encoder.model.state_dict(),
+        safetensors.torch.load_file(tmp_path / "m.safetensors"),
         torch.load(export("torch", "m.pt"), weights_only=True),
     ):
         assert found.keys() == weights.keys()
         assert all(torch.equal(found[k], weights[k]) for k in weights)
-
-    again = mv.load(tmp_path / "m.safetensors")
-    assert (again.mean, again.std, again.test_size) == (loaded.mean, loaded.std, loaded.test_size)
-    assert all(torch.equal(v, weights[k]) for k, v in again.encoder.model.state_dict().items())
+    result = manyviews("export", run_folder, "--format", "timm", "--out", tmp_path / "timm")
+    assert result.code == 2 and "stem" in result.err and not (tmp_path / "timm").exists()  # timm lacks this stem
 
 
-def test_timms_own_loader_reads_the_export(manyviews, photos: Path, tmp_path: Path):
+def normalized(images: torch.Tensor, weights: Pretrained) -> torch.Tensor:
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (weights.mean, weights.std))
+    return (images - mean) / std
+
+
+def test_timms_own_loader_reads_the_export(tmp_path: Path):
     import timm
 
-    native = ("--set", "backbone.stem=native", "--out", tmp_path / "run")
-    assert manyviews("pretrain", photos, *TINY, *native).code == 0
-    result = manyviews("export", tmp_path / "run", "--format", "timm", "--out", tmp_path / "timm")
-    assert result.code == 0, result.err
+    ours = Pretrained(Encoder("resnet18", channels=(8, 8, 16, 16)).eval(), (0.4, 0.5, 0.6), (0.2, 0.3, 0.1), 32, "ours")
+    mv.export(ours, "timm", tmp_path / "timm")
     model = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
-    loaded = mv.load(tmp_path / "run")
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(model(x), loaded.encoder(x))
-    config = timm.data.resolve_data_config({}, model=model)
-    assert config["mean"] == pytest.approx(loaded.mean) and config["std"] == pytest.approx(loaded.std)
-    # And its own transform looks at images as an evaluation does.
-    from PIL import Image
-
-    from manyviews.evaluation.features import test_transform as ours
-
+        torch.testing.assert_close(model(x), ours.encoder(x))
+    # Its own transform makes the same pixels of an image as an evaluation.
     image = Image.effect_mandelbrot((48, 40), (-2, -1.5, 1, 1.5), 100).convert("RGB")
-    seen = timm.data.create_transform(**config, is_training=False)(image)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (loaded.mean, loaded.std))
-    torch.testing.assert_close(seen, (torch.from_numpy(ours(image, 32)) / 255 - mean) / std)
+    seen = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model), is_training=False)(image)
+    torch.testing.assert_close(seen, normalized(torch.from_numpy(to_test_pixels(image, 32)) / 255, ours))
 
 
-def test_a_stem_that_timm_cannot_build_is_refused(manyviews, run_folder: Path, tmp_path: Path):
-    result = manyviews("export", run_folder, "--format", "timm", "--out", tmp_path / "timm")
-    assert result.code == 2 and "stem" in result.err
-    assert not (tmp_path / "timm").exists()
-
-
-def test_prepare_decodes_once_and_what_it_wrote_can_be_trained_on(tmp_path, capsys):
-    import numpy as np
-    from PIL import Image
-
-    for i in range(40):
-        pixels = np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-        (tmp_path / "photos").mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
-    (tmp_path / "photos" / "7.png").write_bytes(b"broken")
-    arguments = ["prepare", str(tmp_path / "photos"), "--out", str(tmp_path / "canvases"), "--canvas", "32", "--verify"]
+def test_prepare_decodes_once_and_a_run_reads_its_canvases(manyviews, tmp_path: Path):
+    folder = pictures(tmp_path / "photos", 40)
+    (folder / "7.png").write_bytes(b"broken")
+    arguments = ("prepare", folder, "--out", tmp_path / "canvases", "--canvas", "32", "--verify")
     for _ in range(2):  # the second time there is nothing left to do
-        cli.main(arguments)
-        out = capsys.readouterr().out
+        out = manyviews(*arguments).out
         assert "39 canvases of 32 pixels" in out and "7.png" in out and "checksums are right" in out
     run = mv.pretrain(tmp_path / "canvases", "simclr_tiny", epochs=1, out=tmp_path / "run")
-    direct = mv.pretrain(tmp_path / "photos", "simclr_tiny", epochs=1, out=tmp_path / "direct")
-    assert run.summary["images"] == direct.summary["images"] - 1
+    assert run.summary["images"] == 39
     shard = next((tmp_path / "canvases").glob("shard-*"))
     raw = bytearray(shard.read_bytes())
     raw[-1] ^= 1
     shard.write_bytes(raw)
-    with pytest.raises(SystemExit) as e:
-        cli.main(arguments)
-    assert e.value.code == 2 and "damaged" in capsys.readouterr().err
+    result = manyviews(*arguments)
+    assert result.code == 2 and "damaged" in result.err
+
+
+def test_duplicates(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
+    folder = tmp_path / "twice"
+    shutil.copytree(photos / "red", folder / "red")
+    shutil.copy(photos / "red" / "3.png", folder / "copy.png")
+    found = tmp_path / "duplicates.csv"
+    args = ("duplicates", run_folder, folder, "--threshold", 0.999999, "--out", found, "--json", tmp_path / "d.json")
+    result = manyviews(*args)
+    assert result.code == 0, result.err
+    with found.open(newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    group = next(row["group"] for row in rows if row["id"] == "copy.png")
+    assert "red/3.png" in [row["id"] for row in rows if row["group"] == group]
+    assert [row["keep"] for row in rows].count("yes") == len(json.loads((tmp_path / "d.json").read_text())["groups"])
+    assert manyviews(*args).code == 2  # nothing is overwritten
+    result = manyviews("duplicates", run_folder, folder, "--threshold", 1.5, "--out", tmp_path / "other.csv")
+    assert result.code == 2 and "1.5" in result.err and not (tmp_path / "other.csv").exists()
+
+
+def test_transfer(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
+    shutil.copytree(photos, tmp_path / "sets" / "photos")
+    for i in range(30):  # on both sides of the split, which goes by names
+        shutil.copy(photos / "red" / f"{i}.png", tmp_path / "sets" / "photos" / "red" / f"copy {i}.png")
+    (tmp_path / "sets" / "photos" / "red" / "bad.png").write_bytes(b"no image")
+    out = ("--out", tmp_path / "out", "--json", tmp_path / "t.json")
+    result = manyviews("transfer", run_folder, tmp_path / "sets", "--protocol", "knn", *out)
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "t.json").read_text())
+    assert [(r["set"], r["protocol"]) for r in found["table"]] == [("photos", "knn"), ("mean", "knn")]
+    assert f"{100 * found['table'][0]['top1']:.1f} %" in result.out
+    leaked, bad = found["notes"]
+    assert leaked.startswith("photos: ") and leaked in " ".join(result.out.split())
+    assert bad.startswith("photos: 1 images could not be read") and "bad.png" in bad
+    result = manyviews("transfer", run_folder, tmp_path / "sets", "--protocol", "clustering", "--out", tmp_path / "x")
+    assert result.code == 2 and "clustering" in result.err
+
+
+def test_diagnose_and_select(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
+    result = manyviews("diagnose", run_folder, photos, "--images", 40, "--json", tmp_path / "d.json")
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "d.json").read_text())
+    assert found["verdict"] in result.out.replace("\n", " ") and 1 <= found["rankme"] <= found["dim"]
+    other, broken = tmp_path / "other", tmp_path / "broken"
+    shutil.copytree(run_folder, other)
+    # A run of a sweep that broke down is left out.
+    shutil.copytree(run_folder, broken)
+    (broken / "encoder.safetensors").unlink()
+    result = manyviews("select", run_folder, other, broken, "--json", tmp_path / "s.json")
+    assert result.code == 0, result.err
+    assert json.loads((tmp_path / "s.json").read_text())["chosen"] in (str(run_folder), str(other))
+    assert "broken is not finished, and was left out" in result.out
+    result = manyviews("select", run_folder, broken)
+    assert result.code == 2 and "is not finished" in result.err
+
+
+def test_segment_and_propagate(manyviews, run_folder: Path, tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for folder, where in (("scenes", "images/train"), ("scenes", "images/test"), ("videos", "frames/one")):
+        root = tmp_path / folder
+        masks = root / where.replace("images", "masks").replace("frames", "masks")
+        (root / where).mkdir(parents=True)
+        masks.mkdir(parents=True)
+        for i in range(6):
+            mask = np.zeros((64, 64), np.uint8)
+            mask[16:48, 4 + 3 * i : 36 + 3 * i] = 1
+            pixels = np.where(mask[..., None] == 1, (220, 40, 40), (40, 40, 200)) + rng.integers(-20, 20, (64, 64, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(root / where / f"{i:02}.png")
+            Image.fromarray(mask).save(masks / f"{i:02}.png")
+    args = ("segment", run_folder, tmp_path / "scenes", "--epochs", 20, "--lrs", 0.01, "--json", tmp_path / "s.json")
+    result = manyviews(*args)
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found["value"] > 0.6 and "an untrained encoder" in found["baselines"]
+    assert found["verdict"] in result.out.replace("\n", " ")
+    result = manyviews("propagate", run_folder, tmp_path / "videos", "--no-baseline", "--json", tmp_path / "p.json")
+    assert result.code == 0, result.err
+    assert json.loads((tmp_path / "p.json").read_text())["value"] > 0.5
+    broken = tmp_path / "broken"
+    shutil.copytree(run_folder, broken)
+    tensors, facts = load_tensors(broken / "encoder.safetensors")
+    next(v for k, v in tensors.items() if k.endswith("weight")).fill_(float("nan"))
+    save_tensors(broken / "encoder.safetensors", tensors, facts)
+    for verb in (("segment", broken, tmp_path / "scenes"), ("embed", broken, "demo", "--out", tmp_path / "x.parquet")):
+        result = manyviews(*verb)
+        assert result.code == 2 and "its training diverged" in result.err
+    for verb in ("segment", "detect", "propagate"):
+        result = manyviews(verb, run_folder, tmp_path / "none")
+        assert result.code == 2 and "none" in result.err
+
+
+def test_report(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
+    args = ("report", run_folder, "--data", photos, "--images", 12, "--out", tmp_path / "page")
+    result = manyviews(*args, "--json", tmp_path / "r.json")
+    assert result.code == 0, result.err
+    page = Path(json.loads((tmp_path / "r.json").read_text())["file"])
+    assert page == tmp_path / "page" / "index.html" and "simclr" in page.read_text(encoding="utf-8")
+    assert manyviews(*args).code == 2  # nothing is overwritten
+    result = manyviews("report", tmp_path / "none", "--out", tmp_path / "other")
+    assert result.code == 2 and "none" in result.err and not (tmp_path / "other").exists()

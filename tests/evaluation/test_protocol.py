@@ -25,7 +25,7 @@ from manyviews.evaluation import (
 from manyviews.evaluation.linear import Standard
 from manyviews.evaluation.protocol import INSIDE, MEASURES, ON_FEATURES, ON_IMAGES, untrained
 from manyviews.evaluation.report import Gain
-from manyviews.report.summary import plain
+from manyviews.reporting.summary import plain
 
 from .conftest import QUICK
 

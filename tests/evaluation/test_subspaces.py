@@ -28,7 +28,7 @@ from manyviews.evaluation.subspaces import (
     uncertainty,
 )
 from manyviews.methods.mast import MAST
-from manyviews.report.subspaces import draw
+from manyviews.reporting.subspaces import draw
 from manyviews.views import MAST_15, Composed
 
 LOOK = {"test_size": 12, "mean": (0.5,) * 3, "std": (0.25,) * 3}

@@ -1,0 +1,322 @@
+"""Verbs that evaluate an encoder, with labels or without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+import manyviews as mv
+from manyviews.cli._options import (
+    NO_HINTS,
+    Count,
+    Hinted,
+    Images,
+    Json,
+    Labels,
+    NewFolder,
+    Pixels,
+    Protocols,
+    RunFolders,
+    Scenes,
+    Settings,
+    Stages,
+    TestLabels,
+    Weights,
+    load,
+    names,
+    settings,
+    show_dense,
+    write_json,
+)
+from manyviews.errors import UserError
+
+
+def evaluate(
+    weights: Weights,
+    /,
+    data: str,
+    test: str | None = None,
+    protocol: Protocols = "knn,linear",
+    features: Literal["pooled", "last4", "cls_mean"] = "pooled",
+    set: Settings = (),
+    labels: Labels = None,
+    test_labels: TestLabels = None,
+    shifted: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="DATA")] = (),
+    hints: Hinted = NO_HINTS,
+    seed: int = 0,
+    seeds: Count = 1,
+    json: Json = None,
+) -> None:
+    """Evaluate an encoder on labeled images, next to an untrained encoder and raw pixels.
+
+    For example:
+      manyviews evaluate runs/first --data labeled/
+      manyviews evaluate runs/first --data train.parquet --test test.parquet --protocol knn,linear,logistic
+      manyviews evaluate checkpoint.pth.tar --data photos/ --labels labels.csv
+      manyviews evaluate timm:resnet18 --data labeled/
+      manyviews evaluate runs/vit --data labeled/ --protocol linear_augmented --features last4
+      manyviews evaluate runs/first --data labeled/ --protocol finetune --set finetune.lrs=0.01,0.05
+
+    Args:
+        data: Labeled images: each first-level folder is a class, or see --labels.
+        test: Labeled images to test on; a fifth of DATA by default.
+        protocol: Protocols, separated by commas: see `manyviews list protocols`.
+        features: Features of a vision transformer: the pooled ones, the class tokens of the last four blocks, or the
+            class token and the mean patch token.
+        set: Change a setting of a protocol, such as finetune.epochs=30.
+        shifted: Labeled images of the same classes under other conditions, such as sketches, to test a probe that
+            learned from DATA.
+        seed: Seed of the untrained encoder, of the protocols that draw, and of the intervals.
+        seeds: How often each protocol that draws is run; its accuracy is the mean.
+    """
+    from manyviews.reporting import summary
+
+    report = mv.evaluate(
+        load(weights, hints),
+        data,
+        test,
+        protocols=names(protocol),
+        features=features,
+        settings=settings(set, example="finetune.epochs=30"),
+        labels=labels,
+        test_labels=test_labels,
+        others=shifted,
+        seed=seed,
+        seeds=seeds,
+    )
+    summary.show(report)
+    write_json(json, report.to_json())
+
+
+def transfer(
+    weights: Weights,
+    suite: Annotated[Positional[Path], arg(metavar="SUITE")],
+    /,
+    out: NewFolder,
+    protocol: Protocols = "linear",
+    set: Settings = (),
+    baselines: bool = True,
+    hints: Hinted = NO_HINTS,
+    seed: int = 0,
+    seeds: Count = 1,
+    json: Json = None,
+) -> None:
+    """Evaluate an encoder on many labeled sets, in one table.
+
+    For example:
+      manyviews transfer runs/first sets/ --out transfer/first
+      manyviews transfer runs/first sets/ --protocol linear,finetune --seeds 3 --out transfer/tuned
+
+    Args:
+        suite: A folder that holds each set: pets/train/<class> and pets/test/<class>, or pets/<class>, or
+            pets_train.parquet and pets_test.parquet.
+        out: A folder for the reports. The same command again continues an interrupted suite.
+        protocol: Protocols that classify, separated by commas: see `manyviews list protocols`.
+        set: Change a setting of a protocol, such as finetune.epochs=30.
+        baselines: Evaluate an untrained encoder and raw pixels too.
+        seed: Seed of the untrained encoder, of the protocols that draw, and of the intervals.
+        seeds: How often each protocol that draws is run; its accuracy is the mean.
+    """
+    from manyviews.reporting import summary
+
+    found = mv.transfer(
+        load(weights, hints),
+        suite,
+        out,
+        protocols=names(protocol),
+        settings=settings(set, example="finetune.epochs=30"),
+        seed=seed,
+        seeds=seeds,
+        baselines=baselines,
+    )
+    summary.show_transfer(found.table(), found.notes)
+    write_json(json, found.to_dict())
+
+
+def segment(
+    weights: Weights,
+    data: Scenes,
+    /,
+    stages: Stages = None,
+    epochs: Count = 50,
+    lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    ignore: int | None = None,
+    baseline: bool = True,
+    hints: Hinted = NO_HINTS,
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Train a linear layer on frozen patch features to segment images, and report its mIoU.
+
+    For example:
+      manyviews segment runs/first scenes/
+      manyviews segment runs/first scenes/ --stages -3 -2 -1
+
+    Args:
+        data: A folder with images/train and masks/train, the same for test and, if you have one, val. Masks are
+            one-channel PNG files of class numbers; 255 is ignored.
+        epochs: Passes over the images.
+        lrs: Learning rates to choose from on validation images.
+        ignore: Another value in masks to ignore, besides 255.
+        baseline: Evaluate an untrained encoder too.
+        seed: Seed of the layer's training.
+    """
+    found = mv.segment(
+        load(weights, hints),
+        data,
+        baseline=baseline,
+        stages=stages,
+        test_size=hints.test_size,
+        epochs=epochs,
+        lrs=lrs,
+        ignore=ignore,
+        seed=seed,
+    )
+    show_dense(found, json)
+
+
+def detect(
+    weights: Weights,
+    data: Scenes,
+    /,
+    masks: bool = False,
+    size: Pixels = 800,
+    epochs: Count = 12,
+    lr: float | None = None,
+    batch: Count = 16,
+    batch_norm: Literal["batch", "running"] = "batch",
+    proposals: Count = 512,
+    baseline: bool = False,
+    hints: Hinted = NO_HINTS,
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Fine-tune a Faster or Mask R-CNN on a copy of the encoder, and report COCO's average precision.
+
+    For example:
+      manyviews detect runs/first cells/ --size 160 --epochs 6 --batch 4 --proposals 64
+      manyviews detect runs/first coco/ --masks
+
+    Args:
+        data: A folder in the format of Pascal VOC or COCO.
+        masks: Segment every object, too (COCO's format only).
+        size: Short side of the images in pixels.
+        epochs: Passes over the images.
+        lr: Peak learning rate; by default 0.02 for a batch of 16, and 1e-4 with AdamW for transformers.
+        batch: Images per step.
+        batch_norm: Normalize with the statistics of the batch, or with the running ones.
+        proposals: How many proposals are sampled from each image.
+        baseline: Fine-tune an untrained encoder too.
+        seed: Seed of the new layers and of the order of the images.
+    """
+    if hints.test_size is not None:
+        raise UserError("Detection takes the short side of its images as --size, not as --test-size.")
+    found = mv.detect(
+        load(weights, hints),
+        data,
+        baseline=baseline,
+        masks=masks,
+        size=size,
+        epochs=epochs,
+        lr=lr,
+        batch=batch,
+        batch_norm=batch_norm,
+        proposals=proposals,
+        seed=seed,
+    )
+    show_dense(found, json)
+
+
+def propagate(
+    weights: Weights,
+    data: Scenes,
+    /,
+    stages: Stages = None,
+    frames: Count = 7,
+    radius: Count = 12,
+    baseline: bool = True,
+    hints: Hinted = NO_HINTS,
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Follow the objects of a video's first frame by nearest patch features, and report DAVIS's J&F.
+
+    For example:
+      manyviews propagate runs/first DAVIS/
+
+    Args:
+        data: A folder with frames/<video>/*.jpg and masks/<video>/*.png, or in DAVIS's layout.
+        frames: How many previous frames give their labels, besides the first frame.
+        radius: How far away in the frame a label may come from, in patches.
+        baseline: Evaluate an untrained encoder too.
+        seed: Seed of the interval.
+    """
+    found = mv.propagate(
+        load(weights, hints),
+        data,
+        baseline=baseline,
+        stages=stages,
+        test_size=hints.test_size,
+        frames=frames,
+        radius=radius,
+        seed=seed,
+    )
+    show_dense(found, json)
+
+
+def diagnose(
+    weights: Weights,
+    data: Images,
+    /,
+    images: Count = 10_000,
+    hints: Hinted = NO_HINTS,
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Describe an encoder's features without labels: dimensions, spread, collapse.
+
+    For example:
+      manyviews diagnose runs/first photos/
+      manyviews diagnose timm:vit_small_patch16_224.dino photos/ --images 2000
+
+    Args:
+        images: How many images to use at most.
+        seed: Seed of the views, and of the untrained encoder to compare with.
+    """
+    found = mv.diagnose(load(weights, hints), data, images=images, seed=seed)
+    print(found.text())
+    write_json(json, found.to_json())
+
+
+def select(
+    runs: RunFolders,
+    /,
+    data: str | None = None,
+    by: Literal["rankme", "lidar", "alpha_req", "auc"] = "rankme",
+    oracle: Annotated[str | None, arg(metavar="DATA")] = None,
+    test: str | None = None,
+    labels: Labels = None,
+    test_labels: TestLabels = None,
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Choose among runs of one method without labels, by their features.
+
+    For example:
+      manyviews select runs/lr1 runs/lr2 runs/lr3
+      manyviews select runs/lr1 runs/lr2 runs/lr3 --data photos/ --by lidar
+      manyviews select sweeps/temperature/*/ --oracle labeled/
+
+    Args:
+        runs: Folders of finished runs.
+        data: Images to compute the criterion on; by default those that the runs were trained on.
+        by: The criterion: a number that needs no labels.
+        oracle: Labeled images, to measure how well the choice agrees with accuracy.
+        test: Labeled images to test the accuracy on; a fifth of the oracle by default.
+        seed: Seed of the views and of the intervals.
+    """
+    found = mv.select(runs, data, by=by, oracle=oracle, test=test, labels=labels, test_labels=test_labels, seed=seed)
+    print(found.text())
+    write_json(json, found.to_json())

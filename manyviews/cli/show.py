@@ -1,0 +1,144 @@
+"""Verbs that show what a run is, what it learned, and what there is to choose from."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+import manyviews as mv
+from manyviews.cli._options import (
+    Count,
+    Images,
+    Json,
+    Labels,
+    NewFolder,
+    RunFolder,
+    RunFolders,
+    facts,
+    write_json,
+    wrote,
+)
+from manyviews.errors import UserError, printable
+
+
+def show(run: RunFolder, /, settings: bool = False, json: Json = None) -> None:
+    """Show what a run is, how far it is, and how good it is.
+
+    For example:
+      manyviews show runs/first
+      manyviews show runs/first --settings
+
+    Args:
+        settings: Print every setting with its dotted path.
+    """
+    from manyviews.reporting import summary
+
+    found = mv.Run(run)
+    if settings:
+        for path, value in summary.settings(found.recipe):
+            print(f"{path}={value}")
+    else:
+        summary.show_run(found)
+    write_json(json, facts(found))
+
+
+def report(
+    runs: RunFolders,
+    /,
+    out: NewFolder,
+    data: str | None = None,
+    labels: Labels = None,
+    queries: Annotated[str | None, arg(metavar="DATA")] = None,
+    images: Count = 10_000,
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Write a page about runs: how they trained, how good they are, what they see. It opens from disk.
+
+    For example:
+      manyviews report runs/first --out page
+      manyviews report runs/first runs/second --out both --data labeled/ --queries mine/
+
+    Args:
+        runs: Folders of runs; several are shown side by side.
+        out: A new or empty folder; open its index.html.
+        data: Images for the map, the galleries and the views; those of the first run by default.
+        queries: Your own images, shown with their nearest neighbors.
+        images: How many images the map shows at most.
+        seed: Seed of the map.
+    """
+    path = mv.report(runs, out, data=data, labels=labels, queries=queries, images=images, seed=seed)
+    wrote(path)
+    write_json(json, {"file": str(path)})
+
+
+def subspaces(run: RunFolder, data: Images, /, out: NewFolder, labels: Labels = None, json: Json = None) -> None:
+    """Show what a MAST run learned about its augmentations: masks, correlations, invariances, uncertainties.
+
+    For example:
+      manyviews subspaces runs/mast labeled/ --out subspaces/
+
+    Args:
+        out: A new folder, for plots and subspaces.json.
+    """
+    found = mv.subspaces(run, data, out, labels)
+    print(f"Wrote {len(list(out.glob('*.png')))} plots and subspaces.json to {printable(str(out))}.")
+    print(f"The most diverse augmentations first: {printable(', '.join(found['order']))}.")
+    if found["bad"]:
+        where, reason = found["bad"][0]
+        print(printable(f"Left out {len(found['bad'])} images that cannot be read (the first: {where}: {reason})."))
+    write_json(json, found)
+
+
+def list_(
+    what: Positional[Literal["methods", "recipes", "views", "protocols", "backbones"]],
+    /,
+    match: str = "*",
+    json: Json = None,
+) -> None:
+    """List methods, recipes, views, protocols or backbones.
+
+    For example:
+      manyviews list recipes
+      manyviews list backbones --match "vit_*"
+
+    Args:
+        what: What to list.
+        match: List only names that match this pattern.
+    """
+    found = {k: v for k, v in _catalog(what, match).items() if fnmatch(k, match)}
+    if not found:
+        raise UserError(f"There are no {what} that match '{match}'.")
+    wide = max(map(len, found))
+    for name, words in found.items():
+        print(f"{name:{wide}}  {words}".rstrip())
+    write_json(json, found)
+
+
+def _catalog(what: str, match: str) -> dict[str, str]:
+    """Names, with a line about each."""
+
+    def first(text: str | None) -> str:
+        return (text or "").strip().splitlines()[0]
+
+    if what == "methods":
+        from manyviews import methods
+
+        return {n: first(methods.describe(n)) for n in methods.names()}
+    if what == "recipes":
+        from manyviews import recipes
+
+        return {n: first(recipes.describe(n)) for n in recipes.names()}
+    if what == "views":
+        from manyviews import views
+
+        return {k.__name__: first(k.__doc__) for k in views.View.__subclasses__()}
+    if what == "protocols":
+        from manyviews import evaluation
+
+        return {n: first(p.__doc__) for n, p in evaluation.PROTOCOLS.items()}
+    from manyviews import backbones
+
+    return dict.fromkeys(backbones.names(match), "")

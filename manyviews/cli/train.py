@@ -1,0 +1,183 @@
+"""Verbs that train."""
+
+from __future__ import annotations
+
+from json import loads
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import UseAppendAction, arg
+
+import manyviews as mv
+from manyviews.cli._options import (
+    Count,
+    Epochs,
+    Images,
+    Json,
+    Labels,
+    NewFolder,
+    Pixels,
+    Recipe,
+    RunFolder,
+    Settings,
+    Training,
+    facts,
+    settings,
+    show_finished,
+    write_json,
+)
+from manyviews.errors import UserError, printable
+
+NewRun = Annotated[Path | None, arg(metavar="RUN")]
+
+
+def prepare(
+    data: Images,
+    /,
+    out: NewFolder,
+    canvas: Pixels = 256,
+    labels: Labels = None,
+    verify: bool = False,
+    json: Json = None,
+) -> None:
+    """Decode images once, to canvases on disk, so that later runs decode nothing.
+
+    For example:
+      manyviews prepare photos/ --out canvases/
+      manyviews prepare photos/ --out canvases160/ --canvas 160
+      manyviews pretrain canvases/ --recipe simclr_imagenet
+
+    Args:
+        out: A new folder, or one that the same command began. The same command continues it, again or several times
+            at once.
+        canvas: Side of the canvases in pixels; the recipe's data.canvas.
+        verify: Read everything that was written again, and compare checksums.
+    """
+    from manyviews.data import verify as damaged
+    from manyviews.progress import progress
+
+    folder = mv.prepare(data, out, canvas, labels)
+    manifest = loads((folder / "canvases.json").read_text(encoding="utf-8"))
+    images = sum(s["images"] for s in manifest["shards"])
+    print(f"{images} canvases of {canvas} pixels in {len(manifest['shards'])} shards in {printable(str(folder))}.")
+    for where, reason in manifest["bad"][:5]:
+        print(printable(f"Left out {where}: {reason}"))
+    if len(manifest["bad"]) > 5:
+        print(f"Left out {len(manifest['bad']) - 5} more images: see {printable(str(folder / 'canvases.json'))}.")
+    if verify:
+        with progress("verify") as update:
+            wrong = damaged(folder, update)
+        if wrong:
+            names = ", ".join(f.name for f in wrong)
+            raise UserError(f"Shards in {folder} are damaged: remove {names} and canvases.json, and prepare again.")
+        print("All checksums are right.")
+    write_json(json, {"folder": str(folder), "images": images, "bad": manifest["bad"]})
+
+
+def pretrain(
+    data: Training,
+    /,
+    recipe: Recipe,
+    epochs: Epochs = None,
+    set: Settings = (),
+    out: NewRun = None,
+    json: Json = None,
+) -> None:
+    """Pretrain a backbone on unlabeled images.
+
+    For example:
+      manyviews pretrain photos/ --recipe simclr_photos
+      manyviews pretrain photos.parquet --recipe byol_cifar10 --epochs 50 --out runs/first
+      manyviews pretrain photos/ --recipe dino_cifar10 --set optimizer.lr=1e-3 --set method.views.local.count=6
+      torchrun --nproc-per-node 8 -m manyviews pretrain imagenet/train --recipe byol_imagenet
+
+    Args:
+        set: Change a setting by its dotted path.
+        out: A new folder for the run; runs/<recipe>-<date> by default.
+    """
+    run = mv.pretrain(data, recipe, epochs=epochs, settings=settings(set), out=out)
+    show_finished(run, json)
+
+
+def resume(run: RunFolder, /, json: Json = None) -> None:
+    """Continue an interrupted run exactly where it stopped.
+
+    For example:
+      manyviews resume runs/first
+    """
+    show_finished(mv.resume(run), json)
+
+
+def sweep(
+    data: Training,
+    /,
+    recipe: Recipe,
+    vary: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PATH=VALUE,VALUE,...")],
+    out: NewFolder,
+    seeds: Count = 3,
+    epochs: Epochs = None,
+    set: Settings = (),
+    baseline: Settings = (),
+    metric: Literal["knn", "linear", "rankme"] | None = None,
+    json: Json = None,
+) -> None:
+    """Train with several values of a setting, and plot how sensitive the result is to it.
+
+    For example:
+      manyviews sweep photos/ --recipe simclr_photos --vary method.temperature=0.05,0.1,0.2 --out sweeps/temperature
+      manyviews sweep photos/ --recipe simclr_photos --set "regularizers=(Rescue(0.75),)" --out sweeps/rescue \\
+        --baseline "regularizers=()" --vary regularizers.rescue.scale=0.25,0.5,0.75,1
+
+    Args:
+        vary: A setting and its values, one setting at a time.
+        out: The sweep's folder. The same command again continues an interrupted sweep.
+        seeds: How many runs each value gets.
+        set: Change a setting of all runs.
+        baseline: Change a setting of the runs to compare with.
+        metric: Metric on held-out training images; by default k-NN if there are labels, else the effective rank.
+    """
+    from manyviews.reporting import summary
+    from manyviews.settings import parse
+
+    example = "method.temperature=0.1,0.2"
+
+    def values(path: str, text: str) -> tuple[Any, ...]:
+        found = parse(f"({text},)")
+        if not isinstance(found, tuple):
+            raise UserError(f"--vary takes path=value,value, such as {example}, not '{path}={text}'.")
+        return found
+
+    varied = settings(vary, "--vary", example)
+    if len(varied) < len(vary):  # only the last of two would count, as with --set
+        raise UserError(f"--vary names a setting several times: give all of its values at once, such as {example}.")
+    found = mv.sweep(
+        data,
+        recipe,
+        {k: values(k, v) for k, v in varied.items()},
+        out,
+        seeds=seeds,
+        epochs=epochs,
+        settings=settings(set),
+        baseline=settings(baseline, "--baseline") or None,
+        metric=metric,
+    )
+    summary.show_sweep(found.to_dict())
+    write_json(json, found.to_dict())
+
+
+def demo(out: NewRun = None, json: Json = None) -> None:
+    """Pretrain on the pictures in the package and evaluate the result: no network, minutes on two cores.
+
+    For example:
+      manyviews demo
+
+    Args:
+        out: A new folder for the run; runs/simclr_demo-<date> by default.
+    """
+    from manyviews.reporting import summary
+
+    # Not "demo": there may be a folder of that name here.
+    run = mv.pretrain("demo:train", "simclr_demo", out=out)
+    report = run.evaluate("demo:train", "demo:test")
+    summary.show_run(run)
+    write_json(json, {**facts(run), "report": report.to_dict()})

@@ -1,0 +1,78 @@
+"""Verbs that use an encoder, or hand it on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import manyviews as mv
+from manyviews.cli._options import NO_HINTS, Hinted, Images, Json, NewFile, Weights, load, write_json, wrote
+
+
+def embed(weights: Weights, data: Images, /, out: NewFile, hints: Hinted = NO_HINTS, json: Json = None) -> None:
+    """Write the features of every image to a Parquet file.
+
+    For example:
+      manyviews embed runs/first photos/ --out features.parquet
+
+    Args:
+        out: A new Parquet file, with the columns id, embedding and, if there are labels, label.
+    """
+    import pyarrow.parquet as pq
+
+    path = mv.embed(load(weights, hints), data, out)
+    images = pq.read_metadata(path).num_rows
+    print(f"Wrote the features of {images} images.")
+    wrote(path)
+    write_json(json, {"file": str(path), "images": images, "columns": pq.read_schema(path).names})
+
+
+def duplicates(
+    weights: Weights,
+    data: Images,
+    /,
+    out: NewFile,
+    threshold: float = 0.95,
+    hints: Hinted = NO_HINTS,
+    json: Json = None,
+) -> None:
+    """List groups of images that are nearly the same to an encoder.
+
+    For example:
+      manyviews duplicates runs/first photos/ --out duplicates.csv
+      manyviews duplicates runs/first photos/ --threshold 0.98 --out duplicates.csv
+
+    Args:
+        out: A new CSV file, with the columns group, id, keep (yes for one image of each group) and similarity.
+        threshold: Cosine similarity above which two images count as the same. The protocol copy_detection measures a
+            good one.
+    """
+    groups = mv.duplicates(load(weights, hints), data, out, threshold)
+    images = sum(len(g.ids) for g in groups)
+    extra = images - len(groups)
+    print(f"{images} images are in {len(groups)} groups of near-duplicates: {extra} could be removed.")
+    wrote(out)
+    write_json(json, {"file": str(out), "groups": [{"ids": g.ids, "similarity": g.similarity} for g in groups]})
+
+
+def export(
+    weights: Weights,
+    /,
+    format: Literal["safetensors", "timm", "onnx", "torch"],
+    out: NewFile,
+    hints: Hinted = NO_HINTS,
+    json: Json = None,
+) -> None:
+    """Write the encoder in a format that other software loads.
+
+    For example:
+      manyviews export runs/first --format timm --out backbone/
+      manyviews export runs/first --format onnx --out backbone.onnx
+
+    Args:
+        format: safetensors: tensors under timm's names. timm: a folder for timm's "local-dir:". onnx: a graph from
+            RGB images in [0, 1] to features. torch: a state dict.
+        out: A new file; a new folder for timm.
+    """
+    path = mv.export(load(weights, hints), format, out)
+    wrote(path)
+    write_json(json, {"file": str(path), "format": format})

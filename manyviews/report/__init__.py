@@ -1,5 +1,0 @@
-"""What a run and an evaluation came to, for people: a screen of text, and pictures."""
-
-from manyviews.report import plots, summary
-
-__all__ = ["plots", "summary"]

@@ -1,5 +1,0 @@
-"""A page about runs: how they trained, how good they are, and what they see. It opens from disk, without a network."""
-
-from manyviews.report.page.build import write
-
-__all__ = ["write"]

@@ -1,0 +1,295 @@
+"""Write the folder of a page from runs and images."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from manyviews import __version__
+from manyviews.checkpoint import check_new, new_folder
+from manyviews.data import Source, open_source, spread_out
+from manyviews.data.files import shown
+from manyviews.data.folder import PAGE
+from manyviews.errors import UserError, printable
+from manyviews.evaluation import subspaces as numbers
+from manyviews.evaluation.features import Features, extract
+from manyviews.methods import Method
+from manyviews.methods.mast import MAST
+from manyviews.progress import Update
+from manyviews.regularizers import inner
+from manyviews.reporting.page import atlas as maps
+from manyviews.reporting.page import gather, pictures
+from manyviews.reporting.page.render import render
+from manyviews.settings import Recipe
+
+Facts = dict[str, Any]
+
+IMAGES = 10_000
+"""How many images the map shows at most, by default."""
+
+_QUERIES = 24  # of the user's own images, at most
+_PATCHED = 6  # images of each set whose patches are shown
+_ANALYZED, _SWEPT = 1_000, 100  # images for the analysis of subspaces, and for its augmentations
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Where and how the page is written: see `write`."""
+
+    page: Path
+    pictures: pictures.Pictures
+    most: int
+    device: torch.device | str
+    seed: int
+    progress: Update | None
+
+
+def write(
+    runs: Sequence[Any],
+    out: str | Path,
+    *,
+    data: Any = None,
+    labels: Any = None,
+    queries: Any = None,
+    images: int = IMAGES,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: Update | None = None,
+) -> Path:
+    """Write a page about runs to a new or empty folder: `index.html` and its files, all or nothing.
+
+    Args:
+        runs: `manyviews.Run`s, finished or not. The page shows what they have, and how to get the rest.
+        out: the folder.
+        data: images for the map, galleries, views and patches: see `manyviews.data.open_source`. If None, the first
+            run's images, unless they have moved or are on the network; the page then goes without images.
+        labels: labels of the data: see `open_source`.
+        queries: your own images; up to 24 are looked up among the data. If None, a few images of the data.
+        images: how many images the map shows at most, spread over the data.
+        device: device on which the encoders compute.
+        seed: seed of the map and of the clusters.
+        progress: called now and then.
+
+    Returns:
+        The page's `index.html`.
+
+    Raises:
+        UserError: no run, images that cannot be used, or `out` is not a new or empty folder.
+    """
+    if not runs:
+        raise UserError("No run was named: give at least one run's folder.")
+    if images < 2:
+        raise UserError(f"A map needs at least 2 images, not {images}.")
+    out = Path(out)
+    check_new(out, or_empty=True)
+    source, why_not = _images(runs, data, labels)
+    own = None if queries is None else open_source(queries)
+    if own is not None and len(own) > _QUERIES:
+        own = own.subset(range(_QUERIES))
+    names = gather.names(runs)
+    with new_folder(out) as part:
+        facts = _numbers(runs, names)
+        where = _Where(part, pictures.Pictures(part), images, device, seed, progress)
+        facts["images"] = (
+            {"why_not": why_not, "map": None, "gallery": [], "mistakes": None, "patches": [], "runs": []}
+            | {"own": own is not None, "umap": find_spec("umap") is not None}
+            | _views_and_subspaces(runs, source, where)
+            | ({} if source is None else _what_encoders_see(runs, names, source, own, where))
+        )
+        facts["made"] = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        facts["version"] = __version__
+        (part / PAGE).touch()
+        (part / "index.html").write_text(render(facts), encoding="utf-8")
+        check_new(out, or_empty=True)
+    return out / "index.html"
+
+
+def _images(runs: Sequence[Any], data: Any, labels: Any) -> tuple[Source | None, str]:
+    """The images to show, or why there are none."""
+    if data is not None:
+        return open_source(data, labels), ""
+    address = runs[0].facts.get("data")
+    if address is None:
+        return None, "The images of this run were given in memory, and are gone."
+    if "://" in str(address):
+        return (
+            None,
+            f"The images of this run are at {printable(shown(address), 200)}, and are only fetched if you ask.",
+        )
+    try:
+        return open_source(address, labels), ""
+    except UserError as error:
+        if labels is not None:
+            raise  # the user asked for labels
+        return None, f"The images of this run are not where they were. {printable(error, 300)}"
+
+
+def _numbers(runs: Sequence[Any], names: Sequence[str]) -> Facts:
+    """Everything on the page that needs no image."""
+    about = [gather.run_facts(run, name) for run, name in zip(runs, names, strict=True)]
+    found = [gather.evaluated(run.folder) for run in runs]
+    for facts, (evaluated, remarks) in zip(about, found, strict=True):
+        facts |= {"verdict": None, "tone": "plain", "spectra": [], "numbers": [], "measured": []}
+        facts["warnings"] += remarks
+        if evaluated is None:
+            continue
+        report, parts = evaluated
+        facts["verdict"] = printable(report.verdict).replace(" %", "\N{NO-BREAK SPACE}%")
+        facts["tone"] = gather.tone(report.verdict)
+        facts["spectra"] = [
+            {"kind": kind, **{k: part[k] for k in ("dim", "rankme", "spread")}, **_spectrum(part["spectrum"])}
+            for kind, part in parts.items()
+            if kind != "pixels"
+        ]
+        facts["numbers"] = [
+            {"title": gather.title(p), **{k: score[k] for k in ("value", "low", "high")}}
+            for p, score in parts["trained"]["scores"].items()
+        ]
+        facts["measured"] = [
+            {"title": gather.title(p), "name": measure["name"], "value": measure["value"]}
+            for p, measure in parts["trained"]["measures"].items()
+            if measure["value"] is not None
+        ]
+    return {
+        "runs": about,
+        "curves": gather.curves(runs),
+        "accuracy": gather.accuracies(about, [evaluated for evaluated, _ in found]),
+        "settings": gather.settings(runs),
+    }
+
+
+def _spectrum(values: Sequence[float]) -> Facts:
+    """Singular values relative to the largest, at ranks that are evenly spaced on a logarithmic axis."""
+    top = max(values, default=0.0)
+    kept = [(i, v) for i, v in enumerate(values, 1) if top > 0 and v > 1e-8 * top]
+    if not kept:
+        return {"x": [], "y": []}
+    chosen = sorted({round(i) for i in np.geomspace(1, len(kept), min(400, len(kept)))})
+    return {"x": [kept[i - 1][0] for i in chosen], "y": [gather.rounded(kept[i - 1][1] / top) for i in chosen]}
+
+
+def _views_and_subspaces(runs: Sequence[Any], source: Source | None, where: _Where) -> Facts:
+    """The views of each method and the subspaces of MAST, for runs that have a checkpoint."""
+    views: list[Facts] = []
+    subspaces: list[Facts] = []
+    for i, run in enumerate(runs):
+        try:
+            method = run.method
+        except UserError:
+            continue  # stopped before its first checkpoint
+        if source is not None:
+            _add_views(views, i, run.recipe, method, source, where.pictures)
+        method = inner(method)
+        if isinstance(method, MAST):
+            subspaces.append({"run": i, **_subspaces(method, run.recipe, source, where.device)})
+    return {"views": views, "subspaces": subspaces}
+
+
+def _what_encoders_see(
+    runs: Sequence[Any], names: Sequence[str], source: Source, queries: Source | None, where: _Where
+) -> Facts:
+    """The map, the galleries and the patches of the finished runs; or "why_not", why there are none."""
+    finished = [i for i, run in enumerate(runs) if run.summary is not None]
+    if not finished:
+        return {"why_not": "No run is finished yet: there is no encoder to show."}
+    chosen = source if len(source) <= where.most else source.subset(spread_out(len(source), where.most))
+    encoders = {i: runs[i].encoder for i in finished}
+
+    def seen(images: Source, i: int, cache: Path | None) -> Features:
+        recipe, progress = runs[i].recipe, where.progress
+        return extract(
+            encoders[i],
+            images,
+            test_size=recipe.test_size,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
+            device=where.device,
+            cache=cache,
+            progress=None if progress is None else lambda done, total: progress(done, total, f"features: {names[i]}"),
+        )
+
+    known = maps.atlas(chosen, [seen(chosen, i, runs[i].folder / "features") for i in finished], where.device)
+    if len(known.source) < 2:
+        return {"why_not": "Fewer than two images could be read: there is nothing to compare."}
+    if not all(x.isfinite().all() for x in known.x):
+        return {"why_not": "An encoder's features are not finite: its weights are damaged, or its training diverged."}
+    own = None if queries is None else (queries, [seen(queries, i, None) for i in finished])
+    drawn = maps.draw_map(known, [names[i] for i in finished], where.page, where.seed, where.progress)
+    some = spread_out(len(known.source), _PATCHED).tolist()
+    sets = [("images of the map", [(known.source, i) for i in some])]
+    if queries is not None:
+        sets.append(("your own images", [(queries, i) for i in range(min(_PATCHED, len(queries)))]))
+    patches = []
+    for title, images in sets:
+        rows = []
+        for i in finished:
+            with contextlib.suppress(UserError):  # some networks have no map of features
+                rows.append(
+                    {"run": i, **pictures.patches(encoders[i], images, runs[i].recipe, where.device, where.pictures)}
+                )
+        if rows:
+            patches.append({"title": title, "images": [where.pictures.of(*one) for one in images], "rows": rows})
+    return {
+        "runs": finished,
+        "source": printable(source.name, 100),
+        "total": len(source),
+        "map": drawn,
+        "gallery": maps.gallery(known, own, where.pictures),
+        "mistakes": maps.mistakes(known, where.pictures),
+        "patches": patches,
+    }
+
+
+def _add_views(
+    groups: list[Facts], i: int, recipe: Recipe, method: Method, source: Source, saver: pictures.Pictures
+) -> None:
+    """Add the views of a run, or add the run to a group with the same views."""
+    key = f"{method.views} {recipe.data} {recipe.seed}"
+    for group in groups:
+        if group["key"] == key:
+            group["runs"].append(i)
+            return
+    groups.append({"key": key, "runs": [i], "kinds": pictures.views(recipe, method.views, source, saver)})
+
+
+def _subspaces(method: MAST, recipe: Recipe, source: Source | None, device: torch.device | str) -> Facts:
+    """The subspaces of a MAST run: see `manyviews.evaluation.subspaces`."""
+    if source is None:
+        weights = method.masks().detach().float().cpu()
+        alike = numbers.correlation(weights)
+        order = [method.subspaces[k] for k in numbers.diverse(alike)]
+        found = {"masks": weights.T.tolist(), "correlation": alike.tolist(), "order": order, "invariance": {}}
+    else:
+        found = numbers.analyze(
+            method,
+            source,
+            test_size=recipe.test_size,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
+            device=device,
+            seed=recipe.seed,
+            images=_ANALYZED,
+            swept=_SWEPT,
+        )
+    masks = np.array(found["masks"])
+    top = float(masks.max(initial=0.0))
+    return {
+        "names": list(method.subspaces),
+        "order": found["order"],
+        "top": gather.rounded(top),
+        "masks": (255 * masks / max(top, 1e-12)).round().astype(int).tolist(),
+        "correlation": [[round(v, 3) for v in row] for row in found["correlation"]],
+        "invariance": [
+            {"name": name, "strength": sweep["strength"], "values": sweep["values"]}
+            | {"lines": sweep["subspaces"], "whole": sweep["all"]}
+            for name, sweep in found["invariance"].items()
+        ],
+    }

@@ -1,0 +1,441 @@
+"""The numbers of runs that the page shows, as text, numbers, lists and dicts that JSON can hold."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manyviews.data.files import shown
+from manyviews.errors import UserError, printable
+from manyviews.evaluation.report import COLLAPSED_SPREAD, NAMES, TITLES, Report, percent
+from manyviews.reporting import summary
+from manyviews.reporting.text import MOST_CLASSES, ends
+
+Facts = dict[str, Any]
+
+MOST_POINTS = 1000
+"""How many points a curve has at most. A longer one keeps the least and the greatest value of each stretch."""
+
+_DIGITS = 6
+
+# Curves in their order: name in the log, title, factor, unit, logarithmic axis or not, and how to read it.
+_CURVES: tuple[tuple[str, str, float, str, bool, str], ...] = (
+    ("loss", "Loss", 1, "", False, "What training minimizes. It may fall while the features get worse."),
+    (
+        "monitor/knn",
+        "Held-out k-NN",
+        100,
+        "%",
+        False,
+        "Do nearest neighbors of held-out images share their label?",
+    ),
+    (
+        "monitor/linear",
+        "Held-out linear probe",
+        100,
+        "%",
+        False,
+        "Accuracy of a ridge regression on held-out images.",
+    ),
+    (
+        "monitor/rankme",
+        "RankMe",
+        1,
+        "",
+        False,
+        "Roughly how many dimensions features use. Compare it within one run.",
+    ),
+    ("monitor/spread", "Spread", 1, "", False, "1: features are even over the sphere. 0: they collapsed to one point."),
+    (
+        "monitor/alignment",
+        "Alignment",
+        1,
+        "",
+        False,
+        "Distance between two views of an image. Low is good if the features stay spread out.",
+    ),
+    ("monitor/uniformity", "Uniformity", 1, "", False, "Lower means more evenly spread. 0 means collapse."),
+    ("lr", "Learning rate", 1, "", False, "It peaks after the warm-up."),
+    ("momentum", "Momentum of the target", 1, "", False, "The share of itself that the target keeps in a step."),
+    ("grad_norm", "Gradient norm", 1, "", True, "A sudden jump is a warning of trouble."),
+    ("images_per_second", "Throughput", 1, "images/s", False, "Training images per second."),
+    ("data_wait", "Waiting for images", 100, "% of the time", False, "If high, decoding is slower than training."),
+)
+_NOISY = {"loss", "grad_norm", "images_per_second", "data_wait"}
+_FLOORS = {"monitor/spread": COLLAPSED_SPREAD}
+_NOT_CURVES = {"step", "epoch", "alarm", "monitor/dim", "monitor/projection_dim"}
+
+
+def run_facts(run: Any, name: str) -> Facts:
+    """Everything about a `manyviews.Run` except its curves and its evaluation.
+
+    Returns:
+        "name", "quoted" (the folder, quoted for a shell), "what" (one line), "facts" (pairs), "warnings" (sentences),
+        "missing" (pairs of what is missing and the command that adds it), "steps_per_epoch" (None when unknown).
+    """
+    recipe, ended, log = run.recipe, run.summary, run.log
+    where, about = shlex.quote(printable(run.folder)), summary.facts_of(run)
+    method, backbone = recipe.method.name, recipe.backbone.name
+    missing = []
+    if ended is None:
+        missing.append((f"It is {about['state']}.", f"manyviews resume {where}"))
+    elif not any((run.folder / "evaluations").glob("*/report.json")):
+        missing.append(("It has not been evaluated yet.", f"manyviews evaluate {where} --data LABELED_IMAGES"))
+    shown = ("data", "recipe", "machine", "state", "time", "speed", "loss", "left out")
+    started = run.facts.get("started")
+    return {
+        "name": name,
+        "quoted": where,
+        "what": f"{method} on {backbone}, {recipe.epochs:g} epochs",
+        "facts": [
+            ("folder", printable(run.folder)),
+            *((k, printable(about[k], 200)) for k in shown if about.get(k)),
+            *([("started", printable(started, 40))] if started else []),
+        ],
+        "warnings": list(_warnings(log, ended)),
+        "missing": missing,
+        "steps_per_epoch": _steps_per_epoch(log),
+    }
+
+
+def names(runs: Sequence[Any]) -> list[str]:
+    """Names of the runs: their folders' names, with parent folders if these are not distinct."""
+    parts = [Path(run.folder).absolute().parts for run in runs]
+    tries = [["/".join(p[-depth:]) for p in parts] for depth in (1, 2, 3)]
+    numbered = [f"{p[-1]} ({i})" for i, p in enumerate(parts, 1)]
+    return [printable(name, 60) for name in next((t for t in tries if len(set(t)) == len(t)), numbered)]
+
+
+# -- curves ------------------------------------------------------------------------------------------------------
+
+
+def curves(runs: Sequence[Any]) -> list[Facts]:
+    """A chart for every number that was logged, with a line for each run, in reading order.
+
+    Returns:
+        For each chart "id", "title", "unit", "log", "hint", "floor" (values below it mean collapse; or None), "noisy"
+        (may be smoothed) and "lines", each with "run" (its number), "x" (steps) and "y". Numbers that are not finite
+        are left out.
+    """
+    logs = [run.log for run in runs]
+    logged = list(dict.fromkeys(name for log in logs for row in log for name in row if name not in _NOT_CURVES))
+    terms = sorted(name for name in logged if name.startswith("loss/"))
+    charts: list[tuple[str, str, float, str, bool, str]] = []
+    for key, title, factor, unit, log, hint in _CURVES:
+        if key == "lr":
+            charts += [(t, f"Loss: {t.removeprefix('loss/')}", 1, "", False, "A term of the loss.") for t in terms]
+        charts.append((key, title, factor, unit, log, hint))
+    known = {key for key, *_ in charts}
+    charts += [(key, key, 1, "", False, "As logged.") for key in logged if key not in known]
+    found = []
+    for key, title, factor, unit, log, hint in charts:
+        lines: list[Facts] = [
+            {"run": i, "x": x, "y": y}
+            for i, rows in enumerate(logs)
+            if (points := _points(rows, key, factor)) is not None
+            for x, y in (points,)
+        ]
+        if key == "loss" and len({run.recipe.method.name for run in runs}) > 1:
+            hint = "Each method has its own: do not compare them."
+            log = all(min(line["y"]) > 0 for line in lines)
+        if lines:
+            chart = {"id": key, "title": printable(title, 40), "unit": unit, "log": log, "hint": hint, "lines": lines}
+            found.append(chart | {"floor": _FLOORS.get(key), "noisy": key in _NOISY or key.startswith("loss/")})
+    return found
+
+
+def _points(rows: Sequence[Mapping[str, Any]], key: str, factor: float) -> tuple[list[float], list[float]] | None:
+    points = [(row["step"], factor * row[key]) for row in rows if _finite(row.get(key)) and _finite(row.get("step"))]
+    if not points:
+        return None
+    kept = thinned(np.array([y for _, y in points]))
+    return [points[i][0] for i in kept], [rounded(points[i][1]) for i in kept]
+
+
+def thinned(y: np.ndarray, most: int = MOST_POINTS) -> list[int]:
+    """Indices of the values to draw: all, or the first, the last, and the least and greatest of each stretch."""
+    if len(y) <= most:
+        return list(range(len(y)))
+    kept = {0, len(y) - 1}
+    for part in np.array_split(np.arange(len(y)), most // 2 - 1):
+        kept |= {int(part[y[part].argmin()]), int(part[y[part].argmax()])}
+    return sorted(kept)
+
+
+def _steps_per_epoch(log: Sequence[Mapping[str, Any]]) -> float | None:
+    known = [r["step"] / r["epoch"] for r in log if _finite(r.get("epoch")) and r["epoch"] > 0 and _finite(r["step"])]
+    return rounded(known[-1]) if known else None
+
+
+def _warnings(log: Sequence[Mapping[str, Any]], ended: Mapping[str, Any] | None) -> Iterator[str]:
+    """Sentences about signs of trouble in the log."""
+    yield from (f"At step {row.get('step')}: {printable(row['alarm'], 300)}" for row in log if "alarm" in row)
+    seen = [r for r in log if r.get("step", 0) > 0]
+    held = [(r["monitor/knn"], r["step"]) for r in seen if _finite(r.get("monitor/knn"))]
+    if held and max(held)[0] - held[-1][0] > 0.05:
+        best, step = max(held)
+        yield f"Held-out k-NN was best at step {step} ({percent(best)}) and {percent(held[-1][0])} at the end."
+    bad = sum(isinstance(row.get("loss"), str) for row in log)
+    if bad:
+        yield f"The loss was not finite in {bad} of the log's lines. A lower learning rate may help."
+    norms = [(r["grad_norm"], r["step"]) for r in log if _finite(r.get("grad_norm")) and _finite(r.get("step"))]
+    if len(norms) > 10:
+        middle, (top, step) = statistics.median(n for n, _ in norms), max(norms)
+        if middle > 0 and top > 20 * middle:
+            yield f"The gradient's norm jumped to {top:.3g} at step {step}; its median is {middle:.3g}."
+    waits = [r["data_wait"] for r in log if _finite(r.get("data_wait"))]
+    if waits and statistics.median(waits) > 0.2:
+        yield (
+            f"Training waited for images {statistics.median(waits):.0%} of the time: `manyviews prepare` decodes them "
+            "once and for all."
+        )
+    if ended is not None and ended.get("bad_images"):
+        yield f"{ended['bad_images']} images could not be read and were left out."
+
+
+# -- evaluations -------------------------------------------------------------------------------------------------
+
+
+Evaluated = tuple[Report, dict[str, Facts]]
+"""A report, and facts about each representation."""
+
+
+def evaluated(folder: Path) -> tuple[Evaluated | None, list[str]]:
+    """A run's newest evaluation, completed by older ones of the same images; None without any.
+
+    Returns:
+        The newest report, preferably one with k-NN, which verdicts are about; for each representation "dim",
+        "rankme", "spread", "spectrum", "scores" and "measures" by protocol; and sentences that a reader must know.
+    """
+    found, remarks = list[Report](), list[str]()
+    for path in sorted((folder / "evaluations").glob("*/report.json"), key=_number, reverse=True):
+        try:
+            found.append(Report.from_json(path.read_text(encoding="utf-8")))
+        except (UserError, OSError) as error:
+            remarks.append(f"The evaluation {path.parent.name} cannot be read: {printable(error, 120)}")
+    if not found:
+        return None, remarks
+    same = [r for r in found if setting(r) == setting(found[0])]
+    remarks += dict.fromkeys(printable(note, 300) for report in same for note in report.notes)
+    parts: dict[str, Facts] = {}
+    for report in same:
+        for name, r in report.representations.items():
+            part = parts.setdefault(
+                name,
+                {
+                    "dim": r.dim,
+                    "rankme": rounded(r.rankme),
+                    "spread": rounded(r.spread),
+                    "spectrum": [rounded(s) for s in r.singular_values],
+                    "scores": {},
+                    "measures": {},
+                },
+            )
+            part["scores"] = {p: _score(s) for p, s in r.scores.items()} | part["scores"]
+            part["measures"] = {p: _measure(m) for p, m in r.measures.items()} | part["measures"]
+    return (next((r for r in same if "knn" in r.protocols), same[0]), parts), remarks
+
+
+def setting(report: Report) -> tuple[Any, ...]:
+    """The facts that two comparable evaluations have in common."""
+    return report.source, report.test, tuple(sorted(report.images.items())), report.classes
+
+
+def title(protocol: str) -> str:
+    """Title of a protocol."""
+    return TITLES.get(protocol, protocol.replace("_", " "))
+
+
+def accuracies(runs: Sequence[Facts], reports: Sequence[Evaluated | None]) -> Facts:
+    """Accuracies and measures of all runs and their baselines.
+
+    Args:
+        runs: results of `run_facts`.
+        reports: first results of `evaluated`, one for each run.
+
+    Returns:
+        "protocols" and "measures", lists of "id", "title" and "rows". A row has "run", "kind" ("trained",
+        "untrained", "pixels"), "label", "value", "low" and "high" (percent, or a measure's own unit; None without an
+        interval); rows of measures also have "details". "remarks" are sentences. "by_class" and "by_k" are charts or
+        None.
+    """
+    there = {i: found for i, found in enumerate(reports) if found is not None}
+    several = len(runs) > 1
+    protocols: dict[str, Facts] = {}
+    measures: dict[str, Facts] = {}
+    # Raw pixels belong to no run: they come last, once for all evaluations of the same images at the same size.
+    pixels = {
+        (setting(report), report.test_size): (i, "pixels")
+        for i, (report, parts) in reversed(there.items())
+        if "pixels" in parts
+    }
+    order = [(i, kind) for i, (_, parts) in there.items() for kind in parts if kind != "pixels"]
+    order += sorted(pixels.values())
+    for i, kind in order:
+        part, label = there[i][1][kind], NAMES.get(kind, kind)
+        if several and kind == "trained":
+            label = runs[i]["name"]
+        elif several and (kind != "pixels" or len(pixels) > 1):
+            label = f"{label.removesuffix(' encoder')} ({runs[i]['name']})"
+        row = {"run": i, "kind": kind, "label": printable(label, 80)}
+        for p, score in part["scores"].items():
+            chart = protocols.setdefault(p, {"id": p, "title": title(p), "rows": []})
+            chart["rows"].append(row | score)
+        for p, measure in part["measures"].items():
+            chart = measures.setdefault(p, {"id": p, "title": title(p), "name": measure["name"], "rows": []})
+            chart["rows"].append(row | measure)
+    remarks = []
+    if len({setting(report) for report, _ in there.values()}) > 1:
+        remarks.append(
+            "These runs were evaluated on different images: compare each with its own baselines, not with other runs."
+        )
+    for i, (report, _) in there.items():
+        who = f"{runs[i]['name']}: " if several else ""
+        remarks.append(who + summary.conditions(report))
+        if report.bad:
+            remarks.append(f"{who}{len(report.bad)} images could not be read and were left out.")
+    return {
+        "protocols": list(protocols.values()),
+        "measures": list(measures.values()),
+        "remarks": remarks,
+        "by_class": _by_class(runs, there),
+        "by_k": _by_k(order, there),
+    }
+
+
+def _by_class(runs: Sequence[Facts], there: Mapping[int, Evaluated]) -> Facts | None:
+    """Accuracy by class under the first run's headline protocol, for the runs evaluated on the same images."""
+    if not there:
+        return None
+    first, parts = next(iter(there.values()))
+    scored = parts["trained"]["scores"]
+    headline = next((p for p in ("knn", *scored) if p in scored), None)
+    if headline is None:
+        return None
+    lines = []
+    for i, (report, found) in there.items():
+        if setting(report) != setting(first):
+            continue
+        for kind in ("trained", "untrained"):
+            if kind in found and headline in found[kind]["scores"]:
+                label = runs[i]["name"] if kind == "trained" else f"untrained ({runs[i]['name']})"
+                lines.append(
+                    {"run": i, "kind": kind, "label": label, "values": found[kind]["scores"][headline]["by_class"]}
+                )
+    order = [k for k, v in enumerate(lines[0]["values"]) if v is not None]
+    order.sort(key=lambda k: -lines[0]["values"][k])
+    left_out = max(0, len(order) - MOST_CLASSES)
+    order = list(ends(order))
+    return {
+        "title": f"{title(headline)} by class",
+        "classes": [printable(first.classes[k], 80) for k in order],
+        "lines": [line | {"values": [line["values"][k] for k in order]} for line in lines],
+        "left_out": left_out,
+    }
+
+
+def _by_k(order: Sequence[tuple[int, str]], there: Mapping[int, Evaluated]) -> list[Facts] | None:
+    lines = []
+    for i, kind in order:
+        others = there[i][1][kind]["scores"].get("knn", {}).get("others", {})
+        points = sorted((int(m[1]), v) for k, v in others.items() if (m := re.fullmatch(r"k=(\d+) weighted", k)))
+        if points:
+            lines.append({"run": i, "kind": kind, "x": [k for k, _ in points], "y": [v for _, v in points]})
+    return lines or None
+
+
+def _score(score: Any) -> Facts:
+    low, high = score.interval
+    seeds = _seeds([100 * accuracy for accuracy in score.by_seed], 1)
+    return {
+        "value": rounded(100 * score.top1),
+        "text": f"{100 * score.top1:.1f}",
+        "low": rounded(100 * low),
+        "high": rounded(100 * high),
+        "top5": None if score.top5 is None else rounded(100 * score.top5),
+        "by_class": [None if a is None else rounded(100 * a) for a in score.per_class],
+        "others": {printable(k, 60): rounded(100 * v) for k, v in score.others.items()},
+        "setting": ", ".join(filter(None, [_words(score.setting), seeds])),
+    }
+
+
+def _measure(measure: Any) -> Facts:
+    low, high = measure.interval or (None, None)
+    details = {printable(k, 60): rounded(v) for k, v in measure.details.items() if _finite(v)}
+    return {
+        "name": printable(measure.name, 60),
+        "value": rounded(measure.value) if _finite(measure.value) else None,
+        "low": None if low is None else rounded(low),
+        "high": None if high is None else rounded(high),
+        "details": details,
+        "curve": _curve(details),
+        "setting": ", ".join(filter(None, [_words(measure.setting), _seeds(measure.by_seed, 3)])),
+    }
+
+
+def _seeds(values: Sequence[float], digits: int) -> str:
+    return f"{len(values)} seeds, {min(values):.{digits}f} to {max(values):.{digits}f}" if len(values) > 1 else ""
+
+
+def _words(setting: Mapping[str, float]) -> str:
+    return ", ".join(f"{printable(k, 40)} {v:g}" for k, v in setting.items())
+
+
+def _curve(details: Mapping[str, float]) -> Facts | None:
+    """The curve of details whose names differ in one number, such as "recall at 1", "recall at 5"; or None."""
+    parts = [re.fullmatch(r"(\D*?)(-?\d+(?:\.\d+)?(?:e-?\d+)?)(\D*)", name) for name in details]
+    known = [m for m in parts if m is not None]
+    if len(known) < 3 or len(known) < len(parts) or len({(m[1], m[3]) for m in known}) > 1:
+        return None
+    points = sorted(zip((float(m[2]) for m in known), details.values(), strict=True))
+    label = f"{known[0][1].strip(' =@')}{known[0][3]}".strip() or "setting"
+    return {"x": [x for x, _ in points], "y": [y for _, y in points], "label": label}
+
+
+def tone(verdict: str) -> str:
+    """The tone of a verdict: "good", "weak", "bad" or "plain"."""
+    if "collapsed" in verdict:
+        return "bad"
+    if "not better" in verdict:
+        return "weak"
+    return "good" if verdict.startswith(("The features are good", "The features are better")) else "plain"
+
+
+# -- settings ----------------------------------------------------------------------------------------------------
+
+
+def settings(runs: Sequence[Any]) -> Facts:
+    """Settings that "differ" (name and a value for each run) and settings that are the "same" (name and value)."""
+    found = [{k: printable(v, 3000) for k, v in summary.settings(run.recipe)} for run in runs]
+    for values, run in zip(found, runs, strict=True):
+        values["images"] = printable(
+            f"{shown(run.facts.get('data') or 'in memory')}, {run.facts.get('images', '?')}", 300
+        )
+    every = list(dict.fromkeys(k for values in found for k in values))
+    parts = list(dict.fromkeys(k.partition(".")[0] for k in every))
+    every.sort(key=lambda k: parts.index(k.partition(".")[0]))
+    rows = [(printable(k, 80), [values.get(k, "") for values in found]) for k in every]
+    return {
+        "differ": [row for row in rows if len(set(row[1])) > 1],
+        "same": [(k, values[0]) for k, values in rows if len(set(values)) == 1],
+    }
+
+
+def rounded(x: float) -> float:
+    """Round to six digits: a page of thousands of numbers needs no more."""
+    return float(f"{x:.{_DIGITS}g}")
+
+
+def _finite(x: Any) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+
+
+def _number(path: Path) -> int:
+    return int(path.parent.name) if path.parent.name.isdigit() else -1

@@ -1,0 +1,47 @@
+"""Shared by segment, detect and propagate: the evaluation of an encoder and of an untrained one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from manyviews.backbones import Encoder
+from manyviews.errors import UserError
+from manyviews.evaluation.dense import Dense
+from manyviews.evaluation.protocol import untrained
+from manyviews.evaluation.task import check_seed
+from manyviews.pretrained import Pretrained
+from manyviews.progress import progress
+from manyviews.verbs._common import loaded, preprocessing
+
+
+def evaluated(
+    judge: Callable[..., Dense],
+    weights: str | Path | Pretrained,
+    data: str | Path,
+    baseline: bool,
+    options: Mapping[str, Any],
+) -> Dense:
+    """Evaluate an encoder with one of the functions of `evaluation.dense`, and an untrained one if asked.
+
+    Raises:
+        UserError: bad input, an encoder without maps of features, or weights that are not finite.
+    """
+    check_seed(options.get("seed", 0))
+    found = loaded(weights)
+    encoder = found.encoder
+    if not isinstance(encoder, Encoder):
+        raise UserError(f"{encoder.name} has no maps of features, which this needs: give an encoder that timm builds.")
+    if not all(values.isfinite().all() for values in encoder.parameters()):
+        raise UserError("The encoder's weights are not finite: the file is damaged, or its training diverged.")
+    options = {k: v for k, v in preprocessing(found).items() if k != "test_size"} | dict(options)
+    with progress(judge.__name__) as update:
+        result = judge(encoder, Path(data), progress=update, **options)
+    if not baseline:
+        return result
+    fresh = untrained(encoder, options.get("seed", 0))
+    with progress(f"{judge.__name__}: untrained") as update:
+        theirs = judge(fresh, Path(data), progress=update, **options)
+    return replace(result, baselines={"an untrained encoder": theirs.value, **result.baselines})

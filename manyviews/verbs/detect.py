@@ -1,0 +1,26 @@
+"""Evaluate an encoder by fine-tuning a detector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from manyviews.evaluation import dense
+from manyviews.evaluation.dense import Dense
+from manyviews.pretrained import Pretrained
+from manyviews.verbs._dense import evaluated
+
+
+def detect(weights: str | Path | Pretrained, data: str | Path, *, baseline: bool = False, **options: Any) -> Dense:
+    """Fine-tune a Faster or Mask R-CNN on a copy of the encoder, and report COCO's average precision.
+
+    Args:
+        weights: a run folder or weights: see `manyviews.load`.
+        data: a folder: see `manyviews.evaluation.dense.detect`.
+        baseline: whether to evaluate an untrained encoder of the same architecture too.
+        options: see `manyviews.evaluation.dense.detect`.
+
+    Raises:
+        UserError: bad input, or an encoder without maps of features.
+    """
+    return evaluated(dense.detect, weights, data, baseline, options)

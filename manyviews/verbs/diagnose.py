@@ -1,0 +1,39 @@
+"""Describe an encoder's features without labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from manyviews.data import open_source
+from manyviews.evaluation import diagnosis
+from manyviews.evaluation.diagnosis import Diagnosis
+from manyviews.evaluation.task import check_seed
+from manyviews.pretrained import Pretrained
+from manyviews.progress import progress
+from manyviews.verbs._common import loaded, preprocessing
+
+
+def diagnose(weights: str | Path | Pretrained, data: Any, *, images: int = 10_000, seed: int = 0) -> Diagnosis:
+    """Describe an encoder's features on unlabeled images: how many dimensions they use, and how they are spread.
+
+    Args:
+        weights: a run folder or weights: see `manyviews.load`.
+        data: images: see `manyviews.data.open_source`.
+        images: how many images to use at most.
+        seed: seed of the views, and of the untrained encoder to compare with.
+
+    Raises:
+        UserError: bad input.
+    """
+    check_seed(seed)
+    found = loaded(weights)
+    with progress("diagnose") as update:
+        return diagnosis.diagnose(
+            found.encoder,
+            open_source(data),
+            seed=seed,
+            images=images,
+            progress=update,
+            **preprocessing(found),
+        )

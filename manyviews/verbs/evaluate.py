@@ -1,0 +1,110 @@
+"""Evaluate an encoder on labeled images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from manyviews import checkpoint, evaluation
+from manyviews.data import open_source
+from manyviews.engine import folder as files
+from manyviews.errors import say
+from manyviews.evaluation import Report
+from manyviews.evaluation.layers import projector_of
+from manyviews.pretrained import Pretrained
+from manyviews.progress import progress
+from manyviews.regularizers import inner
+from manyviews.reporting import plots
+from manyviews.verbs._common import loaded, preprocessing
+from manyviews.verbs.run import Run
+
+
+def evaluate(
+    weights: str | Path | Pretrained,
+    data: Any,
+    test: Any = None,
+    *,
+    protocols: Sequence[str] = ("knn", "linear"),
+    features: Literal["pooled", "last4", "cls_mean"] = "pooled",
+    settings: Mapping[str, Any] | None = None,
+    labels: str | Path | None = None,
+    test_labels: str | Path | None = None,
+    others: Sequence[Any] = (),
+    seed: int = 0,
+    seeds: int = 1,
+    baselines: bool = True,
+) -> Report:
+    """Evaluate an encoder on labeled images, next to an untrained encoder and raw pixels.
+
+    Args:
+        weights: a run folder or weights: see `load`.
+        data: labeled images that the probes learn from.
+        test: labeled images to test on; if None, a fifth of `data`, chosen by a stable hash.
+        protocols: names from `manyviews list protocols`.
+        features: which features of a vision transformer: "pooled", "last4" (the class tokens of the last four
+            blocks) or "cls_mean" (the class token and the mean patch token): see `Encoder.features`.
+        settings: settings of the protocols: dotted paths and new values, such as
+            `{"finetune.lrs": (0.01, 0.05), "finetune.epochs": 30, "linear_augmented.epochs": 20}`.
+        labels: a CSV file of `path,label` for a folder whose first-level folders are not the labels.
+        test_labels: the same for `test`.
+        others: sets of labeled images of the same classes under other conditions, such as sketches. A probe that
+            learned from `data` is tested on each.
+        seed: seed of the untrained encoder, of the protocols that draw, and of the intervals.
+        seeds: how often each protocol that draws is run; its accuracy is the mean.
+        baselines: whether to evaluate an untrained encoder and raw pixels too.
+
+    Returns:
+        A report. It is also written to the run folder's `evaluations` when `weights` is a run folder.
+
+    Raises:
+        UserError: bad input.
+    """
+    source = open_source(data, labels)
+    held = None if test is None else open_source(test, test_labels)
+    found = loaded(weights)
+    folder = Path(weights) if isinstance(weights, (str, os.PathLike)) and Path(weights).is_dir() else None
+    projector = None
+    if "guillotine" in protocols and folder is not None:
+        projector = projector_of(inner(Run(folder).method))
+    with progress("evaluate") as update:
+        report = evaluation.evaluate(
+            found.encoder,
+            source,
+            held,
+            protocols=tuple(protocols),
+            features=features,
+            settings=settings,
+            others=[open_source(other) for other in others],
+            projector=projector,
+            seed=seed,
+            seeds=seeds,
+            baselines=baselines,
+            cache=None if folder is None else folder / "features",
+            progress=update,
+            **preprocessing(found),
+        )
+    if found.note:
+        report = replace(report, notes=(found.note, *report.notes))
+    if folder is not None:
+        try:
+            where = _numbered(folder / files.EVALUATIONS)
+            checkpoint.write_text(where / "report.json", report.to_json())
+            plots.evaluation(report, where, source, held)
+        except OSError as e:  # the evaluation took minutes, so return it all the same
+            say(f"The evaluation could not be written to {folder} ({e.strerror}).")
+    return report
+
+
+def _numbered(parent: Path) -> Path:
+    """Make a new folder in `parent`, named by the next number."""
+    parent.mkdir(exist_ok=True)
+    i = 1 + max((int(p.name) for p in parent.iterdir() if p.name.isdigit()), default=0)
+    while True:
+        try:
+            (parent / str(i)).mkdir()
+            return parent / str(i)
+        except FileExistsError:  # another evaluation of the same run was faster
+            i += 1

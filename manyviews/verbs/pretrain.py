@@ -1,0 +1,114 @@
+"""Pretrain a backbone on unlabeled images."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from manyviews import distributed, machine, recipes
+from manyviews.data import Source, load_canvases, open_source
+from manyviews.engine import folder as files
+from manyviews.engine import loop
+from manyviews.errors import say
+from manyviews.methods import Method
+from manyviews.reporting import plots
+from manyviews.settings import Recipe, check_saved, override
+from manyviews.verbs.run import Run
+from manyviews.views import Views
+
+
+def pretrain(
+    data: Any,
+    recipe: str | Recipe,
+    *,
+    epochs: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+) -> Run:
+    """Pretrain a backbone on unlabeled images.
+
+    Args:
+        data: a folder, Parquet or tar files, a URL, a data set, arrays, or "demo": see `manyviews.data.open_source`.
+        recipe: a name (`manyviews list recipes`), or a recipe of your own.
+        epochs: passes over the images; the recipe's if None.
+        settings: dotted paths and new values, such as `{"optimizer.lr": 0.1, "method.temperature": 0.2}`.
+        out: a new or empty folder for the run; `runs/<recipe>-<date>` if None.
+
+    Raises:
+        UserError: bad input.
+        engine.Stopped: interrupted by SIGINT or SIGTERM; the run is saved and can be resumed.
+    """
+    chosen = changed(recipe, epochs, settings or {})
+    source = open_source(data)
+    device = distributed.start()
+    # Check everything first: a run that cannot start must leave no folder behind.
+    loop.check(chosen, source)
+    method = loop.build(chosen)
+    loop.check_sizes(method, chosen)
+    folder = None
+    if distributed.rank() == 0:
+        facts = {
+            "data": _address(data),
+            "images": len(source),
+            "id": secrets.token_hex(8),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine.describe(device),
+            "processes": distributed.world_size(),
+        }
+        folder = files.create(None if out is None else Path(out), chosen, facts)
+        _draw_views(folder, method, chosen, source)
+    folder = cast(Path, distributed.share(folder))
+    loop.train(method, chosen, source, folder)
+    return finish(folder)
+
+
+def changed(recipe: str | Recipe, epochs: float | None, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe, or the recipe of that name, with other epochs and settings, every default written out.
+
+    Raises:
+        UserError: no such recipe or setting (with the nearest name), or a value of the wrong type or that JSON cannot
+            hold.
+    """
+    chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
+    if epochs is not None:
+        chosen = override(chosen, "epochs", epochs)
+    for path, value in settings.items():
+        chosen = override(chosen, path, value)
+    chosen = recipes.resolve(chosen)
+    check_saved(chosen)
+    return chosen
+
+
+def finish(folder: Path) -> Run:
+    """Plot a finished run, in the first process only."""
+    if distributed.rank() == 0:
+        try:
+            plots.training(Run(folder).log, folder / files.PLOTS)
+        except OSError as e:  # the trained weights are there all the same
+            say(f"The plots could not be written to {folder} ({e.strerror}).")
+    distributed.barrier()
+    return Run(folder)
+
+
+def _draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) -> None:
+    """Draw every view of the first images. Looking at this picture saves many a wasted run."""
+    canvases, _ = load_canvases(source.subset(np.arange(min(8, len(source)))), recipe.data.canvas)
+    if len(canvases):
+        data = recipe.data
+        views = Views(canvases, method.views, recipe.seed, 0, data.mean, data.std, progress=1.0)  # at their strongest
+        pictures = [(f"{kind.name} {i}", x) for kind, i, x in views.each()]
+        (folder / files.PLOTS).mkdir()
+        plots.views(pictures, folder / files.PLOTS / "views.png", data.mean, data.std)
+
+
+def _address(data: Any) -> str | None:
+    """Where to find the images again; None for images in memory."""
+    if isinstance(data, str) and (data.partition(":")[0] == "demo" or "://" in data):
+        return "demo:train" if data == "demo" else data  # a folder named demo may be made later
+    return str(Path(data).expanduser().absolute()) if isinstance(data, (str, os.PathLike)) else None

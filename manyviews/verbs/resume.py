@@ -1,0 +1,41 @@
+"""Continue an interrupted run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from manyviews import distributed
+from manyviews.data import open_source
+from manyviews.engine import folder as files
+from manyviews.engine import loop
+from manyviews.errors import UserError
+from manyviews.verbs.pretrain import finish
+from manyviews.verbs.run import Run
+
+
+def resume(folder: str | Path, data: Any = None) -> Run:
+    """Continue an interrupted run. On the CPU it ends with the same bits as an uninterrupted run.
+
+    Args:
+        folder: the run's folder.
+        data: the images; if None, they are read from where they were when the run started.
+
+    Raises:
+        UserError: no run, other images, or another process is training in the folder.
+    """
+    folder = Path(folder)
+    recipe, facts = files.read(folder)
+    if data is None:
+        data = facts["data"]
+    if data is None:
+        raise UserError(f"The images of {folder} were given in memory: pass them to `resume(folder, data=...)` again.")
+    if (folder / files.SUMMARY).exists():
+        distributed.start()
+        return Run(folder) if (folder / files.PLOTS / "loss.png").exists() else finish(folder)
+    source = open_source(data)
+    distributed.start()  # the check below depends on the number of processes
+    loop.check(recipe, source)
+    trained = (folder / files.CHECKPOINT).exists()
+    loop.train(loop.build(recipe, trained=trained), recipe, source, folder)
+    return finish(folder)

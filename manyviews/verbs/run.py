@@ -1,0 +1,89 @@
+"""The folder of a run, as an object: what it holds, and the verbs that apply to it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from manyviews import checkpoint
+from manyviews.backbones import Encoder
+from manyviews.engine import folder as files
+from manyviews.engine import loop
+from manyviews.methods import Method
+from manyviews.pretrained import load
+from manyviews.settings import Recipe
+
+if TYPE_CHECKING:
+    from manyviews.evaluation import Report
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder in which a backbone was pretrained, or is being pretrained."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Every setting of the run."""
+        return files.read(self.folder)[0]
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """The data, the versions and the machine."""
+        return files.read(self.folder)[1]
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The numbers logged so far, one dict per line."""
+        return files.rows(self.folder)
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """Time, images and last numbers of the finished run; None while it is unfinished."""
+        path = self.folder / files.SUMMARY
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The pretrained encoder. Raises UserError while the run is unfinished."""
+        return cast(Encoder, load(self.folder).encoder)
+
+    @property
+    def method(self) -> Method:
+        """The method with all its heads, from the latest checkpoint. Raises UserError when there is no checkpoint."""
+        method = loop.build(self.recipe, trained=True)
+        checkpoint.load(self.folder / files.CHECKPOINT, method)
+        return method.eval()
+
+    # The verbs return runs themselves, so they are imported when they are called.
+
+    def resume(self) -> Run:
+        """Continue after an interruption: see `manyviews.resume`."""
+        from manyviews.verbs.resume import resume
+
+        return resume(self.folder)
+
+    def evaluate(self, data: Any, test: Any = None, **options: Any) -> Report:
+        """See `manyviews.evaluate`."""
+        from manyviews.verbs.evaluate import evaluate
+
+        return evaluate(self.folder, data, test, **options)
+
+    def embed(self, data: Any, out: str | Path) -> Path:
+        """See `manyviews.embed`."""
+        from manyviews.verbs.embed import embed
+
+        return embed(self.folder, data, out)
+
+    def export(self, format: str, out: str | Path) -> Path:
+        """See `manyviews.export`."""
+        from manyviews.verbs.export import export
+
+        return export(self.folder, format, out)

@@ -1,0 +1,219 @@
+"""Evaluate one encoder on many labeled sets."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manyviews.checkpoint import write_text
+from manyviews.data import open_source
+from manyviews.errors import UserError, say
+from manyviews.evaluation import Report
+from manyviews.evaluation.features import fingerprint, weights_digest
+from manyviews.evaluation.protocol import FEWEST, MEASURES, check_labels, requested
+from manyviews.pretrained import Pretrained
+from manyviews.verbs._common import claim, loaded
+from manyviews.verbs.evaluate import evaluate
+
+_TRAIN = ("train", "training")
+_TEST = ("test", "testing", "val", "valid", "validation")
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Reports of one encoder on several sets.
+
+    Attributes:
+        folder: the folder of `transfer.json` and of `sets`, which holds the report of each set.
+        weights: name of the encoder's run or file.
+        reports: reports by the set's name, in alphabetical order.
+    """
+
+    folder: Path
+    weights: str
+    reports: dict[str, Report]
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each protocol and set, and a last row "mean" over the sets for each protocol.
+
+        `top1`, `mean_per_class` (the published number for Pets, Aircraft, Caltech and Flowers) and `untrained` (None
+        without baselines) are accuracies in [0, 1]. `interval` is the 95 % interval of `top1` over test images,
+        `deviation` its standard deviation over several seeds, and `images` the number of test images. These three
+        are None in the row "mean".
+        """
+        rows = []
+        for protocol in next(iter(self.reports.values())).protocols:
+            mine = [_row(name, protocol, report) for name, report in self.reports.items()]
+            mean: dict[str, Any] = {
+                "set": "mean",
+                "protocol": protocol,
+                "interval": None,
+                "deviation": None,
+                "images": None,
+            }
+            for column in ("top1", "mean_per_class", "untrained"):
+                values = [row[column] for row in mine]
+                mean[column] = None if None in values else statistics.fmean(values)
+            rows += [*mine, mean]
+        return rows
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences that a reader of the table must know; each begins with the set's name."""
+        found = []
+        for name, report in self.reports.items():
+            found += [f"{name}: {note}" for note in report.notes]
+            if report.bad:
+                where, reason = report.bad[0]
+                found.append(
+                    f"{name}: {len(report.bad)} images could not be read and were left out (the first: {where}: "
+                    f"{reason})."
+                )
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can hold it."""
+        return {
+            "weights": self.weights,
+            "table": self.table(),
+            "notes": self.notes,
+            "reports": {name: report.to_dict() for name, report in self.reports.items()},
+        }
+
+
+def transfer(
+    weights: str | Path | Pretrained,
+    suite: str | Path | Mapping[str, Any],
+    out: str | Path,
+    *,
+    protocols: Sequence[str] = ("linear",),
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    baselines: bool = True,
+) -> Transfer:
+    """Evaluate an encoder on every set of a suite: see `manyviews.evaluate`.
+
+    Call it again to continue an interrupted suite: finished sets are not repeated.
+
+    Args:
+        weights: a run folder or weights: see `manyviews.load`.
+        suite: a folder that holds a set in each folder or Parquet file (see `find_sets`), or a dict of sets by name.
+            A set is anything that `manyviews.evaluate` takes as data, or a pair of training and test data. Arrays
+            with labels are `((images, labels),)`.
+        out: a folder for `transfer.json` and, in `sets`, a report of each set; new or of the same suite.
+        protocols: names from `manyviews list protocols` that classify, such as "linear" and "finetune".
+        settings: see `manyviews.evaluate`.
+        seed: see `manyviews.evaluate`.
+        seeds: see `manyviews.evaluate`.
+        baselines: whether to evaluate an untrained encoder and raw pixels too.
+
+    Raises:
+        UserError: bad input, no set in the suite, or another suite in `out`.
+    """
+    sets = dict(sorted((suite if isinstance(suite, Mapping) else find_sets(Path(suite))).items()))
+    encoder = loaded(weights)
+    wrong = [name for name in sets if not re.fullmatch(r"[\w.+-]+( [\w.+-]+)*", name)]
+    if wrong:
+        raise UserError(f"'{wrong[0]}' cannot be the name of a set and of its report: use letters, digits and '_'.")
+    if not sets:
+        raise UserError("The suite has no set: give names and labeled images.")
+    requested(protocols, settings or {}, seed, seeds)
+    measures = [p for p in protocols if p in MEASURES]
+    if measures:
+        raise UserError(f"A suite's table shows accuracies, and '{measures[0]}' measures something else: use evaluate.")
+    opened = {name: tuple(map(open_source, s if isinstance(s, tuple) else (s,))) for name, s in sets.items()}
+    for source, *tests in opened.values():
+        classes = check_labels(source, fewest=FEWEST)
+        for test in tests:
+            check_labels(test.with_classes(classes))
+    folder = Path(out)
+    chosen = {
+        "images": {name: [[fingerprint(s), s.labeling] for s in parts] for name, parts in opened.items()},
+        "look": [encoder.test_size, list(encoder.mean), list(encoder.std)],
+        "weights": weights_digest(encoder.encoder),
+        "protocols": list(protocols),
+        "settings": {k: str(v) for k, v in (settings or {}).items()},
+        "seed": seed,
+        "seeds": seeds,
+        "baselines": baselines,
+    }
+    claim(folder, "suite.json", json.dumps(chosen, indent=2), "a suite of other weights, images or settings")
+    reports = {}
+    (folder / "sets").mkdir(exist_ok=True)
+    for i, (name, parts) in enumerate(opened.items()):
+        file = folder / "sets" / f"{name}.json"
+        if not file.exists():
+            say(f"Transfer: {name} ({i + 1} of {len(sets)})")
+            report = evaluate(
+                encoder,
+                *parts,
+                protocols=protocols,
+                settings=settings,
+                seed=seed,
+                seeds=seeds,
+                baselines=baselines,
+            )
+            write_text(file, report.to_json())
+        reports[name] = Report.from_json(file.read_text(encoding="utf-8"))
+    found = Transfer(folder, encoder.name, reports)
+    write_text(folder / "transfer.json", json.dumps(found.to_dict(), indent=2))
+    return found
+
+
+def find_sets(folder: Path) -> dict[str, Any]:
+    """Find the labeled sets in a folder.
+
+    `pets/train` and `pets/test` (or `val`), or `pets_train.parquet` and `pets_test.parquet`, are the set "pets" with
+    its own test images. `pets/<class>/*.jpg` or `pets.parquet` is a set that is split into training and test images.
+
+    Raises:
+        UserError: the folder holds no set.
+    """
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder} that holds a labeled set in each of its folders.")
+    found: dict[str, Any] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            parts = {p.name.lower(): p for p in path.iterdir() if p.is_dir()}
+            found[path.name] = _pair(parts) or path
+        elif path.suffix == ".parquet":
+            name, _, part = path.stem.rpartition("_")
+            if part.lower() not in (*_TRAIN, *_TEST) or not name:
+                found[path.stem] = path
+            elif name not in found:
+                own = [p for p in folder.glob("*.parquet") if p.stem.rpartition("_")[0] == name]
+                found[name] = _pair({p.stem.rpartition("_")[2].lower(): p for p in own}) or path
+    if not found:
+        raise UserError(
+            f"{folder} holds no labeled set: make a folder for each set there, with a folder for each class in it."
+        )
+    return found
+
+
+def _pair(parts: Mapping[str, Path]) -> tuple[Path, Path] | None:
+    """The training part and the test part; without a test part, the validation part stands in for it."""
+    train, test = (next((parts[p] for p in names if p in parts), None) for names in (_TRAIN, _TEST))
+    return None if train is None or test is None else (train, test)
+
+
+def _row(name: str, protocol: str, report: Report) -> dict[str, Any]:
+    score = report.representations["trained"].scores[protocol]
+    other = report.representations.get("untrained")
+    return {
+        "set": name,
+        "protocol": protocol,
+        "top1": score.top1,
+        "interval": list(score.interval),
+        "deviation": statistics.stdev(score.by_seed) if len(score.by_seed) > 1 else None,
+        "mean_per_class": statistics.fmean(a for a in score.per_class if a is not None),
+        "untrained": None if other is None else other.scores[protocol].top1,
+        "images": report.images["test"],
+    }
