@@ -19,9 +19,10 @@ import torch
 from manyviews import checkpoint, distributed, recipes
 from manyviews.backbones import Encoder
 from manyviews.data import Source, load_canvases, open_source
-from manyviews.engine import folder as files
-from manyviews.engine import loop
-from manyviews.errors import UserError
+from manyviews.engine.build import build_method, check, check_sizes
+from manyviews.engine.folder import RunFolder, create
+from manyviews.engine.loop import train
+from manyviews.errors import UserError, say
 from manyviews.methods import Method
 from manyviews.pretrained import Pretrained, load, write
 from manyviews.progress import progress
@@ -45,23 +46,22 @@ class Run:
     @cached_property
     def recipe(self) -> Recipe:
         """Every setting of the run."""
-        return files.read(self.folder)[0]
+        return RunFolder(self.folder).recipe
 
     @cached_property
     def facts(self) -> dict[str, Any]:
         """The data, the versions and the machine."""
-        return files.read(self.folder)[1]
+        return RunFolder(self.folder).facts
 
     @property
     def log(self) -> list[dict[str, Any]]:
         """The numbers logged so far, one dict per line."""
-        return files.rows(self.folder)
+        return RunFolder(self.folder).rows
 
     @property
     def summary(self) -> dict[str, Any] | None:
         """What the finished run came to; None while it is unfinished."""
-        path = self.folder / files.SUMMARY
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return RunFolder(self.folder).summary
 
     @property
     def encoder(self) -> Encoder:
@@ -71,8 +71,8 @@ class Run:
     @property
     def method(self) -> Method:
         """The method with all its heads, as of the latest checkpoint. Raises UserError when there is none."""
-        method = loop.build(self.recipe, trained=True)
-        checkpoint.load(self.folder / files.CHECKPOINT, method)
+        method = build_method(self.recipe, trained=True)
+        checkpoint.load(RunFolder(self.folder).checkpoint, method)
         return method.eval()
 
     def resume(self) -> Run:
@@ -145,9 +145,9 @@ def pretrain(
     source = open_source(data)
     device = distributed.start()
     # What cannot run leaves no folder behind.
-    loop.check(chosen, source)
-    method = loop.build(chosen)
-    loop.check_sizes(method, chosen)
+    check(chosen, source)
+    method = build_method(chosen)
+    check_sizes(method, chosen)
     folder = None
     if distributed.rank() == 0:
         facts = {
@@ -158,10 +158,10 @@ def pretrain(
             "machine": machine(device),
             "processes": distributed.world_size(),
         }
-        folder = files.create(None if out is None else Path(out), chosen, facts)
+        folder = create(None if out is None else Path(out), chosen, facts).path
         _draw_views(folder, method, chosen, source)
     folder = cast(Path, distributed.share(folder))
-    loop.train(method, chosen, source, folder)
+    train(method, chosen, source, folder)
     return _finish(folder)
 
 
@@ -176,19 +176,19 @@ def resume(folder: str | Path, data: Any = None) -> Run:
         UserError: no run, other images, or another process is at it.
     """
     folder = Path(folder)
-    recipe, facts = files.read(folder)
+    run = RunFolder(folder)
+    recipe = run.recipe
     if data is None:
-        data = facts["data"]
+        data = run.facts["data"]
     if data is None:
         raise UserError(f"The images of {folder} were given in memory: pass them to `resume(folder, data=...)` again.")
-    if (folder / files.SUMMARY).exists():
+    if run.complete:
         distributed.start()
-        return Run(folder) if (folder / files.PLOTS / "loss.png").exists() else _finish(folder)
+        return Run(folder) if (run.plots / "loss.png").exists() else _finish(folder)
     source = open_source(data)
     distributed.start()  # how many processes there are decides what fits
-    loop.check(recipe, source)
-    trained = (folder / files.CHECKPOINT).exists()
-    loop.train(loop.build(recipe, trained=trained), recipe, source, folder)
+    check(recipe, source)
+    train(build_method(recipe, trained=run.checkpoint.exists()), recipe, source, folder)
     return _finish(folder)
 
 
@@ -201,8 +201,9 @@ def _draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) ->
         data = recipe.data
         views = Views(canvases, method.views, recipe.seed, 0, data.mean, data.std, progress=1.0)  # at their strongest
         pictures = [(f"{kind.name} {i}", x) for kind, i, x in views.each()]
-        (folder / files.PLOTS).mkdir()
-        plots.views(pictures, folder / files.PLOTS / "views.png", recipe.data.mean, recipe.data.std)
+        where = RunFolder(folder).plots
+        where.mkdir()
+        plots.views(pictures, where / "views.png", recipe.data.mean, recipe.data.std)
 
 
 def _finish(folder: Path) -> Run:
@@ -211,9 +212,9 @@ def _finish(folder: Path) -> Run:
         from manyviews.report import plots
 
         try:
-            plots.training(Run(folder).log, folder / files.PLOTS)
+            plots.training(Run(folder).log, RunFolder(folder).plots)
         except OSError as e:  # what was trained is there all the same
-            loop.say(f"The plots could not be written to {folder} ({e.strerror}).")
+            say(f"The plots could not be written to {folder} ({e.strerror}).")
     distributed.barrier()
     return Run(folder)
 
@@ -292,11 +293,11 @@ def evaluate(
         from manyviews.report import plots
 
         try:
-            where = _numbered(folder / files.EVALUATIONS)
+            where = _numbered(RunFolder(folder).evaluations)
             checkpoint.write_text(where / "report.json", report.to_json())
             plots.evaluation(report, where, source, held)
         except OSError as e:  # the judgment took minutes, and is returned all the same
-            loop.say(f"The evaluation could not be written to {folder} ({e.strerror}).")
+            say(f"The evaluation could not be written to {folder} ({e.strerror}).")
     return report
 
 
@@ -406,7 +407,7 @@ def features(weights: str | Path | Pretrained, source: Source, what: str = "embe
             progress=update,
         )
     for where, reason in found.bad:
-        loop.say(f"Skipped {where}: {reason}")
+        say(f"Skipped {where}: {reason}")
     check_finite(found.x)
     return found
 

@@ -15,7 +15,7 @@ import torch
 
 from manyviews import evaluation
 from manyviews.data import Source, open_source
-from manyviews.engine import folder as files
+from manyviews.engine.folder import RunFolder
 from manyviews.errors import UserError, printable, unknown
 from manyviews.evaluation.diagnosis import HEALTHY, Diagnosis, diagnose
 from manyviews.evaluation.task import check_seed
@@ -180,15 +180,13 @@ def select(
     names = [str(run) for run in runs]
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise UserError("To select takes two runs or more, each given once.")
-    unfinished = [
-        run for run in runs if (Path(run) / files.RECIPE).exists() and not (Path(run) / files.ENCODER).exists()
-    ]
+    unfinished = [run for run in runs if RunFolder(Path(run)).started and not RunFolder(Path(run)).encoder.exists()]
     if len(runs) - len(unfinished) >= 2:  # a sweep's runs that broke down have no encoder, and are not to be finished
         runs = [run for run in runs if run not in unfinished]
         names = [str(run) for run in runs]
     for run in runs:
         load(run)  # which may refuse it, before hours of work; all of them at once can be large
-    recipes = [files.read(Path(run))[0] if Path(run).is_dir() else None for run in runs]
+    recipes = [RunFolder(Path(run)).recipe if Path(run).is_dir() else None for run in runs]
     source = open_source(_shared(runs) if data is None else data)
     known = None if oracle is None else open_source(oracle, labels)
     asked = None if test is None else open_source(test, test_labels)
@@ -267,7 +265,7 @@ def _number(value: float | None) -> float:
 
 def _shared(runs: Sequence[str | Path]) -> str:
     """Where the images are that all runs were trained on."""
-    places = {files.read(Path(run))[1].get("data") if Path(run).is_dir() else None for run in runs}
+    places = {RunFolder(Path(run)).facts.get("data") if Path(run).is_dir() else None for run in runs}
     place = places.pop()
     if places or place is None:
         raise UserError("These runs do not say that they were trained on the same images: give some as --data.")

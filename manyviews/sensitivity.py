@@ -13,10 +13,9 @@ from typing import Any
 from manyviews import distributed, recipes
 from manyviews.checkpoint import write_text
 from manyviews.data import Source, open_source
-from manyviews.engine import folder as files
-from manyviews.engine.loop import say
+from manyviews.engine.folder import RunFolder
 from manyviews.engine.monitor import COLLAPSED, FEWEST, hold_out
-from manyviews.errors import UserError
+from manyviews.errors import UserError, say
 from manyviews.evaluation.features import fingerprint
 from manyviews.run import Run, pretrain, resume
 from manyviews.settings import Recipe, override, to_json
@@ -152,9 +151,9 @@ def sweep(
 def _train(data: Any, recipe: Recipe, where: Path) -> Run:
     """A run to its end, or as far as its loss is finite: what breaks down is a result of a sweep, and not its end."""
     try:
-        if not distributed.share((where / files.RECIPE).exists()):
+        if not distributed.share(RunFolder(where).started):
             return pretrain(data, recipe, out=where)
-        if files.read(where)[0] != recipe:
+        if RunFolder(where).recipe != recipe:
             raise UserError(f"{where} holds a run of another recipe: give another --out.")
         return resume(where, data)
     except FloatingPointError as e:

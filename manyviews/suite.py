@@ -12,8 +12,7 @@ from typing import Any
 
 from manyviews.checkpoint import write_text
 from manyviews.data import open_source
-from manyviews.engine.loop import say
-from manyviews.errors import UserError
+from manyviews.errors import UserError, say
 from manyviews.evaluation import Report
 from manyviews.evaluation.features import fingerprint, weights_digest
 from manyviews.evaluation.protocol import FEWEST, MEASURES, check_labels, requested

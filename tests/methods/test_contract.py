@@ -9,7 +9,8 @@ import torch
 
 from manyviews import methods, schedules
 from manyviews.backbones import Encoder
-from manyviews.engine import loop, optim
+from manyviews.engine import optim
+from manyviews.engine.build import build_method
 from manyviews.engine.step import backpropagate
 from manyviews.errors import UserError
 from manyviews.evaluation import rankme
@@ -50,7 +51,7 @@ def adamw(method: Method) -> torch.optim.Optimizer:
 
 @every_method
 def test_terms_are_finite_scalars_with_names(name: str, batch: Batch):
-    method = loop.build(recipe(name)).train()
+    method = build_method(recipe(name)).train()
     found = list(method.loss(views(method, batch), AT))
     assert found
     for terms in found:
@@ -60,7 +61,7 @@ def test_terms_are_finite_scalars_with_names(name: str, batch: Batch):
 
 @pytest.mark.parametrize("name", sorted({*methods.names()} - {"mae"}))  # which compares no views
 def test_views_that_cannot_be_compared_are_refused(name: str):
-    encoder = loop.build(recipe(name)).kept_encoder
+    encoder = build_method(recipe(name)).kept_encoder
     several = next((k for k in ("views", "tasks") if k in settings(methods.get(name))), None)
     build = partial(methods.get(name), encoder)
     wrong = [
@@ -86,7 +87,7 @@ def test_views_that_cannot_be_compared_are_refused(name: str):
 def test_views_that_would_be_ignored_are_refused():
     for name, view, says in (("mae", Global(2, size=32), "one view"), ("moco_v2", Global(3, size=32), "two views")):
         with pytest.raises(UserError, match=says):
-            methods.get(name)(loop.build(recipe(name)).kept_encoder, view=view)
+            methods.get(name)(build_method(recipe(name)).kept_encoder, view=view)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Neighbors(Local):
 
 @pytest.mark.parametrize("name", ["dino", "swav"])
 def test_targets_are_blended_as_the_view_says(name: str, batch: Batch):
-    found = loop.build(override(recipe(name), "method.views", (Global(2, size=32), Local(2, size=16)))).train()
+    found = build_method(override(recipe(name), "method.views", (Global(2, size=32), Local(2, size=16)))).train()
     kinds = (Global(2, size=32), Neighbors(2, size=16))
     draws = Views(batch, kinds, seed=5)
     targets, heard = [], []
@@ -125,7 +126,7 @@ def test_targets_are_blended_as_the_view_says(name: str, batch: Batch):
 
 @every_method
 def test_what_trains_has_a_gradient_and_what_does_not_has_none(name: str, batch: Batch):
-    method = loop.build(recipe(name)).train()
+    method = build_method(recipe(name)).train()
     backpropagate(method, [lambda: views(method, batch)], AT)
     for word, p in method.named_parameters():
         if p.requires_grad:
@@ -156,7 +157,7 @@ def test_the_keyword_defaults_build_the_paper_and_recipes_only_change_them(name:
 @every_method
 def test_the_same_seed_gives_the_same_loss_and_another_batch_another(name: str, batch: Batch):
     def losses(batch: Batch) -> list[float]:
-        method = loop.build(recipe(name)).train()
+        method = build_method(recipe(name)).train()
         torch.manual_seed(1)
         return [t.item() for terms in method.loss(views(method, batch), AT) for t in terms.values()]
 
@@ -167,7 +168,7 @@ def test_the_same_seed_gives_the_same_loss_and_another_batch_another(name: str, 
 
 @every_method
 def test_view_by_view_all_at_once_and_recomputed_steps_have_the_same_gradient(name: str, batch: Batch):
-    built = loop.build(recipe(name)).train()
+    built = build_method(recipe(name)).train()
     gradients, states = {}, {}
     for backward in ("per_view", "joint", "recompute"):
         method = copy.deepcopy(built)
@@ -193,13 +194,13 @@ def test_it_resumes_to_the_same_bits(name: str, batch: Batch):
             torch.manual_seed(i)
             step(method, optimizer, batch, Progress(i, 20, 5))
 
-    whole = loop.build(recipe(name)).train()
+    whole = build_method(recipe(name)).train()
     optimizer = adamw(whole)
     run(whole, optimizer, range(2))
     saved = copy.deepcopy((whole.state_dict(), optimizer.state_dict()))
     run(whole, optimizer, range(2, 4))
 
-    again = loop.build(dataclasses.replace(recipe(name), seed=9)).train()
+    again = build_method(dataclasses.replace(recipe(name), seed=9)).train()
     its_optimizer = adamw(again)
     again.load_state_dict(saved[0])
     its_optimizer.load_state_dict(saved[1])
@@ -210,7 +211,7 @@ def test_it_resumes_to_the_same_bits(name: str, batch: Batch):
 
 @every_method
 def test_the_kept_encoder_is_part_of_the_method_and_moves(name: str, batch: Batch):
-    method = loop.build(recipe(name)).train()
+    method = build_method(recipe(name)).train()
     assert isinstance(method.kept_encoder, Encoder)
     assert any(m is method.kept_encoder for m in method.modules())
     before = copy.deepcopy(method.kept_encoder.state_dict())
@@ -224,7 +225,7 @@ def test_the_kept_encoder_is_part_of_the_method_and_moves(name: str, batch: Batc
 
 @every_method
 def test_a_batch_in_parts_has_the_mean_of_their_gradients(name: str, batch: Batch):
-    built = loop.build(recipe(name)).train()
+    built = build_method(recipe(name)).train()
     parts = batch.chunk(2)
 
     def gradient(batches: list[Batch]) -> dict[str, torch.Tensor]:
@@ -245,7 +246,7 @@ def test_a_batch_in_parts_has_the_mean_of_their_gradients(name: str, batch: Batc
 def test_a_short_run_keeps_its_rank(name: str):
     from .conftest import canvases
 
-    method = loop.build(recipe(name)).train()
+    method = build_method(recipe(name)).train()
     optimizer = optim.build(method, recipe(name).optimizer, torch.device("cpu"))
     data = canvases(32)
     for i in range(30):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from manyviews import recipes
 from manyviews.data import open_source
-from manyviews.engine import loop
+from manyviews.engine.build import build_method
 from manyviews.evaluation import evaluate
 from manyviews.evaluation.task import Measure
 from manyviews.report.page import gather, write
@@ -61,7 +61,7 @@ def index(tmp_path_factory):
     for i, (name, recipe) in enumerate((("mast", "mast_tiny"), (HOSTILE, "moco_v3_tiny"))):
         torch.manual_seed(i)
         chosen = recipes.get(recipe)
-        method = loop.build(chosen).eval()
+        method = build_method(chosen).eval()
         facts, ended = {"data": str(photos), "images": COUNT}, {"seconds": 9.0, "bad_images": 0}
         run = SimpleNamespace(folder=folder / name, recipe=chosen, facts=facts, log=log, summary=ended)
         run.encoder, run.method = method.kept_encoder, method
