@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 from collections.abc import Iterator
 
@@ -21,6 +22,7 @@ def known() -> dict[str, list[type]]:
 
     A name of the package's own is never taken by a type from outside.
     """
+    importlib.import_module("manyviews.regularizers")  # not above, because they stand on the settings
     load_outside()
     found: dict[str, dict[str, type]] = {}
     for kind in (*OWN, *(c for base in BASES for c in _derived(base))):

@@ -7,6 +7,7 @@ import pytest
 
 from manyviews import methods, recipes
 from manyviews.errors import UserError
+from manyviews.regularizers import Rescue
 from manyviews.schedules import Cosine, WarmupCosine
 from manyviews.settings import Optimizer, check_saved, differences, from_json, override, parse, to_json
 from manyviews.views import Color, Cutout, Global
@@ -62,9 +63,9 @@ def test_override_reaches_every_kind_of_place():
         ("method.name", "simclr", "choose a recipe of the other method"),
         ("seed.x", "1", "has no part 'x'"),
         (
-            "rescue.scale",
+            "regularizers.rescue.scale",
             "0.5",
-            'rescue is none in this recipe; set it as a whole, with --set "rescue=Rescue(scale=..., ...)"',
+            'regularizers is empty in this recipe; set it as a whole, with --set "regularizers=Rescue(scale=..., ...)"',
         ),
         ("method.momentum", "Cosin(1, 2)", "Did you mean 'Cosine'"),
         ("method.momentum", "Cosine(1, 2, 3)", "is not a valid value"),
@@ -135,9 +136,17 @@ def test_old_names_on_the_command_line_are_translated_with_a_sentence(capsys):
     assert override(recipe, "observe.epochs", "0").monitor.epochs == 0
     assert override(recipe, "observe.trackers", "tensorboard").monitor.loggers == ("tensorboard",)
     assert override(recipe, "step.memory", "all").step.backward == "joint"
+    rescued = override(recipe, "rescue", "Rescue(0.5)")
+    assert rescued.regularizers == override(recipe, "regularizers", "Rescue(0.5)").regularizers == (Rescue(0.5),)
+    assert override(rescued, "rescue.scale", "0.25").regularizers == (Rescue(0.25),)
+    assert override(rescued, "rescue", "none").regularizers == ()
+    assert override(recipes.get("mae_tiny"), "method.mask_ratio", "0.5").method.settings["masking"].ratio == 0.5
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        "Setting observe.epochs is read as monitor.epochs (was observe.epochs), its present name.",
-        "Setting observe.trackers is read as monitor.loggers (was observe.trackers), its present name.",
-        "Setting step.memory is read as step.backward (was step.memory), joint (was all), its present name.",
+        "Setting observe.epochs is read as monitor.epochs (was observe.epochs).",
+        "Setting observe.trackers is read as monitor.loggers (was observe.trackers).",
+        "Setting step.memory is read as step.backward (was step.memory), joint (was all).",
+        "Setting rescue is read as regularizers (was rescue).",
+        "Setting rescue.scale is read as regularizers.rescue.scale (was rescue.scale).",
+        "Setting method.mask_ratio is read as method.masking.ratio (was method.mask_ratio).",
     ]
