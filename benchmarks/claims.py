@@ -34,7 +34,7 @@ from scipy.stats import t as student
 from manyviews import recipes
 from manyviews.checkpoint import write_text
 from manyviews.data import Source, open_source
-from manyviews.engine import loop
+from manyviews.engine.build import build_method
 from manyviews.evaluation import extract, knn
 from manyviews.machine import describe
 from manyviews.recipes import _common as common
@@ -183,10 +183,10 @@ def arms(scale: Scale) -> dict[str, Recipe]:
 
 def accuracy(recipe: Recipe, train_on: Source, train: Source, test: Source) -> tuple[float, float]:
     """Top-1 k-NN accuracy of the last checkpoint, in percent, and the seconds of training."""
-    method = loop.build(recipe)
+    method = build_method(recipe)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        loop.train(method, recipe, train_on, Path(folder))
+        train(method, recipe, train_on, Path(folder))
     seconds = time.monotonic() - start
     how = {"test_size": recipe.test_size, "mean": recipe.data.mean, "std": recipe.data.std}
     device = next(method.parameters()).device

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from manyviews import recipes
 from manyviews.data import open_source
-from manyviews.engine import loop
+from manyviews.engine.build import build_method
 from manyviews.evaluation import extract, knn
 from manyviews.views import color as ops
 from manyviews.views import compiled
@@ -53,9 +53,9 @@ def run(job: tuple[str, int, float, Path]) -> dict[str, Any]:
     recipe = recipes.get("simclr_cpu")
     recipe = replace(recipe, seed=seed, epochs=epochs, monitor=replace(recipe.monitor, epochs=0))
     train, test = (open_source(data / f"cifar10_{part}.parquet") for part in ("train", "test"))
-    method, start = loop.build(recipe), time.process_time()
+    method, start = build_method(recipe), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        loop.train(method, recipe, train, Path(folder))
+        train(method, recipe, train, Path(folder))
     seconds = time.process_time() - start
     how = {"test_size": recipe.test_size, "mean": recipe.data.mean, "std": recipe.data.std}
     known, asked = (extract(method.kept_encoder, source, **how) for source in (train, test))

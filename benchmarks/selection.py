@@ -33,7 +33,8 @@ from _bench import facts
 from manyviews import recipes
 from manyviews.checkpoint import write_text
 from manyviews.data import Source, open_source
-from manyviews.engine import loop
+from manyviews.engine.build import build_method
+from manyviews.engine.loop import train
 from manyviews.evaluation import evaluate
 from manyviews.evaluation.diagnosis import diagnose
 from manyviews.recipes import _common as common
@@ -88,10 +89,10 @@ def _name(base: Recipe, path: str, value: float) -> str:
 
 def measure(recipe: Recipe, train_on: Source, known: Source, asked: Source) -> Row:
     """Train, and compute every criterion and every accuracy (in percent) of the last checkpoint."""
-    method = loop.build(recipe)
+    method = build_method(recipe)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        loop.train(method, recipe, train_on, Path(folder))
+        train(method, recipe, train_on, Path(folder))
     seconds = time.monotonic() - start
     device = next(method.parameters()).device
     how: dict[str, Any] = {

@@ -48,7 +48,8 @@ from torch import Tensor, nn
 import manyviews as mv
 from manyviews import recipes
 from manyviews.data import Loader, open_source
-from manyviews.engine import loop, optim
+from manyviews.engine import optim
+from manyviews.engine.build import build_method
 from manyviews.engine.precision import bfloat16_is_faster
 from manyviews.engine.step import backpropagate
 from manyviews.schedules import Constant
@@ -163,7 +164,7 @@ class Training:
     def __init__(self, recipe: Recipe, device: torch.device, steps: int = 10**6) -> None:
         self.recipe, self.device, self.steps, self.step = recipe, device, steps, 0
         torch.backends.cudnn.benchmark = True
-        self.method = loop.build(recipe).to(device).to(memory_format=torch.channels_last).train()
+        self.method = build_method(recipe).to(device).to(memory_format=torch.channels_last).train()
         self.optimizer = optim.build(self.method, recipe.optimizer, device)
 
     def views(self, canvases: Batch) -> Views:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from manyviews import checkpoint
 from manyviews.backbones import Encoder, ExternalEncoder
 from manyviews.backbones.outside import fetch, recognize
-from manyviews.engine import folder as files
+from manyviews.engine.folder import RunFolder
 from manyviews.errors import UserError, printable, unknown
 from manyviews.evaluation.features import SMALL
 from manyviews.settings import CIFAR_MEAN, CIFAR_STD
@@ -111,12 +111,13 @@ def load(
 def _of_file(path: Path, backbone: str | None, settings: dict[str, Any]) -> tuple[Pretrained, str]:
     """An encoder, and what was assumed of its images, in words."""
     if path.is_dir():
-        files.read(path)  # says what is wrong with a folder that is no run
-        if not (path / files.ENCODER).exists():
+        folder = RunFolder(path)
+        _ = folder.recipe  # raises an error for a folder that is no run
+        if not folder.encoder.exists():
             raise UserError(
                 f"The run in {path} is not finished: continue it with `manyviews resume {quote(str(path))}`."
             )
-        path = path / files.ENCODER
+        path = folder.encoder
     facts: dict[str, Any] = {}
     tensors: Any
     if _is_pickle(path):

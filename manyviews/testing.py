@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manyviews.backbones import Encoder
-from manyviews.engine import loop, optim
+from manyviews.engine import optim
+from manyviews.engine.build import build_method
 from manyviews.engine.step import backpropagate
 from manyviews.evaluation import rankme
 from manyviews.methods import Method
@@ -211,7 +212,7 @@ def _recipe(recipe: str | Recipe) -> Recipe:
 
 
 def _built(recipe: str | Recipe) -> Method:
-    method = loop.build(_recipe(recipe)).train()
+    method = build_method(_recipe(recipe)).train()
     method.begin(32)
     return method
 

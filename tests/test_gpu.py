@@ -5,7 +5,8 @@ import torch
 
 from manyviews import recipes
 from manyviews.data import Loader, open_source
-from manyviews.engine import loop, optim
+from manyviews.engine import optim
+from manyviews.engine.build import build_method
 from manyviews.engine.feed import feed
 from manyviews.engine.step import backpropagate
 from manyviews.types import Batch, Progress
@@ -61,7 +62,7 @@ def test_batches_travel_beside_the_step():
 def test_no_step_waits_for_the_device(name):
     """A single `item()` or `nonzero` keeps the host from asking ahead: here it raises."""
     recipe, device = recipes.get(name), torch.device("cuda")
-    method = loop.build(recipe).to(device).to(memory_format=torch.channels_last).train()
+    method = build_method(recipe).to(device).to(memory_format=torch.channels_last).train()
     optimizer, canvases = optim.build(method, recipe.optimizer, device), some(32, recipe.data.canvas).to(device)
 
     def step(i):

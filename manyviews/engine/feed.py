@@ -1,4 +1,4 @@
-"""Batches on their way to the device, and how long the step waits for them."""
+"""Batches on their way to the device, and the time that the step waits for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from manyviews.types import Batch
 def feed(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[Batch, float]]:
     """Each batch on the device, and the seconds that the host waited for it.
 
-    To a GPU a batch travels on a stream of its own while the one before it is in use.
+    A batch travels to a GPU on a stream of its own, while the previous one is in use.
     """
     waited, batch = _next(batches)
     if device.type != "cuda":
@@ -22,11 +22,11 @@ def feed(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[Batch
             yield batch.to(device), waited
             waited, batch = _next(batches)
         return
-    stream = _beside(device)
+    stream = _transfer_stream(device)
     while batch is not None:
         with torch.cuda.stream(stream):
             there = batch.to(device)
-        # What is computed from here on may use it; the memory is not given away before that is done.
+        # Later work on the current stream may use the batch, and its memory is not reused before that work is done.
         current = torch.cuda.current_stream(device)
         current.wait_stream(stream)
         for tensor in (there.index, *there.columns.values()):
@@ -36,8 +36,8 @@ def feed(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[Batch
 
 
 @cache
-def _beside(device: torch.device) -> torch.cuda.Stream:
-    """One for all epochs: memory is kept by stream, and what another one has left cannot be used."""
+def _transfer_stream(device: torch.device) -> torch.cuda.Stream:
+    """One stream for all epochs: memory that one stream has freed is not reused by another."""
     return torch.cuda.Stream(device)
 
 

@@ -1,18 +1,16 @@
-"""Where numbers go: always a file of JSON lines, and whichever loggers the recipe names."""
+"""The log of a run: a file of JSON lines, and the loggers that the recipe names."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from manyviews.checkpoint import write_text
-from manyviews.engine import folder as files
-from manyviews.errors import UserError, printable
+from manyviews.engine.folder import LOG, RunFolder
+from manyviews.errors import UserError, say
 
 Row = Mapping[str, float | int | str]
 
@@ -20,26 +18,27 @@ Row = Mapping[str, float | int | str]
 class Log:
     """Rows of numbers, each with its step, appended to `log.jsonl` and handed to the loggers.
 
-    Opening rewinds to `step`: rows that an interrupted run wrote after its last checkpoint are dropped, for they are
-    about to be written again.
+    Opening rewinds to `step`: rows that an interrupted run wrote after its last checkpoint are dropped, because they
+    are about to be written again.
 
     Args:
-        folder: of the run.
-        step: at which the run starts or continues.
+        folder: the run's folder.
+        step: step at which the run starts or continues.
         loggers: "tensorboard", "wandb", "mlflow".
 
     Raises:
-        UserError: a tracker's package is not installed.
+        UserError: a logger's package is not installed, or it does not know its server.
     """
 
-    def __init__(self, folder: Path, step: int = 0, loggers: tuple[str, ...] = ()) -> None:
-        kept = [r for r in files.rows(folder) if r.get("step", 0) <= step] if step else []
-        write_text(folder / files.LOG, "".join(json.dumps(r) + "\n" for r in kept))
-        self._file = (folder / files.LOG).open("a", encoding="utf-8")
+    def __init__(self, folder: RunFolder, step: int = 0, loggers: tuple[str, ...] = ()) -> None:
+        kept = [r for r in folder.rows if r.get("step", 0) <= step] if step else []
+        path = folder.path / LOG
+        write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
+        self._file = path.open("a", encoding="utf-8")
         self._sinks = {name: _LOGGERS[name](folder, step) for name in loggers}
 
     def write(self, row: Row) -> None:
-        """Append one row. A number that is not finite becomes a string, which JSON can hold."""
+        """Append one row. A number that is not finite becomes a string, because JSON has none."""
         plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self._file.write(json.dumps(plain) + "\n")
         self._file.flush()
@@ -49,8 +48,7 @@ class Log:
                 sink(numbers, int(row["step"]))
             except Exception as e:  # a server that is down must not end the training
                 del self._sinks[name]
-                words = f"Warning: {name} is told nothing more of this run, as it failed: {e}"
-                print(printable(words), file=sys.stderr, flush=True)
+                say(f"Warning: {name} receives nothing more of this run, because it failed: {e}")
 
     def __enter__(self) -> Log:
         return self
@@ -66,12 +64,12 @@ class Log:
 Sink = tuple[Callable[[dict[str, float], int], Any], Callable[[], Any]]
 
 
-def _tensorboard(folder: Path, step: int) -> Sink:
+def _tensorboard(folder: RunFolder, step: int) -> Sink:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise missing("tensorboard") from None
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+    writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1 if step else None)
 
     def sink(numbers: dict[str, float], step: int) -> None:
         for name, number in numbers.items():
@@ -80,34 +78,35 @@ def _tensorboard(folder: Path, step: int) -> Sink:
     return sink, writer.close
 
 
-def _wandb(folder: Path, step: int) -> Sink:
+def _wandb(folder: RunFolder, step: int) -> Sink:
     try:
         import wandb
     except ImportError:
         raise missing("wandb") from None
-    known = files.read(folder)[1]["id"]
+    known = folder.facts["id"]
     try:
-        run = wandb.init(project="manyviews", name=folder.name, dir=folder, resume="allow", id=known)
+        run = wandb.init(project="manyviews", name=folder.path.name, dir=folder.path, resume="allow", id=known)
     except wandb.errors.UsageError as error:  # nobody is logged in
         raise UserError(f"Weights & Biases: {error} Or set WANDB_MODE=offline.") from None
     return lambda numbers, step: run.log(numbers, step=step), run.finish
 
 
-def _mlflow(folder: Path, step: int) -> Sink:
+def _mlflow(folder: RunFolder, step: int) -> Sink:
     try:
         import mlflow
     except ImportError:
         raise missing("mlflow") from None
-    if not mlflow.is_tracking_uri_set():  # without one MLflow writes a database, which its small package cannot
-        raise UserError("MLflow must know its server: set MLFLOW_TRACKING_URI, for example to http://localhost:5000.")
+    if not mlflow.is_tracking_uri_set():  # MLflow would write a database, which its small package cannot
+        raise UserError("MLflow needs its server's address: set MLFLOW_TRACKING_URI, such as to http://localhost:5000.")
     mlflow.set_experiment("manyviews")
-    known = folder / "mlflow_run_id"
-    run = mlflow.start_run(run_id=known.read_text() if known.exists() else None, run_name=folder.name)
+    known = folder.path / "mlflow_run_id"
+    run = mlflow.start_run(run_id=known.read_text() if known.exists() else None, run_name=folder.path.name)
     write_text(known, run.info.run_id)
     return lambda numbers, step: mlflow.log_metrics(numbers, step=step), mlflow.end_run
 
 
 def missing(package: str) -> UserError:
+    """The error for a logger whose package is not installed."""
     return UserError(f"Logging to {package} needs its package: pip install 'manyviews[{package}]'.")
 
 

@@ -1,4 +1,4 @@
-"""What is watched while training: the encoder on clean images it does not train on, and signs of collapse."""
+"""Monitoring: the encoder on clean images that it does not train on, and signs of collapse."""
 
 from __future__ import annotations
 
@@ -22,67 +22,66 @@ from manyviews.types import Batch
 from manyviews.views import Views
 
 MOST = 1000
-"""Images that are held out, and training images with which their labels are predicted, at most."""
-
-# Of what is watched, the prefix of its numbers, the spread below which all of it is alike, and the share of its best
-# rank below which it has lost its dimensions. Features come out of a ReLU, so that any two are alike to begin with (the
-# spread of untrained ones is 0.05 to 0.5); projections soon spread to 0.3 and more. And healthy runs fall too: ranks
-# peak early and shrink by a third, a transformer's to two fifths of an untrained one's before they grow.
-_WATCHED = {"features": ("", COLLAPSED, 1 / 4), "projections": ("projection_", 0.1, 1 / 2)}
+"""The most images that are held out, and the most training images whose labels vote on them."""
 
 FEWEST = 16
-"""Held-out images below which a spectrum says nothing."""
+"""The fewest held-out images whose spectrum means something."""
 
 _PAIRS = 256  # held-out images of which two views are compared
 
+# For features and projections: the prefix of their numbers, the spread below which all images are alike, and the share
+# of the best rank below which dimensions are lost. Features come out of a ReLU, so any two are alike at first (those
+# of untrained encoders spread 0.05 to 0.5); projections soon spread 0.3 and more. Ranks of healthy runs fall too: they
+# peak early and shrink by a third, and a transformer's to two fifths of an untrained one's before they grow.
+_WATCHED = {"features": ("", COLLAPSED, 1 / 4), "projections": ("projection_", 0.1, 1 / 2)}
+
 
 def hold_out(source: Source, fraction: float) -> tuple[Source, Source]:
-    """The images to train on, and those to watch: a stable hash of each image's name decides, the same everywhere."""
+    """The images to train on and the images to hold out, chosen by a stable hash of each image's name."""
     share = min(fraction, MOST / len(source))
-    if share * len(source) < FEWEST:  # would say nothing, and be missing from training
+    if share * len(source) < FEWEST:  # too few to learn anything from, and missing from training
         return source, source.subset([])
     parts = split(source.ids, {"train": 1 - share, "watch": share}, salt="watch")
     return source.subset(parts["train"]), source.subset(parts["watch"][:MOST])
 
 
 @dataclass(frozen=True)
-class Watch:
-    """Images in memory to look at again and again.
+class HeldOut:
+    """The images on which a run is monitored, in memory.
 
     Attributes:
-        held: uint8, `n 3 s s`, held out of training, under the test-time transform.
-        held_labels: int64, `n`, or None without labels.
-        known: uint8, `m 3 s s`, training images whose labels vote on the held-out ones; none without labels.
-        known_labels: int64, `m`.
-        canvases: up to 256 held-out images of which views are made.
+        pixels: uint8, `n 3 s s`, held-out images under the test-time transform.
+        labels: int64, `n`, or None without labels.
+        train_pixels: uint8, `m 3 s s`, training images whose labels vote on the held-out ones; none without labels.
+        train_labels: int64, `m`.
+        batch: up to 256 held-out images of which views are made.
     """
 
-    held: Tensor
-    held_labels: Tensor | None
-    known: Tensor
-    known_labels: Tensor
-    canvases: Batch
+    pixels: Tensor
+    labels: Tensor | None
+    train_pixels: Tensor
+    train_labels: Tensor
+    batch: Batch
 
 
-def prepare(train: Source, held: Source, recipe: Recipe) -> Watch | None:
-    """Read the images to watch; None when there are too few."""
+def prepare(train: Source, held: Source, recipe: Recipe) -> HeldOut | None:
+    """Read the images to monitor with; None when there are too few."""
     if len(held) < FEWEST:
         return None
     pixels, labels = _read(held, recipe.test_size)
     if len(pixels) < FEWEST:
         return None
-    known, known_labels = pixels[:0], None
+    train_pixels, train_labels = pixels[:0], None
     if labels is not None and len(labels.unique()) > 1:
-        known, known_labels = _read(train.subset(_spread_out(len(train), MOST)), recipe.test_size)
-    canvases, _ = load_canvases(held.subset(_spread_out(len(held), _PAIRS)), recipe.data.canvas)
-    empty = torch.empty(0, dtype=torch.int64)
-    return Watch(
-        pixels, labels if len(known) else None, known, empty if known_labels is None else known_labels, canvases
-    )
+        train_pixels, train_labels = _read(train.subset(_spread_out(len(train), MOST)), recipe.test_size)
+    batch, _ = load_canvases(held.subset(_spread_out(len(held), _PAIRS)), recipe.data.canvas)
+    if train_labels is None:
+        train_labels = torch.empty(0, dtype=torch.int64)
+    return HeldOut(pixels, labels if len(train_pixels) else None, train_pixels, train_labels, batch)
 
 
 def _spread_out(n: int, most: int) -> np.ndarray:
-    """Up to `most` of n indices, from all over: the order of a set is often that of its classes."""
+    """Up to `most` of n indices, evenly spaced: sets are often in the order of their classes."""
     return np.linspace(0, n - 1, min(most, n)).astype(int)
 
 
@@ -96,8 +95,8 @@ def _read(source: Source, size: int) -> tuple[Tensor, Tensor | None]:
     return torch.cat(pixels) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8), labels
 
 
-def measure(method: Method, watch: Watch, recipe: Recipe, device: torch.device) -> dict[str, float]:
-    """Numbers on the encoder as it is now, evaluated (`eval()`) on clean images.
+def measure(method: Method, held: HeldOut, recipe: Recipe, device: torch.device) -> dict[str, float]:
+    """Measure the encoder as it is now, in `eval()` mode.
 
     Returns:
         dim: dimensions of the features.
@@ -106,9 +105,9 @@ def measure(method: Method, watch: Watch, recipe: Recipe, device: torch.device) 
         spread: standard deviation of the normalized features over images, averaged over dimensions and scaled so that
             1 is uniform on the sphere and 0 is collapse.
         alignment, uniformity: of two views of each image (Wang and Isola 2020).
-        projection_dim, projection_rankme, projection_spread: the same of what the projector makes of a view of up to
-            256 images; for methods with a `Branch`, but for those that center what they compare (DINO): all their
-            projections share a direction, and nothing is the matter.
+        projection_dim, projection_rankme, projection_spread: the same numbers of the projections of one view of up to
+            256 images, for methods with a `Branch`. Methods that center what they compare (DINO) have none: all their
+            projections share a direction, which is no collapse.
         knn, linear: with labels, accuracies on held-out images; the linear probe is a ridge regression, in closed form.
     """
     encoder, branch = method.kept_encoder, _branch(method)
@@ -116,22 +115,22 @@ def measure(method: Method, watch: Watch, recipe: Recipe, device: torch.device) 
     def features(pixels: Tensor) -> Tensor:
         return encode(encoder, pixels, mean=recipe.data.mean, std=recipe.data.std, device=device).cpu()
 
-    x = features(watch.held)
-    a, b = (_of_view(encoder, method, watch, recipe, device, epoch) for epoch in (0, 1))
+    x = features(held.pixels)
+    a, b = (_of_view(encoder, method, held, recipe, device, epoch) for epoch in (0, 1))
     numbers = {"dim": x.shape[1]} | describe(x) | {"alignment": alignment(a, b), "uniformity": uniformity(a)}
     if branch is not None:
-        z = _of_view(branch, method, watch, recipe, device, 0)
+        z = _of_view(branch, method, held, recipe, device, 0)
         numbers |= {"projection_dim": z.shape[1], "projection_rankme": rankme(z), "projection_spread": spread(z)}
-    if watch.held_labels is not None:
-        known = features(watch.known)
-        k = min(20, len(known))
-        numbers["knn"] = knn(known, watch.known_labels, x, watch.held_labels, ks=[k]).weighted[k]
-        numbers["linear"] = _ridge(known, watch.known_labels, x, watch.held_labels)
+    if held.labels is not None:
+        train = features(held.train_pixels)
+        k = min(20, len(train))
+        numbers["knn"] = knn(train, held.train_labels, x, held.labels, ks=[k]).weighted[k]
+        numbers["linear"] = _ridge(train, held.train_labels, x, held.labels)
     return {k: float(v) for k, v in numbers.items()}
 
 
 def _branch(method: Method) -> Branch | None:
-    """The network that is trained, with its projector, if its projections say anything by themselves."""
+    """The trained network with its projector, if its projections are meaningful by themselves."""
     if any(isinstance(m, Center) for m in method.modules()):
         return None
     branches = (m for m in method.modules() if isinstance(m, Branch))
@@ -139,34 +138,34 @@ def _branch(method: Method) -> Branch | None:
 
 
 def _of_view(
-    module: nn.Module, method: Method, watch: Watch, recipe: Recipe, device: torch.device, epoch: int
+    module: nn.Module, method: Method, held: HeldOut, recipe: Recipe, device: torch.device, epoch: int
 ) -> Tensor:
-    """What a module makes of the first view of the method's first kind: the same images and draws every time."""
+    """The module's output for the first view of the method's first kind: the same images and draws every time."""
     kind, data = method.views[0], recipe.data
-    views = Views(watch.canvases.to(device), (kind,), recipe.seed, epoch, data.mean, data.std)
-    x = views[kind.name, 0]  # not inside: on a GPU what is compiled for it serves the steps too
+    views = Views(held.batch.to(device), (kind,), recipe.seed, epoch, data.mean, data.std)
+    x = views[kind.name, 0]  # outside `frozen`: on a GPU, the code that is compiled for it serves the steps too
     with frozen(module):
         found = module(x)
-    return (found[0] if isinstance(found, tuple) else found).float().cpu()  # of a Gaussian, its mean
+    return (found[0] if isinstance(found, tuple) else found).float().cpu()  # the mean of a Gaussian
 
 
-def _ridge(known: Tensor, known_labels: Tensor, x: Tensor, labels: Tensor) -> float:
+def _ridge(train: Tensor, train_labels: Tensor, x: Tensor, labels: Tensor) -> float:
     from sklearn.linear_model import RidgeClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=float(known.shape[1])))
-    return float(probe.fit(known.numpy(), known_labels.numpy()).score(x.numpy(), labels.numpy()))
+    probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=float(train.shape[1])))
+    return float(probe.fit(train.numpy(), train_labels.numpy()).score(x.numpy(), labels.numpy()))
 
 
-def observations(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """What was observed, in its order, from the lines of a log."""
+def measurements(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The measurements among the lines of a log, in their order."""
     found = [{k.removeprefix("monitor/"): v for k, v in row.items() if k.startswith("monitor/")} for row in rows]
     return [numbers for numbers in found if numbers]
 
 
 def alarms(seen: Sequence[Mapping[str, float]]) -> list[str]:
-    """What there is to warn of after the last of these observations, which are all of a run so far, in their order.
+    """The warnings due after the last of a run's measurements, which are given in their order.
 
     Features or projections collapse
     - completely, when their spread falls below 0.05 (projections: 0.1) and half of the best so far, or to next to
@@ -174,22 +173,22 @@ def alarms(seen: Sequence[Mapping[str, float]]) -> list[str]:
     - to few dimensions, when their effective rank falls below an eighth of their dimensions and a quarter (projections:
       half) of the best so far.
 
-    The first observation, of the untrained encoder, is what others are compared with, and never an alarm. An alarm is
-    given once, and again only after half as much again was reached.
+    The first measurement, of the untrained encoder, is only compared with, and never an alarm. An alarm is given once,
+    and again only after the value has recovered to one and a half times its limit.
     """
     found = []
     for what, (prefix, alike, share) in _WATCHED.items():
         shown = [row for row in seen if f"{prefix}rankme" in row and f"{prefix}dim" in row]
         if shown and shown[-1] is seen[-1]:
             before, now = (_state(shown[:end], prefix, alike, share) for end in (len(shown) - 1, len(shown)))
-            # What comes back from a point comes by way of few dimensions.
+            # A recovery from a point passes through few dimensions.
             if now and now != before and (before, now) != ("collapse", "few"):
                 found.append(_words(what, prefix, now, shown))
     return found
 
 
 def _state(seen: Sequence[Mapping[str, float]], prefix: str, alike: float, share: float) -> str:
-    """What the last observation is of: "collapse" to a point, "few" dimensions, or nothing."""
+    """The state at the last measurement: "collapse" to a point, "few" dimensions, or ""."""
     state, best_spread, best_rank = "", 0.0, 0.0
     for i, row in enumerate(seen):
         spread, rank, dim = (row[prefix + name] for name in ("spread", "rankme", "dim"))

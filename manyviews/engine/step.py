@@ -1,4 +1,4 @@
-"""One optimizer step: views are made, terms are backpropagated as they arrive, weights move, targets follow."""
+"""The gradient of one step: views are made, and loss terms are backpropagated as they arrive."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def backpropagate(
 
     Args:
         method: in training mode, with gradients cleared.
-        parts: makers of the views of each accumulated part of the batch, called one after the other. Terms are
-            backpropagated when they are yielded; those of views whose `backward` is "joint", at the end.
-        at: place in the schedule.
-        precision: of the forward passes.
-        device: where the method lives.
+        parts: makers of the views of each accumulated part of the batch, called one after the other. A term is
+            backpropagated when it is yielded, or at the end if the views' `backward` is "joint".
+        at: progress of the run.
+        precision: precision of the forward passes.
+        device: device of the method; None asks its first parameter.
 
     Returns:
         The value of each loss term, a scalar tensor without gradient, averaged over parts and not over ranks.
@@ -42,7 +42,7 @@ def backpropagate(
         pending = []
         views = make()
         at_end, terms = views.backward == "joint", method.loss(views, at)
-        del views  # before the next part's are made
+        del views  # frees their memory before the next part's are made
         while True:
             # Only the forward pass runs in low precision: autocast must not be on during backward.
             with autocast(device, precision):

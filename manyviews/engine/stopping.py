@@ -1,4 +1,4 @@
-"""Ctrl-C and a scheduler's SIGTERM, turned into a question the loop asks between steps."""
+"""Ctrl-C and a scheduler's SIGTERM become a question that the loop asks between steps."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 PATIENCE = 3.0
-"""Seconds in which a signal that comes again counts as the same."""
+"""Seconds within which a second signal counts as the first one again."""
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and has saved."""
+    """The run was asked to stop, and has saved its state."""
 
 
 class Request:
@@ -30,9 +30,9 @@ class Request:
 
 @contextmanager
 def watch() -> Iterator[Request]:
-    """Inside, the first SIGINT or SIGTERM is noted instead of obeyed; one that comes seconds later acts as ever.
+    """Inside, the first SIGINT or SIGTERM is only noted; one that comes seconds later acts as usual.
 
-    Seconds, because a launcher may pass on to its processes a signal that their whole group has received already.
+    The delay is there because a launcher may pass on a signal that its processes have already received as a group.
     """
     request = Request()
     if threading.current_thread() is not threading.main_thread():
@@ -43,7 +43,7 @@ def watch() -> Iterator[Request]:
     def note(number: int, frame: FrameType | None) -> None:
         if request.signal is None:
             request.signal, request.at = signal.Signals(number).name, time.monotonic()
-            # Nobody may be reading any more, as `tee` after Ctrl-C; an error here would break into a step.
+            # The reader may be gone, such as `tee` after Ctrl-C, and an error here would interrupt a step.
             with suppress(OSError):
                 os.write(2, b"Stopping after this step, to save. Once more to stop at once.\n")
         elif time.monotonic() - request.at > PATIENCE:

@@ -42,7 +42,7 @@ def complete(chosen: Component, build: type, *, open_ended: bool = False) -> Com
 
 def check(value: Any, annotation: Any, where: str) -> Any:
     """The value itself, or a UserError when it does not fit the annotation."""
-    if not _fits(value, annotation):
+    if not fits(value, annotation):
         raise UserError(f"Setting {where} must be {_words(annotation)}, not {value!r}.")
     return value
 
@@ -57,20 +57,21 @@ def _words(annotation: Any) -> str:
     return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", str(annotation))
 
 
-def _fits(value: Any, annotation: Any) -> bool:
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is of the annotated type. An int fits where a float is wanted, a list never fits for a tuple."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:
         return True
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, a) for a in args)
+        return any(fits(value, a) for a in args)
     if origin is Literal:
         return value in args
     if origin is tuple:
         if not isinstance(value, tuple):
             return False
         if args[-1] is Ellipsis:
-            return all(_fits(v, args[0]) for v in value)
-        return len(value) == len(args) and all(_fits(v, a) for v, a in zip(value, args, strict=True))
+            return all(fits(v, args[0]) for v in value)
+        return len(value) == len(args) and all(fits(v, a) for v, a in zip(value, args, strict=True))
     if annotation is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if annotation is int:

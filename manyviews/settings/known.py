@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 from collections.abc import Iterator
 
@@ -17,13 +18,18 @@ BASES: tuple[type, ...] = (Schedule, View, Augmentation, Color, Masking, Regular
 
 
 def known() -> dict[str, list[type]]:
-    """The types that settings may have, by name. Two of one name come from different places."""
+    """The types that settings may have, by name. Several of one name come from different places.
+
+    A name of the package's own is never taken by a type from outside.
+    """
+    importlib.import_module("manyviews.regularizers")  # not above, because they stand on the settings
     load_outside()
     found: dict[str, dict[str, type]] = {}
     for kind in (*OWN, *(c for base in BASES for c in _derived(base))):
         # A class that a notebook defines again replaces its older self.
         found.setdefault(kind.__name__, {})[f"{kind.__module__}.{kind.__qualname__}"] = kind
-    return {name: list(kinds.values()) for name, kinds in found.items()}
+    ours = {name: [k for k in kinds.values() if k.__module__.startswith("manyviews.")] for name, kinds in found.items()}
+    return {name: ours[name] or list(kinds.values()) for name, kinds in found.items()}
 
 
 def find(name: str, what: str = "setting type") -> type:

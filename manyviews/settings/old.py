@@ -75,11 +75,11 @@ def renamed_path(path: str, value: Any) -> tuple[str, Any]:
     for at, key in enumerate(keys):
         if (kind, key) in FIELDS:
             keys[at] = FIELDS[kind, key]
-            value = _value(found, kind, key, value)
+            value = value if keys[at + 1 :] else _value(found, kind, key, value)
         kind = _PARTS.get(keys[at], "")
     now = ".".join(keys)
     if now != path:
-        _say_once(f"Setting {path} is read as {_list({path: now} | found)}, its present name.")
+        _say_once(f"Setting {path} is read as {_list({path: now} | found)}.")
     return now, value
 
 
@@ -91,8 +91,10 @@ def _named(found: dict[str, str], table: Mapping[Any, str], key: Any, name: str)
 
 
 def _value(found: dict[str, str], kind: str, key: str, value: Any) -> Any:
-    if (kind, key) == ("Recipe", "rescue") and not isinstance(value, str):
-        return [] if value is None else [value]
+    if (kind, key) == ("Recipe", "rescue"):  # one regularizer or none, where a tuple stands now
+        if isinstance(value, str):
+            return "()" if value.lower() == "none" else f"({value},)"
+        return () if value is None else (value,)
     values = VALUES.get((kind, key), {})
     if isinstance(value, str) and value in values:
         found[value] = values[value]

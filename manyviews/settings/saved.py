@@ -49,7 +49,7 @@ def from_json(text: str, where: str = "This recipe") -> Any:
                 ) from e
         if isinstance(x, dict):
             return {k: rich(v) for k, v in x.items()}
-        return tuple(rich(v) for v in x) if isinstance(x, list) else x
+        return tuple(rich(v) for v in x) if isinstance(x, (list, tuple)) else x
 
     try:
         plain = json.loads(text)

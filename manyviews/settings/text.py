@@ -9,18 +9,19 @@ import typing
 from typing import Any
 
 from manyviews.errors import UserError, unknown
-from manyviews.settings.check import check
-from manyviews.settings.known import find
+from manyviews.settings.check import check, fits
+from manyviews.settings.known import find, known
 from manyviews.settings.old import renamed_path
 from manyviews.settings.recipe import Component, Recipe
 
 
 def override(recipe: Recipe, path: str, value: Any) -> Recipe:
-    """The recipe with the setting at `path` replaced by a value, or by what a string denotes.
+    """The recipe with the setting at `path` replaced by a value, or by the value that a string denotes.
 
-    A path steps into fields, settings, positions of tuples, and view types by name: `optimizer.lr`,
-    `method.temperature`, `backbone.name`, `method.tasks.local.count`, `data.mean.0`. A string is a Python literal, a
-    schedule or view type such as `Cosine(0.99, 1.0)`, or a plain word.
+    A path steps into fields, settings, positions of tuples, and views and regularizers by name: `optimizer.lr`,
+    `method.temperature`, `backbone.name`, `method.tasks.local.count`, `data.mean.0`, `regularizers.rescue.k`. A string
+    is a Python literal, a schedule, view or other setting type such as `Cosine(0.99, 1.0)`, or a plain word. Paths of
+    older versions are translated, with a sentence on standard error.
 
     Raises:
         UserError: no such setting (with the nearest name), or a value of the wrong type.
@@ -51,8 +52,8 @@ def _replace(node: Any, keys: list[str], new: Any, path: str) -> Any:
             advice = f'; set it as a whole, with --set "{whole}={_call(kinds[0])}"' if kinds else ""
             raise UserError(f"Setting {path}: {whole} is none in this recipe{advice}.")
         value = _replace(getattr(node, key), rest, new, path)
-        if isinstance(value, str) and typing.get_origin(hints[key]) is tuple:
-            value = (value,)  # one word where several may stand
+        if typing.get_origin(hints[key]) is tuple and fits(value, typing.get_args(hints[key])[0]):
+            value = (value,)  # one where several may stand
         value = check(value, hints[key], path)
         try:
             return dataclasses.replace(node, **{key: value})
@@ -61,22 +62,29 @@ def _replace(node: Any, keys: list[str], new: Any, path: str) -> Any:
     if isinstance(node, tuple):
         names = [str(getattr(v, "name", i)) for i, v in enumerate(node)]
         if key not in names and not (key.isdigit() and int(key) < len(node)):
-            raise unknown(f"part in '{path}'", key, names)
+            kind = next((k for name, (k, *_) in known().items() if name.lower() == key), None)
+            if node or kind is None:
+                raise unknown(f"part in '{path}'", key, names)
+            whole = path.removesuffix("." + ".".join(keys))
+            raise UserError(
+                f"Setting {path}: {whole} is empty in this recipe; set it as a whole, with "
+                f'--set "{whole}={_call(kind)}".'
+            )
         at = names.index(key) if key in names else int(key)
         return (*node[:at], _replace(node[at], rest, new, path), *node[at + 1 :])
     raise UserError(f"Setting {path}: {node!r} has no part '{key}'.")
 
 
 def _call(kind: Any) -> str:
-    """How a value of a type is written, with what it must be given."""
+    """A value of a type as text, with the arguments that it requires."""
     needed = [p for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
     return f"{kind.__name__}({', '.join([*(f'{p.name}=...' for p in needed), '...'])})"
 
 
 def parse(text: str) -> Any:
-    """The value of a Python literal, of a schedule or view type called with literals, or the text itself.
+    """The value of a Python literal, of a known setting type called with literals, or the text itself.
 
-    Nothing is evaluated: the text is parsed, and only known dataclasses are built.
+    The text is parsed and never run: only known dataclasses are built.
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from manyviews import checkpoint, evaluation
 from manyviews.data import open_source
-from manyviews.engine import folder as files
+from manyviews.engine.folder import RunFolder
 from manyviews.errors import say
 from manyviews.evaluation import Report
 from manyviews.evaluation.layers import projector_of
@@ -90,7 +90,7 @@ def evaluate(
         report = replace(report, notes=(found.note, *report.notes))
     if folder is not None:
         try:
-            where = _numbered(folder / files.EVALUATIONS)
+            where = _numbered(RunFolder(folder).evaluations)
             checkpoint.write_text(where / "report.json", report.to_json())
             plots.evaluation(report, where, source, held)
         except OSError as e:  # the evaluation took minutes, so return it all the same

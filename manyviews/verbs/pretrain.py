@@ -13,8 +13,9 @@ import numpy as np
 
 from manyviews import distributed, machine, recipes
 from manyviews.data import Source, load_canvases, open_source
-from manyviews.engine import folder as files
-from manyviews.engine import loop
+from manyviews.engine.build import build_method, check, check_sizes
+from manyviews.engine.folder import RunFolder, create
+from manyviews.engine.loop import train
 from manyviews.errors import say
 from manyviews.methods import Method
 from manyviews.reporting import plots
@@ -48,9 +49,9 @@ def pretrain(
     source = open_source(data)
     device = distributed.start()
     # Check everything first: a run that cannot start must leave no folder behind.
-    loop.check(chosen, source)
-    method = loop.build(chosen)
-    loop.check_sizes(method, chosen)
+    check(chosen, source)
+    method = build_method(chosen)
+    check_sizes(method, chosen)
     folder = None
     if distributed.rank() == 0:
         facts = {
@@ -61,10 +62,10 @@ def pretrain(
             "machine": machine.describe(device),
             "processes": distributed.world_size(),
         }
-        folder = files.create(None if out is None else Path(out), chosen, facts)
+        folder = create(None if out is None else Path(out), chosen, facts).path
         _draw_views(folder, method, chosen, source)
     folder = cast(Path, distributed.share(folder))
-    loop.train(method, chosen, source, folder)
+    train(method, chosen, source, folder)
     return finish(folder)
 
 
@@ -89,7 +90,7 @@ def finish(folder: Path) -> Run:
     """Plot a finished run, in the first process only."""
     if distributed.rank() == 0:
         try:
-            plots.training(Run(folder).log, folder / files.PLOTS)
+            plots.training(Run(folder).log, RunFolder(folder).plots)
         except OSError as e:  # the trained weights are there all the same
             say(f"The plots could not be written to {folder} ({e.strerror}).")
     distributed.barrier()
@@ -103,8 +104,8 @@ def _draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) ->
         data = recipe.data
         views = Views(canvases, method.views, recipe.seed, 0, data.mean, data.std, progress=1.0)  # at their strongest
         pictures = [(f"{kind.name} {i}", x) for kind, i, x in views.each()]
-        (folder / files.PLOTS).mkdir()
-        plots.views(pictures, folder / files.PLOTS / "views.png", data.mean, data.std)
+        RunFolder(folder).plots.mkdir()
+        plots.views(pictures, RunFolder(folder).plots / "views.png", data.mean, data.std)
 
 
 def _address(data: Any) -> str | None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from manyviews import distributed
 from manyviews.data import open_source
-from manyviews.engine import folder as files
-from manyviews.engine import loop
+from manyviews.engine.build import build_method, check
+from manyviews.engine.folder import RunFolder
+from manyviews.engine.loop import train
 from manyviews.errors import UserError
 from manyviews.verbs.pretrain import finish
 from manyviews.verbs.run import Run
@@ -25,17 +26,17 @@ def resume(folder: str | Path, data: Any = None) -> Run:
         UserError: no run, other images, or another process is training in the folder.
     """
     folder = Path(folder)
-    recipe, facts = files.read(folder)
+    recipe, facts = RunFolder(folder).recipe, RunFolder(folder).facts
     if data is None:
         data = facts["data"]
     if data is None:
         raise UserError(f"The images of {folder} were given in memory: pass them to `resume(folder, data=...)` again.")
-    if (folder / files.SUMMARY).exists():
+    if RunFolder(folder).complete:
         distributed.start()
-        return Run(folder) if (folder / files.PLOTS / "loss.png").exists() else finish(folder)
+        return Run(folder) if (RunFolder(folder).plots / "loss.png").exists() else finish(folder)
     source = open_source(data)
     distributed.start()  # the check below depends on the number of processes
-    loop.check(recipe, source)
-    trained = (folder / files.CHECKPOINT).exists()
-    loop.train(loop.build(recipe, trained=trained), recipe, source, folder)
+    check(recipe, source)
+    trained = (RunFolder(folder).checkpoint).exists()
+    train(build_method(recipe, trained=trained), recipe, source, folder)
     return finish(folder)

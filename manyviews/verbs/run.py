@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from manyviews import checkpoint
 from manyviews.backbones import Encoder
-from manyviews.engine import folder as files
-from manyviews.engine import loop
+from manyviews.engine.build import build_method
+from manyviews.engine.folder import RunFolder
 from manyviews.methods import Method
 from manyviews.pretrained import load
 from manyviews.settings import Recipe
@@ -32,23 +31,22 @@ class Run:
     @cached_property
     def recipe(self) -> Recipe:
         """Every setting of the run."""
-        return files.read(self.folder)[0]
+        return RunFolder(self.folder).recipe
 
     @cached_property
     def facts(self) -> dict[str, Any]:
         """The data, the versions and the machine."""
-        return files.read(self.folder)[1]
+        return RunFolder(self.folder).facts
 
     @property
     def log(self) -> list[dict[str, Any]]:
         """The numbers logged so far, one dict per line."""
-        return files.rows(self.folder)
+        return RunFolder(self.folder).rows
 
     @property
     def summary(self) -> dict[str, Any] | None:
         """Time, images and last numbers of the finished run; None while it is unfinished."""
-        path = self.folder / files.SUMMARY
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return RunFolder(self.folder).summary
 
     @property
     def encoder(self) -> Encoder:
@@ -58,8 +56,8 @@ class Run:
     @property
     def method(self) -> Method:
         """The method with all its heads, from the latest checkpoint. Raises UserError when there is no checkpoint."""
-        method = loop.build(self.recipe, trained=True)
-        checkpoint.load(self.folder / files.CHECKPOINT, method)
+        method = build_method(self.recipe, trained=True)
+        checkpoint.load(RunFolder(self.folder).checkpoint, method)
         return method.eval()
 
     # The verbs return runs themselves, so they are imported when they are called.

@@ -13,7 +13,7 @@ from typing import Any
 
 from manyviews import evaluation
 from manyviews.data import Source, open_source
-from manyviews.engine import folder as files
+from manyviews.engine.folder import RunFolder
 from manyviews.errors import UserError, printable, unknown
 from manyviews.evaluation.diagnosis import HEALTHY, Diagnosis, diagnose
 from manyviews.evaluation.task import check_seed
@@ -179,15 +179,13 @@ def select(
     names = [str(run) for run in runs]
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise UserError("Give two runs or more to select from, each of them once.")
-    unfinished = [
-        run for run in runs if (Path(run) / files.RECIPE).exists() and not (Path(run) / files.ENCODER).exists()
-    ]
+    unfinished = [run for run in runs if RunFolder(Path(run)).started and not RunFolder(Path(run)).encoder.exists()]
     if len(runs) - len(unfinished) >= 2:  # runs of a sweep that broke down have no encoder and never will
         runs = [run for run in runs if run not in unfinished]
         names = [str(run) for run in runs]
     for run in runs:
         load(run)  # may refuse it, before hours of work; not kept, because all of them together can be large
-    recipes = [files.read(Path(run))[0] if Path(run).is_dir() else None for run in runs]
+    recipes = [RunFolder(Path(run)).recipe if Path(run).is_dir() else None for run in runs]
     source = open_source(_shared(runs) if data is None else data)
     train = None if oracle is None else open_source(oracle, labels)
     held = None if test is None else open_source(test, test_labels)
@@ -259,7 +257,7 @@ def _number(value: float | None) -> float:
 
 def _shared(runs: Sequence[str | Path]) -> str:
     """Address of the images that all runs were trained on."""
-    places = {files.read(Path(run))[1].get("data") if Path(run).is_dir() else None for run in runs}
+    places = {RunFolder(Path(run)).facts.get("data") if Path(run).is_dir() else None for run in runs}
     place = places.pop()
     if places or place is None:
         raise UserError("These runs do not record that they were trained on the same images: give images as --data.")

@@ -13,7 +13,7 @@ from typing import Any
 from manyviews import distributed
 from manyviews.checkpoint import write_text
 from manyviews.data import Source, open_source
-from manyviews.engine import folder as files
+from manyviews.engine.folder import RunFolder
 from manyviews.engine.monitor import FEWEST, hold_out
 from manyviews.errors import UserError, say
 from manyviews.evaluation.features import fingerprint
@@ -152,9 +152,9 @@ def sweep(
 def _train(data: Any, recipe: Recipe, where: Path) -> Run:
     """Train a run to its end. A loss that becomes infinite or NaN is a result of the sweep, not the end of it."""
     try:
-        if not distributed.share((where / files.RECIPE).exists()):
+        if not distributed.share(RunFolder(where).started):
             return pretrain(data, recipe, out=where)
-        if files.read(where)[0] != recipe:
+        if RunFolder(where).recipe != recipe:
             raise UserError(f"{where} holds a run of another recipe: give another --out.")
         return resume(where, data)
     except FloatingPointError as e:

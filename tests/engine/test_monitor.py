@@ -10,7 +10,8 @@ from torch.nn.functional import cosine_similarity
 import manyviews as mv
 from manyviews import recipes
 from manyviews.data import open_source
-from manyviews.engine import loop, monitor
+from manyviews.engine import monitor
+from manyviews.engine.build import build_method
 from manyviews.evaluation import encode, rankme, spread
 from manyviews.evaluation.spectrum import describe
 from manyviews.methods import BYOL
@@ -29,7 +30,7 @@ def watching(name: str):
     recipe = recipes.resolve(recipes.get(name))
     source = open_source(pictures(64))
     watch = monitor.prepare(source.subset(range(32)), source.subset(range(32, 64)), recipe)
-    return loop.build(recipe), watch, recipe
+    return build_method(recipe), watch, recipe
 
 
 def seen(run: mv.Run) -> list[dict[str, float]]:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from manyviews.engine import loop, optim
+from manyviews.engine import optim
+from manyviews.engine.build import build_method
 from manyviews.recipes import get
 from manyviews.schedules import Constant, Cosine, WarmupCosine
 from manyviews.settings import Optimizer
@@ -49,7 +50,7 @@ def test_lars_scales_layer_by_layer():
 
 
 def test_biases_norms_and_tokens_do_not_decay_and_are_not_adapted():
-    method = loop.build(get("mae_tiny"))
+    method = build_method(get("mae_tiny"))
     names = {id(p): n for n, p in method.named_parameters()}
     for group in optim.groups(method):
         for p in group["params"]:
@@ -60,7 +61,7 @@ def test_biases_norms_and_tokens_do_not_decay_and_are_not_adapted():
 
 
 def test_simsiams_predictor_keeps_the_peak_rate():
-    method = loop.build(get("simsiam_tiny"))
+    method = build_method(get("simsiam_tiny"))
     settings = Optimizer("sgd", lr=1.0, lr_scaling="constant", schedule=Cosine(1.0, 0.0), weight_decay=0.5)
     optimizer = optim.build(method, settings, torch.device("cpu"))
     optim.schedule(optimizer, settings, 256, Progress(75, 100, 10))
@@ -77,7 +78,7 @@ def test_the_rate_is_scaled_to_the_batch(scaling: str, rate: float):
 
 
 def test_the_schedule_is_a_factor_on_the_peak():
-    method = loop.build(get("simclr_tiny"))
+    method = build_method(get("simclr_tiny"))
     settings = Optimizer("lars", lr=0.1, schedule=WarmupCosine(warmup=0), weight_decay=Constant(0.3))
     optimizer = optim.build(method, settings, torch.device("cpu"))
     assert optim.schedule(optimizer, settings, 512, Progress(0, 100, 10)) == pytest.approx(0.2)
@@ -85,7 +86,7 @@ def test_the_schedule_is_a_factor_on_the_peak():
 
 
 def test_clipping_returns_the_norm_before_and_scales_to_the_limit():
-    method = loop.build(get("simclr_tiny"))
+    method = build_method(get("simclr_tiny"))
     for p in method.parameters():
         p.grad = torch.randn_like(p)
     flat = torch.cat([p.grad.flatten() for p in method.parameters()])
@@ -99,7 +100,7 @@ def test_clipping_returns_the_norm_before_and_scales_to_the_limit():
 
 def test_frozen_parameters_are_left_out():
     recipe = dataclasses.replace(get("mae_tiny"))
-    method = loop.build(recipe)
+    method = build_method(recipe)
     method.encoder.requires_grad_(False)
     kept = {id(p) for g in optim.groups(method) for p in g["params"]}
     assert not kept & {id(p) for p in method.encoder.parameters()}

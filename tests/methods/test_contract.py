@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from manyviews import methods, recipes, schedules
-from manyviews.engine import loop
+from manyviews.engine.build import build_method
 from manyviews.errors import UserError
 from manyviews.objectives import sharpen, sinkhorn
 from manyviews.recipes import get
@@ -34,7 +34,7 @@ def test_it_keeps_the_contract(name: str, check: Callable[[str], None]):
 
 @pytest.mark.parametrize("name", [n for n in methods.names() if pairs(n)])
 def test_views_that_cannot_be_compared_are_refused(name: str):
-    encoder = loop.build(recipe(name)).kept_encoder
+    encoder = build_method(recipe(name)).kept_encoder
     several = next((k for k in ("views", "tasks") if k in settings(methods.get(name))), None)
     build = partial(methods.get(name), encoder)
     wrong = [
@@ -60,7 +60,7 @@ def test_views_that_cannot_be_compared_are_refused(name: str):
 def test_views_that_would_be_ignored_are_refused():
     for name, view, says in (("mae", Global(2, size=32), "one view"), ("moco_v2", Global(3, size=32), "two views")):
         with pytest.raises(UserError, match=says):
-            methods.get(name)(loop.build(recipe(name)).kept_encoder, view=view)
+            methods.get(name)(build_method(recipe(name)).kept_encoder, view=view)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Neighbors(Local):
 
 @pytest.mark.parametrize("name", ["dino", "swav"])
 def test_targets_are_blended_as_the_view_says(name: str, batch: Batch):
-    found = loop.build(override(recipe(name), "method.views", (Global(2, size=32), Local(2, size=16)))).train()
+    found = build_method(override(recipe(name), "method.views", (Global(2, size=32), Local(2, size=16)))).train()
     kinds = (Global(2, size=32), Neighbors(2, size=16))
     draws = Views(batch, kinds, seed=5)
     targets, heard = [], []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from manyviews.backbones import Encoder
-from manyviews.engine import loop
+from manyviews.engine.build import build_method
 from manyviews.engine.precision import autocast
 from manyviews.engine.step import backpropagate
 from manyviews.methods.simclr import SimCLR
@@ -25,7 +25,7 @@ def saved_bytes(recipe_name: str, locals_: int, backward: str, batch: Batch) -> 
     recipe = get(recipe_name)
     looks = "views" if "views" in recipe.method.settings else "tasks"
     recipe = override(recipe, f"method.{looks}.local.count", str(locals_))
-    method = loop.build(recipe).train()
+    method = build_method(recipe).train()
     held: Counter[tuple[int, int]] = Counter()  # how often a piece of memory is held: address and bytes
     most = 0
 
@@ -54,13 +54,13 @@ def test_activations_do_not_grow_with_the_number_of_views(name: str, batch: Batc
 
 
 def test_low_precision_is_used_forward_and_gradients_stay_float32(batch: Batch):
-    method = loop.build(get("simclr_tiny")).train()
+    method = build_method(get("simclr_tiny")).train()
     seen = []
     method.online.encoder.register_forward_hook(lambda m, x, y: seen.append(y.dtype))
     backpropagate(method, [lambda: Views(batch, method.views)], AT, precision="bfloat16")
     assert torch.bfloat16 in seen
     assert all(p.grad.dtype == torch.float32 for p in method.parameters())
-    exact = loop.build(get("simclr_tiny")).train()
+    exact = build_method(get("simclr_tiny")).train()
     backpropagate(exact, [lambda: Views(batch, exact.views)], AT, precision="float32")
     a, b = (torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (method, exact))
     assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.95
@@ -73,7 +73,7 @@ def test_float32_does_not_autocast():
 
 def test_methods_work_in_anybodys_loop(batch: Batch):
     method = SimCLR(
-        loop.build(get("simclr_tiny")).kept_encoder,
+        build_method(get("simclr_tiny")).kept_encoder,
         hidden_dim=16,
         output_dim=8,
         view=get("simclr_tiny").method.settings["view"],
@@ -98,7 +98,7 @@ def test_views_of_one_size_in_one_batch_give_the_same_gradients(
     name: str, backbone: str, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ):
     """As one by one: by default where that takes no more memory, with "joint" wherever it can be."""
-    built = loop.build(replace(get(name), backbone=get("mae_tiny" if backbone == "vit" else "simclr_tiny").backbone))
+    built = build_method(replace(get(name), backbone=get("mae_tiny" if backbone == "vit" else "simclr_tiny").backbone))
     gradients: dict[str, dict[str, torch.Tensor]] = {}
     states, passes = {}, {}
     for how in ("alone", "per_view", "joint"):

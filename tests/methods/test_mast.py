@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from manyviews.backbones import Encoder
-from manyviews.engine import loop, optim
+from manyviews.engine import optim
+from manyviews.engine.build import build_method
 from manyviews.errors import UserError
 from manyviews.methods import MAST
 from manyviews.objectives import covariance, invariance, variance
@@ -137,7 +138,7 @@ def test_masks_learn_from_the_images_that_their_augmentation_was_applied_to():
 
 
 def test_views_and_their_augmentations_are_those_of_the_schedule(batch: Batch):
-    method = loop.build(get("mast_tiny")).train()
+    method = build_method(get("mast_tiny")).train()
     counts = []
     for progress in (0.0, 0.4, 0.8, 0.999):
         views = Views(batch, method.views, seed=1, progress=progress)

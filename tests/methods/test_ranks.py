@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from manyviews import distributed, methods
-from manyviews.engine import loop
+from manyviews.engine.build import build_method
 from manyviews.engine.step import backpropagate
 from manyviews.recipes import get
 from manyviews.settings import Recipe, override
@@ -34,7 +34,7 @@ def steps() -> dict[str, dict[str, torch.Tensor]]:
     mine = batch.chunk(distributed.world_size())[distributed.rank()]
     for name, recipe in cases().items():
         # Double precision: a difference is then an error and not a rounding.
-        method = distributed.sync_batchnorm(loop.build(recipe).train().double(), torch.device("cpu"))
+        method = distributed.sync_batchnorm(build_method(recipe).train().double(), torch.device("cpu"))
         found[name] = {}
         for k in range(2):
             method.zero_grad()

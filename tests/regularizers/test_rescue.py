@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 
 import manyviews as mv
 from manyviews import distributed, methods, recipes
-from manyviews.engine import loop
+from manyviews.engine.build import build_method
 from manyviews.engine.step import backpropagate
 from manyviews.errors import UserError
 from manyviews.recipes import get
@@ -43,7 +43,7 @@ def gradients(method, views, **how) -> dict[str, torch.Tensor]:
 def test_it_is_algorithm_1():
     """SimCLR, with the strong views, the selection and the term written out."""
     batch = canvases(16)
-    method = loop.build(rescued("simclr", k=3)).train()
+    method = build_method(rescued("simclr", k=3)).train()
     plain = copy.deepcopy(method.method)
     (terms,) = method.loss(Views(batch, method.views), AT)
     sum(terms.values()).backward()
@@ -71,14 +71,14 @@ def test_it_is_algorithm_1():
 @pytest.mark.parametrize("name", PAIRED)
 def test_every_method_with_pairs_can_be_rescued(name: str):
     batch = canvases(8)
-    method = loop.build(rescued(name)).train()
+    method = build_method(rescued(name)).train()
     plain = copy.deepcopy(method.method)
     ours = gradients(method, Views(batch, method.views))
     theirs = gradients(plain, Views(batch, plain.views))
     assert {k.removeprefix("method.") for k in ours} == set(theirs)
     assert any(not torch.allclose(g, theirs[k.removeprefix("method.")]) for k, g in ours.items())
     # What the term does not reach is as it was, and so is everything when it counts nothing.
-    nothing = loop.build(rescued(name, scale=0.0)).train()
+    nothing = build_method(rescued(name, scale=0.0)).train()
     for word, g in gradients(nothing, Views(batch, nothing.views)).items():
         expected = theirs[word.removeprefix("method.")]
         torch.testing.assert_close(g, expected, rtol=1e-3, atol=2e-5 * max(1.0, expected.abs().max().item()), msg=word)
@@ -96,12 +96,12 @@ def listening(method) -> list[str]:
 
 def test_nobody_listens_after_an_exception_or_a_step_that_is_given_up():
     batch = canvases(8)
-    method = loop.build(rescued("byol")).train()
+    method = build_method(rescued("byol")).train()
     steps = method.loss(Views(batch, method.views), AT)
     next(steps)
     steps.close()
     assert not listening(method)
-    broken = loop.build(rescued("simclr")).train()
+    broken = build_method(rescued("simclr")).train()
     broken.method.temperature = None  # the loss raises after both views have passed
     with pytest.raises(TypeError):
         list(broken.loss(Views(batch, broken.views), AT))
@@ -111,7 +111,7 @@ def test_nobody_listens_after_an_exception_or_a_step_that_is_given_up():
 @pytest.mark.parametrize("name", ["simclr", "byol", "moco_v2"])
 def test_view_by_view_all_at_once_and_recomputed_steps_have_the_same_gradient(name: str):
     batch = canvases(8)
-    built = loop.build(rescued(name)).train()
+    built = build_method(rescued(name)).train()
     with torch.no_grad():
         for p in (p for m in built.modules() if isinstance(m, EMA) for p in m.parameters()):
             p += 0.3 * p.std() * torch.randn_like(p) if p.ndim > 1 else 0.0  # or its projections are the network's own
@@ -135,7 +135,7 @@ def on_this_rank() -> dict[str, dict[str, torch.Tensor]]:
                 pixels[:6] = pixels[:6].float().mean((2, 3), keepdim=True).byte()
             whole = Batch.of(pixels, batch.extent, batch.index)
             mine = whole.chunk(distributed.world_size())[distributed.rank()]
-            method = loop.build(rescued(name, k=4)).train().double()
+            method = build_method(rescued(name, k=4)).train().double()
             method = distributed.sync_batchnorm(method, torch.device("cpu"))
             views = ExactToo(Views(mine, method.views))
             found[f"{name} {where}"] = {k: g.clone() for k, g in gradients(method, views).items()}
@@ -158,7 +158,7 @@ def test_two_ranks_rescue_what_one_does():
 def test_k_is_a_64th_of_the_batch_and_can_be_set():
     def k(name: str, n: int, world: int, k: int | None = None, parts: int = 1, shared: bool = True) -> int:
         recipe = dataclasses.replace(rescued(name, k=k), step=Step(accumulate=parts))
-        method = loop.build(recipe)
+        method = build_method(recipe)
         if shared:
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
         return recipe.regularizers[0].count(method.online, n, world, parts)
@@ -169,7 +169,7 @@ def test_k_is_a_64th_of_the_batch_and_can_be_set():
     assert [k("simclr", n, 8, shared=False) for n in (8192, 4096, 640, 64)] == [128, 64, 64, 64]
     # Without BatchNorm there is no least number: a DINO on a transformer.
     vit = dataclasses.replace(get("dino_tiny"), backbone=get("mae_tiny").backbone, regularizers=(Rescue(1.0, 16),))
-    method = loop.build(override(vit, "method.views", (Global(2, 32),)))
+    method = build_method(override(vit, "method.views", (Global(2, 32),)))
     assert vit.regularizers[0].count(method.online, 2048, 16, 1) == 16
     assert k("simclr", 1024, 2, k=128, parts=4) == 32
     # One image on each process will do, where they normalize together.
@@ -181,10 +181,10 @@ def test_k_is_a_64th_of_the_batch_and_can_be_set():
     with pytest.raises(UserError, match="multiple of 1 from 2 to 64"):
         k("simclr", 64, 1, k=100)
     with pytest.raises(UserError, match="leave out Rescue"):
-        loop.build(rescued("mae"))
+        build_method(rescued("mae"))
     alone = override(rescued("byol"), "method.tasks", (Global(1, 32), Cutout(2, 32)))
     with pytest.raises(UserError, match="two global views"):
-        loop.build(alone)
+        build_method(alone)
     for wrong, says in (((-1.0, None), "scale"), ((1.0, 1), r"Rescue\.k")):
         with pytest.raises(UserError, match=says):
             Rescue(*wrong)
@@ -217,7 +217,7 @@ def test_it_is_a_setting_of_any_recipe():
     assert from_json(to_json(recipe)) == recipe
     assert override(recipe, "regularizers.rescue.scale", "0.25").regularizers[0] == Rescue(0.25, 4)
     assert override(recipe, "regularizers", "()").regularizers == ()
-    assert isinstance(loop.build(recipe), Regularized)
+    assert isinstance(build_method(recipe), Regularized)
     strong = override(recipe, "regularizers.rescue.view", "Strong(size=32, operations=1, hole=None)")
     assert strong.regularizers[0].view == Strong(size=32, operations=1, hole=None)
     assert from_json(to_json(strong)) == strong

@@ -10,7 +10,7 @@ import torch
 from manyviews import recipes
 from manyviews.backbones import Encoder
 from manyviews.data import open_source
-from manyviews.engine import loop
+from manyviews.engine.build import build_method
 from manyviews.evaluation import evaluate
 
 # Names and labels that markup, formulas, terminals and encodings would trip over.
@@ -22,7 +22,7 @@ def untrained_run(folder, recipe="simclr_tiny", images=None, finished=True, log=
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     chosen = recipes.get(recipe)
-    method = loop.build(chosen).eval()
+    method = build_method(chosen).eval()
     return SimpleNamespace(
         folder=folder,
         recipe=chosen,

@@ -19,7 +19,7 @@ from manyviews import recipes
 from manyviews.backbones import Encoder
 from manyviews.data import open_source
 from manyviews.data.folder import PAGE
-from manyviews.engine import loop
+from manyviews.engine.build import build_method
 from manyviews.errors import UserError
 from manyviews.evaluation import evaluate
 from manyviews.evaluation.features import Features
@@ -468,7 +468,7 @@ def test_components_are_principal_and_mean_the_same_in_every_image():
 
 def test_views_are_shown_by_kind_and_in_their_true_proportions(tmp_path, photos):
     recipe = recipes.get("byol_tiny")
-    method = loop.build(recipe)
+    method = build_method(recipe)
     saver = pictures.Pictures(tmp_path)
     found = pictures.views(recipe, method.views, open_source(photos), saver)
     assert [k["kind"] for k in found] == ["image", *(k.name for k in method.views)]

@@ -14,8 +14,8 @@ import manyviews as mv
 from manyviews import recipes
 from manyviews.backbones import Encoder
 from manyviews.data import open_source
-from manyviews.engine import folder as files
-from manyviews.engine import loop
+from manyviews.engine.build import write_encoder
+from manyviews.engine.folder import create
 from manyviews.errors import UserError
 from manyviews.evaluation import evaluate
 from manyviews.evaluation.diagnosis import diagnose
@@ -46,9 +46,9 @@ def finished(out: Path, data: Path | None, recipe: str = "simclr_tiny", seed: in
     chosen = recipes.resolve(chosen)
     torch.manual_seed(seed)
     encoder = Encoder(chosen.backbone.name, **chosen.backbone.settings)
-    folder = files.create(out, chosen, {"data": None if data is None else str(data)})
-    loop.write_encoder(folder, encoder, chosen, 1)
-    return folder
+    folder = create(out, chosen, {"data": None if data is None else str(data)})
+    write_encoder(folder, encoder, chosen, 1)
+    return folder.path
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,95 @@
+"""From a recipe to a method that is ready to train, and from a trained method to its encoder's file."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+
+import torch
+from torch import Tensor
+
+from manyviews import checkpoint, distributed, methods
+from manyviews.backbones import Encoder
+from manyviews.data import Source
+from manyviews.engine import monitor
+from manyviews.engine.folder import RunFolder
+from manyviews.engine.log import missing
+from manyviews.errors import UserError, printable
+from manyviews.evaluation.features import frozen
+from manyviews.methods import Method
+from manyviews.regularizers import Regularized
+from manyviews.settings import Recipe
+from manyviews.views import Crop
+
+
+def build_method(recipe: Recipe, *, trained: bool = False) -> Method:
+    """The method that a recipe describes, on the CPU, initialized from the recipe's seed.
+
+    With `trained`, no pretrained weights are downloaded to start from: a checkpoint replaces them.
+    """
+    torch.manual_seed(recipe.seed)
+    settings = recipe.backbone.settings
+    encoder = Encoder(recipe.backbone.name, **({**settings, "pretrained": False} if trained else settings))
+    method = methods.get(recipe.method.name)(encoder, **recipe.method.settings)
+    return Regularized(method, recipe.regularizers, recipe.step.accumulate) if recipe.regularizers else method
+
+
+def check(recipe: Recipe, source: Source) -> None:
+    """Raises UserError when the recipe cannot run on this many images and processes."""
+    batch, world = recipe.data.batch_size, distributed.world_size()
+    if batch % (world * recipe.step.accumulate):
+        raise UserError(
+            f"A batch of {batch} cannot be shared evenly by {world} processes in {recipe.step.accumulate} parts: "
+            "change --set data.batch_size or --set step.accumulate."
+        )
+    images = len(monitor.hold_out(source, recipe.data.holdout)[0])
+    part = batch // (world * recipe.step.accumulate)
+    if part < 2:
+        raise UserError("A part of a batch must hold at least 2 images: raise --set data.batch_size.")
+    if images < batch:
+        share = world * recipe.step.accumulate
+        fits = images >= 2 * share
+        fewer = f", or --set data.batch_size={share * 2 ** int(math.log2(images // share))}" if fits else ""
+        raise UserError(
+            f"{source.name} has {images} images to train on, fewer than a batch of {batch}: give more images{fewer}."
+        )
+    for regularizer in recipe.regularizers:
+        regularizer.check_batch(batch, world * recipe.step.accumulate)
+    for name in recipe.monitor.loggers:
+        if importlib.util.find_spec(name) is None:
+            raise missing(name)
+
+
+def check_sizes(method: Method, recipe: Recipe) -> None:
+    """Raises UserError when the encoder does not take images of the views' sizes and of the test size."""
+    encoder = method.kept_encoder
+    kinds = [*method.views, *(view for r in recipe.regularizers for view in r.views(method))]
+    for size in sorted({recipe.test_size, *(kind.size for kind in kinds if isinstance(kind, Crop))}):
+        with frozen(encoder):
+            try:
+                found = encoder(torch.zeros(1, 3, size, size))
+            except UserError:
+                raise
+            except Exception as e:  # timm's models assert, or fail somewhere inside
+                raise UserError(
+                    f"{encoder.name} does not take images of {size} pixels ({printable(e, 120)}): choose another "
+                    "backbone, or other sizes of the views and --set test_size."
+                ) from None
+        if not isinstance(found, Tensor) or found.shape != (1, encoder.embed_dim):
+            raise UserError(
+                f"{encoder.name} does not give {encoder.embed_dim} features for each image: leave its settings for "
+                "pooling as they are."
+            )
+
+
+def write_encoder(folder: RunFolder, encoder: Encoder, recipe: Recipe, step: int) -> None:
+    """Write the encoder alone, with everything that its use requires."""
+    facts = {
+        "encoder": encoder.spec,
+        "mean": recipe.data.mean,
+        "std": recipe.data.std,
+        "test_size": recipe.test_size,
+        "recipe": recipe.name,
+        "step": step,
+    }
+    checkpoint.save_tensors(folder.encoder, encoder.model.state_dict(), facts)

@@ -1,0 +1,57 @@
+"""Running means of the loss terms, and the speed of training."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from manyviews import distributed
+
+
+@dataclass
+class Meter:
+    """Sums of the loss terms since the last log line.
+
+    The sums stay on the device: only reading them makes the host wait for it.
+
+    Attributes:
+        batch: images per step, over all ranks.
+        waited: seconds in which the host waited for images.
+        since: start of the time that counts as training, on the monotonic clock.
+    """
+
+    batch: int
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    count: int = 0
+    waited: float = 0.0
+    since: float = field(default_factory=time.monotonic)
+
+    def add(self, terms: dict[str, Tensor], norm: Tensor) -> None:
+        """Count a step with its loss terms and the norm of its gradient, scalars."""
+        for name, x in (terms | {"grad_norm": norm}).items():
+            self.sums[name] = self.sums[name] + x if name in self.sums else x
+        self.count += 1
+
+    def read(self) -> dict[str, float]:
+        """Means over the steps and ranks since the last reading, and this rank's speed.
+
+        "images_per_second" includes making the views. "data_wait" is the share of the time in which it waited for
+        images.
+        """
+        names = list(self.sums)
+        means = (distributed.mean(torch.stack([self.sums[n].float() for n in names])) / self.count).tolist()
+        seconds = max(1e-9, time.monotonic() - self.since)
+        speed = {"images_per_second": self.count * self.batch / seconds, "data_wait": min(1.0, self.waited / seconds)}
+        found = dict(zip(names, means, strict=True))
+        norm = found.pop("grad_norm")
+        self.sums.clear()
+        self.count, self.waited, self.since = 0, 0.0, time.monotonic()
+        terms = {f"loss/{k}": v for k, v in found.items()} if len(found) > 1 else {}
+        return {"loss": sum(found.values())} | terms | {"grad_norm": norm} | speed
+
+    def finite(self) -> bool:
+        """Whether everything since the last log line is finite."""
+        return not self.sums or bool(torch.stack(list(self.sums.values())).isfinite().all())

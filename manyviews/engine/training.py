@@ -1,0 +1,380 @@
+"""A run in progress: everything that happens around its steps."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from hashlib import blake2b
+from itertools import chain
+from shlex import quote
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from manyviews import checkpoint, distributed
+from manyviews.backbones import Encoder, protect
+from manyviews.data import Loader, Source
+from manyviews.engine import monitor, optim
+from manyviews.engine.build import write_encoder
+from manyviews.engine.feed import feed
+from manyviews.engine.folder import SUMMARY, RunFolder
+from manyviews.engine.log import Log
+from manyviews.engine.meter import Meter
+from manyviews.engine.stopping import Request, Stopped, watch
+from manyviews.errors import UserError, say
+from manyviews.methods import Method
+from manyviews.progress import Update, progress
+from manyviews.schedules import value
+from manyviews.settings import Recipe
+from manyviews.targets import EMA
+from manyviews.types import Batch, Progress
+from manyviews.views import Views
+
+
+@contextlib.contextmanager
+def begin(method: Method, recipe: Recipe, source: Source, folder: RunFolder) -> Iterator[Training]:
+    """Prepare a run, from its checkpoint if there is one: see `manyviews.engine.loop.train`."""
+    device, first = distributed.start(), distributed.rank() == 0
+    with contextlib.ExitStack() as stack:
+        if first:
+            stack.enter_context(folder.lock())
+            folder.clean()
+        train, held_out = monitor.hold_out(source, recipe.data.holdout)
+        loader = _loader(method, recipe, source, train, device)
+        stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+        torch.backends.cudnn.benchmark = True  # shapes are the same in every step
+        method.begin(len(loader.source))
+        method = method.to(device).to(memory_format=torch.channels_last).train()
+        protect(method)
+        if recipe.step.sync_batchnorm:
+            method = distributed.sync_batchnorm(method, device)
+        optimizer = optim.build(method, recipe.optimizer, device)
+        steps = max(1, round(recipe.epochs * loader.steps_per_epoch))
+        identity: dict[str, Any] = {"images": len(source), "steps": steps, "processes": distributed.world_size()}
+        if recipe.data.holdout:  # the names decide which images are held out
+            identity["names"] = source.naming
+        step, seconds = _restore(folder, method, optimizer, identity, loader)
+        distributed.broadcast(method.state_dict().values())
+        if recipe.step.compile:
+            _compile(method)
+        held = monitor.prepare(train, held_out, recipe) if first else None
+        if first and recipe.data.holdout and held is None:
+            say("Too few images to hold any out: nothing is monitored while training.")
+        stop = stack.enter_context(watch())  # a signal before this point has nothing to save
+        log = stack.enter_context(Log(folder, step, recipe.monitor.loggers)) if first else None
+        update = stack.enter_context(progress("pretrain", quiet=not first))
+        start = Start(step, seconds, identity)
+        run = Training(method, optimizer, device, recipe, loader, held, folder, start, stop, log, update)
+        stack.push(run.save_after)
+        stack.enter_context(contextlib.closing(run.batches))
+        yield run
+
+
+class Start(NamedTuple):
+    """Where a run starts or continues.
+
+    Attributes:
+        step: optimizer steps taken before.
+        seconds: time spent before.
+        identity: what a checkpoint must agree with: numbers of images, steps and processes, and the images' names.
+    """
+
+    step: int
+    seconds: float
+    identity: dict[str, Any]
+
+
+class Training:
+    """A run in progress, as `begin` makes it. All ranks call everything; the first one writes the files.
+
+    Attributes:
+        method: the method, in training mode on the device.
+        optimizer: the optimizer of its parameters.
+        device: the device of this rank.
+        step: optimizer steps taken so far.
+        batches: this rank's batches of the steps to come, and the seconds that each was waited for.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        recipe: Recipe,
+        loader: Loader,
+        held: monitor.HeldOut | None,
+        folder: RunFolder,
+        start: Start,
+        stop: Request,
+        log: Log | None,
+        update: Update,
+    ) -> None:
+        self.method, self.optimizer, self.device = method, optimizer, device
+        self._recipe, self._loader, self._held, self._folder, self._start = recipe, loader, held, folder, start
+        self._stop, self._log, self._update = stop, log, update
+        self._steps, self._epoch = int(start.identity["steps"]), loader.steps_per_epoch
+        self._every = max(1, round(recipe.monitor.epochs * self._epoch)) if recipe.monitor.epochs else self._steps
+        self.step = start.step
+        self.batches = _batches(loader, self.step, self._steps, device)
+        self._batch: Batch | None = None
+        self._failure: Exception | None = None
+        self._meter = Meter(recipe.data.batch_size)
+        self._begun = self._saved_at = time.monotonic()
+        self._saved_step = -1
+        self._seen = monitor.measurements(folder.rows)
+        # A run that was killed between its last step and its end has logged everything already.
+        self._row, self._numbers = _logged(folder) if self.step == self._steps else ({}, {})
+        self._note, self._warned = "", False
+
+    def steps(self) -> Iterator[tuple[Progress, Batch]]:
+        """The progress and this rank's batch, on the device, of every step to come."""
+        if self.step == 0:
+            self._monitor()
+        self._fetch()
+        if distributed.anywhere(self._failure is not None):
+            raise self._failure or UserError("Another process cannot read its images.")
+        while self._batch is not None:
+            # Dropout and the like draw from the step alone, so a resumed run draws what an uninterrupted one did.
+            torch.manual_seed(_noise(self._recipe.seed, self.step, distributed.rank()))
+            yield Progress(self.step, self._steps, self._epoch), self._batch
+
+    def views(self, batch: Batch, at: Progress) -> list[Callable[[], Views]]:
+        """Makers of the views of each accumulated part of a batch."""
+        recipe = self._recipe
+        data = recipe.data
+
+        def make(part: Batch) -> Views:
+            return Views(
+                part,
+                self.method.views,
+                recipe.seed,
+                at.epoch,
+                data.mean,
+                data.std,
+                backward=recipe.step.backward,
+                progress=at.progress,
+            )
+
+        return [partial(make, part) for part in batch.chunk(recipe.step.accumulate)]
+
+    def after(self, at: Progress, terms: dict[str, Tensor], norm: Tensor, lr: float) -> None:
+        """Finish a step: fetch the next batch, log, monitor, save and stop when it is time to.
+
+        Args:
+            at: the progress before the step.
+            terms: value of each loss term, scalars on the device.
+            norm: norm of the whole gradient, a scalar on the device.
+            lr: learning rate.
+        """
+        self._meter.add(terms, norm)
+        self.step += 1
+        if not self._stop:
+            self._fetch()
+        last, stopping = self.step == self._steps, distributed.anywhere(bool(self._stop) or self._failure is not None)
+        monitoring = self.step % self._every == 0 or last
+        if self.step % self._recipe.monitor.steps == 0 or monitoring or stopping:
+            self._write_row(at, lr)
+        self._update(self.step, self._steps, self._note)
+        if stopping:
+            self.save()  # first: whoever stops a process may not wait for long
+        if monitoring:
+            self._monitor()
+        if stopping:
+            distributed.barrier()  # a launcher may end all processes with the first that ends
+            raise self._failure or Stopped(
+                f"stopped by {self._stop.signal or 'another process'} at step {self.step} of {self._steps}, and saved: "
+                f"continue with `manyviews resume {quote(str(self._folder.path))}`."
+            )
+        if last or time.monotonic() - self._saved_at > 60 * self._recipe.monitor.checkpoint_minutes:
+            self.save()
+            self._saved_at = time.monotonic()
+
+    def save(self) -> None:
+        """Write a checkpoint, unless this step has one or the weights are not finite: the last good one stays."""
+        if self._log and self.step != self._saved_step and self._meter.finite():
+            facts = self._start.identity | {"step": self.step, "seconds": self._seconds()}
+            checkpoint.save(self._folder.checkpoint, self.method, self.optimizer, facts)
+            self._saved_step = self.step
+
+    def save_after(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Save when a disk or a network fails: the weights are as sound as before."""
+        if isinstance(error, OSError):
+            self.save()
+
+    def finish(self) -> None:
+        """Write the encoder and the summary of a run that has taken its last step."""
+        bad = sorted(set(chain.from_iterable(distributed.collect(self._loader.bad))))
+        if self._log:
+            write_encoder(self._folder, self.method.kept_encoder, self._recipe, self.step)
+            self._folder.write_summary(
+                {
+                    "images": self._start.identity["images"],
+                    "steps": self._steps,
+                    "seconds": self._seconds(),
+                    "device": str(self.device),
+                    "bad_images": len(bad),
+                    "bad": bad[:100],
+                    "last": self._row | {f"monitor/{k}": v for k, v in self._numbers.items()},
+                }
+            )
+            for where, reason in bad[:5]:
+                say(f"Skipped {where}: {reason}")
+            if len(bad) > 5:
+                say(f"Skipped {len(bad) - 5} more images: see {self._folder.path / SUMMARY}")
+        distributed.barrier()
+
+    def _fetch(self) -> None:
+        """Take the next batch. The ranks vote after it, so that none begins a step that another one cannot."""
+        try:
+            self._batch, waited = next(self.batches, (None, 0.0))
+            self._meter.waited += waited
+        except Exception as error:  # of a disk, a network, a source
+            self._failure = error
+
+    def _write_row(self, at: Progress, lr: float) -> None:
+        row = self._meter.read() | {"lr": lr, "epoch": self.step / self._epoch} | _momentum(self.method, at)
+        self._row = row
+        if not math.isfinite(row["loss"] + row["grad_norm"]):
+            what = "gradient" if math.isfinite(row["loss"]) else "loss"
+            raise FloatingPointError(
+                f"The {what} is no longer finite at step {self.step}. Lower the learning rate, for example "
+                f"--set optimizer.lr={self._recipe.optimizer.lr / 3:.2g}; the last good checkpoint is in "
+                f"{self._folder.path}."
+            )
+        self._note = f"{row['images_per_second']:.0f} images/s, loss {row['loss']:.3f}"
+        if self._log:
+            self._log.write({"step": self.step, **row})
+            if not self._warned and (text := _many_bad(self._loader, self.step - self._start.step)):
+                say(text)
+                self._warned = True
+
+    def _monitor(self) -> None:
+        """Measure the encoder on held-out images, log the numbers, and warn of collapse."""
+        if self._log and self._held:
+            start = time.monotonic()
+            self._numbers = monitor.measure(self.method, self._held, self._recipe, self.device)
+            self._log.write({"step": self.step} | {f"monitor/{k}": v for k, v in self._numbers.items()})
+            self._seen.append(self._numbers)
+            for alarm in monitor.alarms(self._seen):
+                self._log.write({"step": self.step, "alarm": alarm})
+                say(f"Warning: {alarm}")
+            self._meter.since += time.monotonic() - start  # this time is not training
+
+    def _seconds(self) -> float:
+        return self._start.seconds + time.monotonic() - self._begun
+
+
+def _loader(method: Method, recipe: Recipe, source: Source, train: Source, device: torch.device) -> Loader:
+    """The loader of the images to train on, with the columns of which the method's views are made."""
+    needed = {column for view in method.views for column in view.needs} - {"pixels", "extent"}
+    first, world, canvas = distributed.rank() == 0, distributed.world_size(), recipe.data.canvas
+    if first and source.side not in (None, canvas):
+        say(
+            f"Warning: {source.name} holds canvases of {source.side} pixels and not of data.canvas={canvas}: all "
+            f"are resampled. Prepare them with --canvas {canvas}, or set data.canvas."
+        )
+    with progress("decode", quiet=not first) as update:
+        loader = Loader(
+            train,
+            canvas,
+            recipe.data.batch_size // world,
+            columns=sorted(needed),
+            seed=recipe.seed,
+            rank=distributed.rank(),
+            world_size=world,
+            memory=int(recipe.data.memory_gb * 2**30) // world,
+            device=device,
+            progress=update,
+        )
+    for note in loader.notes if first else ():
+        say(note)
+    return loader
+
+
+def _compile(method: Method) -> None:
+    for module in method.modules():
+        if isinstance(module, Encoder):
+            module.features = torch.compile(module.features)  # type: ignore[method-assign]
+
+
+def _batches(loader: Loader, step: int, steps: int, device: torch.device) -> Generator[tuple[Batch, float]]:
+    """The batches of all steps from `step` on, across epochs, as `feed` gives them."""
+    while step < steps:
+        epoch, start = divmod(step, loader.steps_per_epoch)
+        for batch in feed(loader.batches(epoch, start), device):
+            yield batch
+            step += 1
+            if step == steps:
+                return
+
+
+def _many_bad(loader: Loader, steps: int) -> str | None:
+    """A warning, if more than ten images, and about one in a hundred that this process has read, are bad."""
+    images = len(loader.source)
+    met = images if loader.in_memory else min(images, steps * loader.batch)
+    bad = loader.bad
+    if len(bad) <= max(10, met / 100):
+        return None
+    where, reason = bad[0]
+    return f"Warning: {len(bad)} images could not be used so far, such as {where}: {reason}"
+
+
+def _momentum(method: Method, at: Progress) -> dict[str, float]:
+    """The momentum of the method's moving average, if it has one."""
+    target = next((m for m in method.modules() if isinstance(m, EMA)), None)
+    return {} if target is None else {"momentum": value(target.momentum, at)}
+
+
+def _restore(
+    folder: RunFolder, method: Method, optimizer: torch.optim.Optimizer, identity: dict[str, Any], loader: Loader
+) -> tuple[int, float]:
+    """Load the checkpoint, if there is one; the step to continue from, and the seconds spent so far."""
+    step, seconds = 0, 0.0
+    if folder.checkpoint.exists():
+        facts = checkpoint.load(folder.checkpoint, method, optimizer)
+        step, seconds = int(facts["step"]), float(facts["seconds"])
+        _check_identity(folder, facts, identity)
+        processes = facts.get("processes", identity["processes"])
+        within = step % loader.steps_per_epoch > 0
+        if distributed.rank() == 0 and within and loader.by_rank and processes != identity["processes"]:
+            say(
+                f"Warning: the run had {processes} processes, which share these images in another order: in this epoch "
+                "some come twice, and others not at all."
+            )
+    if distributed.anywhere(distributed.share(step) != step):
+        raise UserError(f"Not all processes see the checkpoint in {folder.path}: put it where they all do.")
+    return step, seconds
+
+
+def _check_identity(folder: RunFolder, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises UserError when a checkpoint is of other images than there are now."""
+    if any(saved[k] != now[k] for k in ("images", "steps")):
+        raise UserError(
+            f"The run in {folder.path} was started on {saved['images']} images for {saved['steps']} steps, and now "
+            f"there are {now['images']} images for {now['steps']} steps: restore the images, or start a new run."
+        )
+    names = now.get("names")
+    if saved.get("names", names) != names:
+        raise UserError(
+            f"The run in {folder.path} was started on images of other names, some of which it held out: restore them, "
+            "or start a new run."
+        )
+
+
+def _noise(seed: int, step: int, rank: int) -> int:
+    """A seed of 32 bits: PyTorch's generator on the CPU uses no more of a larger one."""
+    return int.from_bytes(blake2b(f"{seed} {step} {rank}".encode(), digest_size=4).digest(), "little")
+
+
+def _logged(folder: RunFolder) -> tuple[dict[str, float], dict[str, float]]:
+    """The last numbers of training and of monitoring in the log."""
+    row, numbers = dict[str, float](), dict[str, float]()
+    for found in folder.rows:
+        seen = {k.removeprefix("monitor/"): v for k, v in found.items() if k.startswith("monitor/")}
+        numbers = seen or numbers
+        row = {k: v for k, v in found.items() if k != "step"} if "loss" in found else row
+    return row, numbers
