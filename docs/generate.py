@@ -405,10 +405,13 @@ def tree(page: Path) -> str:
             spec = module.module_finder.find_spec(module.name, None)  # type: ignore[call-arg]
             source = Path(str(spec and spec.origin)).read_text(encoding="utf-8")
             says = first_line(ast.get_docstring(ast.parse(source)) or "")
-            says = re.split(r"(?<=[.;]) |: (?=one|any|crops|what|terms|small|pure|every)", says)[0]
-            found.append((module.ispkg, f"{module.name}{'/' if module.ispkg else '.py'}", says))
-    lines = [f"  {name:<17} {says.rstrip('.')}" for _, name, says in sorted(found, key=lambda f: (not f[0], f[1]))]
-    return "\n".join(["```text", "manyviews/", *(textwrap.shorten(x, 118) if 0 else x for x in lines), "```"])
+            title, _, rest = says.partition(": ")
+            says = rest if title.lower().removeprefix("a ") == module.name.lower() else says
+            says = re.split(r"(?<=[.;]) ", says)[0].rstrip(".;")
+            says = says[:1].upper() + says[1:]
+            found.append((not module.ispkg, f"{module.name}{'/' if module.ispkg else '.py'}", says))
+    lines = [f"  {name:<17} {says}".rstrip() for _, name, says in sorted(found)]
+    return "\n".join(["```text", "manyviews/", *lines, "```"])
 
 
 def source(page: Path, name: str) -> str:
