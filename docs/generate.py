@@ -37,7 +37,7 @@ from manyviews.types import Backward, Batch, Progress
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 METHODS = DOCS / "methods"
-MARKED = re.compile(r"(<!-- generated: ([^>]+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"^(<!-- generated: ([^>]+?) -->\n)(.*?)^(<!-- end -->)", re.DOTALL | re.MULTILINE)
 
 
 def pages() -> list[Path]:
@@ -53,7 +53,7 @@ def generated(page: Path, text: str) -> str:
         name, *arguments = match[2].split()
         if name not in PARTS:
             raise ValueError(f"{page.relative_to(ROOT)}: there is no generated part '{name}', only {', '.join(PARTS)}")
-        return f"{match[1]}{PARTS[name](page, *arguments).strip()}\n{match[4]}"
+        return f"{match[1]}\n{PARTS[name](page, *arguments).strip()}\n\n{match[4]}"
 
     return MARKED.sub(write, text)
 
@@ -149,7 +149,8 @@ def settings_table(page: Path, name: str = "") -> str:
     else:
         kind = {**regularizer_types(), **RECIPE_PARTS}[name]
         defaults = {f.name: f.default for f in dataclasses.fields(kind)}
-    told = meanings(kind)
+    parts = {k: first_line(type(v)) for k, v in defaults.items() if type(v) in RECIPE_PARTS.values()}
+    told = parts | meanings(kind)
     missing = [k for k in defaults if k not in told]
     if missing:
         raise ValueError(f"The docstring of {kind.__name__} does not say what {', '.join(missing)} is")
