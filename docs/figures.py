@@ -1,8 +1,9 @@
-"""Draw what methods look at, with the library itself: the figures of the pages in docs/methods.
+"""Draw the views of each method with the library itself: the figures of the pages in docs/methods.
 
-python docs/figures.py [NAME ...]
+python docs/figures.py [--missing] [NAME ...]
 
-The photographs come with scikit-learn: china.jpg by danielbuechele and flower.jpg by vultilion, both CC BY 2.0.
+A method's figure shows its declared views; nothing has to be written here for a new method. Those in DRAWN show more. The
+photographs come with scikit-learn: china.jpg by danielbuechele and flower.jpg by vultilion, both CC BY 2.0.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Pictures = list[tuple[str, Tensor]]
 """(title, normalized views `2 3 size size`) for each column."""
 
 
-def looks(name: str) -> Pictures:
+def declared(name: str) -> Pictures:
     """Every view of a method's default settings."""
     return [*image(), *columns(*build(name).views)]
 
@@ -49,7 +50,7 @@ def tasks() -> Pictures:
 
 
 def masked() -> Pictures:
-    """MAE's view, and its two parts: what the encoder is shown, and what is to be predicted."""
+    """MAE's view and its two parts: the patches that the encoder gets, and those to predict."""
     method = cast(MAE, build("mae"))
     views = Views(photos(), method.views)
     x, size = views["global", 0], method.patch_size
@@ -74,18 +75,13 @@ def rescue() -> Pictures:
     return [*image(), *columns(*build("simclr").views), *columns(Strong(3), seed=2)]
 
 
-FIGURES: dict[str, Callable[[], Pictures]] = {
-    **{name: partial(looks, name) for name in methods.names()},
-    "mae": masked,
-    "mast": staged,
-    "rescue": rescue,
-    "byol_tasks": tasks,
-}
+DRAWN: dict[str, Callable[[], Pictures]] = {"mae": masked, "mast": staged, "rescue": rescue, "byol_tasks": tasks}
+FIGURES = {name: partial(declared, name) for name in methods.names()} | DRAWN
 
 
 @cache
 def photos() -> Batch:
-    """The photographs, as every source gives them."""
+    """The photographs as canvases."""
     images = load_sample_images().images
     pixels = torch.stack([torch.from_numpy(to_canvas(Image.fromarray(x), 256)) for x in images])
     return Batch.of(pixels, torch.tensor([x.shape[:2] for x in images]), torch.arange(len(images)))
@@ -138,8 +134,11 @@ def draw(name: str) -> Path:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Draw what methods look at.")
+    parser = argparse.ArgumentParser(description="Draw the views of methods.")
     parser.add_argument("name", nargs="*", help="figures to draw; by default all")
+    parser.add_argument("--missing", action="store_true", help="only figures that are not in the folder")
+    given = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
-    for name in parser.parse_args().name or FIGURES:
-        print(draw(name))
+    for name in given.name or FIGURES:
+        if not (given.missing and (FOLDER / f"{name}.png").exists()):
+            print(draw(name))

@@ -157,7 +157,7 @@ def settings_table(page: Path, name: str = "") -> str:
     prefix = f"{name}." if name in RECIPE_PARTS and name != "recipe" else ""
     return table(
         ["setting", "default", "meaning"],
-        ([f"`{prefix}{k}`", _default(value), linked(page, told[k])] for k, value in defaults.items()),
+        ([f"`{prefix}{k}`", _default(value), linked(page, told[k].rstrip("."))] for k, value in defaults.items()),
     )
 
 
