@@ -2,7 +2,7 @@
 
 python docs/figures.py [--missing] [NAME ...]
 
-A method's figure shows its declared views; nothing has to be written here for a new method. Those in DRAWN show more. The
+A method's figure shows its declared views, so a new method needs nothing here. The figures in DRAWN show more. The
 photographs come with scikit-learn: china.jpg by danielbuechele and flower.jpg by vultilion, both CC BY 2.0.
 """
 

@@ -2,8 +2,8 @@
 
 python docs/generate.py [--check]
 
-A generated part stands between two comments, `<!-- generated: NAME ARGUMENTS -->` and `<!-- end -->`. NAME is a function
-of PARTS, which gets the page and the arguments. `--check` writes nothing and fails if a page is out of date.
+A generated part stands between two comments, `<!-- generated: NAME ARGUMENTS -->` and `<!-- end -->`. NAME is in PARTS,
+whose function gets the page and the arguments. `--check` writes nothing and fails if a page is out of date.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import pkgutil
 import re
 import sys
 import textwrap
-import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from torch import Tensor
 import manyviews
 from manyviews import backbones, evaluation, methods, objectives, recipes, views
 from manyviews.errors import UserError
-from manyviews.recipe import Component, Data, Monitor, Optimizer, Recipe, Rescue, Step, settings
+from manyviews.settings import Data, Monitor, Optimizer, Recipe, Rescue, Step, settings
 from manyviews.regularizers import Rescued
 from manyviews.types import Backward, Batch, Progress
 

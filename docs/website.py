@@ -1,7 +1,7 @@
 """Build the website of the documentation from the pages that stand in the repository: `make site`.
 
 Pages are copied to build/docs with links that fit the site, and with equations as MathML, which browsers show without a
-script. README.md is the first page. Zensical builds build/site from them; MkDocs with its Material theme can read the same files.
+script. README.md is the first page. Zensical builds build/site from them; MkDocs with its Material theme could, too.
 """
 
 from __future__ import annotations
