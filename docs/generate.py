@@ -29,8 +29,8 @@ from torch import Tensor
 import manyviews
 from manyviews import backbones, evaluation, methods, objectives, recipes, views
 from manyviews.errors import UserError
-from manyviews.settings import Data, Monitor, Optimizer, Recipe, Rescue, Step, settings
 from manyviews.regularizers import Rescued
+from manyviews.settings import Data, Monitor, Optimizer, Recipe, Rescue, Step, settings
 from manyviews.types import Backward, Batch, Progress
 
 ROOT = Path(__file__).parents[1]
