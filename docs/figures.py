@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import cast
 
 import torch
 from PIL import Image
@@ -24,10 +23,9 @@ from torch.nn.functional import pad
 from manyviews import methods, recipes
 from manyviews.backbones import Encoder
 from manyviews.data.canvas import to_canvas
-from manyviews.methods.mae import MAE
 from manyviews.report import plots
 from manyviews.types import Batch
-from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, Global, Strong, View, Views
+from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, Crop, Global, Strong, Views
 
 FOLDER = Path(__file__).parent / "methods" / "figures"
 WIDTH = 840  # pixels: as wide as a page shows them
@@ -37,8 +35,10 @@ Pictures = list[tuple[str, Tensor]]
 
 
 def declared(name: str) -> Pictures:
-    """Every view of a method's default settings."""
-    return [*image(), *columns(*build(name).views)]
+    """Every view of a method's default settings, and the parts of the first one if it hides patches."""
+    method = build(name)
+    found = [*image(), *columns(*(kind for kind in method.views if isinstance(kind, Crop)))]
+    return found if method.masking is None else found + masked(method)
 
 
 def tasks() -> Pictures:
@@ -49,15 +49,14 @@ def tasks() -> Pictures:
     return [*image(), *((name, views[name, 0]) for name in kinds)]
 
 
-def masked() -> Pictures:
-    """MAE's view and its two parts: the patches that the encoder gets, and those to predict."""
-    method = cast(MAE, build("mae"))
-    views = Views(photos(), method.views)
-    x, size = views["global", 0], method.patch_size
-    mask = method.mask(views).hidden
-    side = method.views[0].size // size
-    hidden = mask.view(-1, 1, side, side).repeat_interleave(size, 2).repeat_interleave(size, 3)
-    return [*image(), ("global 0", x), ("seen", x.masked_fill(hidden, 0)), ("hidden", x.masked_fill(~hidden, 0))]
+def masked(method: methods.Method) -> Pictures:
+    """The patches that the encoder gets of the first view, and those that are hidden."""
+    views, kind = Views(photos(), method.views), method.views[0]
+    assert isinstance(kind, Crop)
+    x, (rows, across) = views[kind.name, 0], method.kept_encoder.grid(kind.size)
+    hidden = method.mask(views).hidden.view(-1, 1, rows, across)
+    hidden = hidden.repeat_interleave(kind.size // rows, 2).repeat_interleave(kind.size // across, 3)
+    return [("seen", x.masked_fill(hidden, 0)), ("hidden", x.masked_fill(~hidden, 0))]
 
 
 def staged() -> Pictures:
@@ -75,7 +74,7 @@ def rescue() -> Pictures:
     return [*image(), *columns(*build("simclr").views), *columns(Strong(3), seed=2)]
 
 
-DRAWN: dict[str, Callable[[], Pictures]] = {"mae": masked, "mast": staged, "rescue": rescue, "byol_tasks": tasks}
+DRAWN: dict[str, Callable[[], Pictures]] = {"mast": staged, "rescue": rescue, "byol_tasks": tasks}
 FIGURES = {name: partial(declared, name) for name in methods.names()} | DRAWN
 
 
@@ -93,7 +92,7 @@ def image() -> Pictures:
     return [("image", Views(photos(), (whole,))["global", 0])]
 
 
-def columns(*kinds: View, seed: int = 0, progress: float = 0.0) -> Pictures:
+def columns(*kinds: Crop, seed: int = 0, progress: float = 0.0) -> Pictures:
     """A column for each view; small views share one, by fours."""
     views, largest = Views(photos(), kinds, seed, progress=progress), max(k.size for k in kinds)
     found: Pictures = []

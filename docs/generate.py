@@ -29,8 +29,8 @@ from torch import Tensor
 import manyviews
 from manyviews import backbones, evaluation, methods, objectives, recipes, views
 from manyviews.errors import UserError
-from manyviews.regularizers import Rescued
-from manyviews.settings import Data, Monitor, Optimizer, Recipe, Rescue, Step, settings
+from manyviews.regularizers import Regularized
+from manyviews.settings import Data, Monitor, Optimizer, Recipe, Regularizer, Step, settings
 from manyviews.types import Backward, Batch, Progress
 
 ROOT = Path(__file__).parents[1]
@@ -87,11 +87,12 @@ def short(value: Any) -> str:
         if name.isupper() and type(constant) is type(value) and constant == value:
             return name
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        words, positional = [], True
-        for field in dataclasses.fields(value):
+        words, positional, fields = [], True, dataclasses.fields(value)
+        usual = type(value)() if all(f.default is not dataclasses.MISSING for f in fields) else None
+        for field in fields:
             given = getattr(value, field.name)
-            required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-            if required or field.name == "count" or given != field.default:
+            required = field.default is dataclasses.MISSING
+            if required or field.name == "count" or given != getattr(usual, field.name, field.default):
                 positional = positional and (required or field.name == "count")
                 words.append(short(given) if positional else f"{field.name}={short(given)}")
             else:
@@ -131,9 +132,10 @@ def module_of(method: str) -> Any:
     return sys.modules[methods.get(method).__module__]
 
 
-def regularizer_types() -> dict[str, type]:
-    """The settings of each regularizer, by its file's name."""
-    return {"rescue": Rescue}
+def regularizer_types() -> dict[str, type[Regularizer]]:
+    """The package's regularizers by name."""
+    own = [kind for kind in Regularizer.__subclasses__() if kind.__module__.startswith("manyviews.")]
+    return {kind.__name__.lower(): kind for kind in sorted(own, key=lambda k: k.__name__)}
 
 
 # -- parts of a method's page ------------------------------------------------------------------------------------
@@ -205,12 +207,8 @@ def recipes_of(name: str) -> list[str]:
     if name in methods.names():
         found = [r for r in recipes.names() if recipes.get(r).method.name == name]
     else:
-        found = [r for r in recipes.names() if _has_regularizer(recipes.get(r), name)]
+        found = [r for r in recipes.names() if any(x.name == name for x in recipes.get(r).regularizers)]
     return sorted(found, key=lambda r: (r.endswith("_tiny"), not r.startswith(name), r))
-
-
-def _has_regularizer(recipe: Recipe, name: str) -> bool:
-    return getattr(recipe, name, None) is not None
 
 
 def figure(page: Path) -> str:
@@ -265,6 +263,11 @@ def works_with(page: Path) -> str:
     def mark(works: bool) -> str:
         return "yes" if works else "-"
 
+    # A required setting is a weight.
+    regularizers = {
+        name: kind(**{f.name: 1.0 for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING})
+        for name, kind in regularizer_types().items()
+    }
     rows = []
     for name in methods.names():
         kind = methods.get(name)
@@ -275,11 +278,12 @@ def works_with(page: Path) -> str:
             mark(built["ViT"] is not None),
             mark("tasks" in settings(kind)),
             mark(any(v.name == "local" for v in model.views) or "tasks" in settings(kind)),
-            mark(tries(lambda m=model: Rescued(m, Rescue(1.0))) is not None),
+            *(mark(tries(lambda m=model, r=r: Regularized(m, (r,))) is not None) for r in regularizers.values()),
             mark(saves_memory(name)),
         ]
         rows.append([f"[{name}]({_relative(METHODS / f'{name}.md', page)})", *cells])
-    head = ["method", "ResNet", "ViT", "tasks", "multi-crop", "rescue", "`step.backward=recompute` saves memory"]
+    recomputed = "`step.backward=recompute` saves memory"
+    head = ["method", "ResNet", "ViT", "tasks", "multi-crop", *regularizers, recomputed]
     return table(head, rows)
 
 
@@ -363,13 +367,13 @@ def view_table(page: Path) -> str:
 
 
 def hook_table(page: Path) -> str:
-    base = views.View
-    hooks = [k for k, v in vars(base).items() if k[0] != "_" and (callable(v) or isinstance(v, property))]
-    rows = []
-    for hook in hooks:
-        owners = [f"`{k.__name__}`" for k in view_types() if hook in vars(k)]
-        if owners:
-            rows.append([f"`{hook}`", first_line(getattr(base, hook)), ", ".join(owners)])
+    """What a view type may override, first of any view and then of crops."""
+    found: dict[str, str] = {}
+    for base in (views.View, views.Crop):
+        hooks = {k: v for k, v in vars(base).items() if k[0] != "_" and (callable(v) or isinstance(v, property))}
+        found = {k: first_line(v) for k, v in hooks.items()} | found
+    owners = {hook: [f"`{k.__name__}`" for k in view_types() if hook in vars(k)] for hook in found}
+    rows = ([f"`{hook}`", says, ", ".join(owners[hook])] for hook, says in found.items() if owners[hook])
     return table(["hook", "what it decides", "overridden by"], rows)
 
 
