@@ -62,3 +62,18 @@ $(BENCH)/installed: benchmarks/peers.txt pyproject.toml
 
 clean:
 	rm -rf $(VENV) $(BENCH) .pytest_cache .mypy_cache .ruff_cache
+
+.PHONY: docs site
+
+# What pages repeat of the code, and figures that are missing.
+docs: $(VENV)/installed-dev
+	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/figures.py --missing
+
+# The documentation as a website, which opens from disk: build/site/index.html.
+site: $(VENV)/installed-site
+	$(BIN)/python docs/website.py
+
+$(VENV)/installed-site: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@

@@ -1,8 +1,9 @@
-"""Draw what methods look at, with the library itself: the figures of the pages in docs/methods.
+"""Draw the views of each method with the library itself: the figures of the pages in docs/methods.
 
-python docs/figures.py [NAME ...]
+python docs/figures.py [--missing] [NAME ...]
 
-The photographs come with scikit-learn: china.jpg by danielbuechele and flower.jpg by vultilion, both CC BY 2.0.
+A method's figure shows its declared views, so a new method needs nothing here. The figures in DRAWN show more. The
+photographs come with scikit-learn: china.jpg by danielbuechele and flower.jpg by vultilion, both CC BY 2.0.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import cast
 
 import torch
 from PIL import Image
@@ -23,10 +23,9 @@ from torch.nn.functional import pad
 from manyviews import methods, recipes
 from manyviews.backbones import Encoder
 from manyviews.data.canvas import to_canvas
-from manyviews.methods.mae import MAE
 from manyviews.reporting import plots
 from manyviews.types import Batch
-from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, Global, Strong, View, Views
+from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, Crop, Global, Strong, Views
 
 FOLDER = Path(__file__).parent / "methods" / "figures"
 WIDTH = 840  # pixels: as wide as a page shows them
@@ -35,9 +34,11 @@ Pictures = list[tuple[str, Tensor]]
 """(title, normalized views `2 3 size size`) for each column."""
 
 
-def looks(name: str) -> Pictures:
-    """Every view of a method's default settings."""
-    return [*image(), *columns(*build(name).views)]
+def declared(name: str) -> Pictures:
+    """Every view of a method's default settings, and the parts of the first one if it hides patches."""
+    method = build(name)
+    found = [*image(), *columns(*(kind for kind in method.views if isinstance(kind, Crop)))]
+    return found if method.masking is None else found + masked(method)
 
 
 def tasks() -> Pictures:
@@ -48,15 +49,14 @@ def tasks() -> Pictures:
     return [*image(), *((name, views[name, 0]) for name in kinds)]
 
 
-def masked() -> Pictures:
-    """MAE's view, and its two parts: what the encoder is shown, and what is to be predicted."""
-    method = cast(MAE, build("mae"))
-    views = Views(photos(), method.views)
-    x, size = views["global", 0], method.patch_size
-    mask = method.mask(views).hidden
-    side = method.views[0].size // size
-    hidden = mask.view(-1, 1, side, side).repeat_interleave(size, 2).repeat_interleave(size, 3)
-    return [*image(), ("global 0", x), ("seen", x.masked_fill(hidden, 0)), ("hidden", x.masked_fill(~hidden, 0))]
+def masked(method: methods.Method) -> Pictures:
+    """The patches that the encoder gets of the first view, and those that are hidden."""
+    views, kind = Views(photos(), method.views), method.views[0]
+    assert isinstance(kind, Crop)
+    x, (rows, across) = views[kind.name, 0], method.kept_encoder.grid(kind.size)
+    hidden = method.mask(views).hidden.view(-1, 1, rows, across)
+    hidden = hidden.repeat_interleave(kind.size // rows, 2).repeat_interleave(kind.size // across, 3)
+    return [("seen", x.masked_fill(hidden, 0)), ("hidden", x.masked_fill(~hidden, 0))]
 
 
 def staged() -> Pictures:
@@ -74,18 +74,13 @@ def rescue() -> Pictures:
     return [*image(), *columns(*build("simclr").views), *columns(Strong(3), seed=2)]
 
 
-FIGURES: dict[str, Callable[[], Pictures]] = {
-    **{name: partial(looks, name) for name in methods.names()},
-    "mae": masked,
-    "mast": staged,
-    "rescue": rescue,
-    "byol_tasks": tasks,
-}
+DRAWN: dict[str, Callable[[], Pictures]] = {"mast": staged, "rescue": rescue, "byol_tasks": tasks}
+FIGURES = {name: partial(declared, name) for name in methods.names()} | DRAWN
 
 
 @cache
 def photos() -> Batch:
-    """The photographs, as every source gives them."""
+    """The photographs as canvases."""
     images = load_sample_images().images
     pixels = torch.stack([torch.from_numpy(to_canvas(Image.fromarray(x), 256)) for x in images])
     return Batch.of(pixels, torch.tensor([x.shape[:2] for x in images]), torch.arange(len(images)))
@@ -97,7 +92,7 @@ def image() -> Pictures:
     return [("image", Views(photos(), (whole,))["global", 0])]
 
 
-def columns(*kinds: View, seed: int = 0, progress: float = 0.0) -> Pictures:
+def columns(*kinds: Crop, seed: int = 0, progress: float = 0.0) -> Pictures:
     """A column for each view; small views share one, by fours."""
     views, largest = Views(photos(), kinds, seed, progress=progress), max(k.size for k in kinds)
     found: Pictures = []
@@ -138,8 +133,11 @@ def draw(name: str) -> Path:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Draw what methods look at.")
+    parser = argparse.ArgumentParser(description="Draw the views of methods.")
     parser.add_argument("name", nargs="*", help="figures to draw; by default all")
+    parser.add_argument("--missing", action="store_true", help="only figures that are not in the folder")
+    given = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
-    for name in parser.parse_args().name or FIGURES:
-        print(draw(name))
+    for name in given.name or FIGURES:
+        if not (given.missing and (FOLDER / f"{name}.png").exists()):
+            print(draw(name))
