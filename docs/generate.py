@@ -31,7 +31,8 @@ from manyviews import backbones, evaluation, methods, objectives, recipes, views
 from manyviews.errors import UserError
 from manyviews.regularizers import Regularized
 from manyviews.settings import Data, Monitor, Optimizer, Recipe, Regularizer, Step, settings
-from manyviews.types import Backward, Batch, Progress
+from manyviews.testing import pictures
+from manyviews.types import Backward, Progress
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -331,8 +332,7 @@ def most_held(name: str, backward: Backward) -> int:
         def __del__(self) -> None:
             held[self.key] -= 1
 
-    pixels = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    batch = Batch.of(pixels, torch.full((8, 2), 32), torch.arange(8))
+    batch = pictures()
     with torch.autograd.graph.saved_tensors_hooks(Held, lambda h: h.x):
         for terms in method.loss(views.Views(batch, method.views, backward=backward), Progress(3, 20, 5)):
             torch.stack([*terms.values()]).sum().backward()

@@ -39,7 +39,7 @@ class Prototypes(Moving):
 
 
 class DINOHead(nn.Module):
-    """Three layers, a normalized bottleneck, and a layer of prototypes: `b embed_dim` to `b prototypes`.
+    """Three layers, a normalized bottleneck, and a layer of prototypes: `... embed_dim` to `... prototypes`.
 
     DINO, Caron et al. 2021, appendix C. No BatchNorm; GELU between the layers.
 
@@ -63,7 +63,7 @@ class DINOHead(nn.Module):
         self.last = _Directions(bottleneck_dim, prototypes, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(normalize(self.mlp(x)))
+        return self.last(normalize(self.mlp(x), dim=-1))
 
 
 class _Directions(nn.Linear):

@@ -18,6 +18,7 @@ from manyviews.engine.folder import RunFolder, create
 from manyviews.engine.loop import train
 from manyviews.errors import say
 from manyviews.methods import Method
+from manyviews.methods.method import shown
 from manyviews.reporting import plots
 from manyviews.settings import Recipe, check_saved, override
 from manyviews.verbs.run import Run
@@ -103,7 +104,7 @@ def _draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) ->
     if len(canvases):
         data = recipe.data
         views = Views(canvases, method.views, recipe.seed, 0, data.mean, data.std, progress=1.0)  # at their strongest
-        pictures = [(f"{kind.name} {i}", x) for kind, i, x in views.each()]
+        pictures = list(shown(method, views))
         RunFolder(folder).plots.mkdir()
         plots.views(pictures, RunFolder(folder).plots / "views.png", data.mean, data.std)
 

@@ -156,3 +156,31 @@ def test_center_is_a_running_mean_from_zero():
     center.update(mean.bfloat16())
     torch.testing.assert_close(center.value, 0.19 * mean)
     assert "value" in center.state_dict()
+
+
+def test_a_queue_finds_the_nearest_and_takes_new_keys_after_the_step():
+    queue = Queue(20, 6)
+    before, z = queue.rows.clone(), torch.randn(5, 6)
+    found = queue.nearest(z)
+    for a, b in zip(z, found, strict=True):
+        cosines = [torch.nn.functional.cosine_similarity(a, row, dim=0).item() for row in before]
+        assert torch.equal(b, before[max(range(20), key=lambda i: cosines[i])])
+    queue.push(z)
+    assert torch.equal(queue.rows, before)
+    queue.move(Progress(0, 1, 1))
+    torch.testing.assert_close(queue.nearest(z), torch.nn.functional.normalize(z))
+    assert int(queue.seen) == 5
+
+
+def test_an_average_follows_its_module_by_itself_and_is_copied_with_it():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2))
+    pair = torch.nn.ModuleList([net, EMA(net, 0.75)])
+    twin = copy.deepcopy(pair)
+    assert set(pair.state_dict()) == {"0.0.weight", "0.0.bias", "1.module.0.weight", "1.module.0.bias"}
+    start = net[0].weight.detach().clone()
+    with torch.no_grad():
+        twin[0][0].weight += 4
+    for both in (pair, twin):
+        both[1].move(Progress(0, 1, 1))
+    assert torch.equal(pair[1].module[0].weight, start)
+    torch.testing.assert_close(twin[1].module[0].weight, start + 1)
