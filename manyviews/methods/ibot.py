@@ -1,0 +1,109 @@
+"""iBOT: DINO on class tokens, and the same on patches that the student cannot see.
+
+In each global view a learned token replaces some of the student's patches. The student must give the teacher's
+distribution of the other views' class tokens, and of each hidden patch, which the teacher sees. One head serves both.
+
+iBOT: Image BERT Pre-Training with Online Tokenizer, Zhou et al. 2022.
+
+    L = mean over pairs (teacher view s, student view t != s) of  H( P(class token of s), P'(class token of t) )
+      + mean over global views of  mean over hidden patches i of  H( P(patch i), P'(patch i) )
+
+The lecture prints the second term as a sum over hidden patches; here it is a mean over those of each image. Blocks hide
+10 to 50 % of half of the images, and nothing of the others (the 75 % of the text is MAE's). The teacher is evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from manyviews.backbones import Encoder
+from manyviews.heads import DINOHead, others
+from manyviews.methods import Method, Terms, TokenBranch, paired, sum_of
+from manyviews.objectives import cross_entropy, masked_cross_entropy
+from manyviews.schedules import Cosine, Linear, Schedule, value
+from manyviews.targets import EMA, Center
+from manyviews.types import Progress
+from manyviews.views import DINO_LOCAL, DINO_PAIR, Blocks, Global, Local, Masking, View, Views
+
+
+class IBOT(Method):
+    """See the module's docstring.
+
+    Args:
+        encoder: a vision transformer, which is trained; its moving average, the teacher, is kept.
+        views: view types; the teacher sees the global ones, which come first.
+        masking: patches of global views that the student does not see.
+        prototypes: dimensions of the distributions.
+        hidden_dim: width of the head's hidden layers.
+        bottleneck_dim: dimensions of the head's normalized bottleneck.
+        student_temperature: temperature of the student's softmax.
+        teacher_temperature: temperature of the teacher's softmax for class tokens, lower.
+        patch_temperature: temperature of the teacher's softmax for patches.
+        center_momentum: momentum of the two moving averages that center the teacher's outputs.
+        momentum: momentum of the teacher's moving average.
+        freeze_epochs: epochs in which the head's last layer stays as it was initialized.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        views: tuple[View, ...] = (
+            Global(2, area=(0.25, 1.0), color=DINO_PAIR),
+            Local(10, area=(0.05, 0.25), color=DINO_LOCAL),
+        ),
+        masking: Masking = Blocks((0.1, 0.5), p=0.5),
+        prototypes: int = 8192,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        student_temperature: float = 0.1,
+        teacher_temperature: Schedule | float = Linear(0.04, 0.07, epochs=30),
+        patch_temperature: Schedule | float = Linear(0.04, 0.07, epochs=30),
+        center_momentum: float = 0.9,
+        momentum: Schedule | float = Cosine(0.996, 1.0),
+        freeze_epochs: int = 1,
+    ) -> None:
+        super().__init__()
+        self.views, self.masking = paired(*views, target="global"), masking
+        self.student = TokenBranch(encoder, DINOHead(encoder.embed_dim, prototypes, hidden_dim, bottleneck_dim))
+        self.teacher = EMA(self.student, momentum)
+        self.center, self.patch_center = (Center(prototypes, center_momentum) for _ in range(2))
+        self.student_temperature, self.freeze_epochs = student_temperature, freeze_epochs
+        self.teacher_temperature, self.patch_temperature = teacher_temperature, patch_temperature
+
+    @property
+    def online(self) -> TokenBranch:  # type: ignore[override]
+        return self.student
+
+    @property
+    def kept_encoder(self) -> Encoder:
+        return self.teacher.module.encoder
+
+    def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
+        masks = [self.mask(views, i) for i in range(self.views[0].count)]
+        where = [m.blocks[0] for m in masks]
+        tokens, patches = zip(*views.all("global", self.teacher, lambda kind, i: {"where": where[i]}), strict=True)
+        targets = self.center.targets(tokens, value(self.teacher_temperature, at))
+        patch_targets = self.patch_center.targets(patches, value(self.patch_temperature, at))
+        pairs = len(targets) * (sum(v.count for v in self.views) - 1)
+
+        def inputs(kind: View, i: int) -> Mapping[str, Tensor]:
+            return {"hide": masks[i].hidden, "where": where[i]} if kind.name == "global" else {}
+
+        def term(kind: View, i: int, s: Any) -> Terms:
+            target = views.blend(kind.name, i, sum_of(t for _, t in others(targets, kind, i)))
+            if kind.name != "global":
+                return {kind.name: cross_entropy(target, s, self.student_temperature) / pairs}
+            hidden = masks[i].hidden.gather(1, where[i])
+            patch = masked_cross_entropy(patch_targets[i], s[1], hidden, self.student_temperature)
+            token = cross_entropy(target, s[0], self.student_temperature)
+            return {"global": token / pairs, "patches": patch / len(masks)}
+
+        yield from views.terms(self.student, term, inputs=inputs)
+
+    def before_update(self, at: Progress) -> None:
+        if at.epoch < self.freeze_epochs:
+            self.student.projector.last.zero_grad()
