@@ -99,6 +99,8 @@ class Encoder(nn.Module):
         timm_kwargs: what `timm.create_model(name, num_classes=0, **timm_kwargs)` makes the same model from, save for
             a small stem.
         spec: everything `from_spec` needs to make the same architecture, JSON-able.
+        stays: names of the model's parts that stay in evaluation mode while the rest trains, "" for all of it: see
+            `manyviews.adaptation`.
 
     Raises:
         UserError: no such name, settings that do not fit the model, or weights that cannot be had.
@@ -118,6 +120,7 @@ class Encoder(nn.Module):
         if pretrained and (stem, position) != ("native", "learned"):
             raise UserError(f"{name} has pretrained weights for its native stem and learned positions only.")
         self.name, self.pretrained = name, pretrained
+        self.stays: tuple[str, ...] = ()
         self.spec = {"name": name, "stem": stem, "position": position, **timm_kwargs}
         self.timm_kwargs, self.model = _create(name, pretrained, timm_kwargs)
         self.patch_dim: int = self.model.num_features
@@ -138,6 +141,12 @@ class Encoder(nn.Module):
         """An encoder of the architecture that `spec` describes, with fresh weights."""
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
         return cls(**settings | {"pretrained": False})
+
+    def train(self, mode: bool = True) -> Encoder:
+        super().train(mode)
+        for name in self.stays:
+            self.model.get_submodule(name).eval()
+        return self
 
     # -- features --------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ def build_method(recipe: Recipe, *, trained: bool = False) -> Method:
     torch.manual_seed(recipe.seed)
     settings = recipe.backbone.settings
     encoder = Encoder(recipe.backbone.name, **({**settings, "pretrained": False} if trained else settings))
-    method = methods.get(recipe.method.name)(encoder, **recipe.method.settings)
+    method = methods.get(recipe.method.name)(recipe.adaptation.begin(encoder), **recipe.method.settings)
     return Regularized(method, recipe.regularizers, recipe.step.accumulate) if recipe.regularizers else method
 
 
@@ -92,4 +92,4 @@ def write_encoder(folder: RunFolder, encoder: Encoder, recipe: Recipe, step: int
         "recipe": recipe.name,
         "step": step,
     }
-    checkpoint.save_tensors(folder.encoder, encoder.model.state_dict(), facts)
+    checkpoint.save_tensors(folder.encoder, recipe.adaptation.finish(encoder).model.state_dict(), facts)

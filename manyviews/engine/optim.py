@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manyviews.adaptation import Adaptation, Full
+from manyviews.backbones import Encoder
 from manyviews.engine.optimizers import LARS, SGD, Muon
 from manyviews.methods import Method
 from manyviews.schedules import value
@@ -14,27 +16,31 @@ from manyviews.settings import Optimizer as Settings
 from manyviews.types import Progress
 
 
-def groups(method: Method) -> list[dict[str, Any]]:
+def groups(method: Method, adaptation: Adaptation = Full()) -> list[dict[str, Any]]:
     """The trained parameters, grouped by how the optimizer treats them.
 
     As usual, vectors (biases, norm scales) and single tokens do not decay and are not adapted by LARS and Muon.
-    Parameters under `method.constant_lr` keep the peak rate.
+    Parameters under `method.constant_lr` keep the peak rate. `adaptation` scales the rates of the trained encoder.
     """
-    found: dict[tuple[bool, bool], list[Tensor]] = {}
+    trained = [m for m in method.modules() if isinstance(m, Encoder) and any(p.requires_grad for p in m.parameters())]
+    scales = {id(p): g["lr_scale"] for m in trained for g in adaptation.groups(m) for p in g["params"]}
+    found: dict[tuple[bool, bool, float], list[Tensor]] = {}
     for name, p in method.named_parameters():
         if p.requires_grad:
             vector = p.squeeze().ndim <= 1 or name.endswith("pos_embed")
             constant = any(name.startswith(prefix) for prefix in method.constant_lr)
-            found.setdefault((vector, constant), []).append(p)
+            found.setdefault((vector, constant, scales.get(id(p), 1.0)), []).append(p)
     return [
-        {"params": params, "decays": not vector, "adapt": not vector, "constant": constant}
-        for (vector, constant), params in found.items()
+        {"params": params, "decays": not vector, "adapt": not vector, "constant": constant, "lr_scale": scale}
+        for (vector, constant, scale), params in found.items()
     ]
 
 
-def build(method: Method, settings: Settings, device: torch.device) -> torch.optim.Optimizer:
+def build(
+    method: Method, settings: Settings, device: torch.device, adaptation: Adaptation = Full()
+) -> torch.optim.Optimizer:
     """The optimizer that the settings describe, with the method's trained parameters."""
-    parts = groups(method)
+    parts = groups(method, adaptation)
     if settings.name == "lars":
         return LARS(parts, momentum=settings.momentum)
     if settings.name == "muon":
@@ -56,7 +62,8 @@ def schedule(optimizer: torch.optim.Optimizer, settings: Settings, batch_size: i
     peak = peak_lr(settings, batch_size)
     lr, decay = peak * value(settings.schedule, at), value(settings.weight_decay, at)
     for group in optimizer.param_groups:
-        group["lr"] = peak if group["constant"] else lr
+        # Checkpoints of older versions have no scale.
+        group["lr"] = (peak if group["constant"] else lr) * group.get("lr_scale", 1.0)
         group["weight_decay"] = decay if group["decays"] or settings.decay_all else 0.0
     return lr
 

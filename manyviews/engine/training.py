@@ -52,7 +52,7 @@ def begin(method: Method, recipe: Recipe, source: Source, folder: RunFolder) -> 
         protect(method)
         if recipe.step.sync_batchnorm:
             method = distributed.sync_batchnorm(method, device)
-        optimizer = optim.build(method, recipe.optimizer, device)
+        optimizer = optim.build(method, recipe.optimizer, device, recipe.adaptation)
         steps = max(1, round(recipe.epochs * loader.steps_per_epoch))
         identity: dict[str, Any] = {"images": len(source), "steps": steps, "processes": distributed.world_size()}
         if recipe.data.holdout:  # the names decide which images are held out
@@ -129,6 +129,9 @@ class Training:
         # A run that was killed between its last step and its end has logged everything already.
         self._row, self._numbers = _logged(folder) if self.step == self._steps else ({}, {})
         self._note, self._warned = "", False
+        encoders = [m for m in method.modules() if isinstance(m, Encoder)]
+        learning = [(e, [p for p in e.parameters() if p.requires_grad]) for e in encoders]
+        self._learning = [(encoder, parameters) for encoder, parameters in learning if parameters]
 
     def steps(self) -> Iterator[tuple[Progress, Batch]]:
         """The progress and this rank's batch, on the device, of every step to come."""
@@ -140,7 +143,10 @@ class Training:
         while self._batch is not None:
             # Dropout and the like draw from the step alone, so a resumed run draws what an uninterrupted one did.
             torch.manual_seed(_noise(self._recipe.seed, self.step, distributed.rank()))
-            yield Progress(self.step, self._steps, self._epoch), self._batch
+            at = Progress(self.step, self._steps, self._epoch)
+            for encoder, parameters in self._learning:
+                self._recipe.adaptation.before_step(encoder, parameters, at)
+            yield at, self._batch
 
     def views(self, batch: Batch, at: Progress) -> list[Callable[[], Views]]:
         """Makers of the views of each accumulated part of a batch."""

@@ -7,13 +7,14 @@ import importlib
 import inspect
 from collections.abc import Iterator
 
+from manyviews.adaptation import Adaptation
 from manyviews.errors import UserError, unknown
 from manyviews.schedules import Schedule
 from manyviews.settings.outside import advice, load_outside
 from manyviews.settings.recipe import OWN, Regularizer
 from manyviews.views import Augmentation, Color, Masking, View
 
-BASES: tuple[type, ...] = (Schedule, View, Augmentation, Color, Masking, Regularizer)
+BASES: tuple[type, ...] = (Schedule, View, Augmentation, Color, Masking, Regularizer, Adaptation)
 """Every frozen dataclass derived from one of these is a setting, wherever it is defined."""
 
 

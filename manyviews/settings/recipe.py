@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from manyviews.adaptation import Adaptation, Full
 from manyviews.errors import require
 from manyviews.schedules import Schedule, WarmupCosine
 from manyviews.types import Backward
@@ -174,6 +175,7 @@ class Recipe:
         backbone: a timm name, with `Encoder`'s settings.
         epochs: passes over the images.
         regularizers: terms that are added to the method's loss.
+        adaptation: which parts of the encoder learn, and how fast: see `manyviews.adaptation`.
         test_size: side in pixels at which the encoder is evaluated.
         seed: of the weights, the order and the views.
     """
@@ -187,6 +189,7 @@ class Recipe:
     step: Step = Step()
     monitor: Monitor = Monitor()
     regularizers: tuple[Regularizer, ...] = ()
+    adaptation: Adaptation = Full()
     test_size: int = 224
     seed: int = 0
 

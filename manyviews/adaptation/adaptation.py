@@ -1,0 +1,146 @@
+"""Which parts of an encoder learn, and how fast."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from manyviews.backbones import Encoder
+from manyviews.errors import UserError, require
+from manyviews.types import Progress
+
+
+@dataclass(frozen=True)
+class Adaptation(ABC):
+    """What of an encoder learns and what is added for it, as a frozen setting.
+
+    One object serves pretraining (`Recipe.adaptation`), fine-tuning and adaptation: call `begin` before training,
+    `before_step` before every step, and `finish` to get the encoder that is kept.
+    """
+
+    @abstractmethod
+    def begin(self, encoder: Encoder) -> Encoder:
+        """The encoder, ready to train: parameters that stay are frozen, and what is added is there.
+
+        Raises:
+            UserError: the encoder has not what this adaptation needs.
+        """
+
+    def before_step(self, encoder: Encoder, learning: Sequence[nn.Parameter], at: Progress) -> None:  # noqa: B027
+        """Called before every step, with the encoder's parameters that learn at some time."""
+
+    def groups(self, encoder: Encoder) -> list[dict[str, Any]]:
+        """All parameters that learn at some time: "params", and "lr_scale", a factor on their learning rate."""
+        return [{"params": [p for p in encoder.parameters() if p.requires_grad], "lr_scale": 1.0}]
+
+    def finish(self, encoder: Encoder) -> Encoder:
+        """An encoder of timm's plain architecture and names with what was learned; `encoder` stays as it is."""
+        return encoder
+
+
+@dataclass(frozen=True)
+class Full(Adaptation):
+    """Everything learns.
+
+    Attributes:
+        layer_decay: factor on the learning rate from each layer to the one below it; the heads are above all layers
+            (BEiT, Bao et al. 2022). 1 gives all layers one rate.
+    """
+
+    layer_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.layer_decay <= 1, self, "layer_decay", "more than 0, and at most 1")
+
+    def begin(self, encoder: Encoder) -> Encoder:
+        return encoder
+
+    def groups(self, encoder: Encoder) -> list[dict[str, Any]]:
+        if self.layer_decay == 1:
+            return super().groups(encoder)
+        layers = _layers(encoder)
+        by_layer: dict[int, list[nn.Parameter]] = {}
+        for name, p in encoder.model.named_parameters():
+            if p.requires_grad:
+                by_layer.setdefault(layers[name], []).append(p)
+        above = max(layers.values()) + 1
+        return [{"params": ps, "lr_scale": self.layer_decay ** (above - i)} for i, ps in sorted(by_layer.items())]
+
+
+@dataclass(frozen=True)
+class Frozen(Adaptation):
+    """Nothing of the encoder learns: its weights and its BatchNorm statistics stay as they are."""
+
+    def begin(self, encoder: Encoder) -> Encoder:
+        encoder.requires_grad_(False)
+        encoder.stays = ("",)
+        return encoder
+
+
+@dataclass(frozen=True)
+class LastBlocks(Adaptation):
+    """The last blocks or stages learn, and the norm after them; everything before stays as it is.
+
+    Attributes:
+        blocks: how many.
+    """
+
+    blocks: int = 2
+
+    def __post_init__(self) -> None:
+        require(self.blocks >= 1, self, "blocks", "1 or more")
+
+    def begin(self, encoder: Encoder) -> Encoder:
+        names = encoder.layer_names
+        if self.blocks > len(names):
+            raise UserError(f"{encoder.name} has {len(names)} blocks, and {self.blocks} are to learn: set fewer.")
+        layers = _layers(encoder)
+        first = min(i for name, i in layers.items() if name.startswith(f"{names[-self.blocks]}."))
+        for name, p in encoder.model.named_parameters():
+            if layers[name] < first:
+                p.requires_grad_(False)
+        own = {name: list(m.parameters(recurse=False)) for name, m in encoder.model.named_modules()}
+        encoder.stays = tuple(name for name, ps in own.items() if ps and not any(p.requires_grad for p in ps))
+        return encoder
+
+
+@dataclass(frozen=True)
+class LPFT(Adaptation):
+    """First the heads on a frozen encoder, then everything (Kumar et al. 2022).
+
+    Attributes:
+        probe: fraction of the run in which the encoder stays as it is.
+    """
+
+    probe: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(0 <= self.probe <= 1, self, "probe", "between 0 and 1")
+
+    def begin(self, encoder: Encoder) -> Encoder:
+        return encoder
+
+    def before_step(self, encoder: Encoder, learning: Sequence[nn.Parameter], at: Progress) -> None:
+        probing = at.progress < self.probe
+        for p in learning:
+            p.requires_grad_(not probing)
+        encoder.stays = ("",) if probing else ()
+        encoder.train(encoder.training)
+
+
+def _layers(encoder: Encoder) -> dict[str, int]:
+    """The number of the layer of each parameter, as timm counts them from the input.
+
+    Raises:
+        UserError: timm does not know the layers of this network.
+    """
+    from timm.models import group_parameters
+
+    if not hasattr(encoder.model, "group_matcher"):
+        raise UserError(f"{encoder.name} does not say what its layers are: choose another adaptation.")
+    found: dict[str, int] = group_parameters(encoder.model, encoder.model.group_matcher(coarse=False), reverse=True)
+    return found
