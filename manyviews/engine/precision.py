@@ -13,7 +13,7 @@ from manyviews.errors import unknown
 Precision = Literal["float32", "bfloat16"]
 
 SWITCH = "MANYVIEWS_PRECISION"
-"""Environment variable with a `Precision`, for all runs whose recipe leaves it to the device. Tests are run with both."""
+"""Environment variable: a `Precision` for every run whose recipe leaves it to the device. Tests run with both."""
 
 
 def resolve(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> Precision:
