@@ -1,23 +1,39 @@
-# Two commands are all there is to set up: `make demo` and `make test`.
+# `make demo` shows the library, `make check` takes a minute and a half between edits, `make test` is the whole suite.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
 DATA ?= data
+TESTS := CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+empty :=
+space := $(empty) $(empty)
 
-.PHONY: demo test test-learning bench clean
+# Methods whose files differ from the main branch's, committed or not, as pytest's -k wants them: "byol or dino".
+BASE = $(shell git merge-base HEAD origin/main 2> /dev/null || git merge-base HEAD main 2> /dev/null || echo HEAD)
+EDITED = $(shell git diff --name-only $(BASE); git ls-files --others --exclude-standard)
+METHODS = $(filter-out method _% __init__,$(filter $(basename $(notdir $(wildcard manyviews/methods/*.py))),\
+	$(sort $(basename $(notdir $(filter manyviews/methods/%.py manyviews/recipes/%.py,$(EDITED)))))))
+
+.PHONY: demo check test lint test-learning bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/manyviews demo
 
-test: $(VENV)/installed-dev
+check: lint
+	$(TESTS) tests/test_docs.py tests/objectives
+	$(if $(METHODS),$(TESTS) tests/methods/test_contract.py -k "$(subst $(space), or ,$(METHODS))")
+
+# The suite forces nothing: MANYVIEWS_PRECISION=bfloat16 make test and MANYVIEWS_PRECISION=float32 make test do.
+test: lint
+	@if command -v nvidia-smi > /dev/null; then echo $(BIN)/pytest tests/test_gpu.py; $(BIN)/pytest tests/test_gpu.py; fi
+	$(TESTS)
+
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@if command -v nvidia-smi > /dev/null; then echo $(BIN)/pytest tests/test_gpu.py; $(BIN)/pytest tests/test_gpu.py; fi
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 test-learning: $(VENV)/installed-dev
 	$(BIN)/pytest -m learning

@@ -45,7 +45,7 @@ def stepper(name: str, rescue: bool, canvases: Batch, size: int) -> Callable[[],
             torch.cuda.synchronize()
         start = time.perf_counter()
         method.zero_grad(set_to_none=True)
-        backpropagate(method, [lambda: Views(canvases, method.views)], AT)
+        backpropagate(method, [lambda: Views(canvases, method.views)], AT, precision="auto")
         method.after_update(AT)
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -70,7 +70,7 @@ def test_no_step_waits_for_the_device(name):
         optim.schedule(optimizer, recipe.optimizer, 32, at)
         optimizer.zero_grad(set_to_none=True)
         looks = Views(canvases, method.views, backward=recipe.step.backward, progress=at.progress)
-        backpropagate(method, [lambda: looks], at, device=device)
+        backpropagate(method, [lambda: looks], at, precision="auto", device=device)
         method.before_update(at)
         optim.clip(method, 1.0)
         optimizer.step()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from manyviews import distributed
-from manyviews.engine.precision import autocast
+from manyviews.engine.precision import autocast, resolve
 from manyviews.methods import Method
 from manyviews.types import Progress
 from manyviews.views import Views
@@ -20,7 +20,7 @@ def backpropagate(
     parts: Sequence[Callable[[], Views]],
     at: Progress,
     *,
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "float32",
     device: torch.device | None = None,
 ) -> dict[str, Tensor]:
     """Leave the gradient of the method's loss, averaged over ranks, in its parameters' `grad`.
@@ -30,13 +30,14 @@ def backpropagate(
         parts: makers of the views of each accumulated part of the batch, called one after the other. A term is
             backpropagated when it is yielded, or at the end if the views' `backward` is "joint".
         at: progress of the run.
-        precision: precision of the forward passes.
+        precision: number format of the forward passes; "auto" leaves it to the device.
         device: device of the method; None asks its first parameter.
 
     Returns:
         The value of each loss term, a scalar tensor without gradient, averaged over parts and not over ranks.
     """
     device = device or next(method.parameters()).device
+    chosen = resolve(precision, device)
     values: dict[str, Tensor] = {}
     for make in parts:
         pending = []
@@ -45,7 +46,7 @@ def backpropagate(
         del views  # frees their memory before the next part's are made
         while True:
             # Only the forward pass runs in low precision: autocast must not be on during backward.
-            with autocast(device, precision):
+            with autocast(device, chosen):
                 found = next(terms, None)
                 if found is None:
                     break

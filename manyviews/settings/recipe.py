@@ -99,7 +99,7 @@ class Step:
     rounding and the draws of dropout.
 
     Attributes:
-        precision: "auto" takes bfloat16 where the device computes faster in it.
+        precision: "auto" takes bfloat16 where the device computes faster in it; see `MANYVIEWS_PRECISION`.
         backward: "per_view" backpropagates each loss term as it is yielded, those of small views in groups that have
             fewer pixels than the largest view; "recompute" also recomputes every branch in the backward pass, for
             methods that couple the views; "joint" keeps everything until the end.

@@ -9,7 +9,6 @@ import torch
 
 from manyviews.backbones import Encoder
 from manyviews.engine.build import build_method
-from manyviews.engine.precision import autocast
 from manyviews.engine.step import backpropagate
 from manyviews.methods.simclr import SimCLR
 from manyviews.recipes import get
@@ -51,24 +50,6 @@ def test_activations_do_not_grow_with_the_number_of_views(name: str, batch: Batc
     many = max(more)
     assert many <= few
     assert saved_bytes(name, 6, "joint", batch) > 1.5 * many  # the measurement can tell
-
-
-def test_low_precision_is_used_forward_and_gradients_stay_float32(batch: Batch):
-    method = build_method(get("simclr_tiny")).train()
-    seen = []
-    method.online.encoder.register_forward_hook(lambda m, x, y: seen.append(y.dtype))
-    backpropagate(method, [lambda: Views(batch, method.views)], AT, precision="bfloat16")
-    assert torch.bfloat16 in seen
-    assert all(p.grad.dtype == torch.float32 for p in method.parameters())
-    exact = build_method(get("simclr_tiny")).train()
-    backpropagate(exact, [lambda: Views(batch, exact.views)], AT, precision="float32")
-    a, b = (torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (method, exact))
-    assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.95
-
-
-def test_float32_does_not_autocast():
-    with autocast(torch.device("cpu"), "float32"):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
 def test_methods_work_in_anybodys_loop(batch: Batch):
