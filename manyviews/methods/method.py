@@ -130,17 +130,6 @@ def paired(*kinds: View, target: str | None = None) -> tuple[View, ...]:
     return kinds
 
 
-def shown(method: Method, views: Views) -> Iterator[tuple[str, Tensor]]:
-    """Each view of pixels with a title, normalized, `b 3 h w`; hidden patches have the mean color."""
-    for kind, i, x in views.each([k for k in method.views if isinstance(k, Crop)]):
-        if method.masking is not None and kind is method.views[0]:
-            rows, columns = method.kept_encoder.grid(x.shape[-1])
-            hidden = method.mask(views, i).hidden.view(-1, 1, rows, columns)
-            side = x.shape[-1] // rows
-            x = x.masked_fill(hidden.repeat_interleave(side, 2).repeat_interleave(side, 3), 0)
-        yield f"{kind.name} {i}", x
-
-
 def exactly(kind: View, count: int, method: str) -> View:
     """The view type itself, if there are so many views of each image. Raises UserError otherwise."""
     if kind.count != count:

@@ -18,11 +18,11 @@ from manyviews.engine.folder import RunFolder, create
 from manyviews.engine.loop import train
 from manyviews.errors import say
 from manyviews.methods import Method
-from manyviews.methods.method import shown
+from manyviews.regularizers import inner
 from manyviews.reporting import plots
+from manyviews.reporting.views import titled, views_of
 from manyviews.settings import Recipe, check_saved, override
 from manyviews.verbs.run import Run
-from manyviews.views import Views
 
 
 def pretrain(
@@ -102,11 +102,10 @@ def _draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) ->
     """Draw every view of the first images. Looking at this picture saves many a wasted run."""
     canvases, _ = load_canvases(source.subset(np.arange(min(8, len(source)))), recipe.data.canvas)
     if len(canvases):
-        data = recipe.data
-        views = Views(canvases, method.views, recipe.seed, 0, data.mean, data.std, progress=1.0)  # at their strongest
-        pictures = list(shown(method, views))
+        found = views_of(inner(method), canvases, recipe)
+        pictures = [(titled(kind, i, len(xs)), x) for kind, xs in found.items() for i, x in enumerate(xs)]
         RunFolder(folder).plots.mkdir()
-        plots.views(pictures, RunFolder(folder).plots / "views.png", data.mean, data.std)
+        plots.views(pictures, RunFolder(folder).plots / "views.png", recipe.data.mean, recipe.data.std)
 
 
 def _address(data: Any) -> str | None:

@@ -240,8 +240,10 @@ def test_curves_are_in_the_order_in_which_to_read_them(tmp_path):
 )
 def test_the_log_is_read_for_signs_of_trouble(tmp_path, row, words):
     healthy = [{"step": 0, "monitor/spread": 0.01}, *curve(60), {"step": 30, "monitor/knn": 0.6, "monitor/spread": 0.8}]
-    assert gather.run_facts(untrained_run(tmp_path, log=healthy), "x")["warnings"] == []
-    warnings = gather.run_facts(untrained_run(tmp_path, log=[*healthy, {"step": 90} | row]), "x")["warnings"]
+    assert gather.run_facts(untrained_run(tmp_path, finished=False, log=healthy), "x")["warnings"] == []
+    warnings = gather.run_facts(untrained_run(tmp_path, finished=False, log=[*healthy, {"step": 90} | row]), "x")[
+        "warnings"
+    ]
     assert len(warnings) == 1 and words in warnings[0]
 
 
@@ -314,7 +316,7 @@ def test_settings_that_differ_are_found(tmp_path):
     runs = [untrained_run(tmp_path / "a"), untrained_run(tmp_path / "b", "mae_tiny")]
     found = gather.settings(runs)
     differ, same = dict(found["differ"]), dict(found["same"])
-    assert differ["method.name"] == ["simclr", "mae"] and differ["method.mask_ratio"] == ["", "0.75"]
+    assert differ["method.name"] == ["simclr", "mae"] and differ["method.masking"] == ["", "Random(ratio=0.75)"]
     assert same["seed"] == "0" and not differ.keys() & same.keys()
     assert gather.settings(runs[:1])["differ"] == []
 
@@ -470,12 +472,18 @@ def test_views_are_shown_by_kind_and_in_their_true_proportions(tmp_path, photos)
     recipe = recipes.get("byol_tiny")
     method = build_method(recipe)
     saver = pictures.Pictures(tmp_path)
-    found = pictures.views(recipe, method.views, open_source(photos), saver)
+    found = pictures.views(recipe, method, open_source(photos), saver)
     assert [k["kind"] for k in found] == ["image", *(k.name for k in method.views)]
     assert [len(k["columns"]) for k in found[1:]] == [k.count for k in method.views]
     column = np.asarray(Image.open(tmp_path / found[0]["columns"][0]["src"]).convert("RGBA"))
     shown = column[: column.shape[1], :, 3] > 128
     assert shown.any(1).sum() > shown.any(0).sum()  # 24 pixels high, 20 wide
+    recipe = recipes.get("mae_tiny")
+    found = pictures.views(recipe, build_method(recipe), open_source(photos), saver)
+    assert [k["kind"] for k in found] == ["image", "global", "seen"]
+    seen = np.asarray(Image.open(tmp_path / found[2]["columns"][0]["src"]).convert("RGB"))
+    gray = (255 * np.array(recipe.data.mean)).round()
+    assert 0.5 < (np.abs(seen - gray).max(-1) < 8).mean() < 0.8  # 3/4 of the patches; WebP blurs their edges
 
 
 def test_a_picture_is_written_once_and_small_ones_are_not_blown_up(tmp_path, photos):

@@ -18,9 +18,10 @@ from manyviews.data import BadImage, Source, load_canvases, spread_out
 from manyviews.data.decode import decode
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen, normalize, test_transform
+from manyviews.methods import Method
 from manyviews.reporting.plots import in_colors
+from manyviews.reporting.views import titled, views_of
 from manyviews.settings import Recipe
-from manyviews.views import Crop, View, Views
 
 Facts = dict[str, Any]
 
@@ -86,7 +87,7 @@ def label(source: Source, i: int) -> str | None:
 # -- views -------------------------------------------------------------------------------------------------------
 
 
-def views(recipe: Recipe, kinds: Sequence[View], source: Source, pictures: Pictures) -> list[Facts]:
+def views(recipe: Recipe, method: Method, source: Source, pictures: Pictures) -> list[Facts]:
     """The views of a method: for each kind of view its "kind", "count" and "columns".
 
     Each column is one picture with a "title": this view of a few images, one below the other, at their true relative
@@ -95,21 +96,20 @@ def views(recipe: Recipe, kinds: Sequence[View], source: Source, pictures: Pictu
     canvases, _ = load_canvases(source.subset(spread_out(len(source), _ROWS)), recipe.data.canvas)
     if not len(canvases):
         return []
-    data, cell = recipe.data, max(kind.size for kind in kinds if isinstance(kind, Crop))
-    # Views that change during training are shown at their strongest.
-    found = Views(canvases, kinds, recipe.seed, 0, data.mean, data.std, progress=1.0)
+    found, data = views_of(method, canvases, recipe), recipe.data
+    cell = max(x.shape[-1] for xs in found.values() for x in xs)
     whole = [
         # Canvases are squashed: restore their proportions.
         np.asarray(Image.fromarray(x).resize((max(1, cell * w // max(h, w)), max(1, cell * h // max(h, w)))))
         for x, (h, w) in zip(canvases.pixels.permute(0, 2, 3, 1).numpy(), canvases.extent.tolist(), strict=True)
     ]
     groups = [{"kind": "image", "count": 1, "columns": [{"title": "image", **pictures.save(_column(whole, cell))}]}]
-    for kind in kinds:
-        columns = []
-        for _, i, x in found.each([kind]):
-            title = f"{kind.name} {i + 1}" if kind.count > 1 else kind.name
-            columns.append({"title": title, **pictures.save(_column(_pixels(x, data.mean, data.std), cell))})
-        groups.append({"kind": kind.name, "count": kind.count, "columns": columns})
+    for kind, xs in found.items():
+        columns = [
+            {"title": titled(kind, i, len(xs)), **pictures.save(_column(_pixels(x, data.mean, data.std), cell))}
+            for i, x in enumerate(xs)
+        ]
+        groups.append({"kind": kind, "count": len(xs), "columns": columns})
     return groups
 
 
