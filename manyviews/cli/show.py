@@ -136,9 +136,9 @@ def _catalog(what: str, match: str) -> dict[str, str]:
 
         return {k.__name__: first(k.__doc__) for k in views.View.__subclasses__()}
     if what == "protocols":
-        from manyviews import evaluation
+        from manyviews.evaluation import protocols
 
-        return {n: first(p.__doc__) for n, p in evaluation.PROTOCOLS.items()}
+        return {n: first(p.__doc__) for n, p in protocols.known().items()}
     from manyviews import backbones
 
     return dict.fromkeys(backbones.names(match), "")
