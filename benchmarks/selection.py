@@ -36,7 +36,7 @@ from manyviews.data import Source, open_source
 from manyviews.engine.build import build_method
 from manyviews.engine.loop import train
 from manyviews.evaluation import evaluate
-from manyviews.evaluation.diagnosis import diagnose
+from manyviews.evaluation.unlabeled.diagnosis import diagnose
 from manyviews.recipes import _common as common
 from manyviews.schedules import WarmupCosine
 from manyviews.settings import Component, Data, Monitor, Optimizer, Recipe, override

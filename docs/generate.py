@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 import manyviews
-from manyviews import backbones, evaluation, methods, objectives, recipes, views
+from manyviews import backbones, methods, objectives, recipes, views
 from manyviews.errors import UserError
+from manyviews.evaluation import protocols
 from manyviews.regularizers import Regularized
 from manyviews.settings import Data, Monitor, Optimizer, Recipe, Regularizer, Step, settings
 from manyviews.testing import pictures
@@ -391,7 +392,7 @@ def class_table(page: Path, *modules: str) -> str:
 
 
 def protocol_table(page: Path) -> str:
-    rows = [[f"`{name}`", first_line(protocol)] for name, protocol in evaluation.PROTOCOLS.items()]
+    rows = [[f"`{name}`", first_line(protocol)] for name, protocol in protocols.known().items()]
     return table(["protocol", "what it does, and what it chooses on validation images"], rows)
 
 

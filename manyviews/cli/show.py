@@ -137,9 +137,9 @@ def _catalog(what: str, match: str) -> dict[str, str]:
 
         return {name: first(find(name).__doc__) for name in derived_names(View)}
     if what == "protocols":
-        from manyviews import evaluation
+        from manyviews.evaluation import protocols
 
-        return {n: first(p.__doc__) for n, p in evaluation.PROTOCOLS.items()}
+        return {n: first(p.__doc__) for n, p in protocols.known().items()}
     from manyviews import backbones
 
     return dict.fromkeys(backbones.names(match), "")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from manyviews.data import Source, load_canvases, split
 from manyviews.evaluation import alignment, encode, knn, rankme, spread, test_images, uniformity
 from manyviews.evaluation.features import frozen
-from manyviews.evaluation.spectrum import COLLAPSED, describe
+from manyviews.evaluation.unlabeled.spectrum import COLLAPSED, describe
 from manyviews.methods import Method
 from manyviews.methods.method import Branch
 from manyviews.settings import Recipe
@@ -101,7 +101,7 @@ def measure(method: Method, held: HeldOut, recipe: Recipe, device: torch.device)
     Returns:
         dim: dimensions of the features.
         rankme: effective rank of the held-out features (Garrido et al. 2023).
-        participation, alpha_req, auc, correlation, constant: see `manyviews.evaluation.spectrum.describe`.
+        participation, alpha_req, auc, correlation, constant: see `manyviews.evaluation.unlabeled.spectrum.describe`.
         spread: standard deviation of the normalized features over images, averaged over dimensions and scaled so that
             1 is uniform on the sphere and 0 is collapse.
         alignment, uniformity: of two views of each image (Wang and Isola 2020).

@@ -1,25 +1,42 @@
 """How good an encoder is, and how sure one can be of it."""
 
-from manyviews.evaluation.features import Features, Pixels, encode, extract, extract_all, test_images, test_transform
+from manyviews.evaluation.baselines import Pixels, untrained
+from manyviews.evaluation.contract import (
+    FeatureProtocol,
+    ImageProtocol,
+    ImageTask,
+    LabeledTask,
+    Metric,
+    MetricProtocol,
+    Prediction,
+    Projector,
+    Protocol,
+    Task,
+)
+from manyviews.evaluation.evaluate import evaluate
+from manyviews.evaluation.features import Features, encode, extract, extract_all, test_images, test_transform
 from manyviews.evaluation.knn import KNN, knn, neighbors, vote
 from manyviews.evaluation.linear import Linear, linear_probe, logistic_regression
 from manyviews.evaluation.metrics import bootstrap, hits, per_class, top
-from manyviews.evaluation.protocol import PROTOCOLS, evaluate
 from manyviews.evaluation.report import Gain, Nearest, Report, Representation, Score
-from manyviews.evaluation.spectrum import alignment, rankme, singular_values, spread, uniformity
-from manyviews.evaluation.task import Answer, ImageTask, Measure, Task
+from manyviews.evaluation.unlabeled.spectrum import alignment, rankme, singular_values, spread, uniformity
 
 __all__ = [
     "KNN",
-    "PROTOCOLS",
-    "Answer",
+    "FeatureProtocol",
     "Features",
     "Gain",
+    "ImageProtocol",
     "ImageTask",
+    "LabeledTask",
     "Linear",
-    "Measure",
+    "Metric",
+    "MetricProtocol",
     "Nearest",
     "Pixels",
+    "Prediction",
+    "Projector",
+    "Protocol",
     "Report",
     "Representation",
     "Score",
@@ -43,5 +60,6 @@ __all__ = [
     "test_transform",
     "top",
     "uniformity",
+    "untrained",
     "vote",
 ]

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from manyviews.backbones import Encoder, Kind, represent, width
 from manyviews.checkpoint import load_tensors, save_tensors
@@ -28,17 +27,17 @@ Progress = Callable[[int, int], None]
 """Called with (images done, images in total)."""
 
 SMALL = 64
-"""Up to this size images are looked at whole: they come from sets whose objects fill the picture, such as CIFAR."""
+"""Images up to this size are shown whole: they come from sets whose objects fill the picture, such as CIFAR."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a frozen encoder says about the good images of a source, in the source's order.
+    """Features that a frozen encoder gives the good images of a source, in the source's order.
 
     Attributes:
         x: float32, `n d`, on the CPU.
         labels: int64, `n`, on the CPU, or None when the source has none.
-        index: int64, `n`, the images' places in the source.
+        index: int64, `n`, the images' positions in the source.
         ids: the images' stable names.
         bad: (where, reason) for each image that could not be read.
     """
@@ -54,11 +53,11 @@ class Features:
 
 
 def test_transform(image: Image.Image, size: int) -> np.ndarray:
-    """What an encoder is shown of an image in an evaluation: uint8 `3 size size`.
+    """An image as the encoder's input in an evaluation: uint8 `3 size size`.
 
     Above `SMALL`: short side to `size * 256 / 224`, bicubic and antialiased, then the central square of `size`. Up to
-    `SMALL`: short side to `size` itself, so that a square image is shown whole, at its native size if it has it, and of
-    others the central square. The same pixels as torchvision's `Resize` and `CenterCrop` on a PIL image.
+    `SMALL`: short side to `size` itself, so that a square image is shown whole, at its native size if it has it; other
+    images are cropped to the central square. The same pixels as torchvision's `Resize` and `CenterCrop` on a PIL image.
     """
     short = size if size <= SMALL else int(size * 256 / 224)
     width, height = image.size
@@ -113,27 +112,27 @@ def read_again(source: Source, size: int, batch_size: int = 256) -> Iterator[Ten
 
 
 def check_finite(x: Tensor) -> None:
-    """Raises UserError unless all features are finite: nothing that is done with others means anything."""
+    """Raises UserError unless all features are finite: results from others mean nothing."""
     if not x.isfinite().all():
         raise UserError("The encoder's features are not finite: its weights are damaged, or its training diverged.")
 
 
-# Typed by hand: to mypy these modules lack what they set at run time.
+# Typed by hand: mypy does not see the attributes that these modules set at run time.
 _BACKENDS: Any = torch.backends
 _PARTS = (_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv, _BACKENDS.mkldnn.matmul, _BACKENDS.mkldnn.conv)
 
 
 @contextmanager
 def frozen(*encoders: nn.Module) -> Iterator[None]:
-    """`eval()`, no gradients, and exact float32 inside; afterwards all is as it was, submodule by submodule."""
+    """Evaluation mode, no gradients and exact float32 inside; afterwards every submodule has its mode back."""
     modes = [(m, m.training) for encoder in encoders for m in encoder.modules()]
     precisions, matmul = [part.fp32_precision for part in _PARTS], "highest"
     kinds = {p.device.type for encoder in encoders for p in encoder.parameters()}
     try:
         for encoder in encoders:
             encoder.eval()
-        # By default convolutions on a GPU round their inputs to 10 bits. There are two ways to say so, and PyTorch
-        # raises where one asks for the old one while they disagree: they agree once all parts are exact.
+        # By default convolutions on a GPU round their inputs to 10 bits. PyTorch has an old and a new setting for it,
+        # and raises where the old one is read while they disagree: they agree once all parts are exact.
         for part in _PARTS:
             part.fp32_precision = "ieee"
         matmul = torch.get_float32_matmul_precision()
@@ -144,26 +143,11 @@ def frozen(*encoders: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.inference_mode())
             yield
     finally:
-        torch.set_float32_matmul_precision(matmul)  # sets the parts too, which therefore come after it
+        torch.set_float32_matmul_precision(matmul)  # sets the parts too, so it comes before them
         for part, precision in zip(_PARTS, precisions, strict=True):
             part.fp32_precision = precision
         for module, training in modes:
             module.training = training
-
-
-class Pixels(nn.Module):
-    """Raw pixels as if they were features: images no larger than 32 pixels, flattened. What any encoder must beat.
-
-    Standardize them by the training set before use; what normalization they went through is then of no importance.
-    """
-
-    side = 32
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Float32 `b 3 h w` to `b 3*s*s`, with s at most 32."""
-        if x.shape[-1] > self.side:
-            x = F.interpolate(x, size=(self.side, self.side), mode="bilinear", antialias=True)
-        return x.flatten(1)
 
 
 class Chosen(nn.Module):
@@ -184,11 +168,17 @@ class Chosen(nn.Module):
         return represent(self.encoder, x, self.kind)
 
     def extra_repr(self) -> str:
-        return self.kind  # the cache tells encoders apart by what they print
+        return self.kind  # the cache tells encoders apart by their printed form
+
+
+def whole(module: nn.Module) -> Encoder | None:
+    """The encoder itself, whichever kind of its features a module gives; None for a module that is none."""
+    inner = module.encoder if isinstance(module, Chosen) else module
+    return inner if isinstance(inner, Encoder) else None
 
 
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 `b 3 h w` to float32, channels last, less `mean` and by `std`, both in units of [0, 1]."""
+    """uint8 `b 3 h w` to float32, channels last, minus `mean`, divided by `std`, both in units of [0, 1]."""
     m, s = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (mean, std))
     return (pixels.float() / 255).sub_(m).div_(s).contiguous(memory_format=torch.channels_last)
 
@@ -204,7 +194,7 @@ def encode(
 ) -> Tensor:
     """Features (float32, `n d`, on `device`) of images in memory (uint8, `n 3 h w`), as they are, without a transform.
 
-    For pictures that are held for a whole run and looked at again and again. The encoder must be on `device`.
+    For images that are held for a whole run and encoded again and again. The encoder must be on `device`.
     """
     with frozen(encoder):
         found = [encoder(normalize(p.to(device), mean, std)).float() for p in pixels.split(batch_size)]
@@ -230,13 +220,13 @@ def extract(
 
     Args:
         encoder: `b 3 test_size test_size` to `b d`.
-        source: the images.
-        test_size: side of what the encoder sees, pixels.
-        mean: per channel, of images in [0, 1].
-        std: per channel, of images in [0, 1].
-        device: where the encoder computes.
+        source: images.
+        test_size: side of the encoder's input in pixels.
+        mean: per channel, for images in [0, 1].
+        std: per channel, for images in [0, 1].
+        device: device of the encoder.
         batch_size: images at a time; two batches of pixels are in memory.
-        cache: folder for features on disk. They are found again by the weights, the images and the transform.
+        cache: folder for features on disk. Weights, images and transform are the key.
         progress: called after each batch.
 
     Raises:
@@ -267,13 +257,13 @@ def extract_all(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Features]:
-    """`extract` for several encoders in one pass over the images, whose decoding often costs the most."""
+    """`extract` for several encoders in one pass over the images, because decoding often costs the most."""
     files: dict[str, Path] = {}
     if cache is not None:
-        look = f"{fingerprint(source)} {_stamps(source)} {test_size} {list(mean)} {list(std)}"
-        files = {name: cache / f"{_digest(weights_digest(e) + look)}.safetensors" for name, e in encoders.items()}
+        shown = f"{fingerprint(source)} {_stamps(source)} {test_size} {list(mean)} {list(std)}"
+        files = {name: cache / f"{_digest(weights_digest(e) + shown)}.safetensors" for name, e in encoders.items()}
     found = {name: stored for name, file in files.items() if (stored := _load(file)) is not None}
-    # An image that could not be read may be readable today, and rows must be of the same images for all encoders.
+    # An image that could not be read may be readable today, and rows must match the same images for all encoders.
     if any(stored[1:] != next(iter(found.values()))[1:] for stored in found.values()):
         found.clear()
     missing = {name: encoder.to(device) for name, encoder in encoders.items() if name not in found}
@@ -330,8 +320,8 @@ def _digest(text: str) -> str:
 
 
 def weights_digest(encoder: nn.Module) -> str:
-    """A hash of everything the encoder computes with; its settings and printed form stand for what has no weights."""
-    # Numbers of heads, for one, are in no printed form.
+    """A hash of the encoder's weights, settings and printed form, which covers parts without weights."""
+    # The number of heads, for example, is in no printed form.
     specs = [sorted(m.spec.items()) for m in encoder.modules() if isinstance(m, Encoder)]
     digest = blake2b(f"{encoder!r} {specs}".encode(), digest_size=16)
     for name, value in encoder.state_dict().items():

@@ -28,7 +28,7 @@ class KNN:
     Attributes:
         majority: every neighbor has one vote.
         weighted: a neighbor at cosine similarity s has exp(s / temperature) votes.
-        temperature: of the weighted vote.
+        temperature: temperature of the weighted vote.
     """
 
     majority: dict[int, float]
@@ -47,8 +47,8 @@ def knn(
 ) -> KNN:
     """k-NN accuracy of test features `m d` with labels `m` (int64), voted by train features `n d` with labels `n`.
 
-    A k of more than the available neighbors is dropped. A tie of votes goes to the class of the lowest index. Works on
-    any device.
+    A k above the number of available neighbors is dropped. A tie of votes goes to the class with the lowest index. It
+    works on any device.
     """
     ks = usable(ks, len(train_x))
     classes = classes or int(torch.maximum(train_y.max(), test_y.max())) + 1
@@ -73,7 +73,7 @@ def neighbors(train_x: Tensor, test_x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Args:
         train_x: `n d`, with n >= k.
         test_x: `m d`.
-        k: how many.
+        k: number of neighbors.
     """
     queries = F.normalize(test_x.float(), dim=1).split(_QUERIES)
     best = [q.new_empty(len(q), 0) for q in queries]
@@ -82,10 +82,10 @@ def neighbors(train_x: Tensor, test_x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         keys = F.normalize(train_x[start : start + _KEYS].float(), dim=1)  # a block at a time: a copy of all is large
         for i, q in enumerate(queries):
             similarity = q @ keys.T
-            block, place = similarity.topk(min(k, similarity.shape[1]))
+            block, column = similarity.topk(min(k, similarity.shape[1]))
             sorted_, order = torch.cat([best[i], block], 1).sort(dim=1, descending=True, stable=True)
             best[i], order = sorted_[:, :k], order[:, :k]
-            index[i] = torch.cat([index[i], place + start], 1).gather(1, order)
+            index[i] = torch.cat([index[i], column + start], 1).gather(1, order)
     return torch.cat(best), torch.cat(index)
 
 
@@ -95,9 +95,9 @@ def vote(similarity: Tensor, labels: Tensor, classes: int, temperature: float | 
     Args:
         similarity: `m k`, cosine similarity of the neighbors, descending.
         labels: int64, `m k`, the neighbors' labels.
-        classes: how many there are.
-        temperature: of the weights exp(s / temperature), or None for one vote each.
-        top: how many classes to return; ties go to the lowest index.
+        classes: number of classes.
+        temperature: temperature of the weights exp(s / temperature), or None for one vote each.
+        top: number of classes to return; ties go to the lowest index.
     """
     ranked = []
     for s, y in zip(similarity.split(_QUERIES), labels.split(_QUERIES), strict=True):

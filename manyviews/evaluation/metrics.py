@@ -1,4 +1,4 @@
-"""Accuracies and average precisions, and how sure of them a test set of its size makes one."""
+"""Accuracies and average precisions, with intervals for the size of the test set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Interval = tuple[float, float]
 LEVEL = 0.95
 RESAMPLES = 10_000
 MAP_RESAMPLES = 1000
-"""Of a mean average precision, each of which looks at all scores again."""
+"""Resamples for a mean average precision, each of which reads all scores again."""
 
 
 def hits(ranked: Tensor, y: Tensor, k: int = 1) -> Tensor:
@@ -37,12 +37,12 @@ def per_class(right: Tensor, y: Tensor, classes: int) -> list[float | None]:
 def bootstrap(values: Tensor, seed: int = 0, level: float = LEVEL, resamples: int = RESAMPLES) -> Interval:
     """Percentile bootstrap interval of the mean of `values` (`m`), over the items.
 
-    With hits it is an accuracy's interval; with the difference of two classifiers' hits on the same items it is the
-    interval of their difference, which is narrower than their two intervals suggest.
+    Hits give the interval of an accuracy. The difference of two classifiers' hits on the same items gives the interval
+    of their difference, which is narrower than their two intervals suggest.
 
-    A resample of m items matters only by how often it holds each distinct value, and these counts are multinomial. So
-    they are drawn directly: the same distribution as drawing items, and for hits and their differences, which have two
-    and three values, in time and memory that do not depend on m.
+    A resample of m items matters only by its counts of each distinct value, and these counts are multinomial. They are
+    drawn directly: the distribution is that of drawing items, and for hits and their differences, with two and three
+    values, time and memory do not depend on m.
     """
     distinct, counts = np.unique(values.cpu().double().numpy(), return_counts=True)
     m = int(counts.sum())
@@ -53,16 +53,16 @@ def bootstrap(values: Tensor, seed: int = 0, level: float = LEVEL, resamples: in
 
 @dataclass(frozen=True)
 class Ranking:
-    """Items in the order of their scores, for each class: what average precisions are made of.
+    """Items in the order of their scores, for each class: the basis of average precisions.
 
     Equal scores are one step of the ranking, as in scikit-learn. An item whose score is -inf or not a number was not
-    found, and counts all the same among those that should have been: a mean over those found rewards short lists.
+    found, but counts among those that should have been: a mean over found items would reward short lists.
 
     Attributes:
         order: int64, `c m`, items by descending score.
         relevant: bool, `c m`, whether these are of the class.
         found: bool, `c m`, whether these were ranked at all.
-        end: int64, `c m`, the last place with the same score.
+        end: int64, `c m`, the last position with the same score.
     """
 
     order: np.ndarray
@@ -72,7 +72,7 @@ class Ranking:
 
     @classmethod
     def of(cls, scores: Tensor, targets: Tensor) -> Ranking:
-        """The ranking of items by their scores for each class (`m c`), with what is true of them (bool, `m c`)."""
+        """The ranking of items by their scores for each class (`m c`), and their targets (bool, `m c`)."""
         s = torch.where(scores.isnan(), -torch.inf, scores).T.cpu().double().numpy()
         order = np.argsort(-s, axis=1, kind="stable")
         ranked, m = np.take_along_axis(s, order, 1), s.shape[1]
@@ -82,34 +82,34 @@ class Ranking:
         return cls(order, np.take_along_axis(targets.T.cpu().numpy(), order, 1), ranked > -np.inf, end)
 
     def average_precision(self, weight: np.ndarray | None = None) -> np.ndarray:
-        """Of each class, float64 `c` in [0, 1]: the mean, over its items, of the precision at their places.
+        """Average precision of each class, float64 `c` in [0, 1]: the mean precision at the positions of its items.
 
-        All points count, without interpolation, as scikit-learn has it. (VOC since 2010 takes at each point the best
+        All points count, without interpolation, as in scikit-learn. (VOC since 2010 takes at each point the best
         precision of any higher recall, which is never less.) A class without items has NaN.
 
         Args:
-            weight: float, `m`, how often each item occurs; once if None.
+            weight: float, `m`, number of times that each item occurs; 1 if None.
         """
         classes, m = self.order.shape
         w = np.ones(m) if weight is None else weight
-        row, place, end, last = self._hits
+        row, position, end, last = self._hits
         above = w.take(self.order).cumsum(1)[row, end]
-        mine = w[self.order[row, place]]
+        mine = w[self.order[row, position]]
         hits = np.concatenate([[0.0], mine.cumsum(dtype=np.float64)])
         hits_above = hits[last + 1] - hits[np.searchsorted(row, row)]
         with np.errstate(invalid="ignore"):  # nothing above, or nothing in the class
-            precision = np.where(self.found[row, place] & (mine > 0), hits_above / above, 0.0)
+            precision = np.where(self.found[row, position] & (mine > 0), hits_above / above, 0.0)
             return np.bincount(row, mine * precision, classes) / np.bincount(row, mine, classes)
 
     @cached_property
     def _hits(self) -> tuple[np.ndarray, ...]:
-        """Of each relevant item, class by class: the class, the place, its `end`, and the last of these up to there."""
-        row, place = np.nonzero(self.relevant)
-        end, m = self.end[row, place], self.order.shape[1]
-        return row, place, end, np.searchsorted(row * m + place, row * m + end, side="right") - 1
+        """Class, position and `end` of each relevant item, and the last relevant item up to there, class by class."""
+        row, position = np.nonzero(self.relevant)
+        end, m = self.end[row, position], self.order.shape[1]
+        return row, position, end, np.searchsorted(row * m + position, row * m + end, side="right") - 1
 
     def eleven_points(self) -> np.ndarray:
-        """VOC 2007's, float64 `c`: the mean of the best precisions at recalls of at least 0, 0.1, ..., 1.
+        """VOC 2007's average precision, float64 `c`: the mean best precision at recalls of at least 0, 0.1, ..., 1.
 
         A class without items has NaN.
         """

@@ -1,4 +1,4 @@
-"""What an evaluation found: numbers that survive a trip through JSON, and what they mean in words."""
+"""The result of an evaluation: numbers that survive a trip through JSON, and their meaning in words."""
 
 from __future__ import annotations
 
@@ -8,36 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from manyviews.errors import UserError
+from manyviews.evaluation.contract import Metric
 from manyviews.evaluation.metrics import Interval
-from manyviews.evaluation.task import Measure
+from manyviews.evaluation.protocols import canonical, title
 
 NAMES = {"trained": "this encoder", "untrained": "untrained encoder", "pixels": "raw pixels"}
-"""What to call the representations."""
-
-TITLES = {
-    "knn": "k-NN",
-    "knn_majority": "k-NN by majority",
-    "linear": "linear probe",
-    "logistic": "logistic regression",
-    "mlp": "MLP probe",
-    "linear_grid": "linear probe, features chosen",
-    "few_shot_5": "5 labels per class",
-    "few_shot_10": "10 labels per class",
-    "layers": "layer by layer",
-    "guillotine": "projector, layer by layer",
-    "rotation": "rotation prediction",
-    "linear_augmented": "linear probe on crops",
-    "semi_1": "fine-tuning on 1 %",
-    "semi_10": "fine-tuning on 10 %",
-    "finetune": "fine-tuning",
-    "finetune_vit": "fine-tuning by AdamW",
-    "multilabel": "several labels",
-    "retrieval": "retrieval",
-    "copy_detection": "copy detection",
-    "corruptions": "corrupted images",
-    "clustering": "k-means",
-}
-"""What to call the protocols."""
+"""Names of the representations for people."""
 
 COLLAPSED_SPREAD, COLLAPSED_RANK = 0.05, 3.0
 
@@ -51,10 +27,10 @@ class Score:
         interval: its 95 % bootstrap interval over the test images.
         top5: how often the label is among the five likeliest classes; None with five classes or fewer.
         per_class: accuracy for each class, None for a class without test images.
-        setting: with which setting: fixed in advance, or chosen on the validation images.
-        validation: accuracy on the validation images of each setting that was tried.
-        others: test accuracy of further settings, from which nothing was chosen.
-        by_seed: accuracy with each seed that was tried; `top1` is their mean.
+        setting: the setting, fixed in advance or chosen on the validation images.
+        validation: accuracy on the validation images for each setting that was tried.
+        others: test accuracy of further settings; nothing is chosen from them.
+        by_seed: accuracy with each seed; `top1` is their mean.
     """
 
     top1: float
@@ -69,15 +45,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Representation:
-    """What a representation is like, on up to 10,000 training images, and how it scores.
+    """The spectrum of a representation, on up to 10,000 training images, and its scores.
 
     Attributes:
-        dim: of a feature vector.
+        dim: dimensions of a feature vector.
         rankme: effective rank, in [1, dim].
         spread: 1 when features are uniform on the sphere, 0 when they are one point.
         singular_values: descending.
         scores: by protocol; raw pixels have none where the encoder is tuned.
-        measures: by protocol, of those that do not give an answer for each test item.
+        measures: metrics by protocol, for those that do not predict each test item.
     """
 
     dim: int
@@ -85,7 +61,7 @@ class Representation:
     spread: float
     singular_values: tuple[float, ...]
     scores: dict[str, Score]
-    measures: dict[str, Measure] = field(default_factory=dict)
+    measures: dict[str, Metric] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,7 +74,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class Nearest:
-    """A test image and the training images nearest to it, as places in their sources, with cosine similarities."""
+    """A test image and the training images nearest to it, as positions in their sources, with cosine similarities."""
 
     query: int
     items: tuple[int, ...]
@@ -113,16 +89,16 @@ class Report:
         source: name of the data.
         test: name of the test data; None when it was split off from the source.
         classes: their names.
-        images: how many readable ones served for "train", "validation" and "test".
-        test_size: side of what the encoder saw, pixels.
-        seed: of the untrained encoder, what the protocols draw, and the intervals.
-        representations: "trained" and, with baselines, "untrained" and "pixels", these only if a protocol takes them.
-        gains: of the trained encoder, by baseline and protocol.
-        nearest: for a few test images.
+        images: number of readable images for "train", "validation" and "test".
+        test_size: side of the encoder's input in pixels.
+        seed: seed of the untrained encoder, the protocols' draws, and the intervals.
+        representations: "trained" and, with baselines, "untrained" and, if a protocol takes them, "pixels".
+        gains: gains of the trained encoder, by baseline and protocol.
+        nearest: nearest training images of a few test images.
         bad: (where, reason) for each image that could not be read and was left out.
-        seconds: that the evaluation took.
-        features: of which kind: see `Encoder.features`.
-        notes: what a reader must know, in sentences: test images that are training images, for example.
+        seconds: duration of the evaluation.
+        features: kind of features: see `backbones.represent`.
+        notes: sentences that a reader must know: test images that are training images, for example.
     """
 
     source: str
@@ -141,17 +117,17 @@ class Report:
 
     @property
     def protocols(self) -> list[str]:
-        """Names of those that classify, in the order in which they were asked for."""
+        """Names of the protocols that classify, in the order of the request."""
         return list(self.representations["trained"].scores)
 
     @property
     def measures(self) -> list[str]:
-        """Names of the others."""
+        """Names of the protocols that measure."""
         return list(self.representations["trained"].measures)
 
     @property
     def headline(self) -> str | None:
-        """The protocol that the verdict is about: k-NN, which has nothing to tune, if it is there."""
+        """The protocol of the verdict: k-NN, which has nothing to tune, if it is there."""
         return "knn" if "knn" in self.protocols else next(iter(self.protocols), None)
 
     @property
@@ -161,7 +137,7 @@ class Report:
         if self.headline is None:
             return self._measured()
         score = trained.scores[self.headline]
-        result = f"{TITLES[self.headline]} {percent(score.top1)}"
+        result = f"{title(self.headline)} {percent(score.top1)}"
         gains = {name: found[self.headline] for name, found in self.gains.items() if self.headline in found}
         if not gains:
             low, high = score.interval
@@ -186,16 +162,16 @@ class Report:
         )
 
     def _measured(self) -> str:
-        """The first measure in words, where nothing was classified."""
+        """The first metric in words, where nothing was classified."""
         first = self.measures[0]
         found = {name: r.measures[first] for name, r in self.representations.items() if first in r.measures}
         ours = found.pop("trained")
         against = " and ".join(f"{m.value:.3f} for {_article(name)}" for name, m in found.items())
         against = f" against {against}" if against else ""
-        return f"{TITLES.get(first, first)}: {ours.name} {ours.value:.3f}{against}."
+        return f"{title(first)}: {ours.name} {ours.value:.3f}{against}."
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, with the verdict."""
+        """The report as JSON can hold it, with the verdict."""
         return dataclasses.asdict(self) | {"verdict": self.verdict}
 
     def to_json(self) -> str:
@@ -259,7 +235,7 @@ def _representation(facts: dict[str, Any]) -> Representation:
         for name, s in facts["scores"].items()
     }
     measures = {
-        name: Measure(
+        canonical(name): Metric(
             **m
             | {
                 "interval": None if m["interval"] is None else _pair(m["interval"]),

@@ -14,7 +14,8 @@ from torch import Tensor
 from manyviews.checkpoint import write_atomically
 from manyviews.data import BadImage, Source
 from manyviews.evaluation import Report, test_transform
-from manyviews.evaluation.report import NAMES, TITLES
+from manyviews.evaluation.protocols import title
+from manyviews.evaluation.report import NAMES
 from manyviews.reporting.text import ends, unmathed
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def per_class(report: Report, path: Path) -> Path:
         axes.invert_yaxis()
         axes.set_xlim(0, 100)
         axes.set_xlabel("accuracy, %")
-        axes.set_title(f"{TITLES[headline]} by class")
+        axes.set_title(f"{title(headline)} by class")
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
         axes.grid(axis="y", visible=False)
     return path

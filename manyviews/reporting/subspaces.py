@@ -1,4 +1,4 @@
-"""Plots of MAST's subspaces as PNG files, from the numbers of `manyviews.evaluation.subspaces.analyze`."""
+"""Plots of MAST's subspaces as PNG files, from the numbers of `manyviews.evaluation.unlabeled.subspaces.analyze`."""
 
 from __future__ import annotations
 

@@ -21,9 +21,10 @@ from rich.text import Text
 
 from manyviews.data.files import shown
 from manyviews.errors import printable
-from manyviews.evaluation import Measure
+from manyviews.evaluation import Metric
 from manyviews.evaluation.dense import Dense
-from manyviews.evaluation.report import NAMES, TITLES, Report, Score, percent
+from manyviews.evaluation.protocols import title
+from manyviews.evaluation.report import NAMES, Report, Score, percent
 from manyviews.progress import duration
 from manyviews.settings import Component, Recipe
 
@@ -57,9 +58,9 @@ def summary(facts: Mapping[str, Any], report: Report | None = None) -> Renderabl
         parts += ["", Text(report.verdict, style="bold")]
         parts += [Text(printable(note, 300), style="yellow") for note in report.notes]
         parts += _remarks(report)
-    for title in ("files", "next"):
-        if facts.get(title):
-            parts += ["", Text(title), *(Padding(Text(printable(line)), (0, 0, 0, 2)) for line in facts[title])]
+    for part in ("files", "next"):
+        if facts.get(part):
+            parts += ["", Text(part), *(Padding(Text(printable(line)), (0, 0, 0, 2)) for line in facts[part])]
     return Group(*parts)
 
 
@@ -113,7 +114,7 @@ def show_transfer(rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) 
             interval += f", ± {100 * row['deviation']:.1f} over seeds"
         table.add_row(
             Text(printable(row["set"]), style=style),
-            Text(TITLES.get(row["protocol"], row["protocol"]), style=style),
+            Text(title(row["protocol"]), style=style),
             Text(percent(row["top1"]), style=style).append(interval, style="dim"),
             percent(row["mean_per_class"]),
             "-" if row["untrained"] is None else percent(row["untrained"]),
@@ -234,7 +235,7 @@ def _grid(rows: Sequence[tuple[str, str]]) -> Table:
 
 
 def _scores(report: Report, protocols: Sequence[str]) -> Table:
-    table = _table("top-1 (95 % interval)", *(TITLES.get(p, p) for p in protocols))
+    table = _table("top-1 (95 % interval)", *(title(p) for p in protocols))
     for column in table.columns[1:]:
         column.no_wrap = True
     for name, found in report.representations.items():
@@ -246,7 +247,7 @@ def _scores(report: Report, protocols: Sequence[str]) -> Table:
 
 def _measures(report: Report, measures: Sequence[str]) -> Table:
     trained = report.representations["trained"]
-    titles = (f"{TITLES.get(name, name)}: {trained.measures[name].name}" for name in measures)
+    titles = (f"{title(name)}: {trained.measures[name].name}" for name in measures)
     table = _table("measured (95 % interval)", *titles)
     for name, found in report.representations.items():
         style = "bold" if name == "trained" else ""
@@ -257,7 +258,7 @@ def _measures(report: Report, measures: Sequence[str]) -> Table:
     return table
 
 
-def _measured(measure: Measure, style: str) -> Text:
+def _measured(measure: Metric, style: str) -> Text:
     text = Text(f"{measure.value:.3f}", style=style)
     if measure.interval is None:
         return text
@@ -295,29 +296,25 @@ def _remarks(report: Report) -> list[Text]:
         shown = [f"{printable(k, 40)} {v:.3f}" for k, v in list(measure.details.items())[:_DETAILS]]
         more = f" and {len(measure.details) - _DETAILS} more" if len(measure.details) > _DETAILS else ""
         if shown:
-            remarks.append(f"{TITLES.get(name, name)}: {', '.join(shown)}{more}.")
+            remarks.append(f"{title(name)}: {', '.join(shown)}{more}.")
         if measure.by_seed:
             remarks.append(
-                f"{TITLES.get(name, name)}: mean of {len(measure.by_seed)} seeds, standard deviation "
+                f"{title(name)}: mean of {len(measure.by_seed)} seeds, standard deviation "
                 f"{statistics.stdev(measure.by_seed):.3f}."
             )
-    top5 = [
-        f"{TITLES.get(p, p)} {percent(found.top5)}" for p, found in trained.scores.items() if found.top5 is not None
-    ]
+    top5 = [f"{title(p)} {percent(found.top5)}" for p, found in trained.scores.items() if found.top5 is not None]
     if top5:
         remarks.append(f"Top-5 accuracy: {', '.join(top5)}.")
     for protocol, found in trained.scores.items():
         if "images" in found.setting:
             remarks.append(
-                f"{TITLES.get(protocol, protocol)}: {found.setting['images']:g} images; learning rate "
+                f"{title(protocol)}: {found.setting['images']:g} images; learning rate "
                 f"{found.setting['lr']:g} and {found.setting['epochs']:g} epochs chosen on the validation images."
             )
     several = {p: s.by_seed for p, s in trained.scores.items() if len(s.by_seed) > 1}
     for protocol, by_seed in several.items():
         spread = statistics.stdev(by_seed)
-        remarks.append(
-            f"{TITLES.get(protocol, protocol)}: mean of {len(by_seed)} seeds, standard deviation {percent(spread)}."
-        )
+        remarks.append(f"{title(protocol)}: mean of {len(by_seed)} seeds, standard deviation {percent(spread)}.")
     accuracies = [(a, name) for a, name in zip(_by_class(report), report.classes, strict=True) if a is not None]
     if len(accuracies) > 1:
         (low, hardest), (high, easiest) = min(accuracies), max(accuracies)

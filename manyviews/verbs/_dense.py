@@ -9,9 +9,9 @@ from typing import Any
 
 from manyviews.backbones import Encoder
 from manyviews.errors import UserError
+from manyviews.evaluation import untrained
+from manyviews.evaluation.contract import check_seed
 from manyviews.evaluation.dense import Dense
-from manyviews.evaluation.protocol import untrained
-from manyviews.evaluation.task import check_seed
 from manyviews.pretrained import Pretrained
 from manyviews.progress import progress
 from manyviews.verbs._common import loaded, preprocessing

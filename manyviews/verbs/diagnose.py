@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from manyviews.data import open_source
-from manyviews.evaluation import diagnosis
-from manyviews.evaluation.diagnosis import Diagnosis
-from manyviews.evaluation.task import check_seed
+from manyviews.evaluation.contract import check_seed
+from manyviews.evaluation.unlabeled import diagnosis
+from manyviews.evaluation.unlabeled.diagnosis import Diagnosis
 from manyviews.pretrained import Pretrained
 from manyviews.progress import progress
 from manyviews.verbs._common import loaded, preprocessing

@@ -7,7 +7,7 @@ from typing import Any
 
 from manyviews import checkpoint, machine
 from manyviews.data import open_source
-from manyviews.evaluation import duplicates as copies
+from manyviews.evaluation.unlabeled import duplicates as copies
 from manyviews.pretrained import Pretrained
 from manyviews.verbs._common import features, new_file
 
@@ -24,7 +24,7 @@ def duplicates(
         threshold: cosine similarity of features above which two images count as the same, in (0, 1).
 
     Returns:
-        The groups: see `manyviews.evaluation.duplicates`.
+        The groups: see `manyviews.evaluation.unlabeled.duplicates`.
 
     Raises:
         UserError: bad input, `out` exists, or the threshold is so low that nearly all images are the same.

@@ -12,8 +12,9 @@ from manyviews import checkpoint, evaluation
 from manyviews.data import open_source
 from manyviews.engine.folder import RunFolder
 from manyviews.errors import say
-from manyviews.evaluation import Report
-from manyviews.evaluation.layers import projector_of
+from manyviews.evaluation import Protocol, Report
+from manyviews.evaluation.protocols import requested
+from manyviews.evaluation.protocols.projector_layers import projector_of
 from manyviews.pretrained import Pretrained
 from manyviews.progress import progress
 from manyviews.regularizers import inner
@@ -27,7 +28,7 @@ def evaluate(
     data: Any,
     test: Any = None,
     *,
-    protocols: Sequence[str] = ("knn", "linear"),
+    protocols: Sequence[str | Protocol] = ("knn", "linear"),
     features: Literal["pooled", "last4", "cls_mean"] = "pooled",
     settings: Mapping[str, Any] | None = None,
     labels: str | Path | None = None,
@@ -43,7 +44,8 @@ def evaluate(
         weights: a run folder or weights: see `load`.
         data: labeled images that the probes learn from.
         test: labeled images to test on; if None, a fifth of `data`, chosen by a stable hash.
-        protocols: names from `manyviews list protocols`.
+        protocols: names from `manyviews list protocols`, or protocols with settings of their own: see
+            `manyviews.evaluation.protocols`.
         features: which features of a vision transformer: "pooled", "last4" (the class tokens of the last four
             blocks) or "cls_mean" (the class token and the mean patch token): see `Encoder.features`.
         settings: settings of the protocols: dotted paths and new values, such as
@@ -62,21 +64,21 @@ def evaluate(
     Raises:
         UserError: bad input.
     """
+    chosen = requested(protocols, settings or {})
     source = open_source(data, labels)
     held = None if test is None else open_source(test, test_labels)
     found = loaded(weights)
     folder = Path(weights) if isinstance(weights, (str, os.PathLike)) and Path(weights).is_dir() else None
     projector = None
-    if "guillotine" in protocols and folder is not None:
+    if folder is not None and any(p.sees == "projector" for p in chosen):
         projector = projector_of(inner(Run(folder).method))
     with progress("evaluate") as update:
         report = evaluation.evaluate(
             found.encoder,
             source,
             held,
-            protocols=tuple(protocols),
+            protocols=chosen,
             features=features,
-            settings=settings,
             others=[open_source(other) for other in others],
             projector=projector,
             seed=seed,

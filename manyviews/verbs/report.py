@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from manyviews import machine
-from manyviews.evaluation.task import check_seed
+from manyviews.evaluation.contract import check_seed
 from manyviews.progress import progress
 from manyviews.reporting import page
 from manyviews.verbs.run import Run

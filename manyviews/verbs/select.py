@@ -15,8 +15,8 @@ from manyviews import evaluation
 from manyviews.data import Source, open_source
 from manyviews.engine.folder import RunFolder
 from manyviews.errors import UserError, printable, unknown
-from manyviews.evaluation.diagnosis import HEALTHY, Diagnosis, diagnose
-from manyviews.evaluation.task import check_seed
+from manyviews.evaluation.contract import check_seed
+from manyviews.evaluation.unlabeled.diagnosis import HEALTHY, Diagnosis, diagnose
 from manyviews.pretrained import Pretrained, load
 from manyviews.progress import Update, progress
 from manyviews.settings import Recipe, differences
@@ -48,7 +48,7 @@ class Candidate:
         settings: the settings in which the runs differ, as text, by dotted path.
         dim: dimensions of the features.
         numbers: `rankme`, `lidar`, `alpha_req` (None where there is nothing to fit), `auc` and `spread`.
-        state: state of its features: see `evaluation.diagnosis.Diagnosis.state`.
+        state: state of its features: see `evaluation.unlabeled.diagnosis.Diagnosis.state`.
         accuracy: accuracies on test images by metric, in [0, 1]; empty without labels.
     """
 
@@ -160,7 +160,7 @@ def select(
         runs: two or more folders of runs, or files of weights whose architecture is known. Unfinished runs are left
             out if at least two others are finished.
         data: images; their labels are ignored. If None, the images that the runs were trained on.
-        by: "rankme", "lidar", "alpha_req" or "auc": see `manyviews.evaluation.spectrum`.
+        by: "rankme", "lidar", "alpha_req" or "auc": see `manyviews.evaluation.unlabeled.spectrum`.
         oracle: labeled images that measure how good the choice was: k-NN and linear accuracy of every run.
         test: labeled images to test on; a fifth of `oracle` if None.
         labels: a CSV file of `path,label` for an `oracle` whose first-level folders are not the labels.

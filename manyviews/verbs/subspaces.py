@@ -9,7 +9,7 @@ from typing import Any, cast
 from manyviews import checkpoint, machine
 from manyviews.data import open_source
 from manyviews.errors import UserError
-from manyviews.evaluation import subspaces as numbers
+from manyviews.evaluation.unlabeled import subspaces as numbers
 from manyviews.methods.mast import MAST
 from manyviews.progress import progress
 from manyviews.regularizers import inner
@@ -28,7 +28,7 @@ def subspaces(run: str | Path | Run, data: Any, out: str | Path, labels: str | P
         labels: a CSV file of `path,label` for a folder whose first-level folders are not the labels.
 
     Returns:
-        The numbers: see `manyviews.evaluation.subspaces.analyze`.
+        The numbers: see `manyviews.evaluation.unlabeled.subspaces.analyze`.
 
     Raises:
         UserError: the run is of another method, or `out` exists.

@@ -17,7 +17,7 @@ from manyviews.engine.folder import RunFolder
 from manyviews.engine.monitor import FEWEST, hold_out
 from manyviews.errors import UserError, say
 from manyviews.evaluation.features import fingerprint
-from manyviews.evaluation.spectrum import COLLAPSED
+from manyviews.evaluation.unlabeled.spectrum import COLLAPSED
 from manyviews.reporting import plots
 from manyviews.settings import Recipe, override, to_json
 from manyviews.verbs._common import claim

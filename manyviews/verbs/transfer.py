@@ -14,8 +14,10 @@ from manyviews.checkpoint import write_text
 from manyviews.data import open_source
 from manyviews.errors import UserError, say
 from manyviews.evaluation import Report
+from manyviews.evaluation.contract import MetricProtocol, check_seeds
 from manyviews.evaluation.features import fingerprint, weights_digest
-from manyviews.evaluation.protocol import FEWEST, MEASURES, check_labels, requested
+from manyviews.evaluation.protocols import requested
+from manyviews.evaluation.sets import FEWEST, check_labels
 from manyviews.pretrained import Pretrained
 from manyviews.verbs._common import claim, loaded
 from manyviews.verbs.evaluate import evaluate
@@ -123,8 +125,8 @@ def transfer(
         raise UserError(f"'{wrong[0]}' cannot be the name of a set and of its report: use letters, digits and '_'.")
     if not sets:
         raise UserError("The suite has no set: give names and labeled images.")
-    requested(protocols, settings or {}, seed, seeds)
-    measures = [p for p in protocols if p in MEASURES]
+    check_seeds(seed, seeds)
+    measures = [p.name for p in requested(protocols, settings or {}) if isinstance(p, MetricProtocol)]
     if measures:
         raise UserError(f"A suite's table shows accuracies, and '{measures[0]}' measures something else: use evaluate.")
     opened = {name: tuple(map(open_source, s if isinstance(s, tuple) else (s,))) for name, s in sets.items()}

@@ -13,7 +13,7 @@ from manyviews.data import open_source
 from manyviews.engine import monitor
 from manyviews.engine.build import build_method
 from manyviews.evaluation import encode, rankme, spread
-from manyviews.evaluation.spectrum import describe
+from manyviews.evaluation.unlabeled.spectrum import describe
 from manyviews.methods import BYOL
 
 CPU = torch.device("cpu")

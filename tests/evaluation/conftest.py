@@ -1,10 +1,13 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from manyviews.backbones import Encoder
 from manyviews.data import open_source
-from manyviews.evaluation import linear, probes
+from manyviews.evaluation import ImageTask, LabeledTask, linear
+from manyviews.evaluation.protocols import mlp
 
 
 @pytest.fixture
@@ -44,11 +47,34 @@ def pictures():
 def few_steps(monkeypatch):
     """Probes that learn for a moment: where it matters that they run, and not how well."""
     monkeypatch.setattr(linear, "_STEPS", 60)
-    monkeypatch.setattr(probes, "_STEPS", 60)
+    monkeypatch.setattr(mlp, "_STEPS", 60)
+
+
+def features_task(frozen, ids=None):
+    """A task on features alone; its images have names at most."""
+    source = (
+        None
+        if ids is None
+        else dataclasses.replace(open_source(np.zeros((len(ids), 2, 2, 3), np.uint8)), identify=lambda: ids)
+    )
+    half = (0.5,) * 3
+    return ImageTask(torch.nn.Identity(), frozen, source, source, 8, half, half, torch.device("cpu"))
+
+
+def measured(protocol, task, test_y, seed=0):
+    """A metric of a task, given the labels of its test images."""
+    return protocol.run(LabeledTask(**vars(task), test_y=test_y), seed)
 
 
 QUICK = {
     "linear_augmented.epochs": 2,
+    "corruptions.images": 20,
+    "corruptions.kinds": ("contrast", "jpeg"),
+    "corruptions.severities": (1, 5),
+    "copy_detection.copies": 10,
+    "clustering.runs": 1,
+    "few_shot_5.draws": 2,
+    "few_shot_10.draws": 2,
     **{
         f"{p}.{k}": v
         for p in ("semi_1", "semi_10", "finetune", "finetune_vit")
@@ -56,3 +82,8 @@ QUICK = {
     },
 }
 """Settings with which protocols that train on images take a moment."""
+
+
+def quick(*names):
+    """Those of `QUICK` for these protocols."""
+    return {k: v for k, v in QUICK.items() if k.partition(".")[0] in names}

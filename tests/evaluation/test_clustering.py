@@ -8,8 +8,11 @@ import torch
 from torch.nn import functional as F
 
 from manyviews.errors import UserError
-from manyviews.evaluation import ImageTask, Task, clustering
-from manyviews.evaluation.clustering import agreement, kmeans
+from manyviews.evaluation import Task
+from manyviews.evaluation.protocols import clustering
+from manyviews.evaluation.protocols.clustering import Clustering, agreement, kmeans
+
+from .conftest import features_task, measured
 
 
 def entropy(p):
@@ -60,23 +63,22 @@ def task():
     y = torch.arange(150) % 3
     x = (torch.eye(8)[y] + 0.25 * torch.randn(150, 8)) * (0.1 + 10 * torch.rand(150, 1))
     frozen = Task(x[:50], y[:50], x[50:60], y[50:60], x[60:], 3)
-    return ImageTask(torch.nn.Identity(), frozen, None, None, 8, (0.5,) * 3, (0.5,) * 3, torch.device("cpu")), y[60:]
+    return features_task(frozen), y[60:]
 
 
 @pytest.mark.parametrize("fit", ["test", "train"])
 def test_directions_are_found(task, fit):
-    found = clustering.clustering(*task, 0, fit=fit)
+    found = measured(Clustering(fit=fit), *task)
     assert found.name == "NMI" and found.interval is None and 0.7 < found.value <= 1
     assert found.details["accuracy"] > 0.9 and found.details["NMI, deviation"] < 0.1
     assert found.setting["images"] == {"test": 90, "train": 60}[fit] and found.setting["clusters"] == 3
-    assert found == clustering.clustering(*task, 0, fit=fit)
+    assert found == measured(Clustering(fit=fit), *task)
 
 
 def test_numbers_are_means_over_runs(task):
     known, y = task
-    x = F.normalize(known.frozen.test_x, dim=1)
     noisy = dataclasses.replace(known, frozen=dataclasses.replace(known.frozen, test_x=torch.randn(90, 8)))
-    found = clustering.clustering(noisy, y, 5, runs=3, starts=1)
+    found = measured(Clustering(runs=3, starts=1), noisy, y, 5)
     x = F.normalize(noisy.frozen.test_x, dim=1)
     each = [agreement(y, kmeans(x, x, 3, seed, 1)) for seed in (5, 6, 7)]
     assert found.value == pytest.approx(np.mean([e["NMI"] for e in each]))
@@ -89,26 +91,26 @@ def test_labels_change_nothing_but_the_numbers(task, monkeypatch):
     known, y = task
     seen = []
     monkeypatch.setattr(clustering, "agreement", lambda y, c: seen.append(c) or agreement(y, c))
-    clustering.clustering(known, y, 0, runs=1)
-    clustering.clustering(known, y.flip(0), 0, runs=1)
+    measured(Clustering(runs=1), known, y)
+    measured(Clustering(runs=1), known, y.flip(0))
     assert torch.equal(*seen)
 
 
 def test_minibatches_find_them_too(task, monkeypatch):
     monkeypatch.setattr(clustering, "_EXACT", 0)
-    assert clustering.clustering(*task, 0).value > 0.7
+    assert measured(Clustering(), *task).value > 0.7
 
 
 def test_names_of_classes_without_images_make_no_clusters(task):
     known, y = task
     named = dataclasses.replace(known, frozen=dataclasses.replace(known.frozen, classes=1000))
-    assert clustering.clustering(named, y, 0) == clustering.clustering(known, y, 0)
+    assert measured(Clustering(), named, y) == measured(Clustering(), known, y)
 
 
 def test_what_cannot_be_clustered_is_said(task):
     known, y = task
     few = dataclasses.replace(known, frozen=dataclasses.replace(known.frozen, test_x=known.frozen.test_x[:2]))
     with pytest.raises(UserError, match="3 clusters need"):
-        clustering.clustering(few, y[:2], 0)
+        measured(Clustering(), few, y[:2])
     with pytest.raises(UserError, match="Known: test, train"):
-        clustering.clustering(known, y, 0, fit="tset")
+        Clustering(fit="tset")

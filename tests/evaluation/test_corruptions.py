@@ -16,10 +16,15 @@ from manyviews.data import open_source
 from manyviews.data.source import unlabeled
 from manyviews.errors import UserError
 from manyviews.evaluation import ImageTask, Pixels, Task, encode, extract, linear_probe, neighbors, vote
-from manyviews.evaluation import corruptions as c
-from manyviews.evaluation.corruptions import KINDS, SEVERITIES, classifier, corrupt, shifted
-from manyviews.evaluation.linear import Standard
+from manyviews.evaluation import corrupt as c
+from manyviews.evaluation.corrupt import KINDS, SEVERITIES, corrupt
+from manyviews.evaluation.linear import Standardizer
+from manyviews.evaluation.protocols._probe import classifier
+from manyviews.evaluation.protocols.corruptions import Corruptions
+from manyviews.evaluation.protocols.shifted import Shifted
 from manyviews.views import Draws
+
+from .conftest import measured
 
 LOOK = {"mean": (0.5, 0.4, 0.3), "std": (0.25, 0.2, 0.3)}
 
@@ -44,20 +49,16 @@ def draws(count, name="x"):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("side", [24, 32, 80])
-def test_images_stay_images(kind, side):
-    pixels = levels(images(3, side))
-    before = pixels.clone()
-    for severity in (1, 5):
-        found = corrupt(pixels, kind, severity)
-        assert found.dtype == torch.uint8 and found.shape == pixels.shape
-    assert not torch.equal(found, pixels)
-    assert torch.equal(corrupt(pixels, kind, 0), before) and torch.equal(pixels, before)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_noise_is_the_images_own(kind):
-    """Not the batch's, not its place's; and the seed's."""
+def test_images_stay_images_and_noise_is_their_own(kind):
+    """Not the batch's, not its position's; and the seed's."""
+    for side in (24, 80):
+        pixels = levels(images(2, side))
+        before = pixels.clone()
+        for severity in (1, 5):
+            found = corrupt(pixels, kind, severity)
+            assert found.dtype == torch.uint8 and found.shape == pixels.shape
+        assert not torch.equal(found, pixels)
+        assert torch.equal(corrupt(pixels, kind, 0), before) and torch.equal(pixels, before)
     pixels, index = levels(images(6, 32)), torch.tensor([5, 900, 3, 44, 2, 7])
     whole = corrupt(pixels, kind, 3, index)
     some = torch.tensor([4, 1])
@@ -77,7 +78,8 @@ def psnr(kind, severity, pixels):
 @pytest.mark.parametrize("kind", sorted({*KINDS} - {"elastic", "glass_blur", "snow"}))
 @pytest.mark.parametrize("side", [32, 96])
 def test_severity_takes_images_further_away(kind, side):
-    found = [psnr(kind, severity, levels(images(12, side))) for severity in SEVERITIES]
+    pixels = levels(images(12 if side == 32 else 4, side))
+    found = [psnr(kind, severity, pixels) for severity in SEVERITIES]
     # Motion blur of 6 and of 8 pixels, with the same deviation, hardly differ.
     assert all(a > b - 0.05 for a, b in itertools.pairwise(found)) and found[0] > found[-1] + 0.5
 
@@ -113,11 +115,6 @@ def test_lengths_grow_with_the_image(monkeypatch):
     assert seen == [(small, 0.5), (small, 1.0), (small, 2.0), (large, 65 / 224), (large, 1.0)]
 
 
-def test_every_kind_has_five_severities():
-    assert set(KINDS) == set(c._SMALL) == set(c._LARGE)
-    assert all(len(table[kind]) == 5 for table in (c._SMALL, c._LARGE) for kind in KINDS)
-
-
 def test_mistakes_are_named():
     pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     with pytest.raises(UserError, match="Did you mean 'motion_blur'"):
@@ -135,7 +132,7 @@ def test_gaussian_noise_is_normal():
     assert stats.kstest(found.flatten().numpy(), "norm").pvalue > 0.01
 
 
-@pytest.mark.parametrize("level, photons", [(255, 3), (128, 60), (20, 12), (200, 500)])
+@pytest.mark.parametrize("level, photons", [(255, 3), (128, 60), (20, 12)])
 def test_shot_noise_is_poissons(level, photons):
     x = torch.full((2, 3, 96, 96), level / 255)
     counts = (c.shot_noise(x, photons, 1.0, draws(2)) * photons).round().long().flatten().numpy()
@@ -168,7 +165,7 @@ def test_gaussians_are_scipys(sigma, truncate):
         np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("radius, smooth", [(0.3, 0.4), (1.5, 0.1), (4, 0.5), (10, 0.5)])
+@pytest.mark.parametrize("radius, smooth", [(0.3, 0.4), (4, 0.5), (10, 0.5)])
 def test_defocus_is_a_smoothed_disk(radius, smooth):
     side = 2 * math.ceil(radius) + 7
     t = np.arange(side) - side // 2
@@ -193,7 +190,7 @@ def test_a_smear_is_its_loop():
             torch.testing.assert_close(found[b, :, h, w], total)
 
 
-@pytest.mark.parametrize("factor", [1.0, 1.05, 1.31, 2.25, 4.5])
+@pytest.mark.parametrize("factor", [1.0, 1.31, 4.5])
 def test_zooms_are_scipys(factor):
     x = images(2, 40)
     seen = math.ceil(40 / factor)
@@ -246,11 +243,6 @@ def test_clouds_are_the_diamond_square_algorithms():
             step, height = half, height / decay**2
         wanted = (grid - grid.min()) / (grid.max() - grid.min())
         np.testing.assert_allclose(found[b], wanted, atol=1e-5)
-
-
-def test_rough_clouds_decay_slowly():
-    rough = [(c.plasma(draws(20), 32, decay).diff(dim=2)).abs().mean().item() for decay in (3, 2, 1.4)]
-    assert rough == sorted(rough) and rough[-1] > 2 * rough[0]
 
 
 def test_fog_keeps_the_brightest_value_below_what_it_was():
@@ -307,7 +299,7 @@ def test_elastic_is_scipys_map():
             np.testing.assert_allclose(found[b, channel], wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("side, factor", [(32, 0.95), (32, 0.65), (64, 0.25), (60, 0.6)])
+@pytest.mark.parametrize("side, factor", [(32, 0.95), (60, 0.6)])
 def test_pixelate_is_pils(side, factor):
     x = images(3, side)
     found = levels(c.pixelate(x, factor, 1.0, draws(3)))
@@ -329,7 +321,7 @@ def test_jpeg_is_pils():
 # -- measures --------------------------------------------------------------------------------------------------------
 
 
-def asked(encoder, known, test, held=15, progress=None):
+def image_task(encoder, known, test, held=15, progress=None):
     a, b = (extract(encoder, s, test_size=12, **LOOK) for s in (known, test))
     n = len(a) - held
     frozen = Task(a.x[:n], a.labels[:n], a.x[n:], a.labels[n:], b.x, len(known.classes))
@@ -338,15 +330,15 @@ def asked(encoder, known, test, held=15, progress=None):
 
 
 @pytest.fixture
-def problem(encoder, pictures):
-    return asked(encoder, pictures(75), pictures(40, seed=1))
+def problem(encoder, pictures, few_steps):
+    return image_task(encoder, pictures(75), pictures(40, seed=1))
 
 
 def test_a_linear_classifier_is_the_protocols(problem):
     frozen = problem[0].frozen
     shifted = dataclasses.replace(frozen, train_x=frozen.train_x + 5, val_x=frozen.val_x + 5, test_x=frozen.test_x + 5)
     for task in (frozen, shifted):
-        wanted = linear_probe(task.train_x, task.train_y, task.val_x, task.val_y, task.test_x, classes=3, seed=4)
+        wanted = linear_probe(task, seed=4)
         found = classifier(task, "linear", 4)
         torch.testing.assert_close(found.classify(task.test_x), wanted.logits, rtol=1e-3, atol=1e-3)
         assert found.setting == wanted.setting
@@ -366,9 +358,9 @@ def test_neighbors_are_the_protocols(problem):
 def test_accuracies_are_those_of_each_corruption(problem):
     task, y = problem
     kinds, severities = ("gaussian_noise", "contrast"), (1, 5)
-    found = c.corruptions(task, y, 3, kinds=kinds, severities=severities)
+    found = measured(Corruptions(kinds=kinds, severities=severities), task, y, 3)
     model = classifier(task.frozen, "linear", 3)
-    pixels = torch.stack([torch.tensor(np.asarray(task.asked.load(i))).permute(2, 0, 1) for i in range(40)])
+    pixels = torch.stack([torch.tensor(np.asarray(task.test.load(i))).permute(2, 0, 1) for i in range(40)])
     each = {
         (k, s): (model.classify(encode(task.encoder, corrupt(pixels, k, s, seed=3), **LOOK)).argmax(1) == y).double()
         for k, s in itertools.product(kinds, severities)
@@ -386,30 +378,30 @@ def test_accuracies_are_those_of_each_corruption(problem):
 
 def test_a_part_of_the_images_repeats(encoder, pictures):
     steps = []
-    task, y = asked(
+    task, y = image_task(
         encoder, pictures(75), pictures(40, seed=1), progress=lambda done, total, note="": steps.append((done, total))
     )
     settings = {"kinds": ("impulse_noise", "jpeg"), "severities": (2,), "images": 25, "probe": "knn"}
-    found = c.corruptions(task, y, 0, **settings)
+    found = measured(Corruptions(**settings), task, y)
     assert found.setting["images"] == 25 and steps[-1] == (50, 50)
-    assert found == c.corruptions(task, y, 0, **settings) != c.corruptions(task, y, 1, **settings)
+    assert found == measured(Corruptions(**settings), task, y) != measured(Corruptions(**settings), task, y, 1)
 
 
 def test_raw_pixels_are_standardized(pictures):
-    task, y = asked(Pixels(), pictures(75), pictures(40, seed=1))
+    task, y = image_task(Pixels(), pictures(75), pictures(40, seed=1))
     known = task.frozen
-    standard = Standard.of(torch.cat([known.train_x, known.val_x]))
+    standard = Standardizer.of(torch.cat([known.train_x, known.val_x]))
     new = dataclasses.replace(known, **{k: standard(getattr(known, k)) for k in ("train_x", "val_x", "test_x")})
-    found = c.corruptions(task, y, 0, kinds=("brightness",), severities=(1,), probe="knn")
+    found = measured(Corruptions(kinds=("brightness",), severities=(1,), probe="knn"), task, y)
     right = classifier(new, "knn", 0).classify(new.test_x).argmax(1) == y
     assert found.details["clean"] == pytest.approx(right.double().mean().item())
 
 
 def test_an_unknown_kind_is_named_before_anything_is_done(problem):
     with pytest.raises(UserError, match="Did you mean 'fog'"):
-        c.corruptions(*problem, 0, kinds=("frog",))
+        measured(Corruptions(), *problem, 0, kinds=("frog",))
     with pytest.raises(UserError, match="from 0 to 5"):
-        c.corruptions(*problem, 0, kinds=("fog",), severities=(9,))
+        measured(Corruptions(severities=(9,)), *problem, 0, kinds=("fog",))
 
 
 # -- other sets ------------------------------------------------------------------------------------------------------
@@ -417,7 +409,7 @@ def test_an_unknown_kind_is_named_before_anything_is_done(problem):
 
 def test_on_the_test_images_nothing_falls(problem, pictures):
     task, y = problem
-    found = shifted(task, y, 0, pictures(40, seed=1))
+    found = measured(Shifted(pictures(40, seed=1)), task, y)
     assert found.value == found.details["on the test images"] == found.details["among all classes"]
     assert found.details["difference"] == 0 and found.interval[0] < found.value < found.interval[1]
     right = classifier(task.frozen, "linear", 0).classify(task.frozen.test_x).argmax(1) == y
@@ -428,7 +420,7 @@ def test_the_probe_chooses_among_the_classes_of_the_other_set(problem, pictures)
     task, y = problem
     other = pictures(60, seed=2, noise=120)
     some = other.subset(np.flatnonzero(other.labels != 1))
-    found = shifted(task, y, 0, some, probe="knn")
+    found = measured(Shifted(some, "knn"), task, y)
     seen = extract(task.encoder, some, test_size=12, **LOOK)
     scores = classifier(task.frozen, "knn", 0).classify(seen.x)
     among_all = (scores.argmax(1) == seen.labels).double().mean().item()
@@ -444,7 +436,7 @@ def test_the_probe_chooses_among_the_classes_of_the_other_set(problem, pictures)
 
 def test_a_set_without_labels_is_refused(problem, pictures):
     with pytest.raises(UserError, match="has no labels"):
-        shifted(*problem, 0, dataclasses.replace(pictures(10), annotate=unlabeled))
+        measured(Shifted(dataclasses.replace(pictures(10), annotate=unlabeled)), *problem)
 
 
 @pytest.mark.shared_data

@@ -17,7 +17,7 @@ from torchvision.ops import masks_to_boxes
 from manyviews.backbones import Encoder
 from manyviews.errors import UserError
 from manyviews.evaluation.dense import average_precision, detect, detection
-from manyviews.evaluation.dense.data import open_pictures
+from manyviews.evaluation.dense.boxes import open_pictures
 from manyviews.evaluation.dense.maps import stage_shapes
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

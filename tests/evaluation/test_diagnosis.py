@@ -11,8 +11,15 @@ from manyviews.backbones import Encoder
 from manyviews.data import load_canvases, open_source
 from manyviews.errors import UserError
 from manyviews.evaluation import Pixels, alignment, extract, rankme, spread, uniformity
-from manyviews.evaluation.diagnosis import Diagnosis, default_view, diagnose
-from manyviews.evaluation.spectrum import alpha_req, correlation, deviations, lidar, participation, spectrum_auc
+from manyviews.evaluation.unlabeled.diagnosis import Diagnosis, default_view, diagnose
+from manyviews.evaluation.unlabeled.spectrum import (
+    alpha_req,
+    correlation,
+    deviations,
+    lidar,
+    participation,
+    spectrum_auc,
+)
 from manyviews.views import BYOL_PAIR, SIMCLR, Global, Views
 
 LOOK = {"test_size": 12, "mean": (0.5,) * 3, "std": (0.25,) * 3}

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from manyviews.data import open_source
 from manyviews.errors import UserError
 from manyviews.evaluation import Features, duplicates, extract
-from manyviews.evaluation.duplicates import Group, across, exact, similar, to_csv
-from manyviews.evaluation.duplicates import duplicates as find
+from manyviews.evaluation.unlabeled.duplicates import Group, across, exact, similar, to_csv
+from manyviews.evaluation.unlabeled.duplicates import duplicates as find
 
 LOOK = {"test_size": 12, "mean": (0.5,) * 3, "std": (0.25,) * 3}
 

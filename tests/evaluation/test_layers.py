@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 
 import numpy as np
 import pytest
@@ -7,14 +8,17 @@ from torch import nn
 
 from manyviews.backbones import Encoder, by_layer, represent
 from manyviews.errors import UserError
-from manyviews.evaluation import Pixels, Task, extract, linear_probe
+from manyviews.evaluation import ImageTask, Pixels, Projector, Task, extract, linear_probe
 from manyviews.evaluation.features import Chosen, frozen
-from manyviews.evaluation.layers import fewer, guillotine, layers, linear_grid, look, projector_of
 from manyviews.evaluation.linear import LRS
-from manyviews.evaluation.task import ImageTask
+from manyviews.evaluation.protocols._images import fewer, reencoded
+from manyviews.evaluation.protocols.layers import Layers, LinearGrid
+from manyviews.evaluation.protocols.projector_layers import ProjectorLayers, projector_of
 from manyviews.heads import mlp
 from manyviews.methods import Branch, get, names
 from manyviews.regularizers import Regularized, Rescue
+
+from .conftest import measured
 
 LOOK = {"test_size": 12, "mean": (0.5,) * 3, "std": (0.25,) * 3}
 QUICK = {"lrs": (0.01, 0.1)}
@@ -37,10 +41,9 @@ def pixels(source):
 
 def probe(x, task, **options):
     """`linear_probe` on features of all images in order."""
-    known, n, v = task.frozen, len(task.frozen.train_y), len(task.frozen.val_y)
-    return linear_probe(
-        x[:n], known.train_y, x[n : n + v], known.val_y, x[n + v :], classes=known.classes, **QUICK | options
-    )
+    n, v = len(task.frozen.train_y), len(task.frozen.val_y)
+    known = dataclasses.replace(task.frozen, train_x=x[:n], val_x=x[n : n + v], test_x=x[n + v :])
+    return linear_probe(known, **QUICK | options)
 
 
 def top1(found, y):
@@ -108,7 +111,7 @@ def test_layers_of_vision_transformers_are_normed_class_tokens_and_mean_patches(
     torch.testing.assert_close(torch.cat(found["blocks.4"], 1), cls_mean)
 
 
-def test_layers_of_encoders_that_pool_all_places_have_no_class_token():
+def test_layers_of_encoders_that_pool_all_positions_have_no_class_token():
     for name, settings, size in (
         ("vit_tiny_patch16_224", {"img_size": 12, "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 2}, 12),
         ("swin_tiny_patch4_window7_224", {"img_size": 56, "depths": (1, 1, 1, 1), "embed_dim": 12}, 56),
@@ -125,10 +128,10 @@ def test_layers_of_encoders_that_pool_all_places_have_no_class_token():
 # -- the curve ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_curve_is_of_a_probe_on_each_layer(encoder, pictures):
+def test_the_curve_is_of_a_probe_on_each_layer(encoder, pictures, few_steps):
     source = pictures(240, noise=110)
     task, y = image_task(encoder, source, 120, 170)
-    found = layers(task, y, 0, **QUICK)
+    found = measured(Layers(**QUICK), task, y)
     modules = ["act1", "layer1", "layer2", "layer3", "layer4"]
     heard = hooked(encoder.model, modules, pixels(source))
     features = {name: heard[name].mean((2, 3)) for name in modules} | {"pooled": extract(encoder, source, **LOOK).x}
@@ -144,43 +147,39 @@ def test_the_curve_is_of_a_probe_on_each_layer(encoder, pictures):
     assert low <= found.value <= high and low < high
 
 
-def test_each_image_is_read_and_encoded_once_for_all_layers(vit, pictures, monkeypatch):
+def test_each_image_is_read_and_encoded_once_for_all_layers(vit, pictures, few_steps):
     task, y = image_task(vit, pictures(90), 50, 70)
     seen, calls = [], []
     vit.model.patch_embed.register_forward_hook(lambda _, x, __: seen.append(len(x[0])))
     task = dataclasses.replace(task, progress=lambda *call: calls.append(call[:2]))
-    for measured in (lambda: layers(task, y, 0, **QUICK), lambda: linear_grid(task, 0, **QUICK)):
+    for run in (lambda: measured(Layers(**QUICK), task, y), lambda: LinearGrid(**QUICK).run(task, 0)):
         seen.clear()
-        measured()
+        run()
         assert sum(seen) == 90 + 1  # one of zeros, to see how wide the layers are
     done = [c[0] for c in calls[: len(calls) // 2]]
     assert done == sorted(done) and calls[-1] == (90, 90)
 
 
-def test_test_labels_choose_nothing(vit, pictures):
-    task, y = image_task(vit, pictures(150, noise=150), 80, 110)
-    projector = mlp(12, 8, 4).eval()
-    for measure in (layers, lambda *a, **k: guillotine(*a, projector=projector, **k)):
-        honest, turned = measure(task, y, 0, **QUICK), measure(task, y.roll(1), 0, **QUICK)
+def test_test_labels_and_test_images_choose_nothing(vit, pictures, few_steps):
+    task, y = image_task(vit, pictures(120, noise=150), 60, 85)
+    task = dataclasses.replace(task, projector=Projector(mlp(12, 8, 4).eval()))
+    for protocol in (Layers(**QUICK), ProjectorLayers(**QUICK)):
+        honest, turned = measured(protocol, task, y), measured(protocol, task, y.roll(1))
         assert honest.setting == turned.setting and list(honest.details) == list(turned.details)
         assert honest.value != turned.value
-
-
-def test_test_images_choose_nothing(vit, pictures):
-    task, y = image_task(vit, pictures(150, noise=150), 80, 110)
-    others = dataclasses.replace(task, asked=pictures(40, seed=9, noise=250))
-    ours, theirs = linear_grid(task, 0, **QUICK), linear_grid(others, 0, **QUICK)
+    others = dataclasses.replace(task, test=pictures(35, seed=9, noise=250))
+    ours, theirs = LinearGrid(**QUICK).run(task, 0), LinearGrid(**QUICK).run(others, 0)
     assert ours.setting == theirs.setting and ours.validation == theirs.validation
     assert not torch.equal(ours.ranked, theirs.ranked)
-    assert layers(task, y, 0, **QUICK).setting == layers(others, y, 0, **QUICK).setting
+    assert measured(Layers(**QUICK), task, y).setting == measured(Layers(**QUICK), others, y).setting
 
 
-def test_what_is_no_encoder_is_one_layer_and_no_choice(pictures):
+def test_what_is_no_encoder_is_one_layer_and_no_choice(pictures, few_steps):
     task, y = image_task(Pixels(), pictures(150, noise=150), 80, 110)
     x = torch.cat([task.frozen.train_x, task.frozen.val_x, task.frozen.test_x])
-    curve = layers(task, y, 0, **QUICK)
+    curve = measured(Layers(**QUICK), task, y)
     assert curve.details == {"features": top1(probe(x, task, weight_decays=(0.0,)), y)}
-    grid, alone = linear_grid(task, 0, **QUICK), probe(x, task)
+    grid, alone = LinearGrid(**QUICK).run(task, 0), probe(x, task)
     assert (grid.setting, grid.validation) == (alone.setting, alone.validation)
     assert torch.equal(grid.ranked, alone.logits.argsort(1, descending=True)[:, :5])
 
@@ -191,14 +190,14 @@ def test_a_curve_learns_from_so_many_images_from_all_over_the_set(encoder, pictu
     less = fewer(task, 40)
     assert (len(less.frozen.train_y), len(less.frozen.val_y), len(less.frozen.test_x)) == (40, 40, 30)
     assert torch.equal(less.frozen.train_y, task.frozen.train_y[::3])
-    again = look(encoder, less)
+    again = reencoded(encoder, less)
     for name in ("train_x", "val_x", "test_x"):
         torch.testing.assert_close(getattr(again, name), getattr(less.frozen, name))
     for one in (again, less.frozen):  # the labels are still those of the images
         labels = torch.cat([one.train_y, one.val_y])
-        assert np.array_equal(labels.numpy(), less.known.labels)
+        assert np.array_equal(labels.numpy(), less.trainval.labels)
     whole = fewer(task, 10_000)
-    assert torch.equal(whole.frozen.train_x, task.frozen.train_x) and len(whole.known) == 170
+    assert torch.equal(whole.frozen.train_x, task.frozen.train_x) and len(whole.trainval) == 170
 
 
 def test_an_image_that_breaks_meanwhile_is_named(encoder, pictures, tmp_path):
@@ -209,7 +208,7 @@ def test_an_image_that_breaks_meanwhile_is_named(encoder, pictures, tmp_path):
         return b"no image" if i == 3 else source.read(i)
 
     with pytest.raises(UserError, match="no longer can"):
-        layers(dataclasses.replace(task, known=dataclasses.replace(task.known, read=read)), y, 0, **QUICK)
+        measured(Layers(**QUICK), dataclasses.replace(task, trainval=dataclasses.replace(task.trainval, read=read)), y)
 
 
 # -- the grid ----------------------------------------------------------------------------------------------------------
@@ -229,7 +228,7 @@ def same(found, alone):
         assert (found.ranked[:, 0] == one.logits.argmax(1)).double().mean() > 0.95
 
 
-def test_the_grid_of_a_vision_transformer_has_the_last_class_tokens_and_the_mean_patch(vit, pictures):
+def test_the_grid_of_a_vision_transformer_has_the_last_class_tokens_and_the_mean_patch(vit, pictures, few_steps):
     source = pictures(220, noise=110)
     task, _ = image_task(Chosen(vit, "last4"), source, 120, 170)  # whichever kind was asked for
     with frozen(vit):
@@ -237,30 +236,28 @@ def test_the_grid_of_a_vision_transformer_has_the_last_class_tokens_and_the_mean
         last4, cls_mean, pooled = (represent(vit, x, kind) for kind in ("last4", "cls_mean", "pooled"))
     features = {(1, 0): pooled, (1, 1): cls_mean, (4, 0): last4, (4, 1): torch.cat([last4, cls_mean[:, 12:]], 1)}
     alone = [({"layers": n, "patches": p}, probe(x, task)) for (n, p), x in features.items()]
-    same(linear_grid(task, 0, last=(4, 1, 1), **QUICK), alone)
-    deeper = linear_grid(task, 0, last=(1, 99), lrs=(0.01,), weight_decays=(0.0,)).validation
+    same(LinearGrid(last=(4, 1, 1), **QUICK).run(task, 0), alone)
+    deeper = LinearGrid(last=(1, 99), lrs=(0.01,), weight_decays=(0.0,)).run(task, 0).validation
     assert [(s["layers"], s["patches"]) for s, _ in deeper] == [(1, 0), (1, 1), (5, 0), (5, 1)]
 
 
-def test_the_grid_of_a_convolutional_network_has_the_last_stages(learner, pictures):
+def test_the_grid_of_a_convolutional_network_has_the_last_stages(learner, pictures, few_steps):
     source = pictures(220, noise=110)
     task, _ = image_task(learner, source, 120, 170)
-    parts = [
-        places.mean((2, 3)) for places in hooked(learner.model, ["layer2", "layer3", "layer4"], pixels(source)).values()
-    ]
+    parts = [m.mean((2, 3)) for m in hooked(learner.model, ["layer2", "layer3", "layer4"], pixels(source)).values()]
     alone = [({"layers": n}, probe(torch.cat(parts[3 - n :], 1), task)) for n in (1, 2, 3)]
-    same(linear_grid(task, 0, last=(1, 2, 3), **QUICK), alone)
+    same(LinearGrid(last=(1, 2, 3), **QUICK).run(task, 0), alone)
 
 
-def test_the_grid_finds_what_only_an_early_layer_knows(learner, pictures):
+def test_the_grid_finds_what_only_an_early_layer_knows(learner, pictures, few_steps):
     """The last stage says nothing; those before tell the class."""
     last = learner.model.layer4[0]
     nn.init.zeros_(last.bn2.weight)
     nn.init.zeros_(last.downsample[-1].weight)
     task, y = image_task(learner, pictures(200, noise=30), 120, 160)
-    answer = linear_grid(task, 0, lrs=LRS)
+    answer = LinearGrid(lrs=LRS).run(task, 0)
     assert (answer.ranked[:, 0] == y).double().mean() > 0.95 and answer.setting["layers"] > 1
-    curve = layers(task, y, 0)
+    curve = measured(Layers(), task, y)
     chance = (y == 0).double().mean().item()
     assert curve.details["layer4"] == curve.details["pooled"] == pytest.approx(chance)
     assert curve.value > 0.95 and curve.setting["layer"] < 5
@@ -277,6 +274,10 @@ def trained_projector(width):
     return net
 
 
+def guillotined(task, y, layers, inputs=None):
+    return measured(ProjectorLayers(**QUICK), dataclasses.replace(task, projector=Projector(layers, inputs)), y)
+
+
 class Colors(nn.Module):
     """The mean color, which nearly tells the class: `b 3 h w` to `b 3`."""
 
@@ -284,11 +285,11 @@ class Colors(nn.Module):
         return x.mean((2, 3))
 
 
-def test_the_guillotine_cuts_after_each_group_of_a_projector_in_evaluation_mode(encoder, pictures):
+def test_the_curve_in_a_projector_cuts_after_each_group_of_a_projector_in_evaluation_mode(encoder, pictures, few_steps):
     task, y = image_task(encoder, pictures(200, noise=110), 120, 160)
     projector = trained_projector(8).train()
     before = {k: v.clone() for k, v in projector.state_dict().items()}
-    found = guillotine(task, y, 0, projector=projector, **QUICK)
+    found = guillotined(task, y, projector)
     assert projector.training and all(torch.equal(v, before[k]) for k, v in projector.state_dict().items())
     x = torch.cat([task.frozen.train_x, task.frozen.val_x, task.frozen.test_x])
     kept, projector = x.clone(), projector.eval()
@@ -301,11 +302,11 @@ def test_the_guillotine_cuts_after_each_group_of_a_projector_in_evaluation_mode(
     assert found.value == list(found.details.values())[int(found.setting["layer"]) - 1]
 
 
-def test_after_a_dead_layer_of_a_projector_there_is_chance(pictures):
+def test_after_a_dead_layer_of_a_projector_there_is_chance(pictures, few_steps):
     task, y = image_task(Colors(), pictures(200, noise=30), 120, 160)
     projector = trained_projector(3)
     nn.init.zeros_(projector[4].weight)
-    found = guillotine(task, y, 0, projector=projector, **QUICK)
+    found = guillotined(task, y, projector)
     chance = (y == 0).double().mean().item()
     assert found.details["projector 2"] == found.details["projector output"] == pytest.approx(chance)
     assert found.value > 0.95 and found.details["projector 1"] > 0.9 and found.setting["layer"] <= 2
@@ -314,13 +315,13 @@ def test_after_a_dead_layer_of_a_projector_there_is_chance(pictures):
 def test_a_projector_of_another_encoder_is_named(encoder, pictures):
     task, y = image_task(encoder, pictures(90), 50, 70)
     with pytest.raises(UserError, match="takes 16 features, and the encoder gives 8"):
-        guillotine(task, y, 0, projector=mlp(16, 8), **QUICK)
+        guillotined(task, y, mlp(16, 8))
 
 
-def test_a_projector_takes_the_pooled_features_whichever_kind_was_asked_for(vit, pictures):
+def test_a_projector_takes_the_pooled_features_whichever_kind_was_asked_for(vit, pictures, few_steps):
     source, projector = pictures(150, noise=110), mlp(12, 8).eval()
     (plain, y), (kind, _) = (image_task(e, source, 90, 120) for e in (vit, Chosen(vit, "cls_mean")))
-    ours, theirs = (guillotine(t, y, 0, projector=projector, **QUICK).details for t in (kind, plain))
+    ours, theirs = (guillotined(t, y, projector).details for t in (kind, plain))
     assert ours["projector output"] == pytest.approx(theirs["projector output"], abs=0.05)
     x = torch.cat([kind.frozen.train_x, kind.frozen.val_x, kind.frozen.test_x])
     assert ours["backbone"] == top1(probe(x, kind, weight_decays=(0.0,)), y)
@@ -333,7 +334,9 @@ def test_every_method_hands_out_the_projector_on_the_encoder_it_keeps(name):
         with pytest.raises(UserError, match="MAE has no projector"):
             projector_of(get(name)(encoder, decoder_dim=12, decoder_depth=1, decoder_heads=2))
         return
-    small = {"prototypes": 16} if name in ("dino", "swav") else {}
+    wide = inspect.signature(get(name)).parameters
+    small = {k: 16 for k in ("hidden_dim", "output_dim", "prototypes") if k in wide}
+    small |= {"output_dim": 15} if name == "mast" else {}
     method = get(name)(Encoder("resnet18", stem="small", channels=(4, 4, 8, 8)), **small).eval()
     projector, inputs = projector_of(method)
     branch = next(m for m in method.modules() if isinstance(m, Branch) and m.encoder is method.kept_encoder)
@@ -345,11 +348,11 @@ def test_every_method_hands_out_the_projector_on_the_encoder_it_keeps(name):
     torch.testing.assert_close(z, wanted)
 
 
-def test_the_guillotine_looks_into_a_mast_and_into_a_rescued_method(pictures):
+def test_the_curve_in_a_projector_looks_into_a_mast_and_into_a_rescued_method(pictures, few_steps):
     method = get("mast")(Encoder("resnet18", stem="small", channels=(4, 4, 8, 8)), hidden_dim=8, output_dim=15).eval()
     task, y = image_task(method.kept_encoder, pictures(90), 50, 70)
     projector, inputs = projector_of(method)
-    found = guillotine(task, y, 0, projector=projector, inputs=inputs, **QUICK)
+    found = guillotined(task, y, projector, inputs)
     assert list(found.details) == ["backbone", "projector 1", "projector 2", "projector output"]
     simclr = get("simclr")(Encoder("resnet18", stem="small", channels=(4, 4, 8, 8)))
     assert projector_of(Regularized(simclr, (Rescue(1.0),)))[0] is simclr.online.projector

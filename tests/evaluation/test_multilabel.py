@@ -11,8 +11,11 @@ from sklearn.preprocessing import StandardScaler
 from manyviews.data import open_source
 from manyviews.data.split import split
 from manyviews.errors import UserError
-from manyviews.evaluation import Pixels, extract
-from manyviews.evaluation.multilabel import check_targets, multilabel, one_vs_rest, refusal
+from manyviews.evaluation import Pixels, Task, extract
+from manyviews.evaluation.protocols.multilabel import Multilabel, one_vs_rest
+from manyviews.evaluation.sets import check_targets, refusal
+
+from .conftest import features_task, measured
 
 SHARES = {"train": 0.64, "validation": 0.16, "test": 0.2}
 
@@ -28,7 +31,15 @@ def problem():
     return x[:200], targets[:200], x[200:300], targets[200:300], x[300:], targets[300:]
 
 
-NAMES = ["cat", "dog", "emu", "fox"]
+NAMES = ("cat", "dog", "emu", "fox")
+
+
+def task_of(problem):
+    return Task(*problem[:5], 4, NAMES)
+
+
+def judged(problem, **settings):
+    return measured(Multilabel(**settings), features_task(task_of(problem)), problem[5])
 
 
 def scikit_learn(x, t, asked, penalty):
@@ -44,12 +55,12 @@ def precision(scores, targets):
 
 def test_the_classifiers_are_scikit_learns(problem):
     train_x, train_t, val_x, val_t, test_x, test_t = (v.numpy() for v in problem)
-    for penalty in (1.0, 0.01, 1e-4):
-        found = one_vs_rest(*problem[:5], penalties=[penalty])
+    for penalty in (1.0, 1e-4):
+        found = one_vs_rest(task_of(problem), penalties=[penalty])
         np.testing.assert_allclose(found.logits, scikit_learn(train_x, train_t, test_x, penalty), atol=0.03)
     penalties = (1e-4, 1.0, 0.01)
     tried = {p: precision(scikit_learn(train_x, train_t, val_x, p), val_t) for p in sorted(penalties, reverse=True)}
-    found = multilabel(*problem, NAMES, 0, penalties=penalties)
+    found = judged(problem, penalties=penalties)
     best = max(tried, key=lambda p: tried[p])
     assert found.setting == {"l2": best} and len(set(tried.values())) == 3
     wanted = scikit_learn(train_x, train_t, test_x, best)
@@ -57,40 +68,32 @@ def test_the_classifiers_are_scikit_learns(problem):
     for c, name in enumerate(NAMES):
         assert found.details[f"AP {name}"] == pytest.approx(precision(wanted[:, [c]], test_t[:, [c]]), abs=0.01)
     assert found.interval[0] < found.value < found.interval[1]
-    validation = one_vs_rest(*problem[:5], penalties=penalties).validation
+    validation = one_vs_rest(task_of(problem), penalties=penalties).validation
     assert {s["l2"]: a for s, a in validation} == pytest.approx(tried, abs=0.005)
 
 
 def test_validation_labels_choose_and_test_labels_do_not(problem):
-    found = multilabel(*problem, NAMES, 0)
+    found = judged(problem)
     for wrong in (~problem[5], problem[5].flip(0)):
-        other = multilabel(*problem[:5], wrong, NAMES, 0)
+        other = judged((*problem[:5], wrong))
         assert other.setting == found.setting and other.value != found.value
     noisy = (*problem[:3], problem[3].flip(0), *problem[4:])
-    chosen = {multilabel(*noisy, NAMES, 0).setting["l2"], found.setting["l2"]}
+    chosen = {judged(noisy).setting["l2"], found.setting["l2"]}
     assert len(chosen) == 2  # of other validation labels, another
 
 
 def test_a_class_without_test_images_is_left_out_and_counted(problem):
     *known, test_t = problem
-    full = multilabel(*problem, NAMES, 0)
+    full = judged(problem)
     test_t = test_t.clone()
     test_t[:, 1] = False
-    found = multilabel(*known, test_t, NAMES, 0)
+    found = judged((*known, test_t))
     assert full.details["classes without test images"] == 0 and found.details["classes without test images"] == 1
     assert list(found.details) == ["mAP of 11 points", "classes without test images", "AP cat", "AP emu", "AP fox"]
     rest = [full.details[f"AP {name}"] for name in ("cat", "emu", "fox")]
     assert found.value == pytest.approx(np.mean(rest))
     with pytest.raises(UserError, match="None of the 150 test images has a label"):
-        multilabel(*known, torch.zeros_like(test_t), NAMES, 0)
-
-
-def test_chance_is_how_common_the_classes_are(problem):
-    train_x, train_t, val_x, val_t, _, test_t = problem
-    noise = torch.randn(2000, 30)
-    many = test_t.repeat(14, 1)[:2000]
-    found = multilabel(train_x, train_t, val_x, val_t, noise, many, NAMES, 0)
-    assert found.value == pytest.approx(many.double().mean().item(), abs=0.03)
+        judged((*known, torch.zeros_like(test_t)))
 
 
 # -- from files ------------------------------------------------------------------------------------------------------
@@ -124,7 +127,8 @@ def test_from_a_folder_and_a_csv_to_a_mean_average_precision(folder):
     targets = torch.from_numpy(source.targets)[found.index]
     parts = [torch.from_numpy(rows) for rows in split(found.ids, SHARES, salt="evaluation").values()]
     given = [v[rows] for rows in parts for v in (found.x, targets)]
-    measure = multilabel(*given, check_targets(source), 0)
+    task = Task(*given[:5], 3, tuple(check_targets(source)))
+    measure = measured(Multilabel(), features_task(task), given[5])
     chance = given[5].double().mean().item()
     assert measure.name == "mAP" and measure.value > 0.9 > chance + 0.3
     assert {"AP blue", "AP green", "AP red"} < set(measure.details)

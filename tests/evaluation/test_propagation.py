@@ -9,11 +9,11 @@ from scipy.ndimage import binary_dilation
 
 from manyviews.errors import UserError
 from manyviews.evaluation.dense import boundary, propagate, propagate_labels, region
-from manyviews.evaluation.dense.data import open_videos
 from manyviews.evaluation.dense.propagation import _follow, _harden, _one_hot, contour
+from manyviews.evaluation.dense.videos import open_videos
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-QUICK = {"mean": MEAN, "std": STD, "stages": (1, 2, 3), "test_size": 32}
+QUICK = {"mean": MEAN, "std": STD, "stages": (1, 2, 3), "test_size": 16, "radius": 3}
 
 
 # -- measures ----------------------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def slow_boundary(said, true):
 
 def test_the_boundary_measure_is_that_of_slow_loops():
     rng = np.random.default_rng(0)
-    for _ in range(6):
+    for _ in range(4):
         true = binary_dilation(rng.random((30, 40)) < 0.01, iterations=4)
         said = np.roll(true, rng.integers(-2, 3, 2), (0, 1)) ^ binary_dilation(
             rng.random((30, 40)) < 0.002, iterations=2
@@ -171,15 +171,15 @@ def test_small_objects_win_when_maps_are_rescaled():
 # -- sequences ---------------------------------------------------------------------------------------------------
 
 
-def write(frames, masks, count=6, step=4, seed=0):
-    """A red and a blue square on noise, which move in opposite directions."""
+def write(frames, masks, count=5, seed=0):
+    """A red and a blue square on noise, which move in opposite directions by a step of a 32nd of the width."""
     frames.mkdir(parents=True)
     masks.mkdir(parents=True)
-    noise = np.random.default_rng(seed).normal(0, 12, (64, 96, 3))
+    noise = np.random.default_rng(seed).normal(0, 12, (32, 48, 3))
     for i in range(count):
-        mask = np.zeros((64, 96), np.uint8)
-        mask[8:24, 8 + step * i : 24 + step * i] = 1
-        mask[40:56, 64 - step * i : 80 - step * i] = 5
+        mask = np.zeros((32, 48), np.uint8)
+        mask[4:12, 4 + 2 * i : 12 + 2 * i] = 1
+        mask[20:28, 32 - 2 * i : 40 - 2 * i] = 5
         colors = np.zeros((6, 3))
         colors[[0, 1, 5]] = (110, 110, 110), (220, 50, 50), (50, 50, 220)
         pixels = (colors[mask] + noise).clip(0, 255).astype(np.uint8)
@@ -205,20 +205,20 @@ def test_moving_squares_are_followed(encoder, videos):
     assert list(report.per_class) == ["a/1", "a/5", "b/1", "b/5"]
     assert report.value == pytest.approx((report.details["J mean"] + report.details["F mean"]) / 2)
     assert report.interval[0] <= report.value <= report.interval[1]
-    assert calls[-1] == (12, 12)
-    # The squares move by 4 of 16 pixels a frame: 12, 8, 4 and then 0 columns are where they were.
-    still = np.mean([columns / (32 - columns) for columns in (12, 8, 4, 0)])
-    true = square(8, 8, 16, 64, 96)
-    edges = np.mean([boundary(true, square(8, 8 + 4 * i, 16, 64, 96)) for i in range(1, 5)])
+    assert calls[-1] == (10, 10)
+    # The squares move by 2 of 8 pixels a frame: 6, 4 and then 2 columns are where they were.
+    still = np.mean([columns / (16 - columns) for columns in (6, 4, 2)])
+    true = square(4, 4, 8, 32, 48)
+    edges = np.mean([boundary(true, square(4, 4 + 2 * i, 8, 32, 48)) for i in range(1, 4)])
     assert report.baselines["the first mask, unmoved"] == pytest.approx((still + edges) / 2)
 
 
 def test_the_first_and_the_last_frame_are_not_judged(encoder, videos):
     first = propagate(encoder, videos, **QUICK)
     for name in "ab":
-        Image.new("L", (96, 64)).save(videos / "masks" / name / "00005.png")
+        Image.new("L", (48, 32)).save(videos / "masks" / name / "00004.png")
     assert propagate(encoder, videos, **QUICK).per_class == first.per_class
-    Image.new("L", (96, 64)).save(videos / "masks" / "a" / "00004.png")
+    Image.new("L", (48, 32)).save(videos / "masks" / "a" / "00003.png")
     assert propagate(encoder, videos, **QUICK).value < first.value
 
 
@@ -243,19 +243,19 @@ def test_what_is_bad_is_left_out_and_named(encoder, videos):
     (masks / "d" / "00000.png").unlink()
     for path in sorted((frames / "e").iterdir())[2:]:
         path.unlink()
-    Image.new("L", (96, 64)).save(masks / "f" / "00000.png")
+    Image.new("L", (48, 32)).save(masks / "f" / "00000.png")
     Image.new("L", (9, 6), 1).save(masks / "g" / "00000.png")
     report = propagate(encoder, videos, **QUICK)
     assert list(report.per_class) == ["a/1", "a/5", "b/1", "b/5"]
-    assert report.images["test"] == 5 + 6
+    assert report.images["test"] == 4 + 5
     reasons = {where.rpartition("set/")[2]: reason for where, reason in report.bad}
     assert "not an image" in reasons["frames/a/00002.png"]
-    assert "not of the size" in reasons["masks/a/00003.png"]
+    assert "another size than its frame" in reasons["masks/a/00003.png"]
     assert "not an image" in reasons["frames/c/00000.png"] or "first frame" in reasons["frames/c/00000.png"]
     assert "has no mask" in reasons["d"]
     assert "has 2 frames" in reasons["e"]
     assert "marks nothing" in reasons["frames/f/00000.png"]
-    assert "not of its size" in reasons["frames/g/00000.png"]
+    assert "another size" in reasons["frames/g/00000.png"]
     assert len(reasons) == 7
 
 

@@ -11,26 +11,26 @@ from torch.nn import functional as F
 
 from manyviews.data.source import unlabeled
 from manyviews.errors import UserError
-from manyviews.evaluation import ImageTask, Pixels, Task, extract, retrieval
-from manyviews.evaluation.linear import Standard
-from manyviews.evaluation.retrieval import (
+from manyviews.evaluation import ImageTask, Pixels, Task, extract
+from manyviews.evaluation.linear import Standardizer
+from manyviews.evaluation.protocols import copy_detection, retrieval
+from manyviews.evaluation.protocols._images import comparable
+from manyviews.evaluation.protocols.copy_detection import (
+    CopyDetection,
     Pooled,
-    average_precision,
-    average_precisions,
-    by_class,
-    comparable,
-    copy_detection,
     distorted,
-    mean_average_precision,
     micro_average_precision,
     pool,
-    revisited,
 )
+from manyviews.evaluation.protocols.retrieval import Retrieval, by_class
+from manyviews.evaluation.rankings import average_precision, average_precisions, mean_average_precision, revisited
+
+from .conftest import measured
 
 LOOK = {"mean": (0.5, 0.4, 0.3), "std": (0.25, 0.2, 0.3)}
 
 
-def asked(encoder, known, test, held=10, progress=None):
+def image_task(encoder, known, test, held=10, progress=None):
     a, b = (extract(encoder, s, test_size=12, **LOOK) for s in (known, test))
     n = len(a) - held
     frozen = Task(a.x[:n], a.labels[:n], a.x[n:], a.labels[n:], b.x, len(known.classes))
@@ -149,7 +149,8 @@ def test_blocks_change_nothing(data, monkeypatch):
     whole = by_class(*data)
     queries, references, pairs = data[2], data[0], torch.tensor([[3, 8], [7, 1], [50, 2]])
     together = pool(queries, references, pairs)
-    monkeypatch.setattr(retrieval, "_BLOCK", 700)
+    for module in (retrieval, copy_detection):
+        monkeypatch.setattr(module, "_BLOCK", 700)
     for name, values in by_class(*data).items():
         torch.testing.assert_close(values, whole[name])
     torch.testing.assert_close(pool(queries, references, pairs).ahead, together.ahead)
@@ -173,25 +174,25 @@ def test_a_class_that_is_nowhere_is_named(data):
 
 def test_the_measure_searches_all_training_images(encoder, pictures):
     steps = []
-    task, y = asked(
+    task, y = image_task(
         encoder, pictures(70), pictures(30, seed=1), progress=lambda done, total, note="": steps.append((done, total))
     )
-    found = retrieval.retrieval(task, y, 0)
+    found = measured(Retrieval(), task, y)
     known = torch.cat([task.frozen.train_x, task.frozen.val_x])
     each = by_class(known, torch.arange(70) % 3, task.frozen.test_x, y)
     assert found.value == pytest.approx(each["mAP"].mean().item()) and 1 / 3 < found.value < 1
     assert list(found.details) == ["R-precision", "recall@1", "recall@5", "recall@10"]
-    means = [np.random.default_rng(i).choice(each["mAP"], 30).mean() for i in range(3000)]
+    means = [np.random.default_rng(i).choice(each["mAP"], 30).mean() for i in range(2000)]
     assert found.interval == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.01)
-    assert steps[-1] == (30, 30) and found == retrieval.retrieval(task, y, 0)
+    assert steps[-1] == (30, 30) and found == measured(Retrieval(), task, y)
 
 
 def test_raw_pixels_are_standardized(pictures):
-    task, _ = asked(Pixels(), pictures(40), pictures(9, seed=1))
+    task, _ = image_task(Pixels(), pictures(40), pictures(9, seed=1))
     known = torch.cat([task.frozen.train_x, task.frozen.val_x])
     ours = comparable(task)
-    torch.testing.assert_close(ours[0], Standard.of(known)(known))
-    torch.testing.assert_close(ours[1], Standard.of(known)(task.frozen.test_x))
+    torch.testing.assert_close(ours[0], Standardizer.of(known)(known))
+    torch.testing.assert_close(ours[1], Standardizer.of(known)(task.frozen.test_x))
 
 
 # -- distorted copies ------------------------------------------------------------------------------------------------
@@ -246,8 +247,8 @@ def test_copies_are_the_images_changed(pictures):
 
 
 def test_what_is_pasted_over_is_of_the_other_image(monkeypatch):
-    monkeypatch.setattr(retrieval, "DISTORTIONS", ())
-    monkeypatch.setattr(retrieval, "_JPEG", 0.0)
+    monkeypatch.setattr(copy_detection, "DISTORTIONS", ())
+    monkeypatch.setattr(copy_detection, "_JPEG", 0.0)
     black, white = torch.zeros(200, 3, 20, 20, dtype=torch.uint8), torch.full((200, 3, 20, 20), 255, dtype=torch.uint8)
     covered = (distorted(black, white, torch.arange(200), 0) == 255).flatten(1).double().mean(1)
     assert 0.2 < (covered > 0).double().mean() < 0.4 and covered.max() <= 0.25
@@ -255,11 +256,11 @@ def test_what_is_pasted_over_is_of_the_other_image(monkeypatch):
 
 def test_copies_of_an_encoder_that_sees_through_all_are_found(encoder, pictures, monkeypatch):
     """Without distortions a copy's features are its original's; a stranger's are nobody's."""
-    monkeypatch.setattr(retrieval, "DISTORTIONS", ())
-    monkeypatch.setattr(retrieval, "_OVERLAY", dataclasses.replace(retrieval._OVERLAY, p=0.0))
-    monkeypatch.setattr(retrieval, "_JPEG", 0.0)
-    task, y = asked(encoder, pictures(60), pictures(40, seed=1))
-    found = copy_detection(task, y, 0, copies=12, distractors=15)
+    monkeypatch.setattr(copy_detection, "DISTORTIONS", ())
+    monkeypatch.setattr(copy_detection, "_OVERLAY", dataclasses.replace(copy_detection._OVERLAY, p=0.0))
+    monkeypatch.setattr(copy_detection, "_JPEG", 0.0)
+    task, y = image_task(encoder, pictures(60), pictures(40, seed=1))
+    found = measured(CopyDetection(copies=12, distractors=15), task, y)
     assert found.value == pytest.approx(1) and found.interval == pytest.approx((1, 1))
     assert found.details["recall@1"] == found.details["recall at 90 % precision"] == 1
     assert 0.99 < found.details["threshold at 90 % precision"] <= 1.00001
@@ -267,11 +268,11 @@ def test_copies_of_an_encoder_that_sees_through_all_are_found(encoder, pictures,
 
 
 def test_copy_detection_needs_no_labels_and_repeats(encoder, pictures):
-    task, y = asked(encoder, pictures(60), pictures(40, seed=1))
-    found = copy_detection(task, y, 0)
+    task, y = image_task(encoder, pictures(60), pictures(40, seed=1))
+    found = measured(CopyDetection(), task, y)
     assert found.setting["copies"] == found.setting["distractors"] == 20  # half of the test images each
-    assert found == copy_detection(task, torch.zeros_like(y), 0)
-    assert found != copy_detection(task, y, 1)
+    assert found == measured(CopyDetection(), task, torch.zeros_like(y))
+    assert found != measured(CopyDetection(), task, y, 1)
     low, high = found.interval
     assert 0 < low < found.value < high < 1
     assert all(0 <= v <= 1 for v in found.details.values())
@@ -281,11 +282,11 @@ def test_strangers_are_no_references(encoder, pictures, monkeypatch):
     """A query without an original would else find one."""
     seen = []
     monkeypatch.setattr(
-        retrieval, "pool", lambda q, r, pairs, offset=None: seen.append((q, r, pairs)) or pool(q, r, pairs)
+        copy_detection, "pool", lambda q, r, pairs, offset=None: seen.append((q, r, pairs)) or pool(q, r, pairs)
     )
-    monkeypatch.setattr(retrieval, "distorted", lambda pixels, others, index, seed: pixels)
-    task, y = asked(encoder, pictures(30), pictures(20, seed=1))
-    copy_detection(task, y, 0, copies=6, distractors=8)
+    monkeypatch.setattr(copy_detection, "distorted", lambda pixels, others, index, seed: pixels)
+    task, y = image_task(encoder, pictures(30), pictures(20, seed=1))
+    measured(CopyDetection(copies=6, distractors=8), task, y)
     queries, references, pairs = seen[0]
     assert len(references) == 30 + 20 - 8
     distance = torch.cdist(queries, references)
@@ -294,7 +295,7 @@ def test_strangers_are_no_references(encoder, pictures, monkeypatch):
 
 
 def test_a_single_test_image_is_not_enough(encoder, pictures):
-    task, y = asked(encoder, pictures(30), pictures(20, seed=1))
+    task, y = image_task(encoder, pictures(30), pictures(20, seed=1))
     alone = dataclasses.replace(task, frozen=dataclasses.replace(task.frozen, test_x=task.frozen.test_x[:1]))
     with pytest.raises(UserError, match="two test images"):
-        copy_detection(alone, y[:1], 0)
+        measured(CopyDetection(), alone, y[:1])

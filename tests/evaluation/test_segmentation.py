@@ -16,8 +16,8 @@ from manyviews.backbones import Encoder, patch_features
 from manyviews.data.decode import BadImage
 from manyviews.errors import UserError
 from manyviews.evaluation.dense import segment, segmentation
-from manyviews.evaluation.dense.data import IGNORED, Masked, open_masks
-from manyviews.evaluation.dense.maps import Maps, encode_all, look, stage_shapes
+from manyviews.evaluation.dense.maps import Maps, encode_all, resized, stage_shapes
+from manyviews.evaluation.dense.masks import IGNORED, Masked, open_masks
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 CPU = torch.device("cpu")
@@ -362,11 +362,11 @@ def test_stages_side_by_side_are_in_the_networks_order_and_the_finest_ones_size(
 
 def test_images_are_seen_whole_and_tiled_by_the_stride():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
-    assert look(image, None, 16).shape == (3, 48, 64)
-    assert look(image, 100, 16).shape == (3, 96, 144)
+    assert resized(image, None, 16).shape == (3, 48, 64)
+    assert resized(image, 100, 16).shape == (3, 96, 144)
     wanted = image.resize((64, 48), Image.Resampling.BICUBIC)
-    assert np.array_equal(look(image, 50, 16).transpose(1, 2, 0), np.asarray(wanted))
-    assert look(Image.new("RGB", (600, 1200)), None, 16).shape == (3, 1024, 512)
+    assert np.array_equal(resized(image, 50, 16).transpose(1, 2, 0), np.asarray(wanted))
+    assert resized(Image.new("RGB", (600, 1200)), None, 16).shape == (3, 1024, 512)
 
 
 def test_images_of_several_sizes_are_encoded_each_as_alone(encoder):

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from manyviews.evaluation import alignment, rankme, singular_values, spread, uniformity
-from manyviews.evaluation.spectrum import (
+from manyviews.evaluation.unlabeled.spectrum import (
     alpha_req,
     correlation,
     describe,

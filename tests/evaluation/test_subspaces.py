@@ -17,8 +17,8 @@ from torch import Tensor
 from manyviews.backbones import Encoder
 from manyviews.data import open_source
 from manyviews.data.split import split
-from manyviews.evaluation import subspaces
-from manyviews.evaluation.subspaces import (
+from manyviews.evaluation.unlabeled import subspaces
+from manyviews.evaluation.unlabeled.subspaces import (
     analyze,
     correlation,
     diverse,

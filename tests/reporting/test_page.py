@@ -21,9 +21,8 @@ from manyviews.data import open_source
 from manyviews.data.folder import PAGE
 from manyviews.engine.build import build_method
 from manyviews.errors import UserError
-from manyviews.evaluation import evaluate
+from manyviews.evaluation import Metric, evaluate
 from manyviews.evaluation.features import Features
-from manyviews.evaluation.task import Measure
 from manyviews.reporting import embedding_map
 from manyviews.reporting.page import atlas, gather, pictures, write
 from manyviews.reporting.page.render import embedded
@@ -297,9 +296,9 @@ def test_several_runs_share_their_raw_pixels_only_if_these_are_the_same(tmp_path
 def test_measures_are_shown_without_accuracies_too(tmp_path, report):
     recall = {f"recall at {k}": 0.1 * k for k in (1, 2, 4, 8)}
     measures = {
-        "retrieval": Measure("mAP", 0.5, None, recall, {"k": 3.0}),
-        "clustering": Measure("NMI", 0.25, (0.2, 0.3), {"ARI": 0.3, "purity": 0.4}, {}),
-        "other": Measure("x", float("nan"), None, {"y": float("inf")}, {}),
+        "retrieval": Metric("mAP", 0.5, None, recall, {"k": 3.0}),
+        "clustering": Metric("NMI", 0.25, (0.2, 0.3), {"ARI": 0.3, "purity": 0.4}, {}),
+        "other": Metric("x", float("nan"), None, {"y": float("inf")}, {}),
     }
     parts = {k: dataclasses.replace(r, scores={}, measures=measures) for k, r in report.representations.items()}
     run = untrained_run(tmp_path / "run")

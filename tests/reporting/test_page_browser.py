@@ -15,8 +15,7 @@ import pytest
 from PIL import Image
 
 from manyviews.data import open_source
-from manyviews.evaluation import evaluate
-from manyviews.evaluation.task import Measure
+from manyviews.evaluation import Metric, evaluate
 from manyviews.reporting import embedding_map
 from manyviews.reporting.page import write
 
@@ -57,7 +56,7 @@ def index(tmp_path_factory):
     labels = folder / "labels.csv"
     labels.write_text("\n".join(lines))
     log = [{"step": s, "epoch": s / 10, "loss": 5 - s / 50, "lr": 0.1, "grad_norm": 1 + s} for s in range(1, 80)]
-    recall = Measure("mAP", 0.5, (0.4, 0.6), {f"recall at {k}": k / 10 for k in (1, 2, 5, 10)}, {})
+    recall = Metric("mAP", 0.5, (0.4, 0.6), {f"recall at {k}": k / 10 for k in (1, 2, 5, 10)}, {})
     runs = []
     for i, (name, recipe) in enumerate((("mast", "mast_tiny"), (HOSTILE, "moco_v3_tiny"))):
         run = untrained_run(folder / name, recipe, str(photos), log=log, seed=i)

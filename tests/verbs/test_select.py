@@ -18,7 +18,7 @@ from manyviews.engine.build import write_encoder
 from manyviews.engine.folder import create
 from manyviews.errors import UserError
 from manyviews.evaluation import evaluate
-from manyviews.evaluation.diagnosis import diagnose
+from manyviews.evaluation.unlabeled.diagnosis import diagnose
 from manyviews.settings import override
 from manyviews.verbs.select import CRITERIA, agreement, numbers_of, select
 

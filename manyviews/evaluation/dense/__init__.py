@@ -1,4 +1,4 @@
-"""How good an encoder is for tasks that ask about every place of an image: segmentation, detection, propagation."""
+"""How good an encoder is for tasks about every position of an image: segmentation, detection, propagation."""
 
 from manyviews.evaluation.dense.detection import average_precision, detect
 from manyviews.evaluation.dense.propagation import boundary, propagate, propagate_labels, region

@@ -19,20 +19,22 @@ from manyviews.backbones import Encoder, patch_features, protect
 from manyviews.data.canvas import in_threads
 from manyviews.data.decode import BadImage
 from manyviews.errors import UserError
-from manyviews.evaluation.dense.data import Bad, Picture, Thing, check_counts, check_rates, open_pictures
+from manyviews.evaluation.dense.boxes import Picture, Thing, open_pictures
+from manyviews.evaluation.dense.files import Bad, check_counts, check_rates
 from manyviews.evaluation.dense.maps import intermediates, stage_shapes
 from manyviews.evaluation.dense.report import Dense
+from manyviews.evaluation.descent import descend, stepping
 from manyviews.evaluation.features import frozen
 from manyviews.evaluation.metrics import LEVEL, MAP_RESAMPLES, Interval
 from manyviews.progress import Update
 
 _CHANNELS = 256
 _STRIDES = (4, 8, 16, 32)
-_ELONGATED = 1333 / 800  # the long side at most, in units of the short one
+_ELONGATED = 1333 / 800  # largest ratio of the long side to the short one
 _WARMUP = 1000  # steps, or a tenth of the run
-_DROPS = (2 / 3, 8 / 9)  # of the run, where the learning rate falls to a tenth: 60,000 and 80,000 of 90,000 steps
+_DROPS = (2 / 3, 8 / 9)  # share of the run at which the learning rate falls to a tenth: 60,000, 80,000 of 90,000 steps
 _LEAST_RESAMPLES = 100
-_ROWS = 2 * 10**7  # images of classes that all resamples look at together: half a minute
+_ROWS = 2 * 10**7  # pairs of an image and a class that all resamples read together: half a minute
 _NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
@@ -57,28 +59,27 @@ def detect(
 
     Convolutional networks get a feature pyramid (FPN, Lin et al. 2017) on their maps of strides 4 to 32, vision
     transformers a simple one of their last map (ViTDet, Li et al. 2022), with global attention throughout. Anchors are
-    32 to 512 pixels wide, and the heads torchvision's. Random horizontal flips are the
-    only augmentation. All weights learn that require a gradient: by SGD (momentum 0.9, weight decay 1e-4), vision
-    transformers by AdamW (weight decay 0.1); the learning rate warms up for 1,000 steps, a tenth of the run at most,
-    and falls to a tenth after 2/3 and 8/9 of the run. The last weights are asked about the test images, once, one image
-    at a time. Nothing is chosen.
+    32 to 512 pixels wide, and the heads are torchvision's. Random horizontal flips are the only augmentation. All
+    weights that require a gradient learn, by SGD (momentum 0.9, weight decay 1e-4) or, in vision transformers, by AdamW
+    (weight decay 0.1); the learning rate warms up for 1,000 steps, a tenth of the run at most, and falls to a tenth
+    after 2/3 and 8/9 of the run. The last weights predict the test images once, one image at a time. Nothing is chosen.
 
     Args:
-        encoder: it stays as it is, on its device.
-        data: a folder: see `data.open_pictures`.
-        mean: per channel, of images in [0, 1].
-        std: per channel, of images in [0, 1].
+        encoder: encoder to judge. It stays as it is, on its device.
+        data: folder of images with boxes: see `boxes.open_pictures`.
+        mean: per channel, for images in [0, 1].
+        std: per channel, for images in [0, 1].
         masks: also segment every object; the headline is then mask AP. Needs COCO's format.
         size: short side of the images in pixels; the long one is at most 5/3 of it.
-        epochs: passes over the training images that show something. The default is COCO's "1x".
-        lr: None: 0.02 for batches of 16, and in proportion for others; 1e-4 for vision transformers.
+        epochs: passes over the training images that show an object. The default is COCO's "1x".
+        lr: learning rate. None: 0.02 for batches of 16, in proportion for others; 1e-4 for vision transformers.
         batch: images per step.
-        batch_norm: of the encoder: "batch" normalizes by the statistics of the batch while training, and there is
-            BatchNorm in the pyramid too (MoCo, He et al. 2020, section 4.2: self-supervised features are not on the
-            scale that detectors are used to). "running" keeps the statistics of the pretraining: for tiny batches.
+        batch_norm: statistics of the encoder's BatchNorm. "batch" takes those of the batch while training, and puts
+            BatchNorm into the pyramid too (MoCo, He et al. 2020, section 4.2: self-supervised features are not on the
+            scale that detectors expect). "running" keeps those of the pretraining, for tiny batches.
         proposals: regions per image that the heads learn from.
-        device: to compute on.
-        seed: of the heads' first weights, the order, the flips, the regions that are drawn, and the interval.
+        device: device to compute on.
+        seed: seed of the heads' first weights, the order, the flips, the regions, and the interval.
         progress: called after every step, every test image and every draw of the interval.
 
     Raises:
@@ -90,7 +91,7 @@ def detect(
     start, device = time.monotonic(), torch.device(device)
     found = open_pictures(Path(data), masks)
     bad: Bad = list(found.bad)
-    # The heads and torchvision's samplers draw from the global random state, which is then as it was.
+    # The heads and torchvision's samplers draw from the global random state; it is restored.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model, plain = _detector(encoder, len(found.classes), mean, std, masks, size, batch_norm, proposals)
@@ -100,7 +101,7 @@ def detect(
         trained = _train(model, plain, shown, masks, epochs, rate, batch, batch_norm, seed, bad, progress)
     truth, answers = _ask(model, found.test, found.classes, masks, bad, progress)
     if not truth["annotations"]:
-        raise UserError(f"None of the {len(found.test)} test images of {data} that show something can be read.")
+        raise UserError(f"None of the {len(found.test)} test images of {data} that show an object can be read.")
 
     kinds: tuple[Literal["bbox", "segm"], ...] = ("segm", "bbox") if masks else ("bbox",)
     words = {"bbox": "box", "segm": "mask"}
@@ -129,16 +130,16 @@ def detect(
 def average_precision(
     truth: dict[str, Any], answers: Sequence[dict[str, Any]], kind: Literal["bbox", "segm"]
 ) -> tuple[dict[str, float], list[float | None]]:
-    """COCO's average precision, mean over IoU from 0.5 to 0.95, with up to 100 answers an image.
+    """COCO's average precision, mean over IoU from 0.5 to 0.95, with up to 100 answers per image.
 
     Args:
-        truth: in COCO's format: "images", "categories" and "annotations".
-        answers: in COCO's format of results: "image_id", "category_id", "score", "bbox", and "segmentation" for masks.
-        kind: of the overlap: of boxes or of masks.
+        truth: annotations in COCO's format: "images", "categories" and "annotations".
+        answers: results in COCO's format: "image_id", "category_id", "score", "bbox", and "segmentation" for masks.
+        kind: overlap of boxes or of masks.
 
     Returns:
-        "AP", "AP50", "AP75", and "APs", "APm", "APl" of objects of less than 32 and 96 pixels squared and of more, but
-        for those of which there are none; and the AP of each category, by ascending id, None if it has no objects.
+        "AP", "AP50", "AP75", and "APs", "APm", "APl" for objects up to 32, up to 96 and above 96 pixels squared, where
+        there are any; and the AP of each category, by ascending id, None if it has no objects.
     """
     judge = _judge(truth, answers, kind)
     judge.evaluate()
@@ -158,19 +159,18 @@ def interval(
     seed: int = 0,
     progress: Update | None = None,
 ) -> Interval:
-    """Percentile bootstrap interval of AP over the images, which 1,000 times are drawn with replacement.
+    """Percentile bootstrap interval of AP over the images, which are drawn 1,000 times with replacement.
 
-    Fewer times, but 100 at least, with more than 20,000 pairs of an image and a class. What was found in an image is
-    matched with what is there once, and COCO's evaluator makes the AP of what is drawn. Draws without objects do not
-    count.
+    With more than 20,000 pairs of an image and a class there are fewer draws, but at least 100. Answers are matched
+    with objects once, and COCO's evaluator computes the AP of each draw. Draws without objects do not count.
 
     Args:
         truth, answers, kind: see `average_precision`.
-        seed: of the draws.
+        seed: seed of the draws.
         progress: called after every draw.
     """
     judge = _judge(truth, answers, kind, separate_eval=True)
-    # AP is of objects of any size, with up to 100 answers an image: the rest is not asked here.
+    # AP is over objects of any size, with up to 100 answers per image; the rest is not needed here.
     judge.params.areaRng, judge.params.areaRngLbl = judge.params.areaRng[:1], judge.params.areaRngLbl[:1]
     judge.params.maxDets = judge.params.maxDets[-1:]
     judge.evaluate()
@@ -193,7 +193,7 @@ def interval(
 def _judge(truth: dict[str, Any], answers: Sequence[dict[str, Any]], kind: str, **settings: bool) -> Any:
     """COCO's evaluator of these answers."""
     COCO, COCOeval = _coco_tools()
-    # With its box, a mask would be small or large by the area of the box.
+    # With its box, a mask would be called small or large by the area of the box.
     left_out = "bbox" if kind == "segm" else "segmentation"
     results = [{k: v for k, v in answer.items() if k != left_out} for answer in answers]
     known = COCO(copy.deepcopy(truth))
@@ -213,7 +213,7 @@ def _coco_tools() -> tuple[Any, Any]:
 
 
 class _Stages(nn.Module):
-    """FPN on the maps of a convolutional network, the last one of each stride from 4 to 32 that it has.
+    """FPN on the maps of a convolutional network: the last map of each stride from 4 to 32 that it has.
 
     Gives maps "0", "1", ... of `strides`, the finest first, and pooled ones: see `_pooled`.
     """
@@ -240,8 +240,8 @@ class _Stages(nn.Module):
 class _Simple(nn.Module):
     """ViTDet's pyramid of strides 4 to 32: the last map enlarged by deconvolution, as it is, and max-pooled.
 
-    torchvision's anchors and regions want strides that are powers of two. To patches of another size, such as 14
-    pixels, images are shown so much smaller (14/16) that the strides on the image as it was are.
+    torchvision's anchors and regions need strides that are powers of two. For patches of another size, such as 14
+    pixels, images are shrunk (by 14/16), so that the strides on the original image are powers of two.
     """
 
     out_channels = _CHANNELS
@@ -262,7 +262,7 @@ class _Simple(nn.Module):
 
 
 def _level(d: int, scale: float) -> nn.Sequential:
-    """A map of `d` features to one of 256 that is so many times as large: a power of two."""
+    """Resizes a map of `d` features by a power of two, to 256 features."""
     from timm.layers import LayerNorm2d
 
     body: list[nn.Module] = []
@@ -278,7 +278,7 @@ def _level(d: int, scale: float) -> nn.Sequential:
 
 
 def _pooled(maps: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With every second place of the last map, and of that again, until there are five: for the largest anchors."""
+    """The maps, and further ones, each with every second position of the one before, up to five."""
     last = str(len(maps) - 1)
     found, x = dict(maps), maps[last]
     while len(found) <= len(_STRIDES):
@@ -330,17 +330,21 @@ def _detector(
 def _regions(strides: list[int], side: int) -> nn.Module:
     """Features of regions, `side` by `side`, each from the level of its size.
 
-    torchvision infers the levels' strides from the first batch, whose padding may mislead it, and keeps them. So it is
-    shown maps first of which there is no doubt.
+    torchvision infers the levels' strides from the first batch, whose padding may mislead it, and keeps them. So it
+    first sees maps that leave no doubt.
     """
     from torchvision.ops import MultiScaleRoIAlign
 
     names = [str(i) for i in range(len(strides))]
-    pool = MultiScaleRoIAlign(names, output_size=side, sampling_ratio=2)
+    pool: nn.Module = MultiScaleRoIAlign(names, output_size=side, sampling_ratio=2)
     whole = 4 * strides[-1]
     maps = {name: torch.zeros(1, 1, whole // s, whole // s) for name, s in zip(names, strides, strict=True)}
     pool(maps, [torch.tensor([[0.0, 0.0, whole, whole]])], [(whole, whole)])
     return pool
+
+
+_Example = tuple[Picture, bool, Image.Image]
+"""An image's objects, whether to mirror it, and its pixels."""
 
 
 # -- training ----------------------------------------------------------------------------------------------------
@@ -359,7 +363,7 @@ def _train(
     bad: Bad,
     progress: Update | None,
 ) -> int:
-    """Fine-tune the network in place. How many images it learned from; `bad` learns of the others."""
+    """Fine-tune the network in place. Returns the number of images that it learned from; the others go to `bad`."""
     device = next(model.parameters()).device
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer
@@ -375,35 +379,41 @@ def _train(
             module.train(batch_norm == "batch")
     generator = torch.Generator().manual_seed(seed)
     per_epoch = math.ceil(len(pictures) / batch)
-    step, steps = 0, epochs * per_epoch
+    done, steps = 0, epochs * per_epoch
     good: set[Path] = set()
-    for epoch in range(epochs):
-        order = torch.randperm(len(pictures), generator=generator)
-        flipped = torch.rand(len(pictures), generator=generator) < 0.5
-        # Equal batches: a last one of one image would spoil BatchNorm.
-        chosen = [[(pictures[i], bool(flipped[i])) for i in part.tolist()] for part in order.tensor_split(per_epoch)]
-        for some in _read(chosen, bad):
-            good |= {picture.path for picture, _, _ in some}
-            if some:
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * _share(step, steps)
-                optimizer.zero_grad(set_to_none=True)
-                pairs = [_example(image, picture, masks, flip, device) for picture, flip, image in some]
-                loss = sum(model([x for x, _ in pairs], [y for _, y in pairs]).values())
-                if not loss.isfinite():
-                    raise UserError(f"The detector diverged after {step} steps: give an lr lower than {lr:g}.")
-                loss.backward()
-                optimizer.step()
-            step += 1
-            if progress is not None:
-                progress(step, steps, f"epoch {epoch + 1} of {epochs}")
+
+    def batches() -> Iterator[list[_Example]]:
+        for _ in range(epochs):
+            order = torch.randperm(len(pictures), generator=generator)
+            flipped = torch.rand(len(pictures), generator=generator) < 0.5
+            # Equal batches: a last one of one image would spoil BatchNorm.
+            parts = [[(pictures[i], bool(flipped[i])) for i in part.tolist()] for part in order.tensor_split(per_epoch)]
+            yield from _read(parts, bad)
+
+    def backward(some: list[_Example]) -> None:
+        pairs = [_example(image, picture, masks, flip, device) for picture, flip, image in some]
+        loss = sum(model([x for x, _ in pairs], [y for _, y in pairs]).values())
+        if not loss.isfinite():
+            raise UserError(f"The detector diverged after {done} steps: give an lr lower than {lr:g}.")
+        loss.backward()
+
+    learn = stepping(optimizer, backward)
+
+    def step(some: list[_Example], rate: float) -> None:
+        good.update(picture.path for picture, _, _ in some)
+        if some:  # else none of the batch's images can be read
+            learn(some, rate)
+
+    for done in descend(batches(), step, lambda step: lr * _share(step, steps)):
+        if progress is not None:
+            progress(done, steps, f"epoch {1 + (done - 1) // per_epoch} of {epochs}")
     if not good:
         raise UserError(f"None of the {len(pictures)} training images can be read (the first: {bad[0][1]}).")
     return len(good)
 
 
 def _share(step: int, steps: int) -> float:
-    """Of the learning rate."""
+    """Share of the learning rate."""
     warm = min(_WARMUP, steps // 10)
     return min(1.0, (step + 1) / max(1, warm)) * 0.1 ** sum(step >= drop * steps for drop in _DROPS)
 
@@ -416,7 +426,7 @@ def _groups(weights: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
     ]
 
 
-def _read(batches: list[list[tuple[Picture, bool]]], bad: Bad) -> Iterator[list[tuple[Picture, bool, Image.Image]]]:
+def _read(batches: list[list[tuple[Picture, bool]]], bad: Bad) -> Iterator[list[_Example]]:
     """The good images of each batch, the next ones decoding while one is in use."""
 
     def read(one: tuple[Picture, bool]) -> Image.Image | str:
@@ -434,7 +444,7 @@ def _read(batches: list[list[tuple[Picture, bool]]], bad: Bad) -> Iterator[list[
 def _example(
     image: Image.Image, picture: Picture, masks: bool, flip: bool, device: torch.device
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The image in [0, 1], `3 h w`, and its objects as torchvision wants them, both mirrored if `flip`."""
+    """The image in [0, 1], `3 h w`, and its objects in torchvision's format, both mirrored if `flip`."""
     x = _pixels(image, device)
     things = [t for t in picture.things if not t.crowd]
     boxes = torch.tensor([t.box for t in things], dtype=torch.float32).view(-1, 4)
@@ -471,7 +481,7 @@ def _mask(thing: Thing, picture: Picture) -> np.ndarray:
 def _ask(
     model: Any, pictures: list[Picture], classes: Sequence[str], masks: bool, bad: Bad, progress: Update | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What is in the images, and what the network says is, both as COCO has it. `bad` learns of unreadable images."""
+    """The objects in the images, and the network's answers, both in COCO's format. Unreadable images go to `bad`."""
     from faster_coco_eval import mask as tools
 
     device = next(model.parameters()).device

@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyviews.backbones import patch_features
-from manyviews.backbones.encoder import Encoder
+from manyviews.backbones import Encoder, patch_features
 from manyviews.errors import UserError
 from manyviews.evaluation.features import frozen, normalize
 
 MOST = 512
-"""Short side in pixels up to which images are looked at in their own size, when no other one is asked for."""
+"""Largest short side in pixels at which images keep their own size, when no other one is asked for."""
 
-# Height and width of images that any network of strides up to 64, and any of patches of 14 pixels, can look at. They
-# are not square, so that networks made for images of one size fail here and not in the middle of an evaluation.
+# Heights and widths for any network with strides up to 64, and any with patches of 14 pixels. They are not square, so
+# that networks made for images of one size fail here and not in the middle of an evaluation.
 _PROBES = ((256, 320), (224, 280))
 
 
@@ -28,14 +28,14 @@ class Maps(nn.Module):
     """A map of features: `b 3 h w` to `b dim h/stride w/stride`; the stride must divide the image.
 
     Args:
-        encoder: of images of any size.
-        stages: of which of the network's stages, or of a vision transformer's blocks, from the back as -1, -2, ...;
-            several are brought to the finest one's size (bilinear) and put side by side. The blocks' go through the
-            final norm (as in DINO). None: `Encoder.patches`, the last map.
+        encoder: encoder of images of any size.
+        stages: stages of the network, or blocks of a vision transformer, counted from the back as -1, -2, ...; the maps
+            of several are resized (bilinear) to the finest one and concatenated. Those of blocks go through the final
+            norm (as in DINO). None: the last map.
 
     Attributes:
-        dim: features of each place.
-        stride: pixels from one place to the next.
+        dim: features of each position.
+        stride: pixels from one position to the next.
 
     Raises:
         UserError: the network takes images of one size only, or has no such stages.
@@ -61,14 +61,15 @@ class Maps(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[-2] // self.stride, x.shape[-1] // self.stride
         if self._stages is None:
-            return patch_features(self.encoder, x).transpose(1, 2).unflatten(2, (h, w))
-        found = intermediates(self.encoder, x, self._stages)
-        sized = [m if m.shape[-2:] == (h, w) else F.interpolate(m, size=(h, w), mode="bilinear") for m in found]
+            found: Tensor = patch_features(self.encoder, x).transpose(1, 2).unflatten(2, (h, w))
+            return found
+        maps = intermediates(self.encoder, x, self._stages)
+        sized = [m if m.shape[-2:] == (h, w) else F.interpolate(m, size=(h, w), mode="bilinear") for m in maps]
         return torch.cat(sized, 1)
 
 
 def intermediates(encoder: Encoder, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
-    """Maps of some stages, or all, the first stage first: `b c h' w'`.
+    """Maps of some or all stages, first stage first: `b c h' w'`.
 
     Raises:
         UserError: the network cannot give them.
@@ -76,16 +77,17 @@ def intermediates(encoder: Encoder, x: Tensor, indices: Sequence[int] | None = N
     model: Any = encoder.model
     if not hasattr(model, "forward_intermediates"):
         raise UserError(f"{encoder.name} cannot give the maps of its stages: {_ADVICE}.")
-    # Convolutional networks have no norm that would fit all of their stages.
+    # Convolutional networks have no norm that fits all of their stages.
     norm = {"norm": True} if hasattr(model, "blocks") and hasattr(model, "norm") else {}
     wanted = None if indices is None else list(indices)
-    return model.forward_intermediates(
+    found: list[Tensor] = model.forward_intermediates(
         x, indices=wanted, stop_early=True, intermediates_only=True, output_fmt="NCHW", **norm
     )
+    return found
 
 
 def stage_shapes(encoder: Encoder) -> list[tuple[int, int]]:
-    """Channels and stride in pixels of the map of every stage, the first stage first; found out by trying.
+    """Channels and stride in pixels of the map of every stage, first stage first; found by trying.
 
     Raises:
         UserError: the network takes images of one size only, or its maps do not divide the image evenly.
@@ -95,12 +97,7 @@ def stage_shapes(encoder: Encoder) -> list[tuple[int, int]]:
         try:
             with frozen(encoder):
                 found = intermediates(encoder, torch.zeros(1, 3, h, w, device=_device(encoder)))
-        except (
-            AssertionError,
-            RuntimeError,
-            ValueError,
-            UserError,
-        ) as e:  # what networks say of a size
+        except (AssertionError, RuntimeError, ValueError, UserError) as e:  # networks refuse a size in many ways
             failure = str(e).rstrip(".").splitlines()[0] if str(e) else type(e).__name__
             continue
         if any(h % m.shape[-2] or w % m.shape[-1] or h // m.shape[-2] != w // m.shape[-1] for m in found):
@@ -112,10 +109,10 @@ def stage_shapes(encoder: Encoder) -> list[tuple[int, int]]:
 _ADVICE = "choose a ResNet, a ConvNeXt or a plain vision transformer"
 
 
-def look(image: Image.Image, short: int | None, stride: int) -> np.ndarray:
-    """The whole image as an encoder is shown it: uint8 `3 h w`, both sides the nearest multiples of the stride.
+def resized(image: Image.Image, short: int | None, stride: int) -> NDArray[np.uint8]:
+    """The whole image as the encoder's input: uint8 `3 h w`, both sides the nearest multiples of the stride.
 
-    Bicubic and antialiased. The short side is about `short` pixels, or if None, as it is but at most `MOST`.
+    Bicubic and antialiased. The short side is about `short` pixels; if None, it stays, up to `MOST`.
     """
     least = min(image.size)
     scale = (min(least, MOST) if short is None else short) / least
@@ -126,9 +123,9 @@ def look(image: Image.Image, short: int | None, stride: int) -> np.ndarray:
 
 
 def encode_all(
-    maps: Maps, images: Sequence[np.ndarray], mean: Sequence[float], std: Sequence[float], device: torch.device
+    maps: Maps, images: Sequence[NDArray[np.uint8]], mean: Sequence[float], std: Sequence[float], device: torch.device
 ) -> list[Tensor]:
-    """Float32 `dim h' w'` on `device`, of each image (uint8 `3 h w`); those of one size go through together."""
+    """Map of each image (uint8 `3 h w`): float32 `dim h' w'`, on `device`. Images of one size are encoded together."""
     found: list[Tensor] = [torch.empty(0)] * len(images)
     shapes = [image.shape for image in images]
     for shape in dict.fromkeys(shapes):
@@ -137,7 +134,7 @@ def encode_all(
         with frozen(maps):
             some = maps(normalize(pixels, mean, std)).float()
         for i, one in zip(rows, some, strict=True):
-            # Cloned outside inference mode: a tensor that probes can train on, and that does not hold the others.
+            # A clone outside inference mode: probes can train on it, and it does not keep the others alive.
             found[i] = one.clone(memory_format=torch.contiguous_format)
     return found
 

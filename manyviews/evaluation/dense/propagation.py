@@ -22,16 +22,18 @@ from manyviews.data.canvas import in_threads
 from manyviews.data.decode import BadImage, decode
 from manyviews.errors import UserError
 from manyviews.evaluation import metrics
-from manyviews.evaluation.dense.data import Bad, Video, check_counts, open_videos, read_mask
-from manyviews.evaluation.dense.maps import Maps, encode_all, look
+from manyviews.evaluation.dense.files import Bad, check_counts
+from manyviews.evaluation.dense.maps import Maps, encode_all, resized
+from manyviews.evaluation.dense.masks import read_mask
 from manyviews.evaluation.dense.report import Dense
+from manyviews.evaluation.dense.videos import Video, open_videos
 from manyviews.progress import Update
 
 _VOID = 255
-_TOLERANCE = 0.008  # of the diagonal: how far a boundary may be from the true one
+_TOLERANCE = 0.008  # largest distance of a boundary from the true one, in diagonals
 _RECALLED = 0.5
 _AT_ONCE = 8  # frames that are decoded and encoded together
-_TILE = 16  # patches in a row of those whose neighbors are looked for together
+_TILE = 16  # patches in a row whose neighbors are searched together
 
 
 def propagate(
@@ -54,32 +56,32 @@ def propagate(
     """Label propagation through videos by nearest patch features, without any training: J&F-mean.
 
     The first frame's objects are followed: see `propagate_labels`, whose context is the first frame and the last few
-    before the one in question. Labels of the first frame are those at the centers of the patches, so an object between
-    the centers is lost; later ones are soft. Soft labels, bilinearly upsampled to the frame, become masks by the
-    likeliest label. The defaults are DINO's.
+    frames. Labels of the first frame are those at the centers of the patches, so an object between the centers is lost;
+    later labels are soft. Soft labels, bilinearly upsampled to the frame, become masks by the likeliest label. The
+    defaults are DINO's.
 
-    As DAVIS has it, the first and the last frame are not judged, J and F are means over an object's frames, and then
-    over the objects of all sequences; pixels of the value 255 do not count. The interval is a bootstrap over objects.
+    As in DAVIS, the first and the last frame are not judged, J and F are means over an object's frames, and then over
+    the objects of all sequences; pixels with the value 255 do not count. The interval is a bootstrap over objects.
 
     Args:
-        encoder: moved to `device`; it stays as it is.
-        data: a folder: see `data.open_videos`.
-        mean: per channel, of images in [0, 1].
-        std: per channel, of images in [0, 1].
-        test_size: short side in pixels of what the encoder sees; None: the frame's own, at most 512.
-        stages: of the network whose maps are used: see `maps.Maps`. None: the last one.
+        encoder: encoder to judge. It is moved to `device`, and stays as it is.
+        data: folder of sequences: see `videos.open_videos`.
+        mean: per channel, for images in [0, 1].
+        std: per channel, for images in [0, 1].
+        test_size: short side of the encoder's input in pixels; None: the frame's own, at most 512.
+        stages: stages of the network whose maps are used: see `maps.Maps`. None: the last one.
         k: nearest neighbors.
-        frames: before the one in question, besides the first.
-        radius: in patches, of the square in which neighbors are looked for.
-        temperature: of the softmax over the neighbors' similarities.
-        rescale: bring each label's map to [0, 1] before they are compared, as the authors' code does: favors small
-            objects. The papers do not speak of it.
-        device: to compute on.
-        seed: of the interval.
+        frames: number of frames before the current one in the context, next to the first frame.
+        radius: radius, in patches, of the square in which neighbors are searched.
+        temperature: temperature of the softmax over the neighbors' similarities.
+        rescale: bring each label's map to [0, 1] before they are compared, as the authors' code does, in favor of small
+            objects. The papers do not mention it.
+        device: device to compute on.
+        seed: seed of the interval.
         progress: called after every few frames.
 
     Raises:
-        UserError: data in no known layout, or of which no sequence can be used.
+        UserError: data in no known layout, or without a usable sequence.
     """
     check_counts(k=k, test_size=test_size or 1)
     check_counts(least=0, frames=frames, radius=radius)
@@ -96,18 +98,18 @@ def propagate(
             if not objects:
                 raise BadImage("its mask marks nothing")
             features = _features(video, maps, mean, std, test_size, device, bad)
-            for i, said in _follow(features, first, objects, nearest, frames, rescale):
+            for i, predicted in _follow(features, first, objects, nearest, frames, rescale):
                 good += 1
                 if progress is not None:
                     progress(done + i + 1, total, video.name)
-                true = _true(video, i, said.shape, bad)
+                true = _true(video, i, predicted.shape, bad)
                 if true is None:
                     continue
                 void = true == _VOID
-                for place, value in enumerate(objects, 1):
+                for label, value in enumerate(objects, 1):
                     name, wanted = f"{video.name}/{value}", true == value
-                    regions.setdefault(name, []).append(region(said == place, wanted, void))
-                    boundaries.setdefault(name, []).append(boundary(said == place, wanted, void))
+                    regions.setdefault(name, []).append(region(predicted == label, wanted, void))
+                    boundaries.setdefault(name, []).append(boundary(predicted == label, wanted, void))
                     unmoved = region(first == value, wanted, void), boundary(first == value, wanted, void)
                     still.setdefault(name, []).append(sum(unmoved) / 2)
         except BadImage as error:
@@ -151,9 +153,12 @@ def propagate_labels(
     whose features are most similar to its own (cosine), weighted by a softmax of these k similarities.
 
     Args:
-        query: features, `d h w`.
-        keys: of the other frames, `t d h w`.
-        labels: theirs, one-hot or soft, `t c h w`.
+        query: features of the frame, `d h w`.
+        keys: features of the other frames, `t d h w`.
+        labels: labels of the other frames, one-hot or soft, `t c h w`.
+        k: nearest neighbors.
+        radius: radius of the square in which neighbors are searched, in patches.
+        temperature: temperature of the softmax.
 
     Returns:
         `c h w`.
@@ -164,7 +169,7 @@ def propagate_labels(
     found = query.new_empty(c, h, w)
     for top, left in product(range(0, h, _TILE), range(0, w, _TILE)):
         here = slice(top, min(top + _TILE, h)), slice(left, min(left + _TILE, w))
-        # All that the tile's patches can reach, and then for each patch what is too far all the same.
+        # Take all patches within reach of the tile; then mask, for each of its patches, those too far from it.
         reach = tuple(slice(max(0, s.start - radius), s.stop + radius) for s in here)
         far = (rows[here[0], None, None, None] - rows[None, None, reach[0], None]).abs() > radius
         far = far | ((columns[None, here[1], None, None] - columns[None, None, None, reach[1]]).abs() > radius)
@@ -181,23 +186,23 @@ def propagate_labels(
 # -- measures ----------------------------------------------------------------------------------------------------
 
 
-def region(said: np.ndarray, true: np.ndarray, void: np.ndarray | None = None) -> float:
+def region(predicted: np.ndarray, true: np.ndarray, void: np.ndarray | None = None) -> float:
     """J: intersection over union of two masks, bool `h w`, outside of `void`; 1 when both are empty."""
     counted = np.ones_like(true) if void is None else ~void
-    union = ((said | true) & counted).sum()
-    return float(((said & true) & counted).sum() / union) if union else 1.0
+    union = ((predicted | true) & counted).sum()
+    return float(((predicted & true) & counted).sum() / union) if union else 1.0
 
 
-def boundary(said: np.ndarray, true: np.ndarray, void: np.ndarray | None = None) -> float:
+def boundary(predicted: np.ndarray, true: np.ndarray, void: np.ndarray | None = None) -> float:
     """F: the harmonic mean of precision and recall of a mask's boundary, bool `h w`.
 
-    A boundary pixel is right if the other boundary has one within 0.8 % of the diagonal, rounded up to whole pixels. A
-    mask without a boundary has nothing wrong in it, and against one nothing is found.
+    A boundary pixel is right if the other boundary has one within 0.8 % of the diagonal, rounded up to whole pixels. F
+    is 1 if neither mask has a boundary, and 0 if only one has.
     """
     from scipy.ndimage import distance_transform_edt
 
     counted = np.ones_like(true) if void is None else ~void
-    ours, theirs = contour(said & counted), contour(true & counted)
+    ours, theirs = contour(predicted & counted), contour(true & counted)
     if not ours.any() or not theirs.any():
         return float(ours.any() == theirs.any())
     reach = np.ceil(_TOLERANCE * np.linalg.norm(true.shape))
@@ -207,10 +212,11 @@ def boundary(said: np.ndarray, true: np.ndarray, void: np.ndarray | None = None)
 
 
 def contour(mask: np.ndarray) -> np.ndarray:
-    """The boundary of a mask, one pixel wide, bool `h w`: what differs from the pixel to the right, below or both."""
+    """The boundary of a mask, one pixel wide, bool `h w`: pixels that differ from one to the right or below."""
     padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     right, below, across = padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
-    return (mask ^ right) | (mask ^ below) | (mask ^ across)
+    found: np.ndarray = (mask ^ right) | (mask ^ below) | (mask ^ across)
+    return found
 
 
 # -- frames ------------------------------------------------------------------------------------------------------
@@ -224,16 +230,16 @@ def _follow(
     frames: int,
     rescale: bool,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Of each good frame its place and its mask, int64 `h w`: 0, or 1 and on for the objects.
+    """Position and mask of each good frame, int64 `h w`: 0 for the background, from 1 for the objects.
 
     Raises:
-        BadImage: the first frame is bad, or its mask is not of its size.
+        BadImage: the first frame is bad, or its mask has another size.
     """
-    place, x, shape = next(features, (-1, torch.empty(0), (0, 0)))
-    if place != 0:
+    position, x, shape = next(features, (-1, torch.empty(0), (0, 0)))
+    if position != 0:
         raise BadImage("the first frame cannot be used")
     if shape != first.shape:
-        raise BadImage("its mask is not of its size")
+        raise BadImage("its mask has another size")
     begin = x, _one_hot(first, objects, x.shape[1:]).to(x.device)
     yield 0, np.searchsorted(objects, first, side="right") * np.isin(first, objects)
     context: deque[tuple[Tensor, Tensor]] = deque(maxlen=frames)
@@ -245,13 +251,13 @@ def _follow(
 
 
 def _true(video: Video, i: int, shape: tuple[int, ...], bad: Bad) -> np.ndarray | None:
-    """The mask to judge frame `i` by; None if it is not judged. `bad` learns of masks that cannot be used."""
+    """The mask to judge frame `i` by; None if it is not judged. Masks that cannot be used go to `bad`."""
     if i not in video.masks or i in (0, len(video.frames) - 1):
         return None
     try:
         true = read_mask(video.masks[i])
         if true.shape != shape:
-            raise BadImage("the mask is not of the size of its frame")
+            raise BadImage("the mask has another size than its frame")
     except BadImage as error:
         bad.append((str(video.masks[i]), error.reason))
         return None
@@ -267,12 +273,12 @@ def _features(
     device: torch.device,
     bad: Bad,
 ) -> Iterator[tuple[int, Tensor, tuple[int, int]]]:
-    """Of each good frame its place, its features `d h' w'`, and its height and width; `bad` learns of the others."""
+    """Position, features `d h' w'`, height and width of each good frame; the others go to `bad`."""
 
     def read(i: int) -> tuple[np.ndarray, tuple[int, int]] | str:
         try:
             image, shape = decode(video.frames[i])
-            return look(image, size, maps.stride), shape
+            return resized(image, size, maps.stride), shape
         except BadImage as error:
             return error.reason
 
@@ -288,11 +294,11 @@ def _features(
             if shape == size_of_all:
                 yield i, x, shape
             else:
-                bad.append((str(video.frames[i]), "the frame is not of the size of those before"))
+                bad.append((str(video.frames[i]), "the frame has another size than those before"))
 
 
 def _one_hot(mask: np.ndarray, objects: list[int], grid: torch.Size) -> Tensor:
-    """The background and the objects at the centers of a grid's places, float32 `1+objects h w`."""
+    """The background and the objects at the centers of a grid's cells, float32 `1+objects h w`."""
     rows, columns = (((np.arange(n) + 0.5) * side / n).astype(int) for n, side in zip(grid, mask.shape, strict=True))
     small = mask[rows[:, None], columns]
     found = np.stack([~np.isin(small, objects), *(small == value for value in objects)])

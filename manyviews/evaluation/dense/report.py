@@ -1,4 +1,4 @@
-"""What a dense evaluation found."""
+"""The result of a dense evaluation."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from manyviews.evaluation.report import percent
 
 @dataclass(frozen=True)
 class Dense:
-    """How well an encoder serves a dense task. All measures are in [0, 1], and higher is better.
+    """How well an encoder serves a dense task. All metrics are in [0, 1], and higher is better.
 
     Attributes:
         task: "segmentation", "detection" or "propagation".
-        metric: what the headline number is: "mIoU", "box AP", "mask AP" or "J&F".
+        metric: name of the headline number: "mIoU", "box AP", "mask AP" or "J&F".
         value: the headline number, on the test images.
         interval: its 95 % bootstrap interval, over images or objects; None where there is no honest one.
-        details: further numbers by name, in the order in which to show them.
-        per_class: the headline measure of each class, or of each object; None for a class of which there is nothing.
-        baselines: the headline number of what looks at no image, by its name.
-        setting: with which setting: fixed in advance, or chosen on the validation images.
-        validation: headline number on the validation images of each setting that was tried.
-        images: how many readable ones served for "train", "validation" and "test".
+        details: further numbers by name, in the order to show them.
+        per_class: the headline metric of each class, or of each object; None for a class without items.
+        baselines: the headline number of baselines that see no image, by name.
+        setting: the setting, fixed in advance or chosen on the validation images.
+        validation: headline number on the validation images for each setting that was tried.
+        images: number of readable images for "train", "validation" and "test".
         bad: (where, reason) for everything that could not be used and was left out.
-        seconds: that it took.
+        seconds: duration.
     """
 
     task: str
@@ -50,5 +50,5 @@ class Dense:
         return f"{self.metric} {percent(self.value)}{sure} on {self.images['test']} test images{others}."
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, with the verdict."""
+        """The result as JSON can hold it, with the verdict."""
         return dataclasses.asdict(self) | {"verdict": self.verdict}

@@ -19,18 +19,20 @@ from manyviews.backbones.encoder import Encoder
 from manyviews.data.canvas import in_threads
 from manyviews.data.decode import BadImage
 from manyviews.errors import UserError
-from manyviews.evaluation.dense.data import IGNORED, Bad, Masked, Masks, check_counts, check_rates, open_masks
-from manyviews.evaluation.dense.maps import Maps, encode_all, look
+from manyviews.evaluation.dense.files import Bad, check_counts, check_rates
+from manyviews.evaluation.dense.maps import Maps, encode_all, resized
+from manyviews.evaluation.dense.masks import IGNORED, Masked, Masks, open_masks
 from manyviews.evaluation.dense.report import Dense
-from manyviews.evaluation.linear import Standard
+from manyviews.evaluation.descent import descend, stepping
+from manyviews.evaluation.linear import Standardizer
 from manyviews.evaluation.metrics import LEVEL, Interval
 from manyviews.progress import Update
 
 LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
-_WARMUP = 0.04  # of the steps: DINOv2's 1,500 of 40,000
+_WARMUP = 0.04  # share of the steps: DINOv2's 1,500 of 40,000
 _DECAY = 1e-4
-_MEMORY = 4 * 2**30  # bytes of features and masks of a split that are held; of more, they are extracted again
+_MEMORY = 4 * 2**30  # bytes of features and masks of a split that are held; more are extracted again
 _AT_ONCE = 16  # images that are decoded and encoded together
 _RESAMPLES = 2000
 
@@ -54,36 +56,37 @@ def segment(
 ) -> Dense:
     """Linear segmentation on frozen patch features: mIoU on the test images.
 
-    A linear layer on each place's standardized features, its logits bilinearly upsampled to the mask. Cross-entropy by
-    AdamW (weight decay 1e-4), 4 % warm-up, then linear to zero, in batches of 16 as DINOv2's. The learning rate is the
-    first best by mIoU on the validation images, and its layer is asked about the test images once. The same seed gives
-    the same result.
+    A linear layer learns from the standardized features of each position, its logits bilinearly upsampled to the mask.
+    Cross-entropy by AdamW (weight decay 1e-4), 4 % warm-up, then linear to zero, in batches of 16 like DINOv2's. The
+    learning rate is the first best by mIoU on the validation images; its layer predicts the test images once. The same
+    seed gives the same result.
 
-    Ours, where DINOv2 has something else or is silent: images are seen whole, without augmentation, so features are
-    extracted once; features are standardized by all training images' instead of by BatchNorm; epochs instead of 40,000
-    steps; and the loss of a step is that of `pixels` random pixels of each image, which on average is that of all.
+    Our choices, where DINOv2 differs or is silent: images are seen whole, without augmentation, so features are
+    extracted once; features are standardized by those of all training images instead of by BatchNorm; epochs replace
+    40,000 steps; and the loss of a step is over `pixels` random pixels of each image, which equals that over all pixels
+    on average.
 
-    mIoU is the mean over classes that are in any test mask or prediction, of intersections and unions summed over all
+    mIoU is the mean over classes that are in any test mask or prediction, with intersections and unions summed over all
     test images. Its interval is a bootstrap over the images.
 
     Args:
-        encoder: moved to `device`; it stays as it is.
-        data: a folder: see `data.open_masks`.
-        mean: per channel, of images in [0, 1].
-        std: per channel, of images in [0, 1].
-        test_size: short side in pixels of what the encoder sees; None: the image's own, at most 512.
-        stages: of the network whose maps are used: see `maps.Maps`. None: the last one.
-        ignore: a value of the masks that does not count, besides what the data says.
+        encoder: encoder to judge. It is moved to `device`, and stays as it is.
+        data: folder of images with masks: see `masks.open_masks`.
+        mean: per channel, for images in [0, 1].
+        std: per channel, for images in [0, 1].
+        test_size: short side of the encoder's input in pixels; None: the image's own, at most 512.
+        stages: stages of the network whose maps are used: see `maps.Maps`. None: the last one.
+        ignore: value of the masks that does not count, in addition to those that the data names.
         epochs: passes over the training images.
         lrs: learning rates to try, all at once.
         batch: images per step.
-        pixels: per image and step that the loss is of, with replacement; None: all.
-        device: to compute on.
-        seed: of the order, the pixels and the interval.
+        pixels: pixels of each image in the loss of a step, drawn with replacement; None: all.
+        device: device to compute on.
+        seed: seed of the order, the pixels and the interval.
         progress: called after every batch of images or features.
 
     Raises:
-        UserError: data in no known layout, or of which no image can be used.
+        UserError: data in no known layout, or without a usable image.
     """
     check_counts(epochs=epochs, batch=batch, lrs=len(lrs), pixels=pixels or 1, test_size=test_size or 1)
     check_rates(*lrs)
@@ -135,22 +138,22 @@ def segment(
 
 
 def tally(predicted: Tensor, mask: Tensor, classes: int) -> Tensor:
-    """Pixels of each class that are right, that were predicted and that there are, without ignored ones.
+    """Pixels of each class that are predicted correctly, that are predicted, and that exist, without ignored ones.
 
-    Int64 `3 classes`: all that mIoU takes, where a confusion matrix of each image would be large.
+    Int64 `3 classes`. It suffices for mIoU, and is smaller than a confusion matrix for each image.
     """
-    said, true = predicted[mask != IGNORED], mask[mask != IGNORED]
-    return torch.stack([torch.bincount(v, minlength=classes) for v in (true[said == true], said, true)])
+    found, true = predicted[mask != IGNORED], mask[mask != IGNORED]
+    return torch.stack([torch.bincount(v, minlength=classes) for v in (true[found == true], found, true)])
 
 
 def ious(tallies: Tensor) -> list[float | None]:
-    """Intersection over union of each class, from images' tallies, `m 3 c`; None where both are empty."""
+    """Intersection over union of each class, from the images' tallies, `m 3 c`; None where both are empty."""
     both, either = _overlaps(tallies).sum(0)
     return [b / e if e else None for b, e in zip(both.tolist(), either.tolist(), strict=True)]
 
 
 def miou(tallies: Tensor) -> float:
-    """Mean of those `ious` that there are."""
+    """Mean of `ious` without None."""
     there = [v for v in ious(tallies) if v is not None]
     return sum(there) / len(there)
 
@@ -168,8 +171,8 @@ def interval(tallies: Tensor, seed: int = 0, resamples: int = _RESAMPLES) -> Int
 
 def _overlaps(tallies: Tensor) -> Tensor:
     """Intersections and unions, `m 2 c`."""
-    both, said, true = tallies.unbind(1)
-    return torch.stack([both, said + true - both], 1)
+    both, predicted, true = tallies.unbind(1)
+    return torch.stack([both, predicted + true - both], 1)
 
 
 # -- examples ----------------------------------------------------------------------------------------------------
@@ -196,12 +199,12 @@ def _encoded(
     name: str,
     progress: Update | None,
 ) -> Iterator[_Example]:
-    """The good ones among the images, in order; `bad` learns of the others."""
+    """The good images, in order; the others go to `bad`."""
 
     def read(one: Masked) -> tuple[np.ndarray, np.ndarray] | str:
         try:
             image, mask = found.read(one)
-            return look(image, size, maps.stride), mask
+            return resized(image, size, maps.stride), mask
         except BadImage as error:
             return error.reason
 
@@ -218,7 +221,7 @@ def _encoded(
 
 
 class _Train:
-    """The good training images in any order, as often as one likes: from memory, if that holds them."""
+    """The good training images in any order, again and again: from memory, if it holds them."""
 
     def __init__(self, read: Callable[[list[Masked]], Iterable[_Example]], pairs: list[Masked]) -> None:
         self._read = read
@@ -242,26 +245,26 @@ class _Train:
 
 @dataclass(frozen=True)
 class _Statistics:
-    """Of the training images: how to standardize their features, and pixels of each class, int64 `c`."""
+    """Standardization of the training images' features, and pixels of each class, int64 `c`."""
 
-    standard: Standard
+    standard: Standardizer
     counts: Tensor
 
 
 def _statistics(train: _Train, classes: int, dim: int) -> _Statistics:
-    places = 0
+    positions = 0
     total, squares = torch.zeros(2, dim, dtype=torch.float64)
     counts = torch.zeros(classes, dtype=torch.int64)
     for one in train(range(len(train))):
         x = one.features.flatten(1).double()
-        places += x.shape[1]
+        positions += x.shape[1]
         total += x.sum(1)
         squares += x.square().sum(1)
         counts += torch.bincount(one.mask[one.mask != IGNORED].long(), minlength=classes)
-    mean = total / places
-    std = (squares / places - mean.square()).clamp(min=0).sqrt()
-    std = torch.where(std > 1e-6 * (mean.abs() + std.max()), std, 1.0)  # see `Standard.of`
-    return _Statistics(Standard(mean.float(), std.float()), counts)
+    mean = total / positions
+    std = (squares / positions - mean.square()).clamp(min=0).sqrt()
+    std = torch.where(std > 1e-6 * (mean.abs() + std.max()), std, 1.0)  # see `Standardizer.of`
+    return _Statistics(Standardizer(mean.float(), std.float()), counts)
 
 
 # -- layers ------------------------------------------------------------------------------------------------------
@@ -269,7 +272,7 @@ def _statistics(train: _Train, classes: int, dim: int) -> _Statistics:
 
 @dataclass(frozen=True)
 class _Head:
-    """A linear layer on features as they come: `c d` and `c`."""
+    """A linear layer on unstandardized features: `c d` and `c`."""
 
     weight: Tensor
     bias: Tensor
@@ -280,7 +283,7 @@ class _Head:
 
 
 def _constant(statistics: _Statistics, device: torch.device) -> _Head:
-    """Always says the most frequent class."""
+    """A layer that always predicts the most frequent class."""
     counts = statistics.counts.float().to(device)
     return _Head(torch.zeros(len(counts), len(statistics.standard.mean), device=device), counts)
 
@@ -296,35 +299,37 @@ def _train(
     device: torch.device,
     progress: Update | None,
 ) -> list[_Head]:
-    """A layer for each learning rate. They share every batch, and each becomes what it would become alone."""
+    """A layer for each learning rate. They share every batch, and each learns as it would alone."""
     classes, d = len(statistics.counts), len(statistics.standard.mean)
     mean, std = statistics.standard.mean.to(device), statistics.standard.std.to(device)
     weights = [torch.zeros(classes, d, device=device, requires_grad=True) for _ in lrs]
     biases = [torch.zeros(classes, device=device, requires_grad=True) for _ in lrs]
     optimizer = torch.optim.AdamW(
-        [{"params": [w, b], "lr": lr} for w, b, lr in zip(weights, biases, lrs, strict=True)], weight_decay=_DECAY
+        [{"params": [w, b], "lr_scale": lr} for w, b, lr in zip(weights, biases, lrs, strict=True)], weight_decay=_DECAY
     )
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same order and pixels on every device
-    steps = epochs * math.ceil(len(train) / batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=steps))
-    step = 0
-    for epoch in range(epochs):
-        examples = iter(train(torch.randperm(len(train), generator=generator).tolist()))
-        while some := list(islice(examples, batch)):
-            optimizer.zero_grad()
-            for one in some:
-                x = (one.features.to(device) - mean[:, None, None]) / std[:, None, None]
-                mask = one.mask.to(device).long()
-                logits = _Head(torch.cat(weights), torch.cat(biases))(x)
-                found, wanted = _at_random(logits, mask, pixels, generator) if pixels else _at_all(logits, mask)
-                each = F.cross_entropy(found.view(len(lrs), classes, -1), wanted.expand(len(lrs), -1), reduction="none")
-                # The mean over the image's pixels and the batch's images, summed over the layers, which share nothing.
-                (each.mean(1).sum() / len(some)).backward()
-            optimizer.step()
-            schedule.step()
-            step += 1
-            if progress is not None:
-                progress(step, steps, f"epoch {epoch + 1} of {epochs}")
+
+    def batches() -> Iterator[list[_Example]]:
+        for _ in range(epochs):
+            examples = iter(train(torch.randperm(len(train), generator=generator).tolist()))
+            while some := list(islice(examples, batch)):
+                yield some
+
+    def backward(some: list[_Example]) -> None:
+        for one in some:
+            x = (one.features.to(device) - mean[:, None, None]) / std[:, None, None]
+            mask = one.mask.to(device).long()
+            logits = _Head(torch.cat(weights), torch.cat(biases))(x)
+            found, wanted = _at_random(logits, mask, pixels, generator) if pixels else _at_all(logits, mask)
+            each = F.cross_entropy(found.view(len(lrs), classes, -1), wanted.expand(len(lrs), -1), reduction="none")
+            # The mean over the image's pixels and the batch's images, summed over the layers, which share nothing.
+            (each.mean(1).sum() / len(some)).backward()
+
+    per_epoch = math.ceil(len(train) / batch)
+    steps = epochs * per_epoch
+    for step in descend(batches(), stepping(optimizer, backward), partial(_rate, steps=steps)):
+        if progress is not None:
+            progress(step, steps, f"epoch {1 + (step - 1) // per_epoch} of {epochs}")
     heads = []
     for w, b in zip(weights, biases, strict=True):
         scaled = (w / std).detach()
@@ -333,20 +338,20 @@ def _train(
 
 
 def _rate(step: int, steps: int) -> float:
-    """Share of the learning rate: 4 % of the steps from zero, the rest of them to zero."""
+    """Share of the learning rate: up from zero in 4 % of the steps, then down to zero."""
     warm = max(1.0, _WARMUP * steps)
     return min((step + 1) / warm, (steps - step) / max(1.0, steps - warm + 1))
 
 
 def _at_all(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits, bilinearly upsampled, and classes of all pixels that count: `c n` and `n`."""
+    """Bilinearly upsampled logits and classes of all pixels that count: `c n` and `n`."""
     sized = F.interpolate(logits[None], size=mask.shape, mode="bilinear")[0]
     counted = mask != IGNORED
     return sized[:, counted], mask[counted]
 
 
 def _at_random(logits: Tensor, mask: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Those of n random ones among these pixels, with replacement."""
+    """The same for n random pixels, drawn with replacement."""
     counted = (mask.flatten() != IGNORED).nonzero().flatten()
     chosen = counted[torch.randint(len(counted), (n,), generator=generator).to(mask.device)]
     h, w = mask.shape
@@ -357,7 +362,7 @@ def _at_random(logits: Tensor, mask: Tensor, n: int, generator: torch.Generator)
 
 
 def _tallies(examples: Iterable[_Example], heads: Sequence[_Head]) -> list[Tensor]:
-    """For each layer the tallies of the images, int64 `m 3 c`. One that diverged says the first class."""
+    """Tallies of the images for each layer, int64 `m 3 c`. A layer that diverged predicts the first class."""
     classes = len(heads[0].bias)
     found: list[list[Tensor]] = [[] for _ in heads]
     for one in examples:

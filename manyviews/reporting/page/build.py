@@ -19,8 +19,8 @@ from manyviews.data import Source, open_source, spread_out
 from manyviews.data.files import shown
 from manyviews.data.folder import PAGE
 from manyviews.errors import UserError, printable
-from manyviews.evaluation import subspaces as numbers
 from manyviews.evaluation.features import Features, extract
+from manyviews.evaluation.unlabeled import subspaces as numbers
 from manyviews.methods import Method
 from manyviews.methods.mast import MAST
 from manyviews.progress import Update
@@ -261,7 +261,7 @@ def _add_views(
 
 
 def _subspaces(method: MAST, recipe: Recipe, source: Source | None, device: torch.device | str) -> Facts:
-    """The subspaces of a MAST run: see `manyviews.evaluation.subspaces`."""
+    """The subspaces of a MAST run: see `manyviews.evaluation.unlabeled.subspaces`."""
     if source is None:
         weights = method.masks().detach().float().cpu()
         alike = numbers.correlation(weights)

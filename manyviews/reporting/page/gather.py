@@ -14,7 +14,8 @@ import numpy as np
 
 from manyviews.data.files import shown
 from manyviews.errors import UserError, printable
-from manyviews.evaluation.report import COLLAPSED_SPREAD, NAMES, TITLES, Report, percent
+from manyviews.evaluation import protocols as registry
+from manyviews.evaluation.report import COLLAPSED_SPREAD, NAMES, Report, percent
 from manyviews.reporting import summary
 from manyviews.reporting.text import MOST_CLASSES, ends
 
@@ -250,7 +251,7 @@ def setting(report: Report) -> tuple[Any, ...]:
 
 def title(protocol: str) -> str:
     """Title of a protocol."""
-    return TITLES.get(protocol, protocol.replace("_", " "))
+    return registry.title(protocol).replace("_", " ")
 
 
 def accuracies(runs: Sequence[Facts], reports: Sequence[Evaluated | None]) -> Facts:

@@ -1,9 +1,8 @@
-"""How a frozen encoder and a probe learned on clean images fare on corrupted images, and on images of another set.
+"""The corruptions of ImageNet-C and CIFAR-10-C (Hendrycks and Dietterich 2019), with their authors' parameters.
 
-The corruptions are those of ImageNet-C and CIFAR-10-C (Hendrycks and Dietterich 2019), with the parameters of their
-authors' code. Frost is missing, as it needs photographs of frost. They are applied to what the encoder is shown, after
-the test-time transform, as theirs are. Values are rounded to whole gray levels, where theirs are cut; nothing is saved
-as JPEG in between, as ImageNet-C's images are; and the noise is another.
+Frost is missing, as it needs photographs of frost. As in the authors' code, corruptions are applied to the encoder's
+input, after the test-time transform. Three things differ: values are rounded to whole gray levels instead of cut,
+images are not saved as JPEG in between as ImageNet-C's are, and the random numbers are others.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,27 +19,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from manyviews.data.source import Source
 from manyviews.errors import UserError, unknown
-from manyviews.evaluation import metrics
-from manyviews.evaluation.duplicates import across
-from manyviews.evaluation.features import SMALL, Features, Pixels, encode, extract, read_again
-from manyviews.evaluation.knn import TEMPERATURE, neighbors, usable
-from manyviews.evaluation.linear import Standard, linear_probe
-from manyviews.evaluation.task import ImageTask, Measure, Task
+from manyviews.evaluation.features import SMALL
 from manyviews.views import Draws
 from manyviews.views import color as ops
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
-Probe = Literal["linear", "knn"]
-"""A linear layer by SGD, or k nearest neighbors; see `classifier`."""
-
-_BATCH = 128  # images that are corrupted at a time
-_K = 20  # neighbors, as in the protocol "knn"
-
-# Parameters by severity from 1 to 5, for images of 32 pixels (CIFAR-10-C) and of 224 pixels (ImageNet-C). Those that
-# are lengths, in pixels, are marked where they are used.
+# Parameters by severity from 1 to 5, for images of 32 pixels (CIFAR-10-C) and of 224 pixels (ImageNet-C). Each function
+# below says which of its parameters are lengths in pixels.
 _SMALL: dict[str, tuple[Any, ...]] = {
     "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),
     "shot_noise": (500, 250, 100, 75, 50),
@@ -82,7 +68,7 @@ _LARGE: dict[str, tuple[Any, ...]] = {
     "fog": ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
     "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),
     "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
-    # Fractions of 244 pixels: a slip of the authors' that made the set.
+    # Fractions of 244 pixels: a slip of the authors, which made the set.
     "elastic": (
         (488, 170.8, 24.4),
         (488, 19.52, 48.8),
@@ -103,10 +89,10 @@ def corrupt(pixels: Tensor, kind: str, severity: int, index: Tensor | None = Non
 
     Args:
         pixels: square images.
-        kind: a name from `KINDS`.
+        kind: name of the corruption, from `KINDS`.
         severity: from 1 to 5; at 0 the images stay as they are.
-        index: int64, `b`: a number of each image's own, from which its noise follows; its place if not given.
-        seed: another one gives other noise.
+        index: int64, `b`: a number of each image's own, which decides its noise; its position if not given.
+        seed: seed of the noise.
 
     Raises:
         UserError: an unknown kind or severity.
@@ -156,13 +142,13 @@ def _poisson(photons: float) -> tuple[Tensor, Tensor]:
 
 
 def impulse_noise(x: Tensor, amount: float, scale: float, draws: Draws) -> Tensor:
-    """Salt and pepper: so many of the values become 0 or 1, with equal probability."""
+    """Salt and pepper: a share of the values become 0 or 1, with equal probability."""
     u = draws.uniform("noise", x[0].numel()).view_as(x)
     return torch.where(u < amount / 2, 0.0, torch.where(u >= 1 - amount / 2, 1.0, x))
 
 
 def defocus_blur(x: Tensor, c: tuple[float, float], scale: float, draws: Draws) -> Tensor:
-    """A lens out of focus: a disk of a radius in pixels, smoothed by a Gaussian of a deviation in pixels."""
+    """A lens out of focus: a disk with a radius in pixels, smoothed by a Gaussian with a deviation in pixels."""
     kernel = disk(c[0] * scale, c[1] * scale).to(x)
     reach = len(kernel) // 2
     padded = F.pad(x, (reach,) * 4, mode="reflect")
@@ -172,7 +158,7 @@ def defocus_blur(x: Tensor, c: tuple[float, float], scale: float, draws: Draws) 
 def disk(radius: float, smooth: float) -> Tensor:
     """A kernel of equal weights within `radius` pixels, convolved with a small Gaussian of deviation `smooth`.
 
-    float32, `k k` with k odd, of sum 1. The Gaussian is 3 pixels wide, 5 for radii above 8, as the authors' is, and
+    float32, `k k` with k odd; its sum is 1. The Gaussian is 3 pixels wide, 5 for radii above 8, like the authors', and
     wider only where scaled lengths need it.
     """
     reach = max(1 + (radius > 8), math.ceil(1.5 * smooth))
@@ -184,22 +170,23 @@ def disk(radius: float, smooth: float) -> Tensor:
 
 
 def glass_blur(x: Tensor, c: tuple[float, int, int], scale: float, draws: Draws) -> Tensor:
-    """Frosted glass: a blur, every pixel replaced by a near one, so many times over, and a blur.
+    """Frosted glass: a blur, rounds in which every pixel is replaced by a near one, and a blur.
 
-    The authors mean to exchange two pixels, but their code, which made the sets, copies one over the other.
+    The parameters: the deviation of the blur in pixels, the largest distance of a near pixel, and the rounds. The
+    authors mean to exchange two pixels, but their code, which made the sets, copies one over the other.
     """
     b, side = len(x), x.shape[-1]
     reach = max(1, round(c[1] * scale))
     x = (gaussian(x, c[0] * scale) * 255).floor_() / 255
     order = np.tile(np.arange(side * side), (b, 1))
     rows = np.arange(b)
-    places = range(side - reach, reach, -1)
+    positions = range(side - reach, reach, -1)
     for k in range(c[2]):
-        u = draws.uniform(f"steps {k}", 2 * len(places) ** 2).cpu()
+        u = draws.uniform(f"steps {k}", 2 * len(positions) ** 2).cpu()
         # From -reach to reach - 1, as in the authors' code.
         steps = (u * (2 * reach)).floor_().long().view(b, -1, 2).sub_(reach).numpy()
         shift = np.ascontiguousarray((steps[..., 0] * side + steps[..., 1]).T)
-        for i, (h, w) in enumerate((h, w) for h in places for w in places):
+        for i, (h, w) in enumerate((h, w) for h in positions for w in positions):
             here = h * side + w
             order[:, here] = order[rows, here + shift[i]]
     shuffled = x.flatten(2).gather(2, torch.from_numpy(order).to(x.device)[:, None].expand(-1, 3, -1))
@@ -207,17 +194,17 @@ def glass_blur(x: Tensor, c: tuple[float, int, int], scale: float, draws: Draws)
 
 
 def motion_blur(x: Tensor, c: tuple[float, float], scale: float, draws: Draws) -> Tensor:
-    """A moving camera: half a Gaussian along a line, of a reach and a deviation in pixels, at up to 45 degrees."""
+    """A moving camera: half a Gaussian along a line at up to 45 degrees, with a reach and a deviation in pixels."""
     return smear(x, c[0] * scale, c[1] * scale, draws.uniform("angle", 1, -45, 45)[:, 0])
 
 
 def smear(x: Tensor, radius: float, sigma: float, angle: Tensor) -> Tensor:
-    """Each image averaged with what lies along a line from each pixel on, the border repeated; as ImageMagick does it.
+    """Each pixel averaged with those along a line that starts at it, the border repeated, as ImageMagick does it.
 
     Args:
         x: float32, `b c s s`.
-        radius: in pixels: there are 2 * ceil(radius) + 1 points, a pixel apart.
-        sigma: of their Gaussian weights, which are largest at the pixel itself.
+        radius: radius in pixels: there are 2 * ceil(radius) + 1 points, a pixel apart.
+        sigma: deviation of their Gaussian weights, which are largest at the pixel itself.
         angle: float32, `b`, in degrees, from the axis to the right, downwards.
     """
     side, points = x.shape[-1], 2 * math.ceil(radius) + 1
@@ -236,7 +223,7 @@ def smear(x: Tensor, radius: float, sigma: float, angle: Tensor) -> Tensor:
 
 
 def zoom_blur(x: Tensor, c: tuple[float, float], scale: float, draws: Draws) -> Tensor:
-    """A moving zoom: the mean of the image and of itself at zooms from 1 to the first parameter, by steps."""
+    """A moving zoom: the mean of the image and its zooms from 1 to the first parameter, in steps of the second."""
     factors = np.arange(1, *c).tolist()
     return (x + torch.stack([zoom(x, f) for f in factors]).sum(0)) / (len(factors) + 1)
 
@@ -255,7 +242,11 @@ def zoom(x: Tensor, factor: float) -> Tensor:
 
 
 def snow(x: Tensor, c: tuple[float, ...], scale: float, draws: Draws) -> Tensor:
-    """Falling snow: bright spots of magnified noise, blurred by motion, on a paler image."""
+    """Falling snow: bright spots of magnified noise, blurred by motion, on a paler image.
+
+    The parameters: mean and deviation of the noise, its magnification, the threshold below which it is no flake, reach
+    and deviation of the motion in pixels, and the share of the image that is not paled.
+    """
     mean, std, factor, threshold, radius, sigma, rest = c
     b, side = len(x), x.shape[-1]
     normal = torch.erfinv(2 * draws.uniform("flakes", side * side).double() - 1 + 2**-24) * math.sqrt(2)
@@ -268,7 +259,7 @@ def snow(x: Tensor, c: tuple[float, ...], scale: float, draws: Draws) -> Tensor:
 
 
 def fog(x: Tensor, c: tuple[float, float], scale: float, draws: Draws) -> Tensor:
-    """A fractal cloud of so much brightness, the rougher the lower its decay; the brightest value stays what it was."""
+    """A fractal cloud with a brightness and a decay; a low decay makes it rough. The brightest value stays the same."""
     amount, decay = c
     side = x.shape[-1]
     cloud = plasma(draws, 2 ** math.ceil(math.log2(side)), decay)[:, None, :side, :side]
@@ -280,7 +271,7 @@ def plasma(draws: Draws, side: int, decay: float) -> Tensor:
     """Clouds by the diamond-square algorithm (Fournier et al. 1982) on a torus: float32, `b side side`, in [0, 1].
 
     Args:
-        draws: of the heights.
+        draws: draws of the heights.
         side: a power of two.
         decay: heights fall by its square whenever the step is halved.
     """
@@ -306,14 +297,14 @@ def plasma(draws: Draws, side: int, decay: float) -> Tensor:
 
 
 def brightness(x: Tensor, amount: float, scale: float, draws: Draws) -> Tensor:
-    """More of HSV's value, which is the largest channel; hue and saturation stay."""
+    """Raise HSV's value, which is the largest channel; hue and saturation stay."""
     value = x.amax(1, keepdim=True)
     # Channels keep their ratios. Black becomes gray.
     return torch.where(value > 0, x / value.clamp(min=1e-12), 1.0) * (value + amount).clamp(0, 1)
 
 
 def contrast(x: Tensor, factor: float, scale: float, draws: Draws) -> Tensor:
-    """Every channel nearer to its mean."""
+    """Move every channel toward its mean."""
     mean = x.mean((2, 3), keepdim=True)
     return (x - mean) * factor + mean
 
@@ -321,8 +312,9 @@ def contrast(x: Tensor, factor: float, scale: float, draws: Draws) -> Tensor:
 def elastic(x: Tensor, c: tuple[float, float, float], scale: float, draws: Draws) -> Tensor:
     """A random affine map, and then smooth random displacements.
 
-    The parameters, all in pixels: how far pixels go (times uniform noise in [-1, 1], smoothed), the deviation of the
-    Gaussian that smooths it, and how far each of three points moves, at the most, which make the affine map.
+    The parameters, all in pixels: the length of the displacements (times smoothed uniform noise in [-1, 1]), the
+    deviation of the Gaussian that smooths the noise, and the largest move of each of the three points that make the
+    affine map.
     """
     far, sigma, moved = (v * scale for v in c)
     b, side = len(x), x.shape[-1]
@@ -330,24 +322,24 @@ def elastic(x: Tensor, c: tuple[float, float, float], scale: float, draws: Draws
     points = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]], dtype=torch.float64) * third + center
     to = points + draws.uniform("points", 6, -1, 1).double().view(b, 3, 2).cpu() * moved
     one = torch.ones(b, 3, 1, dtype=torch.float64)
-    # Rows (x, y) of the moved points, with a 1, times this are the points where they came from.
+    # The moved points as rows (x, y, 1), times this matrix, are the points that they came from.
     back = torch.linalg.solve(torch.cat([to, one], 2), points.expand(b, -1, -1)).to(x)
     grid = torch.arange(side, device=x.device, dtype=x.dtype)
     across, down = grid.expand(side, side), grid[:, None].expand(side, side)
-    places = torch.stack([across, down, torch.ones_like(across)], 2).view(1, -1, 3) @ back
+    positions = torch.stack([across, down, torch.ones_like(across)], 2).view(1, -1, 3) @ back
     # Reflected about the centers of the outermost pixels.
     x = F.grid_sample(
-        x, (2 * places / (side - 1) - 1).view(b, side, side, 2), padding_mode="reflection", align_corners=True
+        x, (2 * positions / (side - 1) - 1).view(b, side, side, 2), padding_mode="reflection", align_corners=True
     )
     noise = draws.uniform("displacements", 2 * side * side, -1, 1).view(b, 2, side, side)
     noise = gaussian(noise, sigma, reflect=True, truncate=3.0) * far
-    places = torch.stack([across + noise[:, 0], down + noise[:, 1]], 3)
+    positions = torch.stack([across + noise[:, 0], down + noise[:, 1]], 3)
     # Reflected about the outermost pixels' edges.
-    return F.grid_sample(x, (2 * places + 1) / side - 1, padding_mode="reflection", align_corners=False)
+    return F.grid_sample(x, (2 * positions + 1) / side - 1, padding_mode="reflection", align_corners=False)
 
 
 def gaussian(x: Tensor, sigma: float, reflect: bool = False, truncate: float = 4.0) -> Tensor:
-    """Gaussian filter of any deviation, as SciPy's: `... s s`, cut off at `truncate` deviations.
+    """Gaussian filter with any deviation, like SciPy's: `... s s`, cut off at `truncate` deviations.
 
     At the border the outermost pixel is repeated, or the image reflected about the outermost pixels' edges.
     """
@@ -368,7 +360,7 @@ def gaussian(x: Tensor, sigma: float, reflect: bool = False, truncate: float = 4
 
 
 def pixelate(x: Tensor, factor: float, scale: float, draws: Draws) -> Tensor:
-    """Fewer pixels: resampled to a fraction of the side, and back, by box filters as PIL's."""
+    """Fewer pixels: resampled to a fraction of the side, and back, by box filters like PIL's."""
     side = x.shape[-1]
     less = max(1, int(side * factor))
     down, up = box(side, less).to(x), box(less, side).to(x)
@@ -386,7 +378,7 @@ def box(before: int, after: int) -> Tensor:
 
 
 def jpeg(pixels: Tensor, quality: Tensor) -> Tensor:
-    """Images as they come out of a JPEG file: uint8 `b 3 h w`, with each image's own quality, int64 `b`."""
+    """Images saved as JPEG and read again: uint8 `b 3 h w`, each with its own quality, int64 `b`."""
     found = []
     for image, q in zip(pixels.cpu().permute(0, 2, 3, 1).numpy(), quality.tolist(), strict=True):
         file = io.BytesIO()
@@ -413,196 +405,3 @@ _OPERATIONS: dict[str, Callable[[Tensor, Any, float, Draws], Tensor]] = {
 
 KINDS = (*_OPERATIONS, "jpeg")
 """Names of the corruptions, in the paper's order."""
-
-
-# -- measures --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A probe that learned on clean images.
-
-    Attributes:
-        classify: features, `n d`, on the task's device, to a score for each class, `n classes`, the highest the best.
-        setting: of the probe: fixed in advance, or chosen on clean validation images.
-    """
-
-    classify: Callable[[Tensor], Tensor]
-    setting: dict[str, float]
-
-
-def classifier(task: Task, probe: Probe, seed: int) -> Classifier:
-    """A probe on clean features, for any number of further features.
-
-    Args:
-        task: its training features and labels, and the validation ones to choose with.
-        probe: "linear" is the protocol `linear`: standardized features, learning rate and weight decay chosen on
-            validation images. "knn" is the protocol `knn`: 20 neighbors among all training images, temperature 0.1.
-        seed: of the linear layer's training.
-
-    Raises:
-        UserError: an unknown probe.
-    """
-    if probe == "linear":
-        found = linear_probe(
-            task.train_x, task.train_y, task.val_x, task.val_y, task.test_x, classes=task.classes, seed=seed
-        )
-        assert found.classify is not None
-        return Classifier(found.classify, found.setting)
-    if probe != "knn":
-        raise unknown("probe", probe, ("linear", "knn"))
-    x, y = torch.cat([task.train_x, task.val_x]), torch.cat([task.train_y, task.val_y])
-    k = usable((_K,), len(x))[0]
-
-    def votes(asked: Tensor) -> Tensor:
-        similarity, index = neighbors(x, asked, k)
-        weights = ((similarity - similarity[:, :1]) / TEMPERATURE).exp()
-        return weights.new_zeros(len(asked), task.classes).scatter_add_(1, y[index], weights)
-
-    return Classifier(votes, {"k": k, "temperature": TEMPERATURE})
-
-
-def _learn(task: ImageTask, probe: Probe, seed: int) -> Classifier:
-    """A classifier of what the task's encoder gives; raw pixels are standardized, as they are in every protocol."""
-    known = task.frozen
-    if not isinstance(task.encoder, Pixels):
-        return classifier(known, probe, seed)
-    standard = Standard.of(torch.cat([known.train_x, known.val_x]))
-    found = classifier(replace(known, train_x=standard(known.train_x), val_x=standard(known.val_x)), probe, seed)
-    return replace(found, classify=lambda x: found.classify(standard(x)))
-
-
-def _in_parts(classify: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return torch.cat([classify(some) for some in x.split(4096)])
-
-
-def corruptions(
-    task: ImageTask,
-    test_y: Tensor,
-    seed: int,
-    *,
-    kinds: tuple[str, ...] = KINDS,
-    severities: tuple[int, ...] = SEVERITIES,
-    images: int = 2000,
-    probe: Probe = "linear",
-) -> Measure:
-    """Mean accuracy on corrupted test images (noise, blur, weather, compression) of a probe learned on clean ones.
-
-    The mean is over kinds and severities; the details are the accuracy on the same images when they are clean, and that
-    for each kind and for each severity. The interval is over images.
-
-    Args:
-        task: the problem.
-        test_y: classes of the test images, int64, `m`.
-        seed: of the probe, the noise, the choice of images and the interval.
-        kinds: names from `KINDS`.
-        severities: from 1 to 5.
-        images: how many of the test images, at most; the encoder sees each `len(kinds) * len(severities)` times.
-        probe: see `classifier`.
-
-    Raises:
-        UserError: an unknown kind, severity or probe.
-    """
-    for kind in kinds:
-        if kind not in KINDS:
-            raise unknown("corruption", kind, KINDS)
-    model = _learn(task, probe, seed)
-    m = len(test_y)
-    rows = Draws(seed, 0, torch.arange(m)).bits("images", 1)[:, 0].argsort()[:images].sort()[0]
-    y, n = test_y.cpu()[rows], len(rows)
-    right = torch.zeros(len(kinds), len(severities), n, dtype=torch.bool)
-    done = 0
-    for pixels in read_again(task.asked.subset(rows.numpy()), task.size, _BATCH):
-        part, pixels = slice(done, done + len(pixels)), pixels.to(task.device)
-        x = []
-        for i, kind in enumerate(kinds):
-            for severity in severities:
-                changed = corrupt(pixels, kind, severity, rows[part], seed)
-                x.append(encode(task.encoder, changed, mean=task.mean, std=task.std, device=task.device))
-            if task.progress is not None:
-                task.progress(done * len(kinds) + len(pixels) * (i + 1), n * len(kinds), kind.replace("_", " "))
-        guess = _in_parts(model.classify, torch.cat(x)).argmax(1).cpu()
-        right[..., part] = guess.view(len(kinds), len(severities), -1) == y[part]
-        done += len(pixels)
-    clean = _in_parts(model.classify, task.frozen.test_x[rows.to(task.device)]).argmax(1).cpu() == y
-    found = right.double()
-    return Measure(
-        "accuracy on corrupted images",
-        found.mean().item(),
-        metrics.bootstrap(found.mean((0, 1)), seed),
-        {
-            "clean": clean.double().mean().item(),
-            **dict(zip(kinds, found.mean((1, 2)).tolist(), strict=True)),
-            **{f"severity {s}": v for s, v in zip(severities, found.mean((0, 2)).tolist(), strict=True)},
-        },
-        {**model.setting, "images": n},
-    )
-
-
-def shifted(
-    task: ImageTask, test_y: Tensor, seed: int, other: Source, *, probe: Probe = "linear", doubt: bool = True
-) -> Measure:
-    """Accuracy on another set of images of the same classes, of a probe learned on the training images.
-
-    For sets such as ImageNet-V2, -R, -A, Sketch and ObjectNet. The probe chooses among the classes that occur in the
-    other set, as their authors have it for those of 200 classes; the details say how it does among all, on the test
-    images, and by how much it falls. The interval is over images.
-
-    Args:
-        task: the problem.
-        test_y: classes of the test images, int64, `m`.
-        seed: of the probe and the interval.
-        other: images with labels that number the task's classes: see `Source.with_classes`.
-        probe: see `classifier`.
-        doubt: whether to note which of these images are training images, and which cannot be read.
-
-    Raises:
-        UserError: the other set has no labels, or an unknown probe.
-    """
-    model = _learn(task, probe, seed)
-    progress = task.progress
-    seen = extract(
-        task.encoder,
-        other,
-        test_size=task.size,
-        mean=task.mean,
-        std=task.std,
-        device=task.device,
-        progress=None if progress is None else lambda done, of: progress(done, of, f"images of {other.name}"),
-    )
-    if seen.labels is None:
-        raise UserError(f"{other.name} has no labels, without which no accuracy can be told: give others.")
-    scores = _in_parts(lambda x: model.classify(x.to(task.device)).cpu(), seen.x)
-    present = seen.labels.unique()
-    right = present[scores[:, present].argmax(1)] == seen.labels
-    accuracy = right.double().mean().item()
-    usual = (_in_parts(model.classify, task.frozen.test_x).argmax(1).cpu() == test_y.cpu()).double().mean().item()
-    return Measure(
-        f"accuracy on {other.name}",
-        accuracy,
-        metrics.bootstrap(right, seed),
-        {
-            "among all classes": (scores.argmax(1) == seen.labels).double().mean().item(),
-            "on the test images": usual,
-            "difference": accuracy - usual,
-        },
-        {**model.setting, "images": len(right), "classes": len(present)},
-        notes=tuple(_doubts(task, other, seen)) if doubt else (),
-    )
-
-
-def _doubts(task: ImageTask, other: Source, seen: Features) -> list[str]:
-    """What is wrong with a further set of images: some were learned from, some cannot be read."""
-    doubts, learned = [], torch.cat([task.frozen.train_x, task.frozen.val_x]).cpu()
-    known = Features(learned, None, torch.arange(len(learned)), [], [])
-    leaked = {j for _, j in across(task.known, other, known, seen)}
-    if leaked:
-        doubts.append(
-            f"{len(leaked)} of {len(seen)} images of {other.name} are also training images (the first: "
-            f"{other.where(min(leaked))}): its accuracy is too high."
-        )
-    if seen.bad:
-        where, reason = seen.bad[0]
-        count = f"{len(seen.bad)} images of {other.name}"
-        doubts.append(f"{count} could not be read and were left out (the first: {where}: {reason}).")
-    return doubts

@@ -1,4 +1,4 @@
-"""Whether an encoder's features have collapsed, and every number that says so without a label."""
+"""Whether an encoder's features have collapsed, and the numbers that tell without labels."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from manyviews.backbones import Encoder, ExternalEncoder
-from manyviews.data import Source, load_canvases
+from manyviews.data import Source, load_canvases, spread_out
 from manyviews.errors import UserError, printable
+from manyviews.evaluation.baselines import untrained
 from manyviews.evaluation.features import SMALL, check_finite, extract_all, frozen
-from manyviews.evaluation.protocol import untrained
-from manyviews.evaluation.spectrum import (
+from manyviews.evaluation.unlabeled.spectrum import (
     COLLAPSED,
     alignment,
     describe,
@@ -34,26 +33,26 @@ from manyviews.types import Batch
 from manyviews.views import SIMCLR, Color, Global, View, Views
 
 FEWEST = 16
-"""Images below which a spectrum says nothing."""
+"""Fewest images for a spectrum that says anything."""
 
 HEALTHY, FEW, POINT = "healthy", "dimensional collapse", "collapse"
-"""What a diagnosis can come to."""
+"""Outcomes of a diagnosis."""
 
 _SMALL_COLOR = Color(0.4, 0.4, 0.4, 0.1, blur=0.0)  # SimCLR, appendix B.9
-_CHUNK = 64  # images of which views are made at a time
+_CHUNK = 64  # images whose views are made at a time
 _KEYS = ("rankme", "participation", "auc", "correlation", "constant", "spread")
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the features of some images are like.
+    """Numbers about the features of some images.
 
     Attributes:
         source: name of the data.
-        images: readable ones whose features were taken.
-        viewed: how many of them were looked at in several views, and in how many: for `lidar`, `alignment` and
+        images: number of readable images.
+        viewed: number of images that were encoded in several views, and number of views, for `lidar`, `alignment` and
             `uniformity`.
-        test_size: side of what the encoder saw, pixels.
+        test_size: side of the encoder's input in pixels.
         dim: dimensions of the features.
         rankme: effective rank, in [1, dim].
         participation: participation ratio of the covariance's eigenvalues, in [1, dim].
@@ -61,11 +60,11 @@ class Diagnosis:
         lidar: effective rank of the linear discriminant matrix, in [1, dim].
         auc: area under the cumulative explained-variance curve, in (0.5, 1], lower is better.
         correlation: mean squared correlation of two dimensions, in [0, 1], lower is less redundant.
-        constant: how many dimensions do not vary.
+        constant: number of dimensions that do not vary.
         spread: 1 when features are uniform on the sphere, 0 when they are one point.
         alignment: distance of two views of an image, in [0, 4].
         uniformity: in [-8, 0], lower is more uniform.
-        singular_values: of the features, descending.
+        singular_values: singular values of the features, descending.
         deviations: standard deviation of each dimension, descending.
         untrained: rankme and spread of an encoder of the same architecture with fresh weights; None if there is none.
         bad: (where, reason) for each image that could not be read and was left out.
@@ -95,9 +94,9 @@ class Diagnosis:
     def state(self) -> str:
         """ "healthy", "dimensional collapse" or "collapse".
 
-        Collapse is a spread below 0.05 and that of the untrained encoder, or next to none, below 0.005. Dimensional
-        collapse is an effective rank below an eighth of what is possible and half of the untrained encoder's, or below
-        a fiftieth of what is possible.
+        Collapse is a spread below 0.05 and that of the untrained encoder, or below 0.005. Dimensional collapse is an
+        effective rank below an eighth of the possible rank and half of the untrained encoder's, or below a fiftieth of
+        the possible rank.
         """
         before = self.untrained or {"spread": math.inf, "rankme": 0.0}
         possible = min(self.dim, self.images)
@@ -108,7 +107,7 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """What that means, in a few sentences."""
+        """The meaning of the state, in a few sentences."""
         used = f"about {self.rankme:.0f} of {self.dim} dimensions"
         before = "" if self.untrained is None else f" (an untrained encoder: {self.untrained['rankme']:.0f})"
         if self.state == POINT:
@@ -128,7 +127,7 @@ class Diagnosis:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, with the state and the verdict."""
+        """The diagnosis as JSON can hold it, with the state and the verdict."""
         return dataclasses.asdict(self) | {"state": self.state, "verdict": self.verdict}
 
     def to_json(self) -> str:
@@ -156,7 +155,7 @@ class Diagnosis:
         rows = [
             ("RankMe", f"{self.rankme:.1f}", "effective rank", before.get("rankme")),
             ("LiDAR", f"{self.lidar:.1f}", "effective rank of what tells images apart", None),
-            ("participation", f"{self.participation:.1f}", "dimensions in which most of the variance lies", None),
+            ("participation", f"{self.participation:.1f}", "dimensions that hold most of the variance", None),
             ("alpha", alpha, "decay of the spectrum: best near 1", None),
             ("AUC", f"{self.auc:.3f}", "of the spectrum: 0.5 all dimensions alike, 1 only one", None),
             ("correlation", f"{self.correlation:.3f}", "of two dimensions, squared: 0 no redundancy", None),
@@ -194,24 +193,25 @@ def diagnose(
     cache: Path | None = None,
     progress: Update | None = None,
 ) -> Diagnosis:
-    """What an encoder's features are like, from unlabeled images.
+    """Describe an encoder's features of unlabeled images.
 
-    Spectrum and spread are of the images under the test-time transform; LiDAR, alignment and uniformity of random
-    views. These are one and the same for all encoders unless given: SimCLR's, at the encoder's size, and up to 64
-    pixels with half the color and no blur (Chen et al. 2020, appendix B.9).
+    Spectrum and spread come from images under the test-time transform; LiDAR, alignment and uniformity from random
+    views. Unless given, the views are the same for all encoders: SimCLR's, at the encoder's size, and up to 64 pixels
+    with half the color and no blur (Chen et al. 2020, appendix B.9).
 
     Args:
         encoder: `b 3 test_size test_size` to `b d`. It is moved to `device`; its mode stays as it is.
-        source: images; labels are not looked at.
-        view: what its views are like; their number is `views`.
-        test_size: side of what the encoder sees, pixels.
-        mean: per channel, of images in [0, 1].
-        std: per channel, of images in [0, 1].
-        device: where the encoder computes.
-        seed: of the views and of the untrained encoder.
-        images: at most, from all over the source. RankMe grows with them until there are several times `d`.
-        viewed: how many of them are looked at in several views; 1,000 in LiDAR's paper.
-        views: of each; 50 in LiDAR's paper, of which 10 are within a percent.
+        source: images; labels are ignored.
+        view: type of the views; their number is `views`.
+        test_size: side of the encoder's input in pixels.
+        mean: per channel, for images in [0, 1].
+        std: per channel, for images in [0, 1].
+        device: device of the encoder.
+        seed: seed of the views and of the untrained encoder.
+        images: largest number of images, from all over the source. RankMe grows with them, up to several times
+            `d`.
+        viewed: number of images that are encoded in several views; 1,000 in LiDAR's paper.
+        views: number of views of each; 50 in LiDAR's paper, and 10 come within a percent of that.
         baseline: whether to compare with an untrained encoder of the same architecture, if it is an `Encoder`.
         batch_size: images at a time.
         cache: folder for features on disk.
@@ -223,12 +223,12 @@ def diagnose(
     if views < 2 or min(images, viewed) < FEWEST:
         raise UserError(f"A diagnosis takes {FEWEST} images and 2 views of each, or more.")
     device = torch.device(device)
-    chosen = _spread_out(source, images)
-    looked = _spread_out(chosen, viewed)
+    chosen = source.subset(spread_out(len(source), images))
+    looked = chosen.subset(spread_out(len(chosen), viewed))
     total = len(chosen) + len(looked) * views
     encoders: dict[str, nn.Module] = {"trained": encoder}
     if baseline and isinstance(encoder, Encoder | ExternalEncoder):
-        with contextlib.suppress(UserError):  # nobody knows how to begin with some modules
+        with contextlib.suppress(UserError):  # some modules cannot be initialized again
             encoders["untrained"] = untrained(encoder, seed)
     seen = extract_all(
         encoders,
@@ -280,11 +280,6 @@ def _compared(x: Tensor) -> dict[str, float]:
     return {k: numbers[k] for k in ("rankme", "spread")}
 
 
-def _spread_out(source: Source, most: int) -> Source:
-    """Up to `most` items from all over the source: its order is often that of its classes."""
-    return source.subset(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int))
-
-
 def _of_views(
     encoder: nn.Module,
     canvases: Batch,
@@ -297,7 +292,7 @@ def _of_views(
     progress: Update | None,
     total: int,
 ) -> Tensor:
-    """Features of `count` views of each canvas, float32 `n count d`. A few images at a time: views are large."""
+    """Features of `count` views of each canvas, float32 `n count d`; a few images at a time, as views are large."""
     (red, green, blue), (r, g, b) = mean, std
     parts, done = [], total - len(canvases) * count
     for rows in torch.arange(len(canvases)).split(_CHUNK):

@@ -1,4 +1,4 @@
-"""What MAST learned of its augmentations (Huang et al. 2023, figures 3 to 7): masks, invariances, uncertainties.
+"""MAST's subspaces for its augmentations (Huang et al. 2023, figures 3 to 7): masks, invariances, uncertainties.
 
 Embeddings are the means of the images' Gaussians, `n d`; a subspace is one times a column of the masks, `d k`.
 """
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from manyviews.data.source import Source
-from manyviews.data.split import split
+from manyviews.data.split import split, spread_out
 from manyviews.evaluation import metrics
 from manyviews.evaluation.features import Features, extract, frozen, normalize, test_images
-from manyviews.evaluation.linear import Standard
+from manyviews.evaluation.linear import Standardizer
 from manyviews.methods.mast import MAST
 from manyviews.views import Draws
 from manyviews.views.augmentations import Augmentation, ColorJitter, GaussianBlur, ResizedCrop
@@ -39,39 +39,39 @@ def analyze(
     swept: int = 1_000,
     batch_size: int = 256,
 ) -> dict[str, Any]:
-    """All numbers about the subspaces that a trained method and some images give, as JSON can hold them.
+    """All numbers about the subspaces of a trained method, from some images, as JSON can hold them.
 
     Args:
-        method: trained. It is moved to `device`; its mode stays as it is.
+        method: trained method. It is moved to `device`; its mode stays as it is.
         source: images. With labels of two or more classes, 80 % of them, by a stable hash, train a classifier.
-        test_size: side of what the encoder sees, pixels.
-        mean: per channel, of images in [0, 1].
-        std: per channel, of images in [0, 1].
-        device: where the encoder computes.
-        seed: of the augmentations whose strength is varied.
-        images: at most, from all over the source.
-        swept: how many of them are augmented, at most, 20 times each.
+        test_size: side of the encoder's input in pixels.
+        mean: per channel, for images in [0, 1].
+        std: per channel, for images in [0, 1].
+        device: device of the encoder.
+        seed: seed of the augmentations whose strength is varied.
+        images: largest number of images, from all over the source.
+        swept: largest number of images that are augmented, 20 times each.
         batch_size: images at a time.
 
     Returns:
-        By name; what there are no labels, no variances or no augmentation for is None or missing:
+        Numbers by name; None or missing where labels, variances or augmentations are:
 
         - "subspaces": their names, in the order of all that follows.
         - "masks": for each subspace the d entries of its mask, to four digits.
         - "correlation": for each two masks; see `correlation`.
         - "order": the subspaces' names, the most diverse first; see `diverse`.
-        - "bad": place and reason of each image that could not be read and was left out.
+        - "bad": (where, reason) for each image that could not be read and was left out.
         - "uncertainty": "images" (where they are) and "values"; see `uncertainty`.
-        - "invariance": by augmentation: "strength" (what it is), "values" of it, "subspaces" (for each, one number a
+        - "invariance": by augmentation: "strength" (its meaning), its "values", "subspaces" (for each, one number per
           value; see `invariance`), "all" (the same without masks), and "trace" (the variance's, mean over images).
-        - "accuracy": of linear classifiers on the "embedding" and on the "ensemble"; see `ensemble`.
+        - "accuracy": accuracy of linear classifiers on the "embedding" and on the "ensemble"; see `ensemble`.
         - "predictions": for each subspace; see `predictions`.
         - "classes": by name, "accuracy" on the embedding, and "mean" and "std" of the uncertainty.
 
     Raises:
         UserError: no image could be read.
     """
-    chosen = _spread(source, images)
+    chosen = source.subset(spread_out(len(source), images))
     seen = extract(
         _Gaussian(method), chosen, test_size=test_size, mean=mean, std=std, device=device, batch_size=batch_size
     )
@@ -87,7 +87,9 @@ def analyze(
         "order": [method.subspaces[k] for k in diverse(alike)],
         "bad": [list(bad) for bad in seen.bad],
         "uncertainty": None,
-        "invariance": _sweeps(method, _spread(chosen, swept), masks, test_size, mean, std, device, seed, batch_size),
+        "invariance": _sweeps(
+            method, chosen.subset(spread_out(len(chosen), swept)), masks, test_size, mean, std, device, seed, batch_size
+        ),
         **_classified(seen, chosen, mu, masks, unsure),
     }
     if unsure is not None:
@@ -102,19 +104,19 @@ def analyze(
 
 
 def correlation(masks: Tensor) -> Tensor:
-    """How alike augmentations are: the cosine similarity of their masks (figure 4a), `d k` to `k k`, in [0, 1].
+    """Similarity of augmentations: the cosine similarity of their masks (figure 4a), `d k` to `k k`, in [0, 1].
 
-    A mask of zeros is like none, itself included.
+    A mask of zeros is similar to none, not even to itself.
     """
     columns = F.normalize(masks.double(), dim=0)
     return (columns.T @ columns).clamp(0, 1)
 
 
 def diverse(alike: Tensor, first: Sequence[int] = ()) -> list[int]:
-    """An order of the augmentations that adds what is new first (figure 4b), as rows of their correlation, `k k`.
+    """An order of the augmentations that adds the most different first (figure 4b), by their correlation, `k k`.
 
-    The next is always the one of the lowest mean correlation with those that are there. The paper starts from MAST-5,
-    `first=range(5)`; from none, the first is the one of the lowest mean correlation with all others.
+    The next is the one with the lowest mean correlation with those before. The paper starts from MAST-5,
+    `first=range(5)`; from none, the first is the one with the lowest mean correlation with all others.
     """
     order, rest = list(first), [k for k in range(len(alike)) if k not in first]
     while rest:
@@ -126,11 +128,11 @@ def diverse(alike: Tensor, first: Sequence[int] = ()) -> list[int]:
 
 
 def ensemble(mu: Tensor, masks: Tensor) -> Tensor:
-    """All subspaces side by side, `n k*d` (table 3, "MAST-5 (ensemble)"), the first subspace first.
+    """All subspaces next to each other, `n k*d` (table 3, "MAST-5 (ensemble)"), the first subspace first.
 
-    The paper's has 2048 x 5 dimensions, which the masks of 4096 are not, and leaves open what was masked: here the
-    embedding. A linear classifier can weigh a dimension by itself what it weighs a masked one, so that an ensemble
-    differs from the embedding by its penalty alone, and by dimensions that are in no mask.
+    The paper's ensemble has 2048 x 5 dimensions, although masks have 4096, and leaves open which features were masked;
+    here it is the embedding. A linear classifier can weigh a dimension as it weighs a masked one, so an ensemble
+    differs from the embedding only by its penalty and by dimensions that are in no mask.
     """
     return (mu[:, None] * masks.T).flatten(1)
 
@@ -143,7 +145,7 @@ def invariance(mu: Tensor, changed: Tensor, masks: Tensor) -> Tensor:
 
     Args:
         mu: embeddings of the images, `n d`.
-        changed: of the same, augmented, `n d`.
+        changed: embeddings of the same images, augmented, `n d`.
         masks: `d k`.
     """
     squares = masks.double().square()
@@ -159,24 +161,24 @@ def uncertainty(var: Tensor) -> Tensor:
     """
     trace = var.double().sum(1)
     low, high = trace.min(), trace.max()
-    # Equal but for rounding is equal: to divide by that would make noise of it.
+    # A range within rounding is none: dividing by it would make noise.
     return (trace - low) / (high - low) if high - low > 1e-6 * high else torch.zeros_like(trace)
 
 
 def predictions(mu: Tensor, labels: Tensor, masks: Tensor, weight: Tensor) -> Tensor:
-    """What each subspace says for an image's own class: its logit less the bias, mean over images (figure 6), `k`.
+    """Support of each subspace for an image's own class: its logit minus the bias, mean over images (figure 6), `k`.
 
     Args:
         mu: embeddings of images that are classified correctly, as the classifier sees them, `n d`.
         labels: their classes, int64, `n`.
         masks: `d k`.
-        weight: of a linear classifier on whole embeddings, `classes d`.
+        weight: weights of a linear classifier on whole embeddings, `classes d`.
     """
     return ((mu.double() * weight.double()[labels]) @ masks.double()).mean(0)
 
 
 Sweep = tuple[str, tuple[float, ...], Callable[[Any, float], Augmentation]]
-"""What a strength is, the strengths, weakest first, and an augmentation of one strength, made from one with others."""
+"""Meaning of a strength, the strengths, weakest first, and a function that gives an augmentation one strength."""
 
 
 def _jitter(kind: ColorJitter, factor: float) -> ColorJitter:
@@ -184,7 +186,7 @@ def _jitter(kind: ColorJitter, factor: float) -> ColorJitter:
     return replace(kind, hue=min(0.5, factor * kind.hue), **scaled)
 
 
-# Figure 7's three; the values are ours. From what changes nothing to beyond what is trained with.
+# Figure 7's three; the values are ours, from no change to stronger than in training.
 _SWEEPS: dict[type[Augmentation], Sweep] = {
     ColorJitter: ("factor on the strength in training", (0.0, 0.5, 1.0, 1.5, 2.0, 2.5), _jitter),
     GaussianBlur: (
@@ -211,7 +213,7 @@ def _sweeps(
     seed: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Invariances and traces by strength, for the augmentations among the method's that have one."""
+    """Invariances and traces by strength, for those of the method's augmentations that have one."""
     with_all = torch.cat([masks, torch.ones(len(masks), 1)], 1)
     kinds = {k.name: (k, *_SWEEPS[type(k)]) for k in method.view.augmentations if type(k) in _SWEEPS}
     sums = {name: torch.zeros(len(values), with_all.shape[1] + 1) for name, (_, _, values, _) in kinds.items()}
@@ -229,7 +231,7 @@ def _sweeps(
             original, _ = embed(x)
             for name, (kind, _, values, at) in kinds.items():
                 for row, value in zip(sums[name], values, strict=True):
-                    # The same draws at every strength: what differs between two is the strength alone.
+                    # The same draws at every strength: two differ by the strength alone.
                     changed, trace = embed(at(kind, value)(x, draws.at(name)))
                     row += len(good) * torch.cat([invariance(original, changed, with_all), trace.mean()[None]])
         count += len(good)
@@ -249,7 +251,7 @@ def _sweeps(
 
 
 def _classified(seen: Features, source: Source, mu: Tensor, masks: Tensor, unsure: Tensor | None) -> dict[str, Any]:
-    """What needs labels: a logistic regression of 80 % of the embeddings, standardized by them, on the others."""
+    """Numbers from labels, by a logistic regression on 80 % of the standardized embeddings, tested on the others."""
     nothing = {"accuracy": None, "predictions": None, "classes": None}
     if seen.labels is None or source.classes is None:
         return nothing
@@ -257,7 +259,7 @@ def _classified(seen: Features, source: Source, mu: Tensor, masks: Tensor, unsur
     train, test = map(torch.from_numpy, split(seen.ids, {"train": 0.8, "test": 0.2}, salt="subspaces").values())
     if len(y[train].unique()) < 2 or not len(test):
         return nothing
-    x = Standard.of(mu[train])(mu)
+    x = Standardizer.of(mu[train])(mu)
     guessed, weight = _logistic(x[train], y[train], x[test], len(names))
     together, _ = _logistic(ensemble(x[train], masks), y[train], ensemble(x[test], masks), len(names))
     right = guessed == y[test]
@@ -280,16 +282,16 @@ def _classified(seen: Features, source: Source, mu: Tensor, masks: Tensor, unsur
     }
 
 
-def _logistic(x: Tensor, y: Tensor, asked: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Classes of what is asked, int64, `m`, and a logistic regression's weights, `classes d`, zero for unseen ones."""
+def _logistic(x: Tensor, y: Tensor, test_x: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Predicted classes, int64, `m`, and a logistic regression's weights, `classes d`, zero for unseen classes."""
     from sklearn.linear_model import LogisticRegression
 
     found = LogisticRegression(max_iter=1000).fit(x.numpy(), y.numpy())
     weight = torch.zeros(classes, x.shape[1], dtype=torch.float64)
-    # Of two classes it keeps the second's weights alone.
+    # With two classes it keeps the second's weights only.
     rows = np.concatenate([-found.coef_, found.coef_]) if len(found.classes_) == 2 else found.coef_
     weight[torch.from_numpy(found.classes_)] = torch.from_numpy(rows).double()
-    return torch.from_numpy(found.predict(asked.numpy())), weight
+    return torch.from_numpy(found.predict(test_x.numpy())), weight
 
 
 class _Gaussian(nn.Module):
@@ -302,10 +304,3 @@ class _Gaussian(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mu, var = self.method.embed(x)
         return torch.cat([mu, var], 1)
-
-
-def _spread(source: Source, most: int) -> Source:
-    """At most so many images, from all over the source: its order is often that of the classes."""
-    if len(source) <= most:
-        return source
-    return source.subset(np.linspace(0, len(source) - 1, most).astype(int))

@@ -1,7 +1,7 @@
-"""What features look like without labels: how many dimensions they use, and how they lie on the sphere.
+"""Features without labels: the dimensions that they use, and their distribution on the sphere.
 
-All in float64. None of these numbers says how good an encoder is for a task: noise has full rank. They compare
-checkpoints and settings of one method (Garrido et al. 2023), and tell a collapse.
+All in float64. None of these numbers tells how good an encoder is for a task: noise has full rank. They compare
+checkpoints and settings of one method (Garrido et al. 2023), and reveal a collapse.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 FIT = (4, 100)
-"""The first and the last eigenvalue, counted from 1, that alpha-ReQ's line is fitted to."""
+"""First and last eigenvalue, counted from 1, for the fit of alpha-ReQ's line."""
 
 COLLAPSED = 0.05
 """The spread of features below which all images look the same."""
 
-_ROUNDING = 1e-14  # of the mean squared length of float32 features: what varies less does not vary
+_ROUNDING = 1e-14  # share of the mean squared length of float32 features; a smaller variance is rounding
 
 
 def singular_values(x: Tensor) -> Tensor:
     """Singular values of features (`n d`), descending: float64, `min(n, d)`.
 
-    From the smaller Gram matrix in float64, which is several times faster than a decomposition of `x`. Values below
+    They come from the smaller Gram matrix in float64, several times faster than a decomposition of `x`. Values below
     1e-8 of the largest are lost in rounding.
     """
     x = x.double()
     gram = x.T @ x if len(x) > x.shape[1] else x @ x.T
-    return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().flip(0)
+    found: Tensor = torch.linalg.eigvalsh(gram)
+    return found.clamp(min=0).sqrt().flip(0)
 
 
 def eigenvalues(x: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ def participation(x: Tensor) -> float:
     """Participation ratio of features (`n d`): (sum of eigenvalues)^2 / sum of their squares, of the covariance.
 
     In [1, min(n, d)], and 1 for features that do not vary. It counts the few dimensions in which features vary most,
-    where `rankme` counts many small ones as well.
+    while `rankme` counts many small ones as well.
     """
     return _participation(eigenvalues(x))
 
@@ -70,13 +71,13 @@ def _participation(v: Tensor) -> float:
 
 
 def alpha_req(x: Tensor, fit: tuple[int, int] = FIT) -> float:
-    """How fast the eigenvalues of the covariance of features (`n d`) decay: alpha of the power law i^-alpha.
+    """Decay of the eigenvalues of the covariance of features (`n d`): alpha of the power law i^-alpha.
 
-    Agrawal et al. 2022 (alpha-ReQ), who find features good near alpha = 1: below, the tail is noise; above, few
-    dimensions have it all. A line is fitted to log eigenvalue over log i by least squares with weights 1/i, over the
-    middle of the spectrum: from the 4th to the 100th eigenvalue, as in the authors' code, or to nine tenths of those
-    that are not zero where these are fewer, for the last ones fall off. The range decides much: compare only what was
-    fitted over the same, of features of the same width.
+    Agrawal et al. 2022 (alpha-ReQ) find features good near alpha = 1: below it the tail is noise, above it few
+    dimensions hold everything. A line is fitted to log eigenvalue over log i by least squares with weights 1/i, over
+    the middle of the spectrum: from the 4th to the 100th eigenvalue, as in the authors' code, or to nine tenths of the
+    nonzero ones if these are fewer, because the last ones fall off. The range matters: compare only fits over the same
+    range, of features with the same width.
 
     NaN where fewer than two eigenvalues lie in the range.
     """
@@ -94,7 +95,7 @@ def _alpha(v: Tensor, fit: tuple[int, int] = FIT) -> float:
 
 
 def _slope(x: Tensor, y: Tensor, weight: Tensor) -> float:
-    """Of the line through points with weights."""
+    """Slope of the line through weighted points."""
     weight = weight / weight.sum()
     dx, dy = x - (weight * x).sum(), y - (weight * y).sum()
     return ((weight * dx * dy).sum() / (weight * dx.square()).sum()).item()
@@ -103,9 +104,9 @@ def _slope(x: Tensor, y: Tensor, weight: Tensor) -> float:
 def spectrum_auc(x: Tensor) -> float:
     """Area under the cumulative explained-variance curve of features (`n d`), in (1/2, 1]. Lower is better.
 
-    Li et al. 2022: mean over i of the share that the i largest singular values of the centered features have in the sum
-    of all. 1/2 + 1/2d when all dimensions are used alike, 1 when one has it all; 1 for features that do not vary. With
-    fewer images than dimensions the rest counts as unused.
+    Li et al. 2022: mean over i of the share of the i largest singular values of the centered features in the sum of
+    all. It is 1/2 + 1/2d when all dimensions are used alike, 1 when one holds everything, and 1 for features that do
+    not vary. With fewer images than dimensions the rest counts as unused.
     """
     return _auc(eigenvalues(x), x.shape[1])
 
@@ -120,14 +121,14 @@ def _auc(v: Tensor, d: int) -> float:
 def lidar(views: Tensor, ridge: float = 1e-4, eps: float = 1e-7) -> float:
     """Effective rank of the linear discriminant matrix of features of `q` views of each of `n` images: `n q d`.
 
-    Thilak et al. 2024 (LiDAR): each image is a class, and its views are the items of it. With S_b the covariance of the
-    classes' means and S_w that of the views around them plus `ridge` times the identity, it is exp of the entropy of
-    the normalized eigenvalues of S_w^-1/2 S_b S_w^-1/2, in [1, min(n - 1, d)]: how many dimensions tell images apart in
-    spite of the augmentations. Unlike RankMe it weighs a dimension by what is signal in it.
+    Thilak et al. 2024 (LiDAR): each image is a class, and its views are the items. S_b is the covariance of the
+    classes' means, S_w that of the views around them plus `ridge` times the identity. LiDAR is exp of the entropy of
+    the normalized eigenvalues of S_w^-1/2 S_b S_w^-1/2, in [1, min(n - 1, d)]: the number of dimensions that tell
+    images apart in spite of the augmentations. Unlike RankMe it weighs a dimension by its signal.
 
-    The paper has 1,000 images of 50 views, and finds 10 views within a percent of that; it wants more images than
+    The paper takes 50 views of 1,000 images, finds 10 views within a percent of that, and needs more images than
     dimensions. It prints neither constant: the ridge is that of other implementations, `eps` is RankMe's. The ridge is
-    absolute, so features with variances near it are better scaled up first. Features that do not vary have rank 1.
+    absolute, so scale features with variances near it up first. Features that do not vary have rank 1.
 
     Raises:
         ValueError: fewer than two images or two views.
@@ -147,15 +148,15 @@ def lidar(views: Tensor, ridge: float = 1e-4, eps: float = 1e-7) -> float:
 
 
 def deviations(x: Tensor) -> Tensor:
-    """Standard deviation over images of each dimension of features (`n d`): float64, `d`. VICReg holds them up."""
+    """Standard deviation over images of each dimension of features (`n d`): float64, `d`. VICReg keeps them up."""
     return x.double().std(dim=0, correction=0)
 
 
 def correlation(x: Tensor) -> float:
     """Mean squared correlation of two different dimensions of features (`n d`), over all pairs, in [0, 1].
 
-    0 is no redundancy that a line could find; of n images of independent dimensions it is 1/(n - 1). Dimensions that do
-    not vary are left out; without two that do it is 0.
+    0 means no linear redundancy; n images with independent dimensions give 1/(n - 1). Dimensions that do not vary are
+    left out; with fewer than two that do it is 0.
     """
     alive = varying(x)
     d = int(alive.sum())
@@ -168,16 +169,17 @@ def correlation(x: Tensor) -> float:
 
 
 def varying(x: Tensor) -> Tensor:
-    """Which dimensions of features (`n d`) vary by more than rounding: bool, `d`."""
+    """Whether each dimension of features (`n d`) varies by more than rounding: bool, `d`."""
     std = deviations(x)
-    return std > _ROUNDING**0.5 * (x.double().mean(0).abs() + std.max())
+    found: Tensor = std > _ROUNDING**0.5 * (x.double().mean(0).abs() + std.max())
+    return found
 
 
 def describe(x: Tensor) -> dict[str, float]:
-    """All numbers that features (`n d`) of one view of each image give, in one decomposition of each kind.
+    """All numbers of features (`n d`) of one view of each image, with one decomposition of each kind.
 
-    `rankme`, `participation`, `alpha_req` (missing where it has nothing to fit), `auc` (`spectrum_auc`), `correlation`,
-    `constant` (how many dimensions do not vary) and `spread`.
+    `rankme`, `participation`, `alpha_req` (missing where there is nothing to fit), `auc` (`spectrum_auc`),
+    `correlation`, `constant` (number of dimensions that do not vary) and `spread`.
     """
     v = eigenvalues(x)
     alpha = _alpha(v)
@@ -198,7 +200,7 @@ def spread(x: Tensor) -> float:
     1 when they are uniform on the sphere, 0 when they have collapsed to a point (Chen and He 2021, figure 2).
     """
     z = F.normalize(x.double(), dim=1)
-    return (z.std(dim=0, correction=0).mean() * x.shape[1] ** 0.5).item()
+    return float(z.std(dim=0, correction=0).mean() * x.shape[1] ** 0.5)
 
 
 def alignment(za: Tensor, zb: Tensor) -> float:
@@ -212,8 +214,8 @@ def alignment(za: Tensor, zb: Tensor) -> float:
 def uniformity(z: Tensor, t: float = 2.0) -> float:
     """Log of the mean Gaussian potential exp(-t ||z_i - z_j||^2) of all pairs i < j of l2-normalized features (`n d`).
 
-    Wang and Isola 2020, equation 7. In [-4 t, 0]; lower is better; 0 is collapse. Memory grows with n^2: give it some
-    thousands.
+    Wang and Isola 2020, equation 7. In [-4 t, 0]; lower is better; 0 is collapse. Memory grows with n^2: give it a few
+    thousand.
     """
     distances = torch.pdist(F.normalize(z.double(), dim=1)).square()
     return (torch.logsumexp(-t * distances, 0) - torch.tensor(float(len(distances))).log()).item()

@@ -1,4 +1,4 @@
-"""Images that are there twice: exact copies by their pixels, and near ones by their features.
+"""Images that occur twice: exact copies by their pixels, and near copies by their features.
 
 A group is a connected component: two images belong together if a chain of pairs, each above the threshold, joins them.
 So the groups do not depend on the images' order, and of those that are kept no two are above the threshold.
@@ -33,12 +33,12 @@ _READ = 256
 
 @dataclass(frozen=True)
 class Group:
-    """Images that are (nearly) the same, ordered by their names and places. The first is the one to keep.
+    """Images that are (nearly) the same, ordered by their names and positions. The first is the one to keep.
 
     Attributes:
-        index: their places in the source.
+        index: their positions in the source.
         ids: their stable names.
-        similarity: of each to the most similar other one of the group, in [-1, 1]; 1 for exact copies.
+        similarity: similarity of each to the most similar other one of the group, in [-1, 1]; 1 for exact copies.
     """
 
     index: tuple[int, ...]
@@ -49,12 +49,12 @@ class Group:
 def duplicates(features: Features, threshold: float = 0.95, device: torch.device | str = "cpu") -> list[Group]:
     """Groups of images whose features' cosine similarity is at least the threshold, ordered by their first names.
 
-    Which threshold tells copies from look-alikes depends on the encoder: `copy_detection` measures one.
+    The threshold between copies and look-alikes depends on the encoder: the protocol "copy_detection" measures one.
 
     Args:
-        features: of the images.
-        threshold: above 0, below 1.
-        device: to compare them on.
+        features: features of the images.
+        threshold: cosine similarity, above 0 and below 1.
+        device: device to compare them on.
 
     Raises:
         UserError: the threshold is out of its range, or so low that there are more than 50 million pairs.
@@ -67,7 +67,7 @@ def duplicates(features: Features, threshold: float = 0.95, device: torch.device
 def exact(source: Source, progress: Progress | None = None) -> list[Group]:
     """Groups of images with the same pixels, however they are stored, ordered by their first names.
 
-    Reads all of them. Those that cannot be read are in no group.
+    All images are read. Those that cannot be read are in no group.
     """
     same = defaultdict(list)
     for i, digest in enumerate(_digests(source, range(len(source)), progress)):
@@ -86,25 +86,25 @@ def across(
     held: Features | None = None,
     progress: Progress | None = None,
 ) -> list[tuple[int, int]]:
-    """Test images that are among the training images, pixel by pixel: pairs of places (source, test), ascending.
+    """Test images that also occur in the training set, pixel by pixel: pairs of positions (source, test), ascending.
 
     With features of the good images of both, only images that they cannot tell apart are read. Without, all are.
     """
     some: Sequence[int] = range(len(source))
     others: Sequence[int] = range(len(test))
     if seen is not None and held is not None:
-        # Their images alone: what the features leave out may be in the other part of one source.
+        # Only images with features: the others may belong to the other part of one source.
         pairs = _indistinct(seen.x, held.x)
         all_of = torch.arange(len(seen)), torch.arange(len(held))
         rows = all_of if pairs is None else tuple(column.unique() for column in pairs.T)
         some, others = (f.index[r].tolist() for f, r in zip((seen, held), rows, strict=True))
     total = len(some) + len(others)
-    places = defaultdict(list)
+    positions = defaultdict(list)
     for i, digest in zip(some, _digests(source, some, _from(progress, 0, total)), strict=True):
         if digest is not None:
-            places[digest].append(i)
+            positions[digest].append(i)
     found = zip(others, _digests(test, others, _from(progress, len(some), total)), strict=True)
-    return sorted((i, j) for j, digest in found if digest is not None for i in places[digest])
+    return sorted((i, j) for j, digest in found if digest is not None for i in positions[digest])
 
 
 def similar(
@@ -116,11 +116,11 @@ def similar(
         a: `n d`.
         b: `m d`. If it is `a` itself, each pair is given once, as (i, j) with i < j.
         threshold: in (-1, 1].
-        most: pairs.
-        device: to compute on.
+        most: largest number of pairs.
+        device: device to compute on.
 
     Returns:
-        int64, `p 2`, places in `a` and `b`, and float32, `p`, similarities.
+        int64, `p 2`, positions in `a` and `b`, and float32, `p`, similarities.
 
     Raises:
         UserError: there are more than `most` pairs.
@@ -147,11 +147,11 @@ def similar(
 def _indistinct(a: Tensor, b: Tensor) -> Tensor | None:
     """Pairs of rows of `a` and `b` that may differ by rounding alone: int64, `p 2`.
 
-    None if there are more than ten for each row: to such an encoder nearly all are alike.
+    None if there are more than ten for each row: such an encoder takes nearly all for one.
     """
     from scipy.spatial import cKDTree
 
-    # A few projections tell nearly all apart, and their tree costs less than all similarities.
+    # A few projections tell nearly all apart, and a tree of them costs less than all similarities.
     lines = F.normalize(torch.randn(a.shape[1], _LINES, generator=torch.Generator().manual_seed(0)), dim=0)
     p, q = ((F.normalize(x.float(), dim=1).cpu() @ lines).numpy() for x in (a, b))
     tree = cKDTree(p)
@@ -166,7 +166,7 @@ def _indistinct(a: Tensor, b: Tensor) -> Tensor | None:
 def to_csv(groups: Sequence[Group]) -> str:
     """A line for each image of a group: `group` (its number from 1), `id`, `keep` ("yes" or "no") and `similarity`."""
     text = io.StringIO()
-    # All in quotes: Python before 3.11.9 leaves a carriage return in a name without, which would begin another line.
+    # Quote everything: Python before 3.11.9 does not quote a carriage return in a name, which would begin a new line.
     table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     table.writerow(["group", "id", "keep", "similarity"])
     for number, group in enumerate(groups, 1):
@@ -177,7 +177,7 @@ def to_csv(groups: Sequence[Group]) -> str:
 
 
 def _groups(ids: Sequence[str], index: Tensor, pairs: Tensor, similarity: Tensor) -> list[Group]:
-    """Connected components of two or more, of `n` items with these names and places."""
+    """Connected components of two or more items, from `n` items with these names and positions."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -193,8 +193,8 @@ def _groups(ids: Sequence[str], index: Tensor, pairs: Tensor, similarity: Tensor
     groups = []
     for rows in members.values():
         rows.sort(key=lambda row: (ids[row], int(index[row])))
-        places, values = index[rows].tolist(), nearest[rows].tolist()
-        groups.append(Group(tuple(places), tuple(ids[row] for row in rows), tuple(values)))
+        positions, values = index[rows].tolist(), nearest[rows].tolist()
+        groups.append(Group(tuple(positions), tuple(ids[row] for row in rows), tuple(values)))
     return sorted(groups, key=lambda g: (g.ids, g.index))
 
 

@@ -1,0 +1,270 @@
+"""Images with boxes and masks of objects, in Pascal VOC's and COCO's layouts, for detection."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from manyviews.data.decode import BadImage, decode
+from manyviews.errors import UserError
+from manyviews.evaluation.dense.files import SPLITS, Bad, check_folder, images_in, only_folder, read_json
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object in an image.
+
+    Attributes:
+        box: left, top, right and bottom edge in pixels; the first column is from 0 to 1.
+        label: class, from 0.
+        area: area in pixels, which makes it small, medium or large.
+        crowd: whether it is a group, or too difficult: nothing learns from it, and finding it is neither right nor
+            wrong.
+        segmentation: COCO's polygons or run-length encoding; None where there are boxes only.
+    """
+
+    box: tuple[float, float, float, float]
+    label: int
+    area: float
+    crowd: bool = False
+    segmentation: Any = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image and its objects.
+
+    Attributes:
+        path: the file.
+        size: height and width in pixels, according to the annotations.
+        things: objects in it.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    things: tuple[Thing, ...]
+
+    def read(self) -> Image.Image:
+        """The image. Raises BadImage: it cannot be read, or its size is not that of the annotations."""
+        image, found = decode(self.path)
+        if found != self.size:
+            raise BadImage(f"it is {found[1]}x{found[0]}, and its annotations are for {self.size[1]}x{self.size[0]}")
+        return image
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A set for object detection.
+
+    Attributes:
+        classes: names of the classes.
+        train, test: images to learn from, and to test on.
+        bad: annotations and images that were left out, such as boxes without an area.
+    """
+
+    classes: tuple[str, ...]
+    train: list[Picture]
+    test: list[Picture]
+    bad: Bad = field(default_factory=list)
+
+
+def open_pictures(root: Path, masks: bool = False) -> Pictures:
+    """Images with boxes: Pascal VOC's XML or COCO's JSON.
+
+    VOC: `Annotations/x.xml`, `JPEGImages/x.jpg` and `ImageSets/Main/<split>.txt`, in the folder or in its only
+    subfolder. The first pixel is 1 there and 0 here, and "difficult" objects are crowds.
+
+    COCO: `annotations/instances_<split>*.json`, `annotations/<split>.json`, `<split>.json` or
+    `<split>/_annotations.coco.json`, with the images in a folder named as the split, in `images/<split>` or `images`,
+    or next to the file.
+
+    With a test split, val is learned from too, because nothing is chosen with it; without, val is the test. Test
+    images are never learned from, whatever other splits they are in.
+
+    Args:
+        root: the folder.
+        masks: whether every object must have a mask.
+
+    Raises:
+        UserError: neither layout, annotations that cannot be read, or no masks.
+    """
+    check_folder(root)
+    voc = [f for f in (root, *only_folder(root)) if (f / "Annotations").is_dir() and (f / "JPEGImages").is_dir()]
+    if voc and masks:
+        raise UserError(f"{root} is in Pascal VOC's format, which has no masks of objects: give annotations as COCO's.")
+    found = _open_voc(voc[0]) if voc else _open_coco(root, masks)
+    tested = {picture.path for picture in found.test}
+    train = [p for p in found.train if p.path not in tested]
+    if len(train) < len(found.train):
+        twice = f"{len(found.train) - len(train)} images to train are test images too"
+        if not train:
+            raise UserError(f"{root} has no images to train but those to test: give others in one of the lists.")
+        found = replace(found, train=train, bad=[*found.bad, (str(root), f"{twice}, and are not learned from")])
+    for name, part in (("train", found.train), ("test", found.test)):
+        if not any(not thing.crowd for picture in part for thing in picture.things):
+            raise UserError(f"{root} has no objects in its images to {name}.")
+    return found
+
+
+def _open_voc(root: Path) -> Pictures:
+    lists = {}
+    for name in ("train", "val", "trainval", "test"):
+        file = root / "ImageSets" / "Main" / f"{name}.txt"
+        if file.is_file():
+            lists[name] = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    train = lists.get("train", lists.get("trainval"))
+    if "test" in lists and train is not None:
+        train, test = list(dict.fromkeys([*train, *lists.get("val", [])])), lists["test"]
+    elif train is not None and "train" in lists and "val" in lists:
+        test = lists["val"]
+    else:
+        raise UserError(
+            f"{root / 'ImageSets' / 'Main'} needs train.txt, and test.txt or val.txt, with an image's name in "
+            "each line."
+        )
+    images = {p.stem: p for p in images_in(root / "JPEGImages")}
+    bad: Bad = []
+    read = {name: _read_voc(root / "Annotations" / f"{name}.xml", bad) for name in dict.fromkeys([*train, *test])}
+    classes = tuple(sorted({name for _, found in read.values() for name, *_ in found}))
+
+    def pictures(names: list[str]) -> list[Picture]:
+        found = []
+        for name in names:
+            if name not in images:
+                bad.append((name, f"there is no image of this name in {root / 'JPEGImages'}"))
+                continue
+            size, boxes = read[name]
+            things = tuple(Thing(b, classes.index(c), (b[2] - b[0]) * (b[3] - b[1]), hard) for c, b, hard in boxes)
+            found.append(Picture(images[name], size, things))
+        return found
+
+    return Pictures(classes, pictures(train), pictures(test), bad)
+
+
+_Box = tuple[float, float, float, float]
+
+
+def _read_voc(path: Path, bad: Bad) -> tuple[tuple[int, int], list[tuple[str, _Box, bool]]]:
+    """Height and width, and for each object its class, its box, and whether it is difficult."""
+    try:
+        top = ElementTree.parse(path).getroot()
+        w, h = int(_text(top, "size/width")), int(_text(top, "size/height"))
+        found: list[tuple[str, _Box, bool]] = []
+        for thing in top.iter("object"):
+            left, upper, right, lower = (float(_text(thing, f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax"))
+            box = _inside((left - 1, upper - 1, right, lower), h, w)
+            if right <= left or lower <= upper or box is None:
+                bad.append((str(path), f"a box without an area ({left:g}, {upper:g}, {right:g}, {lower:g})"))
+                continue
+            found.append((_text(thing, "name"), box, thing.findtext("difficult", "0").strip() == "1"))
+    except FileNotFoundError:
+        raise UserError(f"There is no {path}, for an image that a split names.") from None
+    except (OSError, ElementTree.ParseError, ValueError) as e:
+        raise UserError(f"{path} is not an annotation in Pascal VOC's format ({e}).") from None
+    return (h, w), found
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    found = element.findtext(path)
+    if not found or not found.strip():
+        raise ValueError(f"it has no {path}")
+    return found.strip()
+
+
+def _open_coco(root: Path, masks: bool) -> Pictures:
+    files = {name: _coco_file(root, name) for name in SPLITS}
+    if files["train"] is None or (files["val"] or files["test"]) is None:
+        raise UserError(
+            f"{root} needs annotations in COCO's format for train, and for test or val, such as "
+            "annotations/instances_train.json, or in Pascal VOC's: Annotations, JPEGImages and ImageSets/Main."
+        )
+    bad: Bad = []
+    known: dict[int, str] = {}
+    parts = {name: _read_coco(root, file, masks, known, bad) for name, file in files.items() if file is not None}
+    position = {k: i for i, k in enumerate(sorted(known))}
+    labeled = {
+        name: [replace(p, things=tuple(replace(t, label=position[t.label]) for t in p.things)) for p in pictures]
+        for name, pictures in parts.items()
+    }
+    classes = tuple(known[k] for k in sorted(known))
+    if "test" not in labeled:
+        return Pictures(classes, labeled["train"], labeled["val"], bad)
+    return Pictures(classes, labeled["train"] + labeled.get("val", []), labeled["test"], bad)
+
+
+def _coco_file(root: Path, name: str) -> Path | None:
+    for split_name in SPLITS[name]:
+        for pattern in (
+            f"annotations/instances_{split_name}*.json",
+            f"annotations/{split_name}.json",
+            f"{split_name}.json",
+            f"{split_name}/_annotations.coco.json",
+        ):
+            found = sorted(root.glob(pattern))
+            if len(found) > 1:
+                raise UserError(
+                    f"{root} has several annotations to {name}, {found[0].name} and {found[1].name}: keep one."
+                )
+            if found:
+                return found[0]
+    return None
+
+
+def _read_coco(root: Path, file: Path, masks: bool, known: dict[int, str], bad: Bad) -> list[Picture]:
+    """Pictures whose labels are COCO's category ids, which are added to `known`."""
+    found = read_json(file)
+    try:
+        for category in found["categories"]:
+            if known.setdefault(int(category["id"]), str(category["name"])) != str(category["name"]):
+                raise ValueError(f"category {category['id']} has another name in another split")
+        images = {int(i["id"]): i for i in found["images"]}
+        things: dict[int, list[Thing]] = {k: [] for k in images}
+        for a in found["annotations"]:
+            image = images[int(a["image_id"])]
+            if int(a["category_id"]) not in known:
+                raise ValueError(f"annotation {a.get('id')} is of category {a['category_id']}, which is not listed")
+            x, y, w, h = (float(v) for v in a["bbox"])
+            size = int(image["height"]), int(image["width"])
+            box = _inside((x, y, x + w, y + h), *size)
+            if box is None:
+                bad.append((str(file), f"annotation {a.get('id')} has a box without an area"))
+                continue
+            shape = a.get("segmentation") if masks else None
+            if masks and not _is_segmentation(shape, size):
+                raise ValueError(f"annotation {a.get('id')} has no mask that could be read")
+            area = float(a.get("area", w * h))
+            things[int(image["id"])].append(Thing(box, int(a["category_id"]), area, bool(a.get("iscrowd", 0)), shape))
+        named = [(k, _within(str(i["file_name"])), (int(i["height"]), int(i["width"]))) for k, i in images.items()]
+    except (KeyError, TypeError, ValueError) as e:
+        why = f"{e} is missing" if isinstance(e, KeyError) else e
+        raise UserError(f"{file} is not an annotation in COCO's format: {why}.") from None
+    split_name = file.parent.name if file.name.startswith("_") else file.stem.removeprefix("instances_")
+    folders = (root / split_name, root / "images" / split_name, root / "images", file.parent, root)
+    base = next((f for f in folders for _, name, _ in named[:1] if (f / name).is_file()), None)
+    if named and base is None:
+        raise UserError(f"{file} is about {named[0][1]}, which is in none of {', '.join(str(f) for f in folders)}.")
+    return [Picture((base or root) / name, size, tuple(things[k])) for k, name, size in named]
+
+
+def _is_segmentation(shape: Any, size: tuple[int, int]) -> bool:
+    """Whether it is polygons of three points or more, or a run-length encoding of that size."""
+    if isinstance(shape, dict):
+        return isinstance(shape.get("counts"), str | list) and list(shape.get("size", ())) == list(size)
+    return isinstance(shape, list) and bool(shape) and all(isinstance(p, list) and len(p) >= 6 for p in shape)
+
+
+def _within(name: str) -> Path:
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"the image {name} is outside of its folder")
+    return path
+
+
+def _inside(box: _Box, h: int, w: int) -> _Box | None:
+    """The part of a box within the image, None if there is none."""
+    left, top, right, bottom = max(0.0, box[0]), max(0.0, box[1]), min(float(w), box[2]), min(float(h), box[3])
+    return (left, top, right, bottom) if left < right and top < bottom else None

@@ -1,0 +1,52 @@
+"""Folders of images with annotations: the checks and readings that all layouts share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from manyviews.data.folder import is_image
+from manyviews.errors import UserError
+
+Bad = list[tuple[str, str]]
+"""(where, reason) of everything that was left out."""
+
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+
+
+def check_counts(least: int = 1, **settings: int) -> None:
+    """Raises UserError unless all settings are `least` or more."""
+    for name, value in settings.items():
+        if value < least:
+            raise UserError(f"{name} must be {least} or more, not {value}.")
+
+
+def check_rates(*rates: float) -> None:
+    """Raises UserError unless all learning rates are positive and finite."""
+    for rate in rates:
+        if not 0 < rate < float("inf"):
+            raise UserError(f"A learning rate must be positive and finite, not {rate:g}.")
+
+
+def check_folder(root: Path) -> None:
+    if not root.is_dir():
+        advice = "unpack it first" if root.is_file() else "look for a typing error in it"
+        raise UserError(f"{root} is not a folder: {advice}.")
+
+
+def images_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if is_image(p.name) and not p.name.startswith("."))
+
+
+def only_folder(root: Path) -> Iterable[Path]:
+    folders = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    return folders if len(folders) == 1 else []
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path} cannot be read as JSON ({e}).") from None

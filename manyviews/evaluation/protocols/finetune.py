@@ -1,0 +1,462 @@
+"""Protocols that train on the images: a linear layer on random crops, and fine-tuning.
+
+De Plaen et al. 2026, "MULAN", appendices A and B; He et al. 2022, "MAE", table 9, for transformers. Where the papers
+are silent: linear layers start at zero; validation images choose, and the chosen network predicts as it is after its
+last step, without having learned from them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from manyviews.backbones import Encoder, protect
+from manyviews.data.loader import Loader
+from manyviews.data.source import Source
+from manyviews.errors import UserError
+from manyviews.evaluation.contract import (
+    BELOW_ONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Count,
+    ImageProtocol,
+    ImageTask,
+    LearningRates,
+    Prediction,
+    Sees,
+)
+from manyviews.evaluation.descent import descend, stepping
+from manyviews.evaluation.features import SMALL, Chosen, encode, frozen, read_again
+from manyviews.evaluation.linear import Standardizer, ranked
+from manyviews.evaluation.subsets import balanced
+from manyviews.schedules import WarmupCosine
+from manyviews.types import Batch, Progress
+from manyviews.views import Global, Strong, View, Views
+
+_MOMENTUM = 0.9
+_PART = 256  # images that go through a network at once: the paper's batches of 1024 are shared by four GPUs
+_MEMORY = 4 * 2**30  # bytes of validation images that are held; more are read again for every setting
+# Names of parameters that must not decay, in modules from outside, which cannot say so themselves.
+_TOKENS = re.compile(r"(^|\.)((cls|class|dist|reg|register|mask)_tokens?|pos(itional)?_embed(ding)?s?)$")
+
+
+@dataclass(frozen=True)
+class LinearAugmented(ImageProtocol):
+    """A linear layer on standardized features of random crops and flips, by SGD; nothing is chosen (MULAN, A).
+
+    Crops of 8 to 100 % of the image, mirrored half of the time, go through the frozen encoder anew in every epoch, in
+    bfloat16 on a GPU. The standardization is that of the clean images. As nothing is chosen, validation images are
+    training images too.
+
+    Args:
+        epochs: passes over the images; the encoder sees each image that often.
+        lr: learning rate, to zero by a cosine, per step.
+        batch: largest number of images per step: an epoch is cut into equal batches.
+        momentum: momentum of SGD. The paper does not name it.
+    """
+
+    name = "linear_augmented"
+    title = "linear probe on crops"
+    seeded = True
+
+    epochs: Count = 100
+    lr: Annotated[float, POSITIVE] = 0.005
+    batch: Count = 512
+    momentum: Annotated[float, BELOW_ONE] = _MOMENTUM
+
+    def run(self, task: ImageTask, seed: int) -> Prediction:
+        known, epochs = task.frozen, self.epochs
+        standard = Standardizer.of(known.trainval_x)
+        head = _head(known.train_x.shape[1], known.classes, task.device)
+
+        def logits(x: Tensor) -> Tensor:
+            with frozen(task.encoder), _precision(task.device):
+                found = task.encoder(x).float()
+            return _tensor(head(standard(found)))  # outside of inference mode, whose tensors nothing can learn from
+
+        crops = _Crops(task, task.trainval, known.trainval_y, self.batch, seed)
+        optimizer = torch.optim.SGD(head.parameters(), lr=self.lr, momentum=self.momentum)
+        for done in crops.descend(logits, optimizer, lr=self.lr, epochs=epochs):
+            epoch = 1 + (done - 1) // crops.steps_per_epoch
+            task.tell(done, epochs * crops.steps_per_epoch, f"epoch {epoch} of {epochs}")
+        with torch.no_grad():
+            found = head(standard(known.test_x))
+        return Prediction(ranked(found), {"lr": self.lr, "epochs": epochs}, [], {})
+
+
+@dataclass(frozen=True)
+class FineTune(ImageProtocol):
+    """Fine-tuning of the whole encoder on all training labels; settings chosen on validation images (MULAN, B).
+
+    A copy of the encoder and a linear layer on its features learn from random crops (8 to 100 % of the image) and
+    flips by SGD with Nesterov momentum 0.9, without weight decay, dropout or drop path; cosine to zero per step. Each
+    learning rate is tried with each number of epochs, all with the same crops in the same order; the first best on the
+    clean validation images predicts. (The paper names the best on the test images.) The other settings are for
+    transformers: see `FineTuneViT`.
+
+    BatchNorm learns with the statistics of up to 256 images and predicts with running ones. Parameters with
+    requires_grad=False stay frozen. On GPUs that have it in hardware the forward pass of training is in bfloat16;
+    predictions are in float32.
+
+    Args:
+        lrs: learning rates to try.
+        epochs: passes over the images to try.
+        batch: largest number of images per step: an epoch is cut into equal batches.
+        share: share of the training labels to learn from: see `balanced`.
+        optimizer: "sgd", or "adamw" with betas 0.9 and 0.999.
+        lr_scaling: "linear" multiplies the learning rates by the images of a batch / 256 (Goyal et al. 2017).
+        weight_decay: weight decay of matrices and kernels; biases, norms, positions and class tokens have none.
+        layer_decay: factor on the learning rate from one layer to the one below it (Clark et al. 2020), from 1 at the
+            linear layer down to the stem. Layers are timm's: the blocks of transformers and ResNets.
+        warmup: epochs in which the learning rate grows linearly; a tenth of the run if that is shorter.
+        randaugment: operations of RandAugment on each crop, of random severity: see `Strong`. The papers' have one
+            severity, 9 of 10.
+        mixup: alpha of mixup (Zhang et al. 2018): images and labels are blended with the next image's by a weight from
+            Beta(alpha, alpha), the same for up to 256 images.
+        cutmix: alpha of CutMix (Yun et al. 2019): a box is the next image's. With mixup too, either is as likely.
+        smoothing: share of each label that is spread over all classes.
+        drop_path: probability with which the last block's residual branches are left out; the first one's stay, and it
+            grows linearly between. Other noise that the encoder may have learned with is off.
+
+    Raises:
+        UserError: `layer_decay` with an encoder whose layers timm does not know, `drop_path` with one without branches.
+    """
+
+    name = "finetune"
+    title = "fine-tuning"
+    sees: ClassVar[Sees] = "network"
+    seeded = True
+
+    lrs: LearningRates = (0.005, 0.01, 0.02, 0.05, 0.1)
+    epochs: Annotated[tuple[int, ...], POSITIVE] = (30, 50)
+    batch: Count = 1024
+    share: Annotated[float, SHARE] = 1.0
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr_scaling: Literal["constant", "linear"] = "constant"
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
+    layer_decay: Annotated[float, SHARE] = 1.0
+    warmup: Annotated[float, NOT_NEGATIVE] = 0.0
+    randaugment: Annotated[int, NOT_NEGATIVE] = 0
+    mixup: Annotated[float, NOT_NEGATIVE] = 0.0
+    cutmix: Annotated[float, NOT_NEGATIVE] = 0.0
+    smoothing: Annotated[float, BELOW_ONE] = 0.0
+    drop_path: Annotated[float, BELOW_ONE] = 0.0
+
+    def run(self, task: ImageTask, seed: int) -> Prediction:
+        known = task.frozen
+        rows = torch.arange(len(known.train_y))
+        if self.share < 1:
+            rows = balanced(task.trainval.ids[: len(rows)], known.train_y.cpu(), self.share, seed)
+        images, y = task.trainval.subset(rows.numpy()), known.train_y[rows.to(task.device)]
+        crops = _Crops(task, images, y, self.batch, seed, self.randaugment)
+        validation = _again(task.trainval.subset(range(len(known.train_y), len(task.trainval))), task.size)
+        mix = _mixing(self.mixup, self.cutmix, known.classes)
+
+        settings = [(lr, length) for length in self.epochs for lr in self.lrs]
+        done, total = 0, crops.steps_per_epoch * sum(length for _, length in settings)
+        tried: list[tuple[dict[str, float], float]] = []
+        best = -1.0
+        for lr, length in settings:
+            model = _copy(task, self.drop_path)
+            rate = lr * crops.batch / 256 if self.lr_scaling == "linear" else lr
+            steps = crops.descend(
+                partial(_forward, model, task.device),
+                _optimizer(self.optimizer, groups(model, self.weight_decay, self.layer_decay), rate, task.device),
+                lr=rate,
+                epochs=length,
+                warmup=self.warmup,
+                mix=mix,
+                smoothing=self.smoothing,
+            )
+            for step in steps:
+                epoch = 1 + (step - 1) // crops.steps_per_epoch
+                task.tell(done + step, total, f"lr {lr:g}, epoch {epoch} of {length}")
+            done += length * crops.steps_per_epoch
+            accuracy = _accuracy(_logits(model, validation(), task), known.val_y)
+            tried.append(({"lr": lr, "epochs": length}, accuracy))
+            if accuracy > best:
+                best, setting, chosen = accuracy, tried[-1][0], model
+        logits = _logits(chosen, read_again(task.test, task.size), task)
+        return Prediction(ranked(logits), setting | {"images": len(rows)}, tried, {})
+
+
+@dataclass(frozen=True)
+class Semi1(FineTune):
+    """Fine-tuning of the whole encoder on 1 % of the training labels, the same number of each class (MULAN, B).
+
+    See `FineTune` and `balanced`. The settings are chosen with all validation labels, which are more than 1 %.
+    """
+
+    name = "semi_1"
+    title = "fine-tuning on 1 %"
+
+    share: Annotated[float, SHARE] = 0.01
+
+
+@dataclass(frozen=True)
+class Semi10(FineTune):
+    """Fine-tuning of the whole encoder on 10 % of the training labels, the same number of each class (MULAN, B).
+
+    See `FineTune` and `balanced`.
+    """
+
+    name = "semi_10"
+    title = "fine-tuning on 10 %"
+
+    share: Annotated[float, SHARE] = 0.1
+
+
+@dataclass(frozen=True)
+class FineTuneViT(FineTune):
+    """Fine-tuning of a transformer: AdamW, rates that fall with depth, mixup, CutMix, drop path (MAE, table 9).
+
+    See `FineTune`. Learning rates are for 256 images: the 1e-3 of the paper, its half and its double, because it is
+    adjusted to each set of images. These are the settings for ViT-B; larger ones take 50 epochs and more drop path. For
+    ViT-B the authors' code has layer decay 0.65 at rate 5e-4, and so has BEiT (Bao et al. 2021), which warms up for 20
+    epochs. The paper averages the patches; here the features are those of the encoder as it is. Sets of some thousand
+    images want smaller batches, or there are few steps.
+    """
+
+    name = "finetune_vit"
+    title = "fine-tuning by AdamW"
+
+    lrs: LearningRates = (5e-4, 1e-3, 2e-3)
+    epochs: Annotated[tuple[int, ...], POSITIVE] = (100,)
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr_scaling: Literal["constant", "linear"] = "linear"
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.05
+    layer_decay: Annotated[float, SHARE] = 0.75
+    warmup: Annotated[float, NOT_NEGATIVE] = 5
+    randaugment: Annotated[int, NOT_NEGATIVE] = 2
+    mixup: Annotated[float, NOT_NEGATIVE] = 0.8
+    cutmix: Annotated[float, NOT_NEGATIVE] = 1.0
+    smoothing: Annotated[float, BELOW_ONE] = 0.1
+    drop_path: Annotated[float, BELOW_ONE] = 0.1
+
+
+_Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Maps images, `b 3 h w`, and labels, int64 `b`, to new images and labels; new labels may be float32, `b classes`."""
+
+
+def _unmixed(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return x, y
+
+
+class _Crops:
+    """Labeled images, decoded once if they fit into memory; crops are made on the device in every step."""
+
+    def __init__(self, task: ImageTask, source: Source, y: Tensor, batch: int, seed: int, randaugment: int = 0) -> None:
+        size, n = task.size, len(source)
+        canvas = size if size <= SMALL else int(size * 256 / 224)  # as large as the test images are before their crop
+        # Equal batches: a last one of few images would spoil BatchNorm, and leaving it out would cost small sets much.
+        self._loader = Loader(source, canvas, n // math.ceil(n / batch), seed=seed, device=task.device)
+        self._task, self._y, self._seed = task, y, seed
+        self._kind: View = Global(1, size=size, area=(0.08, 1.0), color=None, flip=0.5)
+        if randaugment:
+            self._kind = Strong(1, size, (0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, operations=randaugment, hole=None)
+        self.steps_per_epoch, self.batch = self._loader.steps_per_epoch, self._loader.batch
+
+    def descend(
+        self,
+        logits: Callable[[Tensor], Tensor],
+        optimizer: torch.optim.Optimizer,
+        *,
+        lr: float,
+        epochs: int,
+        warmup: float = 0.0,
+        mix: _Mix = _unmixed,
+        smoothing: float = 0.0,
+    ) -> Iterator[int]:
+        """Minimize the cross-entropy of `logits`, a function of images; yields the steps done, after each."""
+        task, steps = self._task, epochs * self.steps_per_epoch
+        schedule = WarmupCosine(lr, warmup)
+
+        def rate(step: int) -> float:
+            return schedule(Progress(step, steps, self.steps_per_epoch))
+
+        def backward(given: tuple[int, int, Batch]) -> None:
+            step, epoch, batch = given
+            with _noise(f"{self._seed} {step}", task.device):
+                for part in batch.to(task.device).chunk(math.ceil(len(batch) / _PART)):
+                    x = Views(part, (self._kind,), self._seed, epoch, task.mean, task.std)[self._kind.name, 0]
+                    x, y = mix(x, self._y[part.index])
+                    loss = F.cross_entropy(logits(x), y, label_smoothing=smoothing, reduction="sum")
+                    (loss / len(batch)).backward()
+
+        batches = ((epoch, batch) for epoch in range(epochs) for batch in self._loader.batches(epoch))
+        numbered = ((step, epoch, batch) for step, (epoch, batch) in enumerate(batches))
+        yield from descend(numbered, stepping(optimizer, backward), rate)
+
+
+def _mixing(mixup: float, cutmix: float, classes: int) -> _Mix:
+    """torchvision's mixing, which draws from torch's generator and takes batches of any size; timm's does neither."""
+    if not mixup and not cutmix:
+        return _unmixed
+    from torchvision.transforms import v2
+
+    ways = [kind(alpha=a, num_classes=classes) for kind, a in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if a]
+    mix: _Mix = v2.RandomChoice(ways)
+    return mix
+
+
+@contextmanager
+def _noise(key: str, device: torch.device) -> Iterator[None]:
+    """Draws from the global generators depend on `key` alone; afterwards the generators are as they were."""
+    seed = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def _copy(task: ImageTask, drop_path: float) -> nn.Sequential:
+    """The encoder with a linear layer on its features, ready to learn: only BatchNorm and drop path are in training."""
+    noisy: tuple[type[nn.Module], ...] = (nn.modules.batchnorm._BatchNorm,)
+    if drop_path:
+        from timm.layers import DropPath
+
+        encoder = _dropping(task.encoder, drop_path).to(task.device)
+        noisy += (DropPath,)
+    else:
+        encoder = copy.deepcopy(task.encoder)
+    encoder = encoder.to(memory_format=torch.channels_last).eval()
+    protect(encoder)
+    for module in encoder.modules():
+        if isinstance(module, noisy):
+            module.train()
+    return nn.Sequential(encoder, _head(task.frozen.train_x.shape[1], task.frozen.classes, task.device))
+
+
+def _dropping(encoder: nn.Module, rate: float) -> nn.Module:
+    """A copy with another rate of drop path, which timm builds into a model: on the CPU, in any mode."""
+    from timm.layers import DropPath
+
+    if isinstance(encoder, Chosen):
+        return Chosen(_dropping(encoder.encoder, rate), encoder.kind)  # type: ignore[arg-type]
+    if isinstance(encoder, Encoder):
+        with torch.random.fork_rng([]):
+            made = Encoder.from_spec(encoder.spec | {"drop_path_rate": rate})
+        made.load_state_dict(encoder.state_dict())
+        for new, old in zip(made.parameters(), encoder.parameters(), strict=True):
+            new.requires_grad_(old.requires_grad)
+        if any(isinstance(module, DropPath) for module in made.modules()):
+            return made
+    raise UserError(f"{_name(encoder)} has no residual branches that timm could drop: set drop_path to 0.")
+
+
+Groups = list[dict[str, Any]]
+"""Parameter groups of an optimizer, with their `weight_decay` and, by layers, the `lr_scale` of each."""
+
+
+def groups(model: nn.Sequential, weight_decay: float, layer_decay: float) -> Groups:
+    """Parameter groups of an encoder with its linear layer.
+
+    Args:
+        model: the encoder, and the linear layer on its features.
+        weight_decay: weight decay of matrices and kernels; biases, norms, positions and class tokens have none.
+        layer_decay: factor on the learning rate from one layer to the one below it; 1 for none.
+
+    Raises:
+        UserError: `layer_decay` with a network whose layers timm does not know.
+    """
+    encoder, head = model
+    inner = encoder.encoder if isinstance(encoder, Chosen) else encoder
+    body = inner.model if isinstance(inner, Encoder) else inner
+    if hasattr(body, "group_matcher"):
+        return groups_by_layer(body, head, weight_decay, layer_decay)
+    if layer_decay != 1:
+        raise UserError(f"{_name(inner)} does not say what its layers are: set layer_decay to 1.")
+    return groups_by_name(model, weight_decay)
+
+
+def groups_by_layer(body: Any, head: nn.Module, weight_decay: float, layer_decay: float) -> Groups:
+    """Groups of a timm model and a head above it: each layer's rate is `layer_decay` times that of the layer above."""
+    from timm.optim import param_groups_layer_decay
+
+    exempt = body.no_weight_decay() if hasattr(body, "no_weight_decay") else ()
+    # While it is a part of the body, timm takes it for a classifier, the layer above all others.
+    body.add_module("_head", head)
+    try:
+        found: Groups = param_groups_layer_decay(body, weight_decay, exempt, layer_decay=layer_decay)
+        return found
+    finally:
+        del body._head
+
+
+def groups_by_name(model: nn.Module, weight_decay: float) -> Groups:
+    """Groups of any module, whose tokens and positions are known by their names."""
+    from timm.optim import param_groups_weight_decay
+
+    tokens = [name for name, _ in model.named_parameters() if _TOKENS.search(name)]
+    found: Groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=tokens)
+    return found
+
+
+def _name(encoder: nn.Module) -> str:
+    """Name of the backbone, if it has one."""
+    return getattr(encoder, "name", type(encoder).__name__)
+
+
+def _optimizer(name: str, groups: Groups, lr: float, device: torch.device) -> torch.optim.Optimizer:
+    fused = device.type in ("cpu", "cuda")
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=_MOMENTUM, nesterov=True, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, fused=fused)
+
+
+def _head(d: int, classes: int, device: torch.device) -> nn.Linear:
+    head: nn.Linear = nn.utils.skip_init(nn.Linear, d, classes, device=device)  # the global random state stays as it is
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def _forward(model: nn.Module, device: torch.device, x: Tensor) -> Tensor:
+    with _precision(device):
+        found = model(x)
+    return _tensor(found.float())
+
+
+def _tensor(x: Any) -> Tensor:
+    """Modules return anything, as far as types tell."""
+    assert isinstance(x, Tensor)
+    return x
+
+
+def _precision(device: torch.device) -> torch.autocast:
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
+
+def _again(source: Source, size: int) -> Callable[[], Iterable[Tensor]]:
+    """`read_again`, as often as it is called: from memory if it holds the images."""
+    if len(source) * 3 * size**2 > _MEMORY:
+        return lambda: read_again(source, size)
+    held = list(read_again(source, size))
+    return lambda: held
+
+
+def _logits(model: nn.Module, batches: Iterable[Tensor], task: ImageTask) -> Tensor:
+    """Logits in exact float32, `n classes`."""
+    return torch.cat([encode(model, pixels, mean=task.mean, std=task.std, device=task.device) for pixels in batches])
+
+
+def _accuracy(logits: Tensor, y: Tensor) -> float:
+    """Accuracy in [0, 1]; a network that diverged predicts nothing."""
+    right = (logits.argmax(1) == y) & logits.isfinite().all(1)
+    return right.double().mean().item()

@@ -1,0 +1,1 @@
+"""Judgments without labels: collapse, copies, spectra, and the subspaces of MAST."""
