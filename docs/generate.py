@@ -413,7 +413,8 @@ def tree(page: Path) -> str:
             title, _, rest = says.partition(": ")
             says = rest if title.lower().removeprefix("a ") == module.name.lower() else says
             says = re.split(r"(?<=[.;]) ", says)[0].rstrip(".;")
-            says = says if len(says) < 98 else says.partition(": ")[0]
+            while len(says) > 98 and ", " in says:
+                says = says.rpartition(", ")[0]
             says = says[:1].upper() + says[1:]
             found.append((not module.ispkg, f"{module.name}{'/' if module.ispkg else '.py'}", says))
     lines = [f"  {name:<17} {says}".rstrip() for _, name, says in sorted(found)]
