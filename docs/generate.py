@@ -391,9 +391,27 @@ def class_table(page: Path, *modules: str) -> str:
     return table(["name", "what it is"], rows)
 
 
+def protocol_types() -> dict[str, type[protocols.Protocol]]:
+    return {name: kind for name, kind in protocols.known().items() if kind.__module__.startswith("manyviews.")}
+
+
 def protocol_table(page: Path) -> str:
-    rows = [[f"`{name}`", first_line(protocol)] for name, protocol in protocols.known().items()]
-    return table(["protocol", "what it does, and what it chooses on validation images"], rows)
+    """What each protocol does, what it looks at, and whether its result depends on a seed."""
+    kinds = protocol_types().items()
+    rows = ([f"`{name}`", first_line(kind), kind.sees, "yes" if kind.seeded else "-"] for name, kind in kinds)
+    return table(["protocol", "what it does", "looks at", "seeded"], rows)
+
+
+def protocol_settings(page: Path) -> str:
+    """The settings of each protocol that has some, or those that differ from the protocol it is derived from."""
+    known, rows = protocol_types(), []
+    for name, kind in known.items():
+        base = next((b for b in kind.__mro__[1:] if b in known.values()), None)
+        inherited = {f.name: f.default for f in dataclasses.fields(base)} if base else {}
+        own = [f for f in dataclasses.fields(kind) if f.name not in inherited or f.default != inherited[f.name]]
+        words = [f"as `{base.name}`"] if base else []
+        rows.append([f"`{name}`", ", ".join([*words, *(f"`{f.name}={short(f.default)}`" for f in own)])])
+    return table(["protocol", "settings"], (row for row in rows if row[1]))
 
 
 def verb_table(page: Path) -> str:
@@ -446,6 +464,7 @@ PARTS: Mapping[str, Callable[..., str]] = {
     "hooks": hook_table,
     "names": class_table,
     "protocols": protocol_table,
+    "protocol-settings": protocol_settings,
     "verbs": verb_table,
     "tree": tree,
     "source": source,
