@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 import manyviews as mv
 from manyviews.backbones import Encoder, ExternalEncoder, reinitialized
-from manyviews.backbones.outside import _convnext, _resnet, _vit
 from manyviews.errors import UserError
+from manyviews.weights.layouts import _convnext, _resnet, _vit
 
 State = dict[str, Tensor]
 BASIC, DEEP = torchvision.models.resnet.BasicBlock, torchvision.models.resnet.Bottleneck
