@@ -68,7 +68,7 @@ def _blocks(weights: Mapping[str, Tensor], pattern: str) -> int:
     return len({m[1] for key in weights if (m := re.match(pattern, key))})
 
 
-def _resnet(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+def resnet(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     deep = "layer1.0.conv3.weight" in weights
     layers = tuple(_blocks(weights, rf"layer{i}\.(\d+)\.") for i in (1, 2, 3, 4))
     last, widening = ("conv3", 4) if deep else ("conv2", 1)
@@ -94,12 +94,12 @@ def _resnet(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     return name, settings
 
 
-def _bare_resnet(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    name, settings = _resnet(weights)
+def bare_resnet(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    name, settings = resnet(weights)
     return name, settings | {"stem": "bare"}
 
 
-def _vit(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+def vit(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     if "norm_pre.weight" in weights:
         raise ValueError("CLIP has two activations, which the weights do not tell apart")
     if any(name.startswith("attn_pool.") for name in weights):
@@ -155,7 +155,7 @@ def _vit(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     return name, {k: v for k, v in found.items() if v != usual[k]}
 
 
-def _convnext(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+def convnext(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     depths = tuple(_blocks(weights, rf"stages\.{i}\.blocks\.(\d+)\.") for i in range(4))
     second = any(".grn." in key for key in weights)
     return f"convnext{'v2' if second else ''}_{_CONVNEXTS[depths, len(weights['stem.0.weight'])]}", {}
@@ -170,30 +170,30 @@ def _stages(*numbers: int) -> tuple[tuple[str, str], ...]:
 LAYOUTS = (
     Layout(
         ("layer1.0.conv1.weight", "layer4.0.conv1.weight", "conv1.weight"),
-        _resnet,
+        resnet,
         ((r"\.shortcut\.", ".downsample."),),  # many ResNets for CIFAR
     ),
     # nn.Sequential(*list(resnet.children())[:-1]). The first is torchvision's ResNet. The second is lightly's own: it
     # has no max-pool, and its first activation is a function and thus no child.
-    Layout(("7.0.conv1.weight", "4.0.conv1.weight", "1.weight", "0.weight"), _resnet, _stages(0, 1, 4, 5, 6, 7)),
+    Layout(("7.0.conv1.weight", "4.0.conv1.weight", "1.weight", "0.weight"), resnet, _stages(0, 1, 4, 5, 6, 7)),
     Layout(
         ("5.0.conv1.weight", "2.0.conv1.weight", "1.weight", "0.weight"),
-        _bare_resnet,
+        bare_resnet,
         (*_stages(0, 1, 2, 3, 4, 5), (r"\.shortcut\.", ".downsample.")),
         "lightly",
     ),
     Layout(
         ("blocks.0.attn.qkv.weight", "patch_embed.proj.weight"),
-        _vit,
+        vit,
         ((r"\.gamma_(\d)$", r".ls\1.gamma"),),  # DeiT III
     ),
     # DINOv2's training code groups its blocks in chunks.
     Layout(
-        ("blocks.0.0.attn.qkv.weight", "patch_embed.proj.weight"), _vit, ((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),)
+        ("blocks.0.0.attn.qkv.weight", "patch_embed.proj.weight"), vit, ((r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),)
     ),
     Layout(
         ("encoder.layers.encoder_layer_0.ln_1.weight", "conv_proj.weight"),
-        _vit,
+        vit,
         (
             (r"^class_token$", "cls_token"),
             (r"^conv_proj\.", "patch_embed.proj."),
@@ -208,10 +208,10 @@ LAYOUTS = (
         ),
         "torchvision",
     ),
-    Layout(("stages.0.blocks.0.conv_dw.weight", "stem.0.weight"), _convnext),
+    Layout(("stages.0.blocks.0.conv_dw.weight", "stem.0.weight"), convnext),
     Layout(
         ("stages.0.0.dwconv.weight", "downsample_layers.0.0.weight"),
-        _convnext,
+        convnext,
         (
             (r"^downsample_layers\.0\.", "stem."),
             (r"^downsample_layers\.(\d)\.", r"stages.\1.downsample."),
@@ -226,7 +226,7 @@ LAYOUTS = (
     ),
     Layout(
         ("features.1.0.layer_scale", "features.0.0.weight"),
-        _convnext,
+        convnext,
         (
             (r"^features\.0\.", "stem."),
             *((rf"^features\.{2 * i + 1}\.", f"stages.{i}.blocks.") for i in range(4)),
