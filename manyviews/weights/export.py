@@ -126,7 +126,8 @@ class _Normalized(nn.Module):
         self.register_buffer("std", torch.tensor(weights.std).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.encoder((images - self.mean) / self.std)
+        features: Tensor = self.encoder((images - self.mean) / self.std)
+        return features
 
 
 FORMATS: dict[str, Callable[[Pretrained, Path], None]] = {
