@@ -61,9 +61,7 @@ def open_source(data: Any, labels: Any = None, captions: Any = None) -> Source:
         from manyviews.data import demo
 
         if Path(data).exists():
-            raise UserError(
-                f"'{data}' names the images that come with manyviews, and a file: write ./{data} for it."
-            )
+            raise UserError(f"'{data}' names the images that come with manyviews, and a file: write ./{data} for it.")
         if labels is not None:
             raise UserError("The images that come with manyviews have labels of their own: leave --labels out.")
         if captions is not None:
