@@ -39,7 +39,7 @@ def test_modules_of_any_shape():
         assert loaded.encoder.module is module and (loaded.name, loaded.note) == ("Giving", "")
         assert (module.training, module.conv.training, module.norm.training) == (True, False, True)
         assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
-        assert loaded.encoder.embed_dim == loaded.encoder.width("pooled") == 6
+        assert loaded.encoder.embed_dim == 6
         module.eval()
         torch.testing.assert_close(loaded.encoder(x), wanted(module.norm(module.conv(x))))
     assert "Assumed the mean and std of ImageNet." in mv.load(module, test_size=16).note
@@ -68,8 +68,6 @@ def test_what_modules_do_not_have(tmp_path):
     with pytest.raises(UserError, match="A module has its architecture: leave out backbone"):
         mv.load(module, "resnet18", test_size=16)
     loaded = mv.load(module, test_size=16)
-    with pytest.raises(UserError, match="cannot give features 'last4' because it is a bare module"):
-        loaded.encoder.width("last4")
     for form in ("safetensors", "torch", "timm", "onnx"):
         with pytest.raises(UserError, match="Giving is a bare module, which cannot be exported"):
             mv.export(loaded, form, tmp_path / form)
