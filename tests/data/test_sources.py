@@ -312,20 +312,6 @@ def test_parquet_that_does_not_fit(tmp_path):
     assert "other columns" in message(tmp_path)
 
 
-def test_row_groups_are_read_when_needed(tmp_path, monkeypatch):
-    path = hugging_face(tmp_path / "t.parquet", range(20), group=2)
-    read = []
-    original = pq.ParquetFile.iter_batches
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda s, **k: read.extend(k["row_groups"]) or original(s, **k))
-    source = open_source(path)
-    assert read == []
-    source.load(7)
-    source.load(6)
-    assert read == [3]
-    load_canvases(source, 8)
-    assert sorted(read) == list(range(10))  # each once, although threads share them
-
-
 # Data sets and arrays
 
 
