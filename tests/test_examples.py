@@ -97,16 +97,7 @@ def test_what_lives_outside_is_trained_killed_resumed_judged_and_reported(
     judge = ["evaluate", str(run), "--data", str(photos)]
     for command in (
         ["resume", str(run)],
-        [
-            "evaluate",
-            str(run),
-            "--data",
-            str(photos),
-            "--protocol",
-            "nearest_mean",
-            "--set",
-            "nearest_mean.center=False",
-        ],
+        [*judge, "--protocol", "nearest_mean", "--set", "nearest_mean.center=False"],
         ["report", str(run), "--out", str(tmp_path / "page"), "--images", "8"],
     ):
         cli.main(command)
