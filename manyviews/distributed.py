@@ -321,7 +321,7 @@ def sync_batchnorm(module: Module, device: torch.device) -> Module:
     if world_size() == 1:
         return module
     if device.type == "cuda":
-        from timm.layers import convert_sync_batchnorm  # also converts timm's norm-and-activation layers
+        from timm.layers.norm_act import convert_sync_batchnorm  # also converts timm's norm-and-activation layers
 
         converted: Module = convert_sync_batchnorm(module)
         return converted
