@@ -45,8 +45,8 @@ _VERBS = (
 )
 _FUNCTIONS = {verb: f"manyviews.verbs.{verb}" for verb in _VERBS} | {
     "Run": "manyviews.verbs.run",
-    "load": "manyviews.pretrained",
-    "Pretrained": "manyviews.pretrained",
+    "load": "manyviews.weights",
+    "Pretrained": "manyviews.weights",
     "UserError": "manyviews.errors",
 }
 _STAGES = (
@@ -62,6 +62,7 @@ _STAGES = (
     "schedules",
     "targets",
     "views",
+    "weights",
 )
 _RENAMED = {"page": "report"}  # kept for one release
 

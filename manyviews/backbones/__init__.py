@@ -1,8 +1,8 @@
-"""Backbones: any architecture of timm, behind the contract that methods and evaluations need."""
+"""Backbones: every architecture of timm behind one contract."""
 
 from manyviews.backbones.convolution import protect
 from manyviews.backbones.encoder import Encoder, Features, Layer, names, take
-from manyviews.backbones.outside import ExternalEncoder, reinitialized
+from manyviews.backbones.external import ExternalEncoder, reinitialized
 from manyviews.backbones.positions import sincos
 from manyviews.backbones.representation import Kind, by_layer, patch_features, represent, width
 

@@ -1,4 +1,4 @@
-"""Two things that PyTorch's convolutions need on CPUs: speed on the smallest maps, and safety when they are narrow."""
+"""Convolutions on CPUs: fast on the smallest maps, and safe when they are narrow."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_FEWEST = 16  # images in a batch; fewer are a convolution, with other last bits
+_FEWEST = 16  # smallest batch; smaller ones use the convolution, whose last bits differ
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """A 3x3 convolution that takes maps of 2x2 pixels or less as one dense layer on a CPU.
+    """A 3x3 convolution that computes maps of at most 2x2 pixels as one dense layer on a CPU.
 
-    On such a map most of what a padded 3x3 kernel meets is padding: 20 of 36 products for 2x2 pixels, 8 of 9 for
-    one. A CPU's convolution multiplies it all, and is slow on small maps besides. The function is the same, up to the
-    order of its sums.
+    On such a map a padded 3x3 kernel mostly meets padding: 20 of 36 products for 2x2 pixels, 8 of 9 for one. A CPU's
+    convolution computes all of them and is slow on small maps. The function is the same, up to the order of its sums.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        # What is exported is of any batch, and may not ask how large one is.
-        exported = torch.compiler.is_exporting() or torch.jit.is_tracing()
+        # Exported graphs take any batch size, so do not branch on it.
+        exported = torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
         here = not exported and x.ndim == 4 and x.device.type == "cpu"
         if here and max(x.shape[-2:]) <= 2 and len(x) >= _FEWEST:
             return dense_conv3x3(x, self.weight, self.bias, self.stride[0])
@@ -29,27 +28,27 @@ class SmallMapConv2d(nn.Conv2d):
 
 
 def quicken(model: nn.Module) -> None:
-    """Make `SmallMapConv2d` of all convolutions of a model that can be, with the parameters they have."""
+    """Turn every convolution of a model that qualifies into a `SmallMapConv2d` with the same parameters."""
     for m in model.modules():
         usual = type(m) is nn.Conv2d and m.kernel_size == (3, 3) and m.padding == (1, 1) and m.padding_mode == "zeros"
         if usual and m.stride in ((1, 1), (2, 2)) and m.dilation == (1, 1) and m.groups == 1:
-            m.__class__ = SmallMapConv2d  # a new module would have to be put in every place that holds this one
+            m.__class__ = SmallMapConv2d  # a new module would have to replace this one wherever it is held
 
 
-# Channels of the blocks in which oneDNN computes: float32 numbers in a vector. Other processors than those with AVX-512
-# have vectors of 8, or other kernels.
+# Channels in oneDNN's blocks: the float32 numbers in a vector. Processors without AVX-512 have vectors of 8, or other
+# kernels.
 _BLOCK = 16 if getattr(torch.cpu, "_is_avx512_supported", lambda: True)() else 8
 
 
 def protect(model: nn.Module) -> None:
     """Keep a model's narrow strided 1x1 convolutions away from a kernel that writes beyond its memory.
 
-    oneDNN copies the pixels that such a convolution looks at to a buffer of `pixels * channels` numbers, and its
-    gradient with respect to the weights fills it in steps of a block of channels (github.com/uxlfoundation/oneDNN
-    issue 6035, open in 3.12, which PyTorch 2.14 has). With fewer channels than a block, it overwrites what lies behind.
-    Here the pixels are taken first, by a view, and the stride is 1: the same function, and no buffer.
+    oneDNN copies the pixels of such a convolution to a buffer of `pixels * channels` numbers. The gradient of the
+    weights fills it in steps of a block of channels (github.com/uxlfoundation/oneDNN issue 6035, open in 3.12, which
+    PyTorch 2.14 has). With fewer channels than a block, it overwrites the memory behind the buffer. Here a view takes
+    the pixels first and the stride is 1: the same function without a buffer.
 
-    Networks this narrow are for tests and small experiments. Wider convolutions are left alone, and calling this twice
+    Networks this narrow are for tests and small experiments. Wider convolutions stay as they are, and a second call
     changes nothing.
     """
     for m in model.modules():
@@ -67,7 +66,7 @@ def _take(module: nn.Module, inputs: tuple[Any, ...], stride: tuple[int, ...]) -
 
 
 def dense_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """`conv2d(x, weight, bias, stride, padding=1)` of a map on which a kernel at any place covers every pixel.
+    """`conv2d(x, weight, bias, stride, padding=1)` of a map that the kernel covers whole at every position.
 
     Args:
         x: `b i h w`, with h and w 1 or 2.
@@ -76,11 +75,11 @@ def dense_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -
         stride: 1 or 2.
 
     Returns:
-        `b o h' w'`, channels last in memory; h' and w' are those of x, or 1 for a stride of 2.
+        `b o h' w'`, channels last in memory; h' and w' equal h and w, or 1 for a stride of 2.
     """
     (b, inputs, h, w), outputs = x.shape, len(weight)
     tall, wide = (1, 1) if stride == 2 else (h, w)
-    # The tap that a result at (p, q) has for a pixel at (y, x) is (y - p + 1, x - q + 1).
+    # The result at (p, q) multiplies the pixel at (y, x) by the tap (y - p + 1, x - q + 1).
     rows = torch.arange(h) - torch.arange(tall)[:, None] + 1
     columns = torch.arange(w) - torch.arange(wide)[:, None] + 1
     taps = (3 * rows[:, None, :, None] + columns[None, :, None, :]).flatten()

@@ -1,4 +1,4 @@
-"""Fixed positions of patches."""
+"""Fixed position embeddings of patches."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from manyviews.errors import UserError
 
 
 def sincos(grid: tuple[int, int], dim: int) -> Tensor:
-    """Sines and cosines of a patch's row and column at geometrically spaced frequencies.
+    """Sines and cosines of each patch's row and column at geometrically spaced frequencies.
 
-    Vaswani et al. 2017, one half of the dimensions for each axis, as in MAE and MoCo v3.
+    Vaswani et al. 2017. Half of the dimensions belong to each axis, as in MAE and MoCo v3.
 
     Args:
         grid: rows and columns of patches.
-        dim: divisible by 4.
+        dim: width of the embeddings, divisible by 4.
 
     Returns:
         Float32, `rows*columns dim`, in [-1, 1], patches row by row.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from manyviews.backbones.encoder import Encoder
-from manyviews.backbones.outside import ExternalEncoder
+from manyviews.backbones.external import ExternalEncoder
 from manyviews.errors import UserError, unknown
 
 Kind = Literal["pooled", "last4", "cls_mean"]

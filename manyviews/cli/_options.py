@@ -16,8 +16,8 @@ from manyviews.errors import UserError, printable
 
 if TYPE_CHECKING:
     from manyviews.evaluation.dense import Dense
-    from manyviews.pretrained import Pretrained
     from manyviews.verbs.run import Run
+    from manyviews.weights import Pretrained
 
 _WEIGHTS = (
     "The folder of a run, a file of weights (from this library, timm, torchvision, lightly, solo-learn, MoCo, DINO, "

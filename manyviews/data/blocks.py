@@ -1,4 +1,4 @@
-"""Blocks of a source: runs of items that are read together, kept in memory for a while."""
+"""Blocks of a source: runs of items that are read together and kept in memory for a while."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import numpy as np
 from manyviews.data.decode import BadImage
 
 HELD = 2**29
-"""Bytes of blocks that a process keeps."""
+"""Bytes of blocks that a process keeps in memory."""
 
 
 def window(sizes: np.ndarray) -> int:
-    """How many blocks of these sizes, bytes, may be read in turns: half of what is kept, for others are on their way.
+    """How many blocks of these sizes, in bytes, may be read in turns: half of `HELD`, as others are on their way.
 
-    It is a mean weighted by size that counts, so that neither small blocks nor a single large one mislead.
+    Counts with a mean that is weighted by size, so neither small blocks nor a single large one mislead.
     """
     sizes = np.asarray(sizes, dtype=np.float64)
     return max(1, int(HELD / 2 / max(1.0, (sizes**2).sum() / max(1.0, sizes.sum()))))
 
 
 class Blocks:
-    """The blocks that were read last, within `HELD` bytes, and two at least: one in use and the next.
+    """The most recent blocks, within `HELD` bytes, and at least two: one in use and the next.
 
-    Threads share them. One thread fetches a block while the others that want it wait; different blocks are fetched at
+    Threads share them. One thread fetches a block while the others that need it wait; different blocks are fetched at
     the same time. A copy in another process begins empty.
     """
 
@@ -38,7 +38,7 @@ class Blocks:
 
     def _forget(self) -> None:
         self._held: OrderedDict[int, Future[Any]] = OrderedDict()
-        self._bad: dict[int, str] = {}  # reasons alone: an error holds on to all that was around when it was raised
+        self._bad: dict[int, str] = {}  # reasons only: an error keeps alive everything in its traceback
         self._lock = threading.Lock()
         self._process = os.getpid()
 
@@ -46,9 +46,9 @@ class Blocks:
         return Blocks, ()
 
     def get(self, block: int, fetch: Callable[[int], Any]) -> Any:
-        """`fetch(block)`, which has `nbytes`, or what it gave before. What it raises, it raises in all who wait.
+        """`fetch(block)`, an object with `nbytes`, or its earlier result. An error is raised in every waiting thread.
 
-        That a block is bad is kept: one try is enough for all its images. What else went wrong is tried again.
+        A bad block is remembered, so one try is enough for all its images. After other errors it is fetched again.
         """
         if self._process != os.getpid():  # a forked worker must not wait for its parent's threads
             self._forget()

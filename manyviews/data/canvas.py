@@ -1,4 +1,4 @@
-"""Images of any shape to canvases of one shape, in a tensor in memory."""
+"""Images of any shape as canvases of one shape, in one tensor in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 _CHUNK = 16
-_AHEAD = 8  # blocks under way
+_AHEAD = 8  # blocks on their way
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,7 +31,7 @@ R = TypeVar("R")
 def to_canvas(image: Image.Image, size: int) -> np.ndarray:
     """The whole RGB image squashed onto a square: antialiased bicubic, uint8 `3 size size`.
 
-    PyTorch's resampling of bytes, three times as fast as Pillow's and within two gray levels of it.
+    Uses PyTorch's resampling of bytes: three times as fast as Pillow's, and within two gray levels of it.
     """
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     if image.size != (size, size):
@@ -43,9 +43,9 @@ def load_canvas(source: Source, i: int, size: int) -> tuple[np.ndarray, tuple[in
     """Image `i` as a canvas (uint8 `3 size size`), and its true (height, width).
 
     Raises:
-        BadImage: with the reason why it cannot be used.
+        BadImage: the image cannot be used; the reason says why.
     """
-    # Twice the size leaves the resampling enough to average, and costs a JPEG little: 44 ms for 36 at 12 megapixels.
+    # Twice the size leaves the resampling enough to average. It costs little: 44 ms instead of 36 for 12 megapixels.
     image, extent = decode(source.read(i), at_least=2 * size)
     return to_canvas(image, size), extent
 
@@ -53,7 +53,7 @@ def load_canvas(source: Source, i: int, size: int) -> tuple[np.ndarray, tuple[in
 def load_canvases(source: Source, size: int, progress: Progress | None = None) -> tuple[Batch, list[tuple[str, str]]]:
     """All good images of a source in memory, in its order, and (name, reason) for each bad one.
 
-    `index` numbers the images in the source, so it has gaps where images were bad. Takes 3 * size**2 bytes an image.
+    `index` numbers the images in the source, so it has gaps at bad images. An image takes 3 * size**2 bytes.
     """
     total = len(source)
     if source.canvases is not None and source.side == size:
@@ -72,8 +72,8 @@ def load_canvases(source: Source, size: int, progress: Progress | None = None) -
                 bad.append((i, error.reason))
         return bad
 
-    # Threads, for Pillow decodes and resizes without the interpreter lock, and a chunk of neighbors each, for
-    # sources that read in blocks: a small one, for the blocks of all threads must stay in memory together.
+    # Threads suffice, because Pillow decodes without the interpreter lock. Each takes a chunk of neighbors, for sources
+    # that read in blocks, and a small one, because the blocks of all threads must fit into memory together.
     bad: list[tuple[int, str]] = []
     with reading_ahead(source, np.arange(total)) as reached, ThreadPoolExecutor(cores()) as pool:
         for start, found in zip(range(0, total, _CHUNK), pool.map(fill, range(0, total, _CHUNK)), strict=True):
@@ -84,7 +84,7 @@ def load_canvases(source: Source, size: int, progress: Progress | None = None) -
     index = torch.arange(total)
     if bad:
         good = np.setdiff1d(np.arange(total), [i for i, _ in bad])
-        for row, i in enumerate(good):  # in place: there may be no memory for a second copy
+        for row, i in enumerate(good):  # in place, as there may be no memory for a second copy
             into_pixels[row], into_extent[row] = into_pixels[i], into_extent[i]
         pixels, extent, index = pixels[: len(good)], extent[: len(good)], torch.from_numpy(good)
     return Batch.of(pixels, extent, index), [(source.where(i), reason) for i, reason in bad]
@@ -92,10 +92,10 @@ def load_canvases(source: Source, size: int, progress: Progress | None = None) -
 
 @contextmanager
 def reading_ahead(source: Source, items: np.ndarray) -> Iterator[Callable[[int], None]]:
-    """Read the blocks of the source that will soon be needed, while others are in use.
+    """Read the next blocks of the source in the background while others are in use.
 
-    Gives a function to call with the place in `items` that is next. Whenever it comes upon a new block, a thread begins
-    to read one that comes later. So many are under way at a time that their latency is waited for once, not for each.
+    Yields a function to call with each position in `items` as it is reached. At each new block a thread begins to read
+    a later one. So many blocks are on their way together that their latency is waited for only once.
     """
     if source.blocks is None:
         yield lambda place: None
@@ -106,7 +106,7 @@ def reading_ahead(source: Source, items: np.ndarray) -> Iterator[Callable[[int],
     later = dict(zip(places[:-ahead].tolist(), items[places[ahead:]].tolist(), strict=True))
 
     def read(i: int) -> None:
-        with suppress(BadImage):  # whoever needs it will meet it
+        with suppress(BadImage):  # whoever needs the image will raise it again
             source.read(i)
 
     with ThreadPoolExecutor(ahead) as pool:
@@ -128,8 +128,8 @@ def in_threads(
 ) -> Generator[list[R], None, None]:
     """`[do(x) for x in batch]` for each batch in order, in `threads` (one for each core), `ahead` batches at a time.
 
-    Threads, for Pillow decodes and resizes without the interpreter lock. Unlike processes they need no shared memory,
-    which containers are short of, and no signal to the group kills them.
+    Threads suffice, because Pillow decodes without the interpreter lock. Unlike processes they need no shared memory,
+    which containers have little of, and a signal to the process group does not kill them.
     """
     with ThreadPoolExecutor(max(1, cores() if threads is None else threads)) as pool:
         under_way: deque[list[Future[R]]] = deque()

@@ -1,4 +1,4 @@
-"""Columns of a batch beside its canvases: labels and captions, as tensors."""
+"""Further columns of a batch, next to its canvases: labels and captions as tensors."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Column = Callable[[np.ndarray, int], Tensor]
 
 NAMES = ("label", "text")
 LONGEST = 512
-"""Bytes of a caption that a batch holds at most."""
+"""Longest caption in a batch, bytes; the rest is cut."""
 
-_SALT = 0x74657874  # the choice of captions is independent of the order of images, which has the same seed
+_SALT = 0x74657874  # makes the choice of captions independent of the order of images
 
 
 def complete(source: Source, columns: Iterable[str]) -> tuple[Source, list[str]]:
-    """The images that have every one of these columns, and a sentence about those left out.
+    """The images that have all of these columns, and sentences about those left out.
 
     Raises:
-        UserError: an unknown column, or one that no image has.
+        UserError: a column is unknown, or no image has it.
     """
     notes = []
     for name in columns:
@@ -47,7 +47,7 @@ def complete(source: Source, columns: Iterable[str]) -> tuple[Source, list[str]]
 
 
 def column(name: str, source: Source, seed: int) -> tuple[Column, list[str]]:
-    """A column of a source that `complete` has checked, and a sentence about what is cut."""
+    """A column of a source that `complete` returned, and sentences about its cut values."""
     return _labels(source) if name == "label" else _texts(source, seed)
 
 
@@ -59,9 +59,9 @@ def _labels(source: Source) -> tuple[Column, list[str]]:
 
 
 def _texts(source: Source, seed: int) -> tuple[Column, list[str]]:
-    """uint8, `b n`: a caption in UTF-8, then zeros; `n` is the length of the longest, and at most `LONGEST`.
+    """uint8, `b n`: a caption in UTF-8, then zeros. `n` is the length of the longest, at most `LONGEST`.
 
-    An image with several captions has one of them in each epoch, drawn by a hash of seed, epoch and the image's number.
+    A hash of seed, epoch and the image's number chooses among several captions of an image.
     """
     assert source.captions is not None
     encoded = [text.encode("utf-8", "replace") for item in source.captions for text in item]

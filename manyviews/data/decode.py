@@ -7,22 +7,22 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from manyviews.data.files import Unreachable
 
 Raw = Path | bytes | Image.Image | np.ndarray
-"""An image before decoding: a file, its bytes, or something decoded elsewhere (`h w 3` or `h w` uint8)."""
+"""An image before decoding: a file, its bytes, or a decoded image (arrays: uint8 `h w 3` or `h w`)."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 MIN_SIDE = 4
 MAX_RATIO = 100
-"""A picture longer than this is refused: resized to any useful short side, a few kilobytes would become gigabytes."""
+"""Largest ratio of sides. A longer picture of a few kilobytes would become gigabytes at a useful short side."""
 MAX_PIXELS = 178_956_970
-"""Beyond this an image is taken for a decompression bomb. It is Pillow's own limit: half a gigabyte of RGB."""
+"""Pillow's own limit, half a gigabyte of RGB. A larger image counts as a decompression bomb."""
 
-# What says nothing of the image: too many open files, a network disk that does not answer.
+# Errors that are not the image's fault: too many open files, a network disk that does not answer.
 _PASSING = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN}
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -37,7 +37,7 @@ _UPRIGHT = {
 
 
 class BadImage(Exception):
-    """An image that cannot be used. `reason` is a short phrase that names no file: the caller knows which it is."""
+    """An image that cannot be used. `reason` is a short phrase without the file's name, which the caller knows."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -47,20 +47,20 @@ class BadImage(Exception):
 def decode(raw: Raw, at_least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
     """An RGB image with its EXIF orientation applied, and the true (height, width) of the upright picture.
 
-    Alpha is composited on white. Sixteen bits are scaled to eight, not clipped. The first frame stands for an
-    animation. With `at_least`, a JPEG may come back smaller than it is, by a power of two in the DCT, but with no
-    side shorter than `at_least`: several times faster for photographs.
+    Alpha is composited on white. Sixteen bits are scaled to eight, not clipped. An animation gives its first frame.
+    `at_least` lets a JPEG be decoded at a smaller scale, by a power of two in the DCT, with no side shorter than
+    `at_least`. That is several times faster for photographs.
 
     Raises:
-        Unreachable: a disk that is gone, or no more files that may be open.
-        BadImage: unreadable, corrupt, truncated, not an image, over `MAX_PIXELS`, longer than
-            `MAX_RATIO` times its width, or a side under `MIN_SIDE`.
+        Unreachable: the disk is gone, or too many files are open.
+        BadImage: the file is unreadable, corrupt, truncated or no image; or the image has more than `MAX_PIXELS`, is
+            longer than `MAX_RATIO` times its width, or has a side shorter than `MIN_SIDE`.
     """
     try:
         return _decode(raw, at_least)
     except BadImage:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise BadImage("not an image of a known format") from None
     except Image.DecompressionBombError:
         raise BadImage(f"more than {MAX_PIXELS:,} pixels, which may be a decompression bomb") from None
@@ -72,12 +72,12 @@ def decode(raw: Raw, at_least: int | None = None) -> tuple[Image.Image, tuple[in
 
 
 def fault(error: OSError, path: Path | None, what: str = "the file") -> BadImage | Unreachable:
-    """What an error of the file system says: of an image itself, or of the disk on which its file lies.
+    """The error to raise for an error of the file system: is the image bad, or its disk unreachable?
 
     Args:
-        error: what reading raised.
+        error: the error that reading raised.
         path: the file, if it is on a local disk.
-        what: it is, for people.
+        what: what to call it in the message.
     """
     if isinstance(error, Unreachable):
         return error
@@ -95,19 +95,19 @@ def fault(error: OSError, path: Path | None, what: str = "the file") -> BadImage
 def _decode(raw: Raw, at_least: int | None) -> tuple[Image.Image, tuple[int, int]]:
     image = _open(raw)
     width, height = image.size
-    # Only the header is read so far: nothing of the picture's size has been allocated.
+    # Only the header has been read; no memory for the picture is allocated yet.
     if width * height > MAX_PIXELS:
         raise BadImage(f"{width}x{height} is over {MAX_PIXELS:,} pixels, which may be a decompression bomb")
     if min(width, height) < MIN_SIDE:
         raise BadImage(f"{width}x{height} is too small: the short side needs {MIN_SIDE} pixels")
     if max(width, height) > MAX_RATIO * min(width, height):
         raise BadImage(f"{width}x{height} is too elongated: the long side may be {MAX_RATIO} times the short one")
-    if at_least is not None and not isinstance(raw, Image.Image):  # the caller's own image must stay as it is
+    if at_least is not None and not isinstance(raw, Image.Image):  # the caller's own image must not change
         image.draft(None, (at_least, at_least))
     drafted = image.size != (width, height)
     image.load()
     if not drafted:
-        width, height = image.size  # TIFFs turn upright by themselves while they load
+        width, height = image.size  # Pillow turns TIFFs upright while it loads them
     orientation = _orientation(image)
     rgb = _to_rgb(image)
     if orientation in _UPRIGHT:
@@ -126,14 +126,14 @@ def _open(raw: Raw) -> Image.Image:
         case bytes():
             return Image.open(io.BytesIO(raw), formats=FORMATS)
         case Path():
-            # Read whole: one request per image is what network disks like, and no file stays open.
+            # Read whole: one request for each image suits network disks, and no file stays open.
             return Image.open(io.BytesIO(raw.read_bytes()), formats=FORMATS)
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # broken EXIF around sound pixels: the picture is as good as one without EXIF
+    except Exception:  # broken EXIF around sound pixels counts as no EXIF
         return 1
 
 
@@ -157,7 +157,7 @@ def _to_8_bits(values: np.ndarray, white: float) -> np.ndarray:
 
 
 def _white(values: np.ndarray) -> float:
-    """What counts as white in a 32-bit image, which does not say: 1, 255 or 65535 if they hold it, else its maximum."""
+    """The value of white in a 32-bit image: the first of 1, 255 and 65535 that no value exceeds, else the maximum."""
     top = float(values.max())
     integers = bool((values == np.rint(values)).all())
     usual = (255.0, 65535.0) if integers and top > 1 else (1.0, 255.0, 65535.0)

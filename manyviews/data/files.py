@@ -1,4 +1,4 @@
-"""Files wherever they lie: on disk or behind a URL, one by one, in a folder, or by a pattern."""
+"""Files on disk or behind a URL, given one by one, by a folder, or by a pattern."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from fsspec.implementations.local import LocalFileSystem
 from manyviews.errors import UserError
 
 THREADS = 16
-"""Requests at a time: they wait for a network, not for a core."""
+"""Requests at a time. They wait for a network, not for a core."""
 
-_BUFFER = 2**22  # bytes read at once where a request takes long
-_WAITS = (1.0, 5.0)  # seconds before another try, for networks that fail for a moment
+_BUFFER = 2**22  # bytes read at once, as a request takes long
+_WAITS = (1.0, 5.0)  # seconds before another try; networks fail for a moment
 _PACKAGES = {
     "s3": "s3fs",
     "s3a": "s3fs",
@@ -36,21 +36,21 @@ _PACKAGES = {
     "http": "aiohttp",
     "https": "aiohttp",
 }
-# The best first.
+# Facts that change with a file, the most reliable first.
 _STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def shown(address: object) -> str:
-    """A path or a URL for people: without a user, a password and a query, which may hold secrets."""
+    """A path or a URL for people, without the user, password and query, which may be secret."""
     text = re.sub(r"(https?://[^?]*)\?.*", r"\1", str(address))
-    # Before the @ Azure has the container.
+    # In Azure's URLs the part before the @ is the container.
     return re.sub(r"(\w+)://[^/@]*@", lambda m: m[0] if m[1].startswith(("abfs", "wasb")) else f"{m[1]}://", text)
 
 
 class Unreachable(OSError):
-    """A file system that does not answer: no property of the images, and no reason to skip them."""
+    """A file system that does not answer. That is not the images' fault, so they must not be skipped."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class File:
     """A file of a file system of fsspec. Pickles.
 
     Attributes:
-        fs: where it lies.
-        path: its name there.
-        size: bytes.
-        stamp: changes when the file does.
+        fs: its file system.
+        path: its path there.
+        size: its size, bytes.
+        stamp: a text that changes when the file does.
     """
 
     fs: AbstractFileSystem
@@ -82,11 +82,11 @@ class File:
         return isinstance(self.fs, LocalFileSystem)
 
     def read(self, start: int, stop: int) -> bytes:
-        """These bytes, in one request; fewer where the file ends.
+        """The bytes in [start, stop), in one request; fewer at the end of the file.
 
         Raises:
-            Unreachable: the file system does not answer, after a few tries, or no longer gives what it has listed, as
-                when credentials expire.
+            Unreachable: the file system does not answer after a few tries, or denies a file that it has listed, as when
+                credentials expire.
             FileNotFoundError: the file is gone.
             OSError: a local file that cannot be read.
         """
@@ -108,19 +108,19 @@ class File:
         return content
 
     def open(self) -> BinaryIO:
-        """The file as a stream that seeks, and that asks a distant server for pieces of some megabytes."""
+        """The file as a seekable stream, which asks a distant server for pieces of some megabytes."""
         return open(self.path, "rb") if self.local else io.BufferedReader(Ranges(self), _BUFFER)
 
 
 def names_below(files: Sequence[File]) -> list[str]:
-    """The files' names from the folder on that holds them all: the same wherever that lies."""
+    """The files' paths below their common folder, which do not depend on where that folder is."""
     names = [str(file) for file in files]
     common = os.path.commonprefix([name.rpartition("/")[0] + "/" for name in names])  # noqa: RUF071 - cut back to a folder
     return [name[common.rfind("/") + 1 :] for name in names]
 
 
 class Ranges(io.RawIOBase):
-    """A file whose every read is one request."""
+    """A file that makes one request for each read."""
 
     def __init__(self, file: File) -> None:
         self._file, self._at = file, 0
@@ -154,15 +154,15 @@ def local(path: Path) -> File:
 
 
 def is_pattern(path: str) -> bool:
-    """Whether it has braces, as in `shard-{000..099}.tar`, or wildcards."""
+    """Whether a path has braces, as in `shard-{000..099}.tar`, or wildcards."""
     return _BRACES.search(path) is not None or _is_glob(path)
 
 
 def find(where: str) -> list[File]:
-    """The files that a path or a URL names, sorted where a folder or a wildcard names several.
+    """The files that a path or a URL names; those of a folder or a wildcard are sorted.
 
     Raises:
-        UserError: an unknown protocol, a package for it that is missing, or nothing is there.
+        UserError: the protocol is unknown, its package is missing, or there is no such file.
     """
     names = _expand(where)
     with ThreadPoolExecutor(THREADS) as pool:
@@ -173,10 +173,10 @@ def find(where: str) -> list[File]:
 
 
 def file_system(url: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of a URL, and the name in it.
+    """The file system of a URL, and the path in it.
 
     Raises:
-        UserError: an unknown protocol, or a package for it that is missing.
+        UserError: the protocol is unknown, or its package is missing.
     """
     protocol = url.partition("://")[0].rpartition("::")[2]
     try:
@@ -189,7 +189,7 @@ def file_system(url: str) -> tuple[AbstractFileSystem, str]:
         if "not known" in str(error):
             raise UserError(
                 f"{url} begins with '{protocol}://', which is no known protocol; give a path, or a URL with s3, gs, "
-                "https, or another one of fsspec's protocols."
+                "https, or another of fsspec's protocols."
             ) from None
         raise UserError(f"{url} is not a URL that can be opened ({error}).") from None
     return fs, path
@@ -216,22 +216,22 @@ def _find(where: str) -> list[File]:
 def _file(fs: AbstractFileSystem, path: str, info: dict[str, Any]) -> File:
     if isinstance(fs, LocalFileSystem):
         return local(Path(path))
-    if info.get("size") is None:  # not every listing has it
+    if info.get("size") is None:  # some listings leave it out
         info = fs.info(path)
     if info.get("size") is None:
         raise UserError(f"{path} is on a server that does not say how large it is; copy it to disk.")
     stamp = next((info[k] for k in _STAMPS if info.get(k)), "")
-    # Listings have the same time in another form.
+    # Listings give the same time in another form.
     return File(fs, path, int(info["size"]), str(stamp.timestamp() if isinstance(stamp, datetime) else stamp))
 
 
 def _is_glob(path: str) -> bool:
-    # In a URL of the web a question mark begins the query.
+    # In a web URL a question mark begins the query.
     return any(c in path for c in ("*" if path.startswith(("http://", "https://")) else "*?["))
 
 
 def _expand(pattern: str) -> list[str]:
-    """Braces as in a shell: `{000..099}` counts and `{a,b}` chooses; others stand for themselves."""
+    """Expand braces as a shell does: `{000..099}` counts and `{a,b}` chooses; others are literal."""
     parts: list[Sequence[str]] = []
     end = 0
     for match in _BRACES.finditer(pattern):

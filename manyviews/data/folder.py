@@ -1,4 +1,4 @@
-"""A folder of images, nested as you like, with or without labels."""
+"""A folder of images, nested as you like, with or without labels and captions."""
 
 from __future__ import annotations
 
@@ -48,24 +48,22 @@ def open_folder(root: Path, files: list[str], labels: Path | None = None, captio
 
 
 PAGE = ".manyviews-page"
-"""A file in the folder of a page, whose pictures are no images to learn from."""
+"""A file that marks the folder of a page, whose pictures are not training images."""
 
-# What is in folders of runs, sweeps, subspaces and pages: their plots and pictures, too, may lie among the images.
+# Files that mark folders of runs, sweeps, subspaces and pages. Their plots may lie among the images.
 _OURS = ({"recipe.json", "run.json"}, {"sweep.json", "sweep.png"}, {"subspaces.json"}, {PAGE})
 
 
 def is_image(path: str) -> bool:
-    """By the name alone."""
+    """Whether a path ends as an image does."""
     return os.path.splitext(path)[1].lower() in EXTENSIONS
 
 
 def scan(root: Path) -> list[str]:
-    """All files under `root` as sorted relative POSIX paths, without hidden ones, macOS's `._*` and what we made.
+    """All files under `root` as sorted relative POSIX paths, except hidden ones and those in our own folders.
 
-    That is folders of runs, sweeps, subspaces and pages. The folders of a sweep's runs are such folders themselves.
-
-    Each folder is visited once, and linked folders after all real ones. That ends loops, counts no image twice, and
-    lets a folder that is also linked to keep its own name.
+    Our own folders are those of runs, sweeps, subspaces and pages. Each folder is visited once, linked folders after
+    all real ones. So loops end, no image counts twice, and a folder that is also linked keeps its own name.
     """
     files, folders, links = list[str](), [""], list[str]()
     visited = set()
@@ -99,7 +97,7 @@ def _path(root: str, files: list[str], i: int) -> Path:
 
 
 def _by_folder(files: list[str]) -> Labels | None:
-    """First-level folders; images outside of any mean that the folders are not classes."""
+    """First-level folders. An image outside of any means that the folders are not classes."""
     if not all("/" in f for f in files):
         return None
     return as_labels([f.partition("/")[0] for f in files])
@@ -121,7 +119,7 @@ def _captions(path: Path, root: Path, known: list[str], images: list[str]) -> Ca
 
 
 def _read_labels(path: Path, root: Path, images: set[str]) -> dict[str, tuple[str, ...]]:
-    """Labels by path under `root`: one each, or else any number."""
+    """Labels by path under `root`: one for each image, or any number."""
     named: dict[str, tuple[str, ...]] = {}
     bare: int | None = None
     for line, image, label in _read_csv(path, root, images, "label"):
@@ -130,7 +128,7 @@ def _read_labels(path: Path, root: Path, images: set[str]) -> dict[str, tuple[st
             bare = bare or line
         elif label not in known:
             named[image] = (*known, label)
-    # Where images have several labels, one may have none; elsewhere it was forgotten.
+    # An image may have no label where others have several; elsewhere the label was forgotten.
     if bare and not any(len(labels) > 1 for labels in named.values()):
         raise UserError(f"Line {bare} of the labels file {path} lacks a label.")
     return named

@@ -1,4 +1,4 @@
-"""Batches of canvases for training: which images, in which order, whoever asks and from wherever they come."""
+"""Batches of canvases for training, in an order that depends on the seed and the epoch alone."""
 
 from __future__ import annotations
 
@@ -23,45 +23,46 @@ from manyviews.types import Batch
 
 
 class Loader:
-    """Shuffled batches of a source's canvases, endlessly resumable.
+    """Shuffled batches of a source's canvases, resumable at any step.
 
-    The order of an epoch is a pure function of (seed, epoch). A global batch is `world_size` batches of that order and
-    rank r takes the r-th, so it is the same however many ranks share it. The last, incomplete global batch is dropped.
-    In the place of a bad image stands a good one of a later step: the next in its column of the epoch's batches, so
-    that no batch is full of one image where all images of a folder are bad.
+    The order of an epoch is a pure function of (seed, epoch). A global batch is `world_size` batches of that order, and
+    rank r takes the r-th, so the global batch does not depend on the number of ranks. An incomplete last one is
+    dropped. A good image of a later step replaces a bad one: the next in its column of the epoch's batches. So no batch
+    is full of one image when all images of a folder are bad.
 
-    A source of many blocks that are best read together has another order, in memory too, so that a run does not depend
-    on how much of it is free: it keeps the images of a block near each other, and a rank reads its own blocks only,
-    about once an epoch (see `nearby`). This order alone depends on the number of ranks.
+    A source of many blocks that are best read together has another order. It keeps the images of a block near each
+    other, and each rank reads only its own blocks, about once an epoch (see `nearby`). Only this order depends on the
+    number of ranks. It is the same in memory, so that a run does not depend on how much memory is free.
 
-    All canvases are decoded into memory at the start if `memory` holds them; else threads, as many as there are cores,
-    decode each batch while those before it are in use. The batches are the same. Batch in memory that take no more
-    than a quarter of what a GPU has free are held there; others come to it from pinned memory.
-
-    Attributes:
-        source: the images that have all the columns asked for; the others are left out.
-        notes: sentences about what is left out or cut, for people.
-        steps_per_epoch: global batches in one epoch.
-        in_memory: whether all canvases were decoded at the start.
-        by_rank: whether the order depends on the number of ranks.
+    If `memory` can hold all canvases, they are decoded at the start. Otherwise a thread for each core decodes the next
+    batches while earlier ones are in use. The batches are the same. Canvases in memory move to the GPU if they take at
+    most a quarter of its free memory; other batches reach it from pinned memory.
 
     Args:
         source: the images.
         size: side of the canvases, in pixels.
         batch: images per rank and step.
         columns: further columns of the batches. "label": int64, `b`, in [0, number of classes). "text": uint8, `b n`, a
-            caption in UTF-8 and then zeros, where `n` bytes hold the longest caption of the source and are at most 512;
-            an image with several captions has one of them in each epoch.
-        seed: of the order, and of the choice of captions.
+            caption in UTF-8 followed by zeros; `n` is the length in bytes of the longest caption, at most 512. An image
+            with several captions gets one of them in each epoch.
+        seed: seed of the order and of the choice of captions.
         rank: this process's number.
         world_size: how many processes share the global batch.
-        memory: bytes that canvases may take in this process, and at most half of its share of what is free.
-        device: where batches will be used; they are there already if their canvases fit, else on the CPU.
+        memory: most bytes of canvases in this process; half of its share of the free memory is the limit anyway.
+        device: the device that uses the batches. They are on it already if all canvases fit, else on the CPU.
         progress: called with (done, total) while canvases are decoded into memory.
 
+    Attributes:
+        source: the images, without those that lack one of the columns.
+        notes: sentences for people about images left out and captions cut.
+        steps_per_epoch: global batches in one epoch.
+        in_memory: whether all canvases were decoded at the start.
+        by_rank: whether the order depends on the number of ranks.
+
     Raises:
-        UserError: the source has fewer images than one global batch, or fewer good ones, if all are decoded at the
-            start; else it is raised where there is none. Also an unknown column, or one that no image has.
+        UserError: the source has fewer images than one global batch. If all are decoded at the start, this counts good
+            ones; otherwise iterating raises when there is no good image. Also if a column is unknown, or no image has
+            it.
     """
 
     def __init__(
@@ -80,8 +81,9 @@ class Loader:
     ) -> None:
         source, self.notes = complete(source, columns)
         if len(source) < batch * world_size:
+            which = " with a caption" if self.notes else ""
             raise UserError(
-                f"{source.name} has {len(source)} images, fewer than one batch of {batch * world_size}; "
+                f"{source.name} has {len(source)} images{which}, fewer than one batch of {batch * world_size}; "
                 f"set the batch size to {len(source)} or less."
             )
         self.source, self.size, self.batch, self.seed = source, size, batch, seed
@@ -94,7 +96,7 @@ class Loader:
         free = free_memory() // (2 * _processes_here())
         self.in_memory = len(source) * 3 * size**2 <= (free if memory is None else min(memory, free))
         blocks = source.blocks
-        # Few or sparse blocks are read as fast in any order: all stay in memory, or each gives one image.
+        # Few or sparse blocks are as fast in any order: all stay in memory, or each gives one image.
         self.by_rank = blocks is not None and source.window < len(blocks) <= len(source) // 2
         self._bad: dict[str, str] = {}
         self._skipped: set[int] = set()
@@ -107,7 +109,7 @@ class Loader:
                 where, reason = self.bad[0]
                 raise UserError(
                     f"Of the {len(source)} images of {source.name} only {len(self._canvases)} can be used, fewer than "
-                    f"one batch of {batch * world_size} ({where}: {reason}): mend them, or set a smaller batch size."
+                    f"one batch of {batch * world_size} ({where}: {reason}): repair them, or set a smaller batch size."
                 )
             self._canvases = _near(self._canvases, device)
 
@@ -132,7 +134,7 @@ class Loader:
                 yield Batch(batch.index, {**batch.columns, **further})
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Items of this rank's steps of an epoch, `steps batch`."""
+        """Items of this rank's steps in an epoch, int64, `steps batch`."""
         whole, blocks = self.batch * self.world_size, self.source.blocks
         if not self.by_rank or blocks is None:
             steps = order(self.seed, epoch, len(self.source))[: self.steps_per_epoch * whole].reshape(-1, whole)
@@ -141,14 +143,14 @@ class Loader:
         return items[: self.steps_per_epoch * self.batch].reshape(-1, self.batch)
 
     def _substituted(self, batches: np.ndarray) -> np.ndarray:
-        """An epoch's batches with good images in the places of bad ones, when it is known which are good."""
+        """An epoch's batches with good images in place of bad ones, once it is known which are good."""
         good = np.zeros(len(self.source), dtype=bool)
         good[self._canvases.index.cpu().numpy()] = True
         column = batches.T.ravel()
         there = np.flatnonzero(good[column])
         if len(there) == len(column):
             return batches
-        if not len(there):  # the good ones are all among those that this epoch leaves out
+        if not len(there):  # this epoch leaves out all good images
             there, column = np.arange(int(good.sum())), np.flatnonzero(good)
         place = np.searchsorted(there, np.arange(batches.size)) % len(there)
         return column[there[place]].reshape(batches.shape[::-1]).T
@@ -167,7 +169,7 @@ class Loader:
             yield Batch.of(pixels, *(x.pin_memory() if pin else x for x in (extent, chosen))), items
 
     def _mapped(self, batches: np.ndarray) -> Generator[tuple[Batch, np.ndarray], None, None]:
-        """From canvases on disk: threads fetch what the disk has not given yet while earlier batches are in use."""
+        """Batches of canvases on disk. Threads read the next ones while earlier ones are in use."""
         ready, threads = self.source.canvases, max(1, cores() // _processes_here())
         assert ready is not None
         begun: deque[Batch] = deque()
@@ -189,7 +191,7 @@ class Loader:
                 yield batch, batch.index.numpy()
 
     def _empty(self, n: int) -> Batch:
-        """A batch to be filled, in memory from which a GPU takes it without a copy."""
+        """An empty batch, in pinned memory if there is a GPU."""
         pin = torch.cuda.is_available()
         pixels = torch.empty(n, 3, self.size, self.size, dtype=torch.uint8, pin_memory=pin)
         extent = torch.empty(n, 2, dtype=torch.int64, pin_memory=pin)
@@ -220,7 +222,7 @@ class Loader:
                 yield batch, batch.index.numpy()
 
     def _fill(self, batch: Batch, row: int, batches: np.ndarray, step: int) -> bool:
-        """Decode an image, or what stands for it, into its row of a batch. False when there is no good one."""
+        """Decode an image or its substitute into its row of a batch. False if there is no good image."""
         column, place = batches.T, row * len(batches) + step
         later = (int(column.flat[k % batches.size]) for k in range(place, place + batches.size))
         for i in chain(later, range(len(self.source))):
@@ -244,19 +246,19 @@ class Loader:
 
 
 def _beside(batch: Batch, column: Tensor) -> Tensor:
-    """A column where the batch is, or in memory from which it will follow the batch to a GPU."""
+    """A column on the batch's device, or in pinned memory on its way to a GPU."""
     return (column.pin_memory() if torch.cuda.is_available() else column).to(batch.index.device, non_blocking=True)
 
 
 def _near(canvases: Batch, device: torch.device | None) -> Batch:
-    """On the GPU if there is one with room."""
+    """The canvases, on the GPU if it has room."""
     if device is None or device.type != "cuda":
         return canvases
     free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # left by an earlier run
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # left over from an earlier run
     return canvases.to(device) if canvases.pixels.numel() <= free // 4 else canvases
 
 
 def _processes_here() -> int:
-    """How many processes of this run share the machine, as torchrun says."""
+    """How many processes of this run share the machine, according to torchrun."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,4 +1,4 @@
-"""Images already in memory, and data sets that make them."""
+"""Images in memory, and data sets as in torchvision."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def open_arrays(images: Any, labels: Any = None) -> Source:
     """uint8 arrays or tensors, `n h w 3`, `n 3 h w` or `n h w`, and `n` labels, integers or strings.
 
     Raises:
-        UserError: another type or shape, no images, or as many labels as there are not images.
+        UserError: another type or shape, no images, or another number of labels.
     """
     if not is_array(images) or len(images.shape) not in (3, 4) or not _is_uint8(images):
         got = f"{images.dtype} {tuple(images.shape)}" if is_array(images) else type(images).__name__
-        raise UserError(f"Images in memory must be uint8, n h w 3, n 3 h w or n h w, and these are {got}.")
+        raise UserError(f"Images in memory must be uint8, n h w 3, n 3 h w or n h w, not {got}.")
     pixels = _to_numpy(images)
     if pixels.ndim == 4:
         pixels = _channels_last(pixels)
@@ -45,8 +45,8 @@ def open_arrays(images: Any, labels: Any = None) -> Source:
 def open_dataset(dataset: Any) -> Source:
     """Anything with `__len__` and `__getitem__` that gives a PIL image or uint8 array, or (image, label).
 
-    Labels are its `targets` or `labels`, as in torchvision, else the items' own, for which all are read once. Items are
-    asked for one at a time, for other people's data sets may share a file handle; torchvision's open a file for each.
+    The labels are its `targets` or `labels`, as in torchvision, else the items' own, for which all items are read once.
+    Items are read one at a time, because a data set may share a file handle. torchvision's are read in parallel.
 
     Raises:
         UserError: it is empty, none of its items can be read, or its images went through a transform.
@@ -58,7 +58,7 @@ def open_dataset(dataset: Any) -> Source:
     if not isinstance(first, Image.Image) and not (is_array(first) and _is_uint8(first)):
         raise UserError(
             f"The data set {name} gives a {type(first).__name__} where a PIL image or a uint8 array is needed; "
-            "make it without a transform, for views are made later."
+            "make it without a transform, because views are made later."
         )
     read = _Reader(dataset)
     identify, annotate, describe = (
@@ -78,7 +78,7 @@ def _first_image(dataset: Any, name: str) -> Any:
     for i in range(len(dataset)):
         try:
             return _image(dataset[i])
-        except Exception as e:  # whatever it raises, the other items may still be good
+        except Exception as e:  # it may raise anything, and the other items may be good
             error = error or e
     raise UserError(f"None of the items of the data set {name} can be read; the first raised {error!r}.")
 
@@ -103,13 +103,13 @@ class _Reader:
         try:
             with self.lock:
                 image = _image(self.dataset[i])
-        except Exception as error:  # whatever it raises, the other items may still be good
+        except Exception as error:  # it may raise anything, and the other items may be good
             raise BadImage(f"the data set raised {type(error).__name__}: {error}") from None
         return image if isinstance(image, Image.Image) else _channels_last(_to_numpy(image))
 
 
 def _identify(dataset: Any, read: Any) -> list[str]:
-    samples = getattr(dataset, "samples", None)  # torchvision's ImageFolder and its kin: (path, label)
+    samples = getattr(dataset, "samples", None)  # as torchvision's ImageFolder: (path, label)
     if samples and getattr(dataset, "root", None):
         return [Path(os.path.relpath(path, dataset.root)).as_posix() for path, _ in samples]
     return content_ids(read, len(dataset))
@@ -123,7 +123,7 @@ def _annotate(dataset: Any) -> Labels | None:
         for i in range(len(dataset)):
             try:
                 item = dataset[i]
-            except Exception:  # its image is left out, so any label will do
+            except Exception:  # its image is bad, so any label will do
                 targets.append(targets[-1] if targets else None)
                 continue
             if not isinstance(item, tuple) or len(item) < 2:
@@ -162,11 +162,11 @@ def _to_numpy(x: Any) -> np.ndarray:
 
 
 def _channels_last(pixels: np.ndarray) -> np.ndarray:
-    """`... 3 h w` or `... h w 3` to the latter, one channel to none; two axes are a gray image already."""
+    """`... 3 h w` or `... h w 3` to the latter, and one channel to none; two axes are a gray image already."""
     if pixels.ndim == 2:
         return pixels
     if pixels.shape[-1] not in (1, 3) and pixels.shape[-3] in (1, 3):
         pixels = np.moveaxis(pixels, -3, -1)
     if pixels.shape[-1] not in (1, 3):
-        raise UserError(f"Images in memory need 1 or 3 channels, first or last, and these have shape {pixels.shape}.")
+        raise UserError(f"Images in memory need 1 or 3 channels, first or last, not the shape {pixels.shape}.")
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels

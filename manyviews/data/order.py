@@ -6,7 +6,7 @@ import numpy as np
 
 
 def order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """A permutation of n items, int64, that depends on nothing else, no library's generator included.
+    """A permutation of n items, int64: a pure function of its arguments, without any library's generator.
 
     The items are sorted by a hash (splitmix64's finalizer) of the seed, the epoch and their number.
     """
@@ -14,11 +14,11 @@ def order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def nearby(seed: int, epoch: int, blocks: np.ndarray, window: int, rank: int, world_size: int) -> np.ndarray:
-    """A rank's share of a permutation that reads blocks at about one time, int64: a pure function of its arguments.
+    """A rank's share of a permutation that keeps items of a block near each other, int64: a pure function.
 
-    The blocks are shuffled and laid end to end; each rank takes an equal piece, so that it shares two of them at most.
-    An item comes after a delay, uniform in [0, window) blocks, from where its block begins. So at any time the items
-    come from `window` blocks, as many new ones come as are used up, and any place is found without those before it.
+    The blocks are shuffled and laid end to end. Each rank takes an equal piece, so it shares at most two blocks. An
+    item comes after a delay, uniform in [0, window) blocks, from the start of its block. At any time the items
+    therefore come from `window` blocks, and any position is found without those before it.
     """
     sizes = np.diff(blocks, prepend=0)
     drawn = hashes(seed, epoch, np.arange(len(blocks) + int(blocks[-1])))
@@ -29,7 +29,8 @@ def nearby(seed: int, epoch: int, blocks: np.ndarray, window: int, rank: int, wo
     ends = np.cumsum(sizes[shuffled])
     items = np.arange(rank * share, (rank + 1) * share) - ends[place] + blocks[shuffled][place]
     delay = drawn[len(blocks) + items] / 2.0**64 * window
-    return items[np.argsort(place + delay, kind="stable")]
+    mixed: np.ndarray = items[np.argsort(place + delay, kind="stable")]
+    return mixed
 
 
 def hashes(seed: int, epoch: int, items: np.ndarray) -> np.ndarray:
@@ -42,4 +43,5 @@ def hashes(seed: int, epoch: int, items: np.ndarray) -> np.ndarray:
 def _mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x ^= x >> np.uint64(31)
+    return x

@@ -23,7 +23,7 @@ from manyviews.data.source import Captions, Labels, Source, as_captions, as_labe
 from manyviews.errors import UserError, unknown
 
 _BATCH = 4096  # rows in one array: 2 GiB of images of half a megabyte
-_HASHED = 2**30  # bytes of images of which hashes are the names
+_HASHED = 2**30  # bytes of images; more are not read for the sake of their names
 _IMAGE_NAMES = ("image", "img")
 _LABEL_NAMES = ("label", "labels", "class", "target")
 _CAPTION_NAMES = ("caption", "captions", "text")
@@ -46,12 +46,12 @@ def open_parquet(files: Sequence[File], label: str | None = None, caption: str |
 class Table:
     """The rows of several Parquet files.
 
-    A row group is the least that Parquet can read, so the last ones stay in memory: see `Blocks`. Reading in order
-    decodes each once. Reading at random decodes one for each image, unless they all stay.
+    Parquet reads no less than a row group, so the most recent ones stay in memory: see `Blocks`. Reading in order
+    decodes each once. Reading at random decodes one for each image, unless all stay.
 
     Attributes:
         files: the files, in order.
-        blocks: after how many rows each row group ends that has any.
+        blocks: the number of rows up to the end of each row group, without empty ones.
         window: how many row groups may be read in turns.
     """
 
@@ -77,10 +77,10 @@ class Table:
         self._held = Blocks()
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return int(self._starts[-1])
 
     def _group_bytes(self, number: int, group: int) -> int:
-        """Of the images in a row group."""
+        """Size of the images in a row group, uncompressed."""
         found = self._metadata[number].row_group(group)
         columns = (found.column(k) for k in range(found.num_columns))
         return sum(c.total_uncompressed_size for c in columns if c.path_in_schema == self._bytes)
@@ -88,7 +88,7 @@ class Table:
     def read(self, i: int) -> bytes:
         """The encoded image of row `i`."""
         group = bisect.bisect_right(self._starts, i) - 1
-        content = self._held.get(group, self._fetch)[i - self._starts[group]].as_py()
+        content: bytes | None = self._held.get(group, self._fetch)[i - self._starts[group]].as_py()
         if not content:
             raise BadImage("the row holds no image")
         return content
@@ -98,13 +98,13 @@ class Table:
         where = self.files[number]
         try:
             with _open(where, self._metadata[number]) as file:
-                # No threads: pyarrow's pool does not survive a fork, and images are decoded in parallel anyway. In
-                # batches: a row group of more than 2 GiB does not fit one array, and nested ones are not split.
+                # No threads: pyarrow's pool does not survive a fork, and images are decoded in parallel anyway.
+                # Batches: a row group of more than 2 GiB does not fit one array, and nested ones are not split.
                 batches = file.iter_batches(
                     batch_size=_BATCH, row_groups=[part], columns=[self._bytes], use_threads=False
                 )
                 chunks = [batch.column(0) for batch in batches]
-        except MemoryError:  # one of Arrow's errors, too
+        except MemoryError:  # also one of Arrow's errors
             raise
         except OSError as error:
             raise fault(error, Path(where.path) if where.local else None) from None
@@ -118,11 +118,12 @@ class Table:
         return f"{self.files[k].name} row {i - self._first_row[k]}"
 
     def column(self, name: str) -> Any:
-        """All values of a column or, with a dot, of a field, as one chunked array."""
+        """All values of a column, or of a field given as "column.field", as one chunked array."""
 
         def chunks(file: File, metadata: pq.FileMetaData) -> list[Any]:
             with _explained(file), _open(file, metadata) as opened:
-                return opened.read(columns=[name]).column(0).chunks
+                parts: list[Any] = opened.read(columns=[name]).column(0).chunks
+            return parts
 
         with ThreadPoolExecutor(THREADS) as pool:
             found = pool.map(chunks, self.files, self._metadata)
@@ -130,12 +131,12 @@ class Table:
         return pc.struct_field(column, 0) if "." in name else column
 
     def ids(self) -> list[str]:
-        """The paths stored with the images, if each has one of its own; else hashes of their bytes.
+        """The paths stored with the images, if they are distinct; else hashes of the images' bytes.
 
-        Of more than a gigabyte, all of which would have to be read for hashes: file and row.
+        Hashes need all the images, so those of more than a gigabyte are named by file and row.
         """
         if self._path is not None:
-            paths = self.column(self._path).to_pylist()
+            paths: list[str] = self.column(self._path).to_pylist()
             if all(paths) and len(set(paths)) == len(paths):
                 return [path.replace("\\", "/") for path in paths]
         if sum(self._group_bytes(k, g) for k, g in self._groups) <= _HASHED:
@@ -154,7 +155,7 @@ class Table:
 
 
 def _open(file: File, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
-    """Opened anew for each use, so that threads and forked workers share no position in it; a known footer helps."""
+    """Open a file anew, so that threads and forked workers share no position in it; `metadata` is its known footer."""
     return pq.ParquetFile(file.path if file.local else Ranges(file), metadata=metadata)
 
 
@@ -176,7 +177,7 @@ def _metadata(file: File) -> pq.FileMetaData:
 
 
 def _image_columns(schema: pa.Schema, file: File) -> tuple[str, str | None]:
-    """The column or field of encoded bytes, and the field of paths beside it if there is one."""
+    """The column or field of encoded bytes, and the field of paths next to it if there is one."""
     found = {}
     for field in schema:
         if pa.types.is_struct(field.type):
@@ -194,7 +195,7 @@ def _image_columns(schema: pa.Schema, file: File) -> tuple[str, str | None]:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _label_column(schema: pa.Schema, wanted: str | None) -> tuple[str | None, list[str] | None]:
@@ -221,4 +222,4 @@ def _caption_column(schema: pa.Schema, wanted: str | None) -> str | None:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

@@ -1,7 +1,7 @@
-"""Batch on disk: decoded once, mapped into memory, read without a decode.
+"""Canvases on disk: decoded once, mapped into memory, and read without decoding.
 
-A folder of shards, each a safetensors file of pixels, true extents and, in its header, names, labels and a checksum. A
-shard is written whole or not at all. `canvases.json` is written last: a folder without it is unfinished.
+A folder of shards. Each is a safetensors file of pixels and true extents, whose header holds names, labels, captions
+and a checksum. A shard is written whole or not at all. `canvases.json` comes last: a folder without it is unfinished.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from manyviews.types import Batch
 
 MANIFEST = "canvases.json"
 _PLAN = "plan.json"
-_SHARD = 2**27  # bytes of pixels: little to lose in a crash, and few files
+_SHARD = 2**27  # bytes of pixels in a shard: a crash loses little, and files are few
 _VERSION = 4
 
 
 def prepare(source: Source, out: Path, size: int = 256, progress: Progress | None = None) -> Path:
     """Decode a source's images to canvases in a folder, which `open_source` then opens.
 
-    May be called again after an interruption, and by any number of processes at once: finished shards stay, and each
-    process takes shards that no other one is at. Images that cannot be read are left out and named in the manifest.
+    You may call it again after an interruption, and from several processes at once: finished shards stay, and each
+    process takes shards that no other is writing. Unreadable images are left out and named in the manifest.
 
     Args:
         source: the images.
         out: a new folder, or one that was begun with the same source and size.
         size: side of the canvases, pixels.
-        progress: called with (images, of how many) as this process passes their shards.
+        progress: called with (done, total) images as this process passes their shards.
 
     Raises:
-        UserError: the folder holds something else, or no image could be read.
+        UserError: the folder holds something else, or no image can be read.
     """
     per = max(1, _SHARD // (3 * size**2))
     plan = {
@@ -67,7 +67,7 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
     files = [out / f"shard-{k:05}.safetensors" for k in range(len(starts))]
     with FileLock(out / f".{_PLAN}.lock"):
         if (out / MANIFEST).exists() and not all(file.exists() for file in files):
-            (out / MANIFEST).unlink()  # a damaged shard was removed, to be written again
+            (out / MANIFEST).unlink()  # someone removed a damaged shard, to write it again
 
     stopped = Event()
 
@@ -76,7 +76,7 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
             raise CancelledError
 
     def there(file: Path, start: int) -> bool:
-        """Whether a shard is written, by this process if no other one is at it."""
+        """Whether a shard is complete. This process writes it unless another one is at it."""
         try:
             if not file.exists():
                 with FileLock(out / f".{file.name}.lock", blocking=False):
@@ -86,8 +86,8 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
             return False
         return True
 
-    # Two shards at a time: images of one are decoded while the other is on its way to the disk. One of sources that
-    # read in blocks, of which only so many stay in memory.
+    # Two shards at a time: one is decoded while the other goes to disk. Sources that read in blocks get one, because
+    # only a few blocks stay in memory.
     with ThreadPoolExecutor(2 if source.blocks is None else 1) as pool:
         try:
             while not (out / MANIFEST).exists():
@@ -100,7 +100,7 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
                     time.sleep(0.2)  # another process is at the last ones
                 else:
                     _finish(source, out, plan, files)
-        finally:  # else Ctrl-C would wait for all shards
+        finally:  # Ctrl-C must not wait for all shards
             stopped.set()
             pool.shutdown(cancel_futures=True)
     return out
@@ -123,7 +123,7 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
 def _write(source: Source, rows: range, size: int, file: Path, progress: Progress) -> None:
     for part in file.parent.glob(f".{file.name}.*"):
         if part.suffix != ".lock":
-            part.unlink()  # of a process that was killed: no other one is at this shard
+            part.unlink()  # of a killed process, as no other is at this shard
     found, bad = load_canvases(source.subset(rows), size, progress)
     good = found.index.numpy() + rows.start
     tensors = {"pixels": found.pixels, "extent": found.extent}
@@ -134,14 +134,14 @@ def _write(source: Source, rows: range, size: int, file: Path, progress: Progres
 
 
 def _packed(source: Source, rows: np.ndarray) -> list[Any] | None:
-    """Numbers of classes: one for each image, or a list of them where there may be several."""
+    """Numbers of classes: one for each image, or a list for each where images may have several."""
     if source.several and source.targets is not None:
         return [np.flatnonzero(target).tolist() for target in source.targets[rows]]
     return None if source.labels is None else source.labels[rows].tolist()
 
 
 def _checksum(tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> str:
-    """Of all that a shard holds."""
+    """A hash of everything in a shard."""
     found = blake2b(digest_size=16)
     for name in ("pixels", "extent"):
         found.update(tensors[name].contiguous().numpy().data)
@@ -170,13 +170,13 @@ def _finish(source: Source, out: Path, plan: dict[str, Any], files: list[Path]) 
 
 
 def _header(file: Path) -> tuple[int, dict[str, Any]]:
-    """How many images a shard holds, and the facts beside them."""
+    """How many images a shard holds, and its facts."""
     count, header = _count(file)
     return count, json.loads(header["__metadata__"]["manyviews"])
 
 
 def _count(file: Path) -> tuple[int, dict[str, Any]]:
-    """How many images a shard holds, and its header, in which the facts are one string not yet taken apart."""
+    """How many images a shard holds, and its header, whose facts are one unparsed string."""
     offset, shape, header = _layout(file, "pixels")
     if file.stat().st_size < offset + int(np.prod(shape)):
         raise UserError(f"{file} is cut short: remove it, and prepare the images again.")
@@ -184,7 +184,7 @@ def _count(file: Path) -> tuple[int, dict[str, Any]]:
 
 
 def _layout(file: Path, name: str) -> tuple[int, tuple[int, ...], dict[str, Any]]:
-    """Where in a safetensors file a tensor begins, its shape, and the file's header."""
+    """The offset of a tensor in a safetensors file, its shape, and the file's header."""
     try:
         with file.open("rb") as f:
             length = int.from_bytes(f.read(8), "little")
@@ -200,12 +200,12 @@ def _layout(file: Path, name: str) -> tuple[int, tuple[int, ...], dict[str, Any]
 
 @dataclass(frozen=True)
 class Prepared:
-    """Batch in a folder, by their number, read from mapped memory.
+    """The canvases of a folder, by number, read from mapped memory.
 
     Attributes:
-        folder: that `prepare` made.
+        folder: the folder that `prepare` made.
         size: side of the canvases, pixels.
-        ends: after how many images each shard ends.
+        ends: the number of images up to the end of each shard.
         files: the shards' names.
     """
 
@@ -215,7 +215,7 @@ class Prepared:
     files: tuple[str, ...]
 
     def __call__(self, items: np.ndarray) -> Batch:
-        """The canvases of these images, numbered as they are: pixels are copied, once."""
+        """The canvases of these images, with their numbers as the index. Pixels are copied once."""
         items = np.asarray(items, dtype=np.int64)
         pixels = np.empty((len(items), 3, self.size, self.size), dtype=np.uint8)
         extent = np.empty((len(items), 2), dtype=np.int64)
@@ -226,7 +226,7 @@ class Prepared:
         return Batch.of(torch.from_numpy(pixels), torch.from_numpy(extent), torch.from_numpy(items))
 
     def _shards(self, items: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """For each shard that has some of the items: its number, their rows in it, and their places among the items."""
+        """(number, rows in the shard, their positions among the items) for each shard that holds some of the items."""
         shard = np.searchsorted(self.ends, items, side="right")
         first = np.concatenate([[0], self.ends])
         for k in np.unique(shard):
@@ -234,7 +234,7 @@ class Prepared:
             yield int(k), items[places] - first[k], places
 
     def read(self, i: int) -> Image.Image:
-        """A canvas in the image's own proportions again, its short side that of the canvas."""
+        """A canvas stretched back to the image's own proportions; its short side is that of the canvas."""
         found = self(np.array([i]))
         height, width = found.extent[0].tolist()
         scale = self.size / min(height, width)
@@ -250,18 +250,18 @@ class Prepared:
 
 @cache
 def _mapped(file: Path, stamp: int) -> tuple[np.ndarray, np.ndarray]:
-    """A shard's pixels, mapped and not read, and its extents; `stamp` tells a file from one it has replaced."""
+    """A shard's pixels, mapped but not read, and its extents. `stamp` tells a file from one that it replaced."""
     offset, shape, header = _layout(file, "pixels")
     begin, end = header["extent"]["data_offsets"]
     start = offset - header["pixels"]["data_offsets"][0]
     extents = np.fromfile(file, dtype="<i8", count=(end - begin) // 8, offset=start + begin).reshape(-1, 2)
-    # NumPy's maps keep a file open each, and a large set has more shards than a process may open files.
+    # NumPy's maps each keep a file open, and a large set has more shards than a process may open files.
     whole = torch.from_file(str(file), shared=False, size=offset + math.prod(shape), dtype=torch.uint8).numpy()
     return whole[offset:].reshape(shape), extents
 
 
 def open_prepared(folder: Path) -> Source:
-    """The canvases that `prepare` wrote, as a source of images whose canvases need no decode.
+    """The canvases that `prepare` wrote, as a source whose canvases need no decoding.
 
     Raises:
         UserError: shards are missing or damaged.
@@ -300,7 +300,7 @@ def _labels(ready: Prepared, classes: list[str] | None) -> Labels | None:
 
 
 def verify(folder: Path, progress: Progress | None = None) -> list[Path]:
-    """Read every shard and compare its checksum: the damaged ones."""
+    """The damaged shards: reads every shard and compares its checksum."""
     shards = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["shards"]
     damaged = []
     for k, shard in enumerate(shards):

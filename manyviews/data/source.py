@@ -1,4 +1,4 @@
-"""A numbered collection of images, wherever they lie."""
+"""A numbered collection of images, wherever they are stored."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from manyviews.types import Batch
 T = TypeVar("T")
 
 Labels = tuple[np.ndarray, list[str]]
-"""Classes of the items, and the classes' names: int64, a number for each item, or, where an item may have several
-classes or none, bool, `n classes`."""
+"""The items' classes and the classes' names. Classes are int64, one number for each item, or bool, `n classes`, if an
+item may have several or none."""
 
 
 Captions = list[tuple[str, ...]]
@@ -41,22 +41,22 @@ def uncaptioned() -> None:
 class Source:
     """A numbered collection of images, read one at a time.
 
-    What would touch all the data waits until it is asked for. The functions must pickle, so that worker processes
-    can have their own copy.
+    Work on all the data waits until someone needs it. The functions must pickle, so that worker processes can have
+    their own copy.
 
     Attributes:
-        name: what to call it in a report.
-        size: how many images.
+        name: its name in reports.
+        size: the number of images.
         read: image `i`, undecoded; raises `BadImage`.
-        identify: the names that stay with the images wherever they lie: see `ids`.
+        identify: the images' stable names: see `ids`.
         annotate: their labels: see `labels`, `targets` and `classes`.
-        describe: their captions: see `captions`.
-        locate: where image `i` is, for people; its id if not given.
-        canvases: ready-made canvases of these items, if the source has them; int64 indices to their `Batch`.
-        side: of the ready-made canvases, pixels.
-        blocks: after how many items each run ends that is best read together, int64, ascending; None where reading in
-            any order is as good.
+        locate: the place of image `i`, for people; None for its id.
+        canvases: ready-made canvases, if the source has them: from int64 indices to their `Batch`.
+        side: side of the ready-made canvases, pixels.
+        blocks: the number of items up to the end of each run that is best read together, int64, ascending; None if any
+            order is as good.
         window: how many blocks may be read in turns without reading one twice.
+        describe: the images' captions: see `captions`.
     """
 
     name: str
@@ -78,8 +78,8 @@ class Source:
     def ids(self) -> list[str]:
         """One stable name for each item: its path in the collection or, if it has none, a hash of its content.
 
-        Hashing the content reads all of it, once. Exact copies then share an id. Of much Parquet without paths it is
-        file and row.
+        Hashing reads all the content, once. Exact copies then share an id. A large Parquet set without paths has file
+        and row instead.
         """
         return self.identify()
 
@@ -89,17 +89,17 @@ class Source:
 
     @property
     def several(self) -> bool:
-        """Whether an item may have several labels: there are `targets` then, and no `labels`."""
+        """Whether an item may have several labels. Then there are `targets` and no `labels`."""
         return self._annotation is not None and self._annotation[0].ndim == 2
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int64, one for each item, in [0, number of classes); None when there is not one label for each item."""
+        """int64, one for each item, in [0, number of classes); None unless every item has exactly one label."""
         return None if self._annotation is None or self.several else self._annotation[0]
 
     @property
     def targets(self) -> np.ndarray | None:
-        """Whether an item is of a class: bool, `n classes`; None when the data has no labels."""
+        """Whether an item belongs to a class: bool, `n classes`; None without labels."""
         if self._annotation is None:
             return None
         found, names = self._annotation
@@ -107,12 +107,12 @@ class Source:
 
     @property
     def classes(self) -> list[str] | None:
-        """The names of the classes, by label; None when the data has no labels."""
+        """The names of the classes, by label; None without labels."""
         return self._annotation[1] if self._annotation else None
 
     @cached_property
     def captions(self) -> Captions | None:
-        """Every item's captions, none of them empty; None when the data has no captions."""
+        """The captions of each item, none of them empty; None without captions."""
         found = self.describe()
         if found is None:
             return None
@@ -126,7 +126,7 @@ class Source:
 
     @property
     def labeling(self) -> str | None:
-        """A hash of the labels and the classes' names; None when the data has no labels."""
+        """A hash of the labels and the classes' names; None without labels."""
         marks = self.targets if self.several else self.labels
         if marks is None:
             return None
@@ -134,7 +134,7 @@ class Source:
         return blake2b(marks.tobytes() + names, digest_size=16).hexdigest()
 
     def sample(self, n: int = 16) -> str:
-        """A hash of the undecoded content of a few items from all over: other images may lie under the same names."""
+        """A hash of the undecoded content of `n` spread-out items, as other images may have the same names."""
         some = np.linspace(0, self.size - 1, min(n, self.size)).astype(int).tolist()
         return blake2b(" ".join(_content_id(self.read, i) for i in some).encode(), digest_size=16).hexdigest()
 
@@ -142,13 +142,13 @@ class Source:
         """Image `i`, RGB, upright, at its own size.
 
         Raises:
-            BadImage: with the reason why it cannot be used.
-            Unreachable: a disk or a server fails, which says nothing of the image.
+            BadImage: the image cannot be used; the reason says why.
+            Unreachable: a disk or a server fails.
         """
         return decode(self.read(i))[0]
 
     def where(self, i: int) -> str:
-        """A name for item `i` that tells a person where to look."""
+        """The place of item `i`, for people."""
         return self.locate(i) if self.locate else self.ids[i]
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Source:
@@ -169,30 +169,30 @@ class Source:
         )
 
     def with_classes(self, classes: Sequence[str]) -> Source:
-        """The same items, their labels numbered as in `classes`, so that a test set speaks its training set's language.
+        """The same items with labels numbered as in `classes`, so that a test set agrees with its training set.
 
         Raises:
-            UserError: the data has no labels, or a class that is not among these, or is there several times.
+            UserError: the data has no labels, or one of its classes is not in `classes` or is in it several times.
         """
         return replace(self, annotate=partial(given, _renumbered(self._annotation, list(classes), self.name)))
 
 
 NAME_LABELS = (
-    "say where its labels are: for a folder in a CSV file of path,label, for Parquet or tar files in a column or member"
+    "say where its labels are: a CSV file of path,label for a folder, a column or member for Parquet or tar files"
 )
-"""What to do about a source without labels, for people."""
+"""Advice about a source without labels."""
 
 NAME_CAPTIONS = (
     "give a CSV file of path,caption as --captions, or as captions.csv in the folder of images; Parquet files need a "
     "column of captions, and tar files .txt members"
 )
-"""What to do about a source without captions, for people."""
+"""Advice about a source without captions."""
 
 _LABELS = (str, bytes, int, float, np.generic)
 
 
 def content_ids(read: Callable[[int], Raw], size: int) -> list[str]:
-    """A hash of each item's content, undecoded bytes or pixels. A bad item gets its number."""
+    """A hash of each item's content, its undecoded bytes or pixels; a bad item's number."""
     return [_content_id(read, i) for i in range(size)]
 
 
@@ -211,15 +211,15 @@ def _content_id(read: Callable[[int], Raw], i: int) -> str:
 
 
 def as_labels(values: Any, classes: Sequence[str] | None = None) -> Labels | None:
-    """Labels as people give them, integers or strings, to numbers and names of classes.
+    """Labels given as integers or strings, to numbers and names of classes; None if they are no labels.
 
-    Integers number `classes` if given; else the distinct values become the classes, numbers by size and strings by the
-    alphabet. A negative integer, with which STL-10 and Hugging Face mark what is unlabeled, means that there are none;
-    so does anything but one number or one string for each item: attributes, boxes and masks are no classes.
+    Integers number `classes` if given. Otherwise the distinct values become the classes, numbers by size and strings by
+    the alphabet. A negative integer, STL-10's and Hugging Face's mark of an unlabeled item, means no labels. So does
+    anything else than one number or string for each item: attributes, boxes and masks are no classes.
     """
     try:
         values = np.asarray(values)
-    except ValueError:  # of several lengths
+    except ValueError:  # several lengths
         return None
     if values.ndim == 0 or values.size != len(values) or not all(isinstance(v, _LABELS) for v in values.ravel()[:1000]):
         return None
@@ -236,7 +236,7 @@ def as_labels(values: Any, classes: Sequence[str] | None = None) -> Labels | Non
 
 
 def as_captions(values: Sequence[Any]) -> Captions | None:
-    """Captions as people give them, one text or several for each item; None where anything else is among them.
+    """Captions given as one text or several for each item; None if anything else is among them.
 
     An item without a caption has None, an empty text or an empty list.
     """
@@ -250,7 +250,7 @@ def as_captions(values: Sequence[Any]) -> Captions | None:
 
 
 def as_targets(items: Sequence[Collection[str]]) -> Labels:
-    """The classes of items that have any number of them, the classes by the alphabet."""
+    """Labels of items with any number of classes, which are sorted by the alphabet."""
     names = sorted(set().union(*items))
     number = {name: k for k, name in enumerate(names)}
     targets = np.zeros((len(items), len(names)), dtype=bool)
@@ -273,7 +273,7 @@ def _chosen_canvases(canvases: Callable[[np.ndarray], Batch], chosen: np.ndarray
 
 
 def _chosen_blocks(blocks: np.ndarray | None, chosen: np.ndarray) -> np.ndarray | None:
-    """What is left of each block; none where another order tears them apart."""
+    """The rest of each block; None if another order tears the blocks apart."""
     if blocks is None or not len(chosen):
         return None if blocks is None else blocks[:0]
     block = np.searchsorted(blocks, chosen, side="right")
@@ -308,7 +308,7 @@ def _renumbered(labels: Labels | None, classes: list[str], name: str) -> Labels:
     twice = [names[k] for k in used if classes.count(names[k]) > 1]
     if twice:
         raise UserError(
-            f"Several classes are called '{twice[0]}', and which of them {name} means is not clear: rename them."
+            f"Several classes are called '{twice[0]}', and it is not clear which one {name} means: rename them."
         )
     strange = [names[k] for k in used if names[k] not in classes]
     if strange:

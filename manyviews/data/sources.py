@@ -1,4 +1,4 @@
-"""One way in: whatever holds images becomes a `Source`."""
+"""The one way in: anything that holds images becomes a `Source`."""
 
 from __future__ import annotations
 
@@ -27,30 +27,31 @@ def open_source(data: Any, labels: Any = None, captions: Any = None) -> Source:
     """Images from anything that holds them.
 
     `data` is one of
-    - a folder of images, nested as you like. Labels are its first-level folders, or those of a CSV file, given as
-      `labels`, with the columns `path` (relative to the folder) and `label`: the source then holds what it lists.
-      An image with several labels has a row for each, and one without, in such a file, a row with an empty label;
+    - a folder of images, nested as you like. Its first-level folders are the labels. Or `labels` is a CSV file with the
+      columns `path` (relative to the folder) and `label`, and the source holds the images that it lists. An image with
+      several labels has a row for each; one without has a row with an empty label;
     - a folder of canvases that `manyviews prepare` made;
     - a Parquet file, or a folder of them, with a column of encoded images in Hugging Face's layout or as plain bytes.
       `labels` may name the column of labels;
     - a tar file in webdataset's layout, or a folder of them: see `manyviews.data.tar.open_tars`, also for `labels`;
     - a pattern of Parquet or tar files, with braces, `shards-{000..099}.tar`, or wildcards;
-    - a URL of such files, of a folder of them or a pattern, `s3://`, `gs://`, `https://` or another protocol of fsspec.
-      They are not copied: what is read of them stays in memory for a while. See `Loader` for the order;
+    - a URL of such files, of their folder or of a pattern, with `s3://`, `gs://`, `https://` or another protocol of
+      fsspec. The files are not copied; read parts stay in memory for a while. See `Loader` for the order;
     - a data set as in torchvision, `dataset[i] -> (PIL image or uint8 array, label)`, without a transform;
     - uint8 arrays or tensors, `n h w 3`, `n 3 h w` or `n h w`, with `labels`, or a tuple (images, labels);
-    - "demo" or "demo:test", the training or the test images that come with the package;
-    - a source already.
+    - "demo" or "demo:test", the training or test images that come with the package;
+    - a source.
 
-    Captions are in one of these, as `captions` or where it is not given; an image may have several:
-    - a CSV file with the columns `path` and `caption`, one row for each caption; `captions.csv` in a folder of images;
-    - a column of a Parquet file, of texts or lists of texts; "caption", "captions" or "text";
-    - members of a tar file, or a field of its .json; `.txt`, or else the field "caption";
-    - a sequence of texts, or of sequences of texts, for arrays and data sets; the data set's own, as in torchvision's
-      `CocoCaptions`.
+    `captions` gives the images' captions, any number for each. Every kind of data has a default:
+    - a folder: a CSV file with the columns `path` and `caption`, one row for each caption; by default `captions.csv` in
+      the folder itself;
+    - Parquet: a column of texts or lists of texts; by default "caption", "captions" or "text";
+    - tar: an ending of members and a field of their .json; by default `.txt` and "caption";
+    - arrays and data sets: a list of texts or of lists of texts; by default the data set's own texts, as in
+      torchvision's `CocoCaptions`.
 
     Raises:
-        UserError: nothing usable is there.
+        UserError: there are no images to use, or labels or captions do not fit them.
     """
     if isinstance(data, Source):
         return data
@@ -60,7 +61,7 @@ def open_source(data: Any, labels: Any = None, captions: Any = None) -> Source:
         from manyviews.data import demo
 
         if Path(data).exists():
-            raise UserError(f"'{data}' names the images that come with manyviews, and is here: write ./{data} for it.")
+            raise UserError(f"'{data}' names the images that come with manyviews, and a file: write ./{data} for it.")
         if labels is not None:
             raise UserError("The images that come with manyviews have labels of their own: leave --labels out.")
         if captions is not None:
@@ -97,12 +98,12 @@ def _open_path(path: Path, labels: Any, captions: Any) -> Source:
             if (path / MANIFEST).is_file():
                 if labels is not None:
                     raise UserError(
-                        f"The canvases in {path} have the labels with which they were made: prepare the images anew "
+                        f"The canvases in {path} keep the labels with which they were made: prepare the images again "
                         "with --labels."
                     )
                 if captions is not None:
                     raise UserError(
-                        f"The canvases in {path} have the captions with which they were made: prepare the images anew "
+                        f"The canvases in {path} keep the captions with which they were made: prepare the images again "
                         "with --captions."
                     )
                 return open_prepared(path)
@@ -138,8 +139,8 @@ def _shards(where: str) -> list[File]:
     shards = [file for file in found if _is_shard(file.name)]
     if not shards:
         raise UserError(
-            f"{where} holds no .tar or .parquet file (the first of {len(found)} is {found[0].name}); single images are "
-            "read from folders on disk."
+            f"{where} holds no .tar or .parquet file (the first of {len(found)} is {found[0].name}); single images "
+            "must be in a folder on disk."
         )
     return shards
 
@@ -164,7 +165,7 @@ def _open_shards(files: list[File], labels: Any, captions: Any) -> Source:
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
-    """The path, or an error that names its first part that is wrong, and what may have been meant."""
+    """The path itself. The error names the first part that does not exist, and the nearest name."""
     path = Path(path).expanduser()
     if path.exists():
         return path

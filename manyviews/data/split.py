@@ -1,4 +1,4 @@
-"""Splits that are the same everywhere: by the name of the item, not by its place or by chance."""
+"""Splits that are the same everywhere: an item's name decides, not its position or chance."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from manyviews.errors import UserError
 def split(ids: Sequence[str], fractions: Mapping[str, float], salt: str = "") -> dict[str, np.ndarray]:
     """Indices (int64, ascending) of each part of a split, for example `{"train": 0.9, "validation": 0.1}`.
 
-    An item's part depends on its id and the salt alone: not on the other items, the machine, or the order. So items
-    keep their side when the set grows, and copies with the same id never straddle it. Macs write accented letters in
-    two parts, and their ids count as the same. Parts have their fractions of
-    the items on average, not exactly.
+    An item's part depends only on its id and the salt, not on other items, their order, or the machine. So items keep
+    their part when the set grows, and copies with the same id share one. Ids are compared in Unicode's composed form,
+    because Macs decompose accented letters. Parts have their fractions of the items on average, not exactly.
 
     Raises:
         UserError: a fraction is negative, or they do not add up to 1.
     """
     shares = np.array(list(fractions.values()), dtype=np.float64)
     if (shares < 0).any() or abs(shares.sum() - 1) > 1e-6:
-        raise UserError(f"The fractions of a split must be positive and add up to 1, and these do not: {fractions}.")
+        raise UserError(f"The fractions of a split must be positive and add up to 1, not {fractions}.")
     place = np.array([_place(item, salt) for item in ids], dtype=np.float64)
     # The last edge is infinite, so that no rounding of the sum leaves an item outside.
     part = np.searchsorted([*np.cumsum(shares)[:-1], np.inf], place, side="right")

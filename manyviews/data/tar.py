@@ -1,7 +1,7 @@
-"""Images in tar files, the layout of webdataset, read by ranges of bytes.
+"""Images in tar files, in webdataset's layout, read by ranges of bytes.
 
-Members of one name up to the first dot of its last part are one sample: an image, and perhaps its label. Files behind
-a URL are asked for the megabytes that are needed, and for each only once in an epoch: see `Loader`.
+Members whose file names agree up to the first dot are one sample: an image, and perhaps its label and caption. Of files
+behind a URL only the needed megabytes are read, each about once in an epoch: see `Loader`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from manyviews.errors import UserError
 from manyviews.progress import progress
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-"""Endings of tars that cannot be read from the middle."""
+"""Endings of compressed tars, which cannot be read from the middle."""
 
-_BLOCK = 2**22  # bytes read together: as long on the way as the answer to a request takes to come
+_BLOCK = 2**22  # bytes read together: their transfer takes about as long as a request's answer
 _MOST = 256  # samples read together
 _LABELS = ("cls", "label")
-_LABEL_BYTES = 2**20  # a longer one is none
+_LABEL_BYTES = 2**20  # a longer member is no label or caption
 _MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
 _VERSION = 2
 _REST = "(the rest)"
@@ -45,16 +45,16 @@ _REST = "(the rest)"
 def open_tars(files: Sequence[File], label: str | None = None, caption: str | None = None) -> Source:
     """The images in tar files, in order.
 
-    Of a sample's images the first is taken whose whole ending is that of an image: `7.jpg`, not `7.mask.png`. Its label
-    is its member `.cls`, an integer or text, or `label` in its `.json`; with the argument `label`, the member of that
-    ending or the field of that name. Where a tar is cut short, the samples before are read, and the rest is one bad
-    image.
+    A sample's image is the first with a single ending: `7.jpg`, not `7.mask.png`. Its label is its member `.cls`, an
+    integer or text, or the field `label` of its `.json`; the argument `label` names another ending and field. Its
+    caption is its member `.txt`, or the field `caption`; the argument `caption` names another ending and field. A tar
+    that is cut short gives the samples before the cut, and one bad image for the rest.
 
-    The headers of each tar are read through once; where the images lie in it is kept in the user's cache folder, for
-    as long as the file stays the same.
+    The headers of each tar are read once. The positions of its images stay in the user's cache folder until the file
+    changes.
 
     Raises:
-        UserError: a compressed tar, no tar, no images, or no such label.
+        UserError: a tar is compressed, or no tar, or there are no images or no such labels.
     """
     packed = next((file for file in files if file.name.lower().endswith(COMPRESSED)), None)
     if packed is not None:
@@ -76,9 +76,9 @@ class Tars:
     Attributes:
         files: the tars, in order.
         caption: the ending or the field of the captions, if it is not the usual one.
-        names: of the images' members, tar by tar in the order in which they lie there.
-        values: their labels, integers or text; None where there is none.
-        blocks: after how many images each block ends: some megabytes of one tar.
+        names: the images' members, tar by tar in their order there.
+        values: their labels, integers or text, or None.
+        blocks: the number of images up to the end of each block, which is some megabytes of one tar.
         window: how many blocks may be read in turns.
     """
 
@@ -130,7 +130,7 @@ class Tars:
         return f"{self.files[int(np.searchsorted(self._ends, i, side='right'))].name}: {self.names[i]}"
 
     def ids(self) -> list[str]:
-        """The names of the samples under those of their tars, which have their folders where those differ."""
+        """The samples' names below those of their tars, with the tars' folders where these differ."""
         shards = [name.removesuffix(".tar") for name in names_below(self.files)]
         ends = [0, *self._ends.tolist()]
         return [
@@ -140,13 +140,13 @@ class Tars:
         ]
 
     def labels(self) -> Labels | None:
-        # What a tar that is cut short lacks gets the label of any image: it is counted as bad, and never decoded.
+        # The image that stands for the rest of a cut tar gets any label: it is bad, and never decoded.
         known = next((value for value in self.values if value is not None), None)
         values = [known if cut else value for value, cut in zip(self.values, self._cut, strict=True)]
         return None if any(value is None for value in values) else as_labels(values)
 
     def captions(self) -> Captions | None:
-        """Their texts, for which the headers of each tar are read through once more: few ask for captions."""
+        """The samples' texts. Reads the headers of each tar once more, because few runs need captions."""
         kinds = (("txt",), ("caption",)) if self.caption is None else ((self.caption.lower(),), (self.caption,))
         values = [value for index in _indices(self.files, *kinds) for value in index["values"]]
         if all(value is None for value in values):
@@ -170,7 +170,7 @@ def _indices(files: Sequence[File], endings: tuple[str, ...], fields: tuple[str,
 
 
 def _runs(starts: list[int], stops: list[int]) -> list[int]:
-    """After how many images each block of a tar ends."""
+    """The number of images up to the end of each block of a tar."""
     ends, first = [], 0
     for i in range(1, len(starts)):
         if stops[i] - starts[first] > _BLOCK or i - first == _MOST:
@@ -187,31 +187,30 @@ def _parts(name: str) -> tuple[str, str]:
 
 
 def _index(file: File, endings: tuple[str, ...], fields: tuple[str, ...]) -> dict[str, list[Any]]:
-    """`_scan`, or what it found another time. One process of several reads a tar, and the others wait for it."""
+    """The result of `_scan`, perhaps an earlier one. Of several processes one reads a tar, and the others wait."""
     facts = f"{_VERSION} {file} {file.size} {file.stamp} {endings} {fields}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "manyviews" / "tars"
     path = cache / f"{blake2b(facts.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()}.json"
     with ExitStack() as stack:
-        # A folder that cannot be written or locked costs time at the next start, and no more.
+        # A folder that cannot be written or locked only costs time at the next start.
         with suppress(OSError, NotImplementedError):
             cache.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(path.with_suffix(".lock")))
         with suppress(OSError, ValueError):
-            return json.loads(path.read_text(encoding="utf-8"))
+            index: dict[str, list[Any]] = json.loads(path.read_text(encoding="utf-8"))
+            return index
         found = _scan(file, endings, fields)
-        if file.stamp:  # else nobody could tell when the file is another
+        if file.stamp:  # without it a change of the file would go unnoticed
             with suppress(OSError):
                 write_text(path, json.dumps(found))
         return found
 
 
 def _scan(file: File, endings: tuple[str, ...], fields: tuple[str, ...]) -> dict[str, list[Any]]:
-    """Where the images lie in a tar, in order: `names`, `starts` and `stops` in bytes, and `values`.
+    """The images of a tar, in order: `names`, `starts` and `stops` in bytes, and `values`.
 
-    A sample's value is the text of its member of one of the `endings`, else one of the `fields` of its .json, an
-    integer or text; None without one.
-
-    Where the tar is cut short or damaged, what is missing is one more image beyond its end.
+    A sample's value is the text of its member with one of the `endings`, else one of the `fields` of its .json, an
+    integer or text; None if it has neither. If the tar is cut short or damaged, one more image stands for the rest.
     """
     images: dict[str, tuple[int, int, str]] = {}
     values: dict[str, Any] = {}
@@ -223,10 +222,10 @@ def _scan(file: File, endings: tuple[str, ...], fields: tuple[str, ...]) -> dict
                     name = member.name.removeprefix("./")
                     sample, ending = _parts(name)
                     if not member.isreg() or not ending or not sample or sample.endswith("/"):
-                        continue  # folders, links, names without an ending, and hidden files
+                        continue  # folders, links, names without an ending, hidden files
                     if is_image(name):
                         known = images.get(sample)
-                        # In a tar a later file of the same name replaces the one before.
+                        # In a tar a later file replaces an earlier one of the same name.
                         if known is None or known[2] == name or (_plain(name) and not _plain(known[2])):
                             images[sample] = (member.offset_data, member.offset_data + member.size, name)
                     elif ending in endings and (text := _text(tar, member)) is not None:
@@ -245,12 +244,12 @@ def _scan(file: File, endings: tuple[str, ...], fields: tuple[str, ...]) -> dict
 
 
 def _plain(name: str) -> bool:
-    """Whether its whole ending is that of an image."""
+    """Whether its whole ending is that of an image: `7.jpg`, not `7.mask.jpg`."""
     return "." + _parts(name)[1] in EXTENSIONS
 
 
 def _ends_at(stream: BinaryIO, offset: int) -> bool:
-    """Whether the mark of a tar's end, a block of zeros, is there."""
+    """Whether a tar's end mark, a block of zeros, is at `offset`."""
     stream.seek(offset)
     return stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 
@@ -269,13 +268,13 @@ def _field(tar: tarfile.TarFile, member: tarfile.TarInfo, names: Iterable[str]) 
         found = None if content is None else json.loads(content.read())
     except ValueError:
         return None
-    values = (found[name] for name in names if name in found) if isinstance(found, dict) else iter(())
-    value = next(values, None)
+    values = [found[name] for name in names if name in found] if isinstance(found, dict) else []
+    value: object = values[0] if values else None
     return value.strip() or None if isinstance(value, str) else value if type(value) is int else None
 
 
 def _number(value: int | str | None) -> int | str | None:
-    """The integer that a text is; else itself."""
+    """The integer that a text spells, else the value itself."""
     try:
         return value if value is None else int(value)
     except ValueError:

@@ -1,9 +1,9 @@
 """Objectives: pure functions of tensors, written as the papers' equations.
 
-They take tensors of any floating type, compute in float32 at least, whatever autocast says, and return a scalar
-unless they say otherwise. What an equation marks with a stop-gradient receives none here, whether or not it is
-detached. Where rows of other images matter, they are gathered from all ranks: the mean over the ranks of a value, and
-of its gradient, is that of one process with the whole batch.
+They accept any floating type, compute at least in float32 even under autocast, and return a scalar unless documented
+otherwise. An argument under the equation's stop-gradient receives no gradient, detached or not. Rows of other images
+are gathered from all ranks where they matter. The mean over ranks of a value, and of its gradient, then equals that of
+one process with the whole batch.
 """
 
 from manyviews.objectives.alignment import consistency, negative_cosine, squared_distance

@@ -1,4 +1,4 @@
-"""Losses are computed in float32, whatever the network ran in."""
+"""Losses in float32, whatever precision the network has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alignment: a prediction points where its target points. Nothing pushes images apart."""
+"""Alignment: a prediction points in the direction of its target. Nothing pushes images apart."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from manyviews.objectives._precision import in_float32
 def squared_distance(p: Tensor, target: Tensor) -> Tensor:
     """BYOL's loss: the squared distance of the normalized vectors, `2 - 2 cos(p, sg(target))`, mean over rows.
 
-    Grill et al. 2020, eq. 2, one of its two directions; MULAN's alignment.
+    Grill et al. 2020, eq. 2, one of its two directions. MULAN aligns with it too.
 
     Args:
         p: predictions, `b d`.
@@ -40,7 +40,7 @@ def negative_cosine(p: Tensor, target: Tensor) -> Tensor:
 
 @in_float32
 def consistency(za: Tensor, zs: Tensor) -> Tensor:
-    """The term that rescues easy samples: `-cos(za, zs)`, mean over rows. Wang et al., eq. 1. Both get a gradient.
+    """The rescue of easy samples: `-cos(za, zs)`, mean over rows. Wang et al., eq. 1. Both receive a gradient.
 
     Args:
         za: projections of ordinary views, `k d`.

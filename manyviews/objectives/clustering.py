@@ -1,4 +1,4 @@
-"""Clustering: predict which prototypes another view was assigned to. SwAV, Caron et al. 2020."""
+"""Clustering: predict the prototypes that another view was assigned to. SwAV, Caron et al. 2020."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from manyviews.objectives.distillation import cross_entropy
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Assign the images of all ranks to prototypes so that each prototype is used equally.
 
-    Alternately scales `exp(scores / epsilon)` to give each prototype the same mass over the batch and each image a mass
-    of one (SwAV, section 3.1). Ending on the images, rows sum to one after any number of iterations; the prototypes'
-    masses approach N / k.
+    Scales `exp(scores / epsilon)` alternately, so that each prototype has the same mass over the batch and each image a
+    mass of one (SwAV, section 3.1). The images come last, so rows sum to one after any number of iterations. The
+    prototypes' masses approach N / k.
 
-    Written with logarithms: the usual products overflow for scores of more than a few units, and vanish after many
-    iterations. Texts that ask for sums of 1 / k and of 1 mix two normalizations; these are N / k and 1.
+    Computed with logarithms, because the usual products overflow for scores of more than a few units and vanish after
+    many iterations. Texts that ask for sums of 1 / k and of 1 mix two normalizations; the sums here are N / k and 1.
 
     Args:
         scores: similarities of images and prototypes, `b k`.
-        epsilon: temperature; small ones give codes near one-hot.
+        epsilon: temperature; a small one gives nearly one-hot codes.
         iterations: at least 1; 3 in the paper.
 
     Returns:
         Codes: float32, `b k`, without gradient, rows that sum to 1.
 
     Raises:
-        UserError: no iterations.
+        UserError: fewer than one iteration.
     """
     if iterations < 1:
         raise UserError(f"Sinkhorn needs at least 1 iteration, not {iterations}.")
@@ -48,8 +48,8 @@ def swapped_prediction(scores: Tensor, codes: Tensor, temperature: float) -> Ten
 
     Args:
         scores: similarities of one view and the prototypes, `b k`.
-        codes: the other view's, from `sinkhorn`, `b k`, or several views' sum; receive no gradient.
-        temperature: of the softmax over prototypes, above 0; not the epsilon of the codes.
+        codes: codes of the other view from `sinkhorn`, `b k`, or the sum of several views' codes; receive no gradient.
+        temperature: temperature of the softmax over prototypes, above 0; not the epsilon of the codes.
 
     Returns:
         A scalar, mean over rows; log k for equal scores.

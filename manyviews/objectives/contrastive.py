@@ -1,8 +1,8 @@
 """Contrast: pick out the other view of the same image among those of other images.
 
-The matrix of all similarities is never held: its rows' normalizers are summed up over blocks, in the backward pass
-again, so memory grows with the batch and not with its square. Nor does a rank hold the batch of all ranks: their keys
-go round, in both passes, and each rank compares its rows with one rank's keys while the next ones travel.
+The matrix of all similarities is never held. Its rows' normalizers are summed over blocks, again in the backward pass,
+so memory grows with the batch and not with its square. No rank holds the batch of all ranks. The keys go round in both
+passes, and each rank compares its rows with one rank's keys while the next ones travel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def nt_xent(za: Tensor, zb: Tensor, temperature: float) -> Tensor:
 
         -log( exp(cos_ij / temperature) / sum_{k != i} exp(cos_ik / temperature) )
 
-    The positive stays in the denominator; only the view itself is left out.
+    The denominator includes the positive and leaves out only the view itself.
 
     Args:
         za: projections of the first views, `b d`.
@@ -47,7 +47,7 @@ def nt_xent(za: Tensor, zb: Tensor, temperature: float) -> Tensor:
 def info_nce(q: Tensor, k: Tensor, queue_rows: Tensor, temperature: float) -> Tensor:
     """MoCo's loss: the query's own key against a queue of earlier keys.
 
-    He et al. 2020, eq. 1, mean over rows, similarities being cosines:
+    He et al. 2020, eq. 1, mean over rows, with cosine similarities:
 
         -log( exp(q.k / temperature) / (exp(q.k / temperature) + sum_{r in queue} exp(q.r / temperature)) )
 
@@ -70,12 +70,12 @@ def info_nce(q: Tensor, k: Tensor, queue_rows: Tensor, temperature: float) -> Te
 def cross_info_nce(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     """MoCo v3's loss, one of its two directions: the query's own key among the keys of the batch of all ranks.
 
-    Chen et al. 2021, algorithm 1, mean over rows, similarities being cosines:
+    Chen et al. 2021, algorithm 1, mean over rows, with cosine similarities:
 
         -2 temperature log( exp(q_i.k_i / temperature) / sum_j exp(q_i.k_j / temperature) )
 
-    The factor cancels the temperature's effect on the size of the gradient. It is not there to make up for the sum of
-    two directions, as some texts say.
+    The factor cancels the temperature's effect on the size of the gradient. It does not compensate for the sum of two
+    directions, as some texts say.
 
     Args:
         q: predictions, `b d`.
@@ -142,22 +142,23 @@ def similarities_logsumexp(
         q: `n d`.
         keys: `m d`.
         temperature: above 0.
-        itself: int64, `n`: the key, of this rank's, that each row leaves out; None to leave out none.
-        all_ranks: whether the sum is over the keys of all ranks, of which each holds `m`, and not over ours alone. The
-            keys' gradient is then the sum over ranks, as that of `distributed.gather`.
+        itself: int64, `n`: the key of this rank that each row leaves out; None to leave out none.
+        all_ranks: whether to sum over the keys of all ranks, `m` on each, instead of this rank's. The keys' gradient is
+            then the sum over ranks, as for `distributed.gather`.
 
     Returns:
         `n`.
     """
-    return _LogSumExp.apply(q, keys, temperature, itself, all_ranks)
+    found: Tensor = _LogSumExp.apply(q, keys, temperature, itself, all_ranks)
+    return found
 
 
 _BLOCK = 2**22  # similarities held at once, 16 MiB in float32
-_KEYS = 1024  # of a block, at least
+_KEYS = 1024  # keys in a block, at least
 
 
 def _blocks(n: int, m: int) -> Iterator[tuple[slice, slice]]:
-    """Rows and keys of each block: all rows if they are few."""
+    """Rows and keys of each block; all rows if there are few."""
     rows = min(n, max(1, _BLOCK // min(m, _KEYS)))
     columns = min(m, max(_KEYS, _BLOCK // rows))
     for i in range(0, n, rows):
@@ -166,7 +167,7 @@ def _blocks(n: int, m: int) -> Iterator[tuple[slice, slice]]:
 
 
 class _LogSumExp(torch.autograd.Function):
-    """The softmax's weights are computed once more in the backward pass instead of being kept."""
+    """Computes the softmax's weights again in the backward pass instead of keeping them."""
 
     @staticmethod
     def forward(
@@ -198,14 +199,14 @@ class _LogSumExp(torch.autograd.Function):
                 if dk is not None:
                     dk[columns].addmm_(weights.T, q[rows])
             if dk is not None and ctx.all_ranks:
-                # A round behind its keys comes what the ranks before us found for them; the last one sends it home.
+                # The keys' gradient from earlier ranks arrives one round after them. The last rank sends it home.
                 dk = dk if arrives is None else dk.add_(arrives())
                 arrives = distributed.pass_on(dk)
         return dq, dk if arrives is None else arrives(), None, None, None
 
 
 def _rounds(keys: Tensor, itself: Tensor | None, all_ranks: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The keys of each rank, or ours alone, with what our rows leave out of them."""
+    """The keys of each rank, or only this rank's, and the keys that our rows leave out."""
     for turn, held in enumerate(distributed.ring(keys) if all_ranks else [keys]):
         yield held, None if turn else itself
 
@@ -217,7 +218,7 @@ def _similarities(
     block = (q[rows] / temperature) @ keys[columns].T
     if itself is not None:
         place = itself[rows] - columns.start
-        # A copy for rows whose key is in another block: `where` knows no sizes that the device alone would know.
+        # Rows whose key is in another block write back a copy: `where` needs no size that only the device knows.
         inside = (place >= 0) & (place < block.shape[1])
         place = place.clamp(0, block.shape[1] - 1)[:, None]
         block.scatter_(1, place, torch.where(inside[:, None], -torch.inf, block.gather(1, place)))

@@ -1,6 +1,6 @@
-"""Decorrelation: VICReg's three terms (Bardes et al. 2022), at the scale its weights 25, 25 and 1 are meant for.
+"""Decorrelation: VICReg's terms (Bardes et al. 2022) and Barlow Twins' cross-correlation (Zbontar et al. 2021).
 
-And the cross-correlation of Barlow Twins (Zbontar et al. 2021).
+VICReg's terms have the scale for which its weights 25, 25 and 1 are meant.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from manyviews.objectives._precision import in_float32
 def invariance(za: Tensor, zb: Tensor) -> Tensor:
     """The squared difference of two views' embeddings, mean over images and dimensions.
 
-    The printed eq. 5 sums over dimensions, which is d times as much; its weight belongs to this mean.
+    The printed eq. 5 sums over dimensions, which gives d times as much. The published weight belongs to this mean.
 
     Args:
-        za: `b d`, not normalized.
-        zb: `b d`, of the same images in the same order.
+        za: embeddings, `b d`, not normalized.
+        zb: embeddings of the other views, `b d`, images in the same order.
 
     Returns:
         A scalar, at least 0.
@@ -32,11 +32,11 @@ def invariance(za: Tensor, zb: Tensor) -> Tensor:
 
 @in_float32
 def variance(z: Tensor) -> Tensor:
-    """How far the dimensions' standard deviations over the batch of all ranks are below one, eq. 1 and 2.
+    """How far each dimension's standard deviation over the batch of all ranks is below one, eq. 1 and 2.
 
         mean over dimensions of  max(0, 1 - sqrt(var(z) + 1e-4))
 
-    The loss takes the mean of the two branches' terms, not the printed sum.
+    The loss averages the two branches' terms; the paper prints their sum.
 
     Args:
         z: one branch's embeddings, `b d`, not normalized.
@@ -52,9 +52,9 @@ def variance(z: Tensor) -> Tensor:
 
 @in_float32
 def covariance(z: Tensor) -> Tensor:
-    """The squared covariances of different dimensions over the batch of all ranks, summed, over d, eq. 3 and 4.
+    """The sum of squared covariances of different dimensions over the batch of all ranks, divided by d, eq. 3 and 4.
 
-    The loss takes the sum of the two branches' terms.
+    The loss adds the two branches' terms.
 
     Args:
         z: one branch's embeddings, `b d`, not normalized.
@@ -68,24 +68,24 @@ def covariance(z: Tensor) -> Tensor:
     rows = _batch(z)
     n, d = rows.shape
     centered = rows - rows.mean(0)
-    # Not ||C||^2 - ||diag C||^2, whose difference drowns in rounding when the dimensions are nearly uncorrelated.
+    # ||C||^2 - ||diag C||^2 would drown in rounding when the dimensions are nearly uncorrelated.
     cov = (centered.T @ centered / (n - 1)).fill_diagonal_(0)
     return cov.square().sum() / d
 
 
 @in_float32
 def cross_correlation(za: Tensor, zb: Tensor) -> Tensor:
-    """How each dimension of one view's embeddings correlates with each of the other's, over the batch of all ranks.
+    """The correlation of each dimension of one view with each dimension of the other, over the batch of all ranks.
 
-    Dimensions are standardized as by BatchNorm: with the variance over N, not N - 1, and 1e-5 added to it, so that one
-    that is constant correlates with none.
+    Dimensions are standardized as in BatchNorm, with the variance over N plus 1e-5. A constant dimension therefore
+    correlates with none.
 
     Args:
-        za: `b d`, not normalized.
-        zb: `b d`, of the same images in the same order.
+        za: embeddings, `b d`, not normalized.
+        zb: embeddings of the other views, `b d`, images in the same order.
 
     Returns:
-        `d d`, in [-1, 1]: the rows are dimensions of `za`.
+        `d d`, in [-1, 1]. Rows are the dimensions of `za`.
 
     Raises:
         UserError: a batch of one image.

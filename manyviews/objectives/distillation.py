@@ -1,4 +1,4 @@
-"""Distillation: a student gives the distribution its teacher gives. DINO, Caron et al. 2021."""
+"""Distillation: a student predicts its teacher's distribution. DINO, Caron et al. 2021."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def cross_entropy(teacher_probs: Tensor, student_logits: Tensor, temperature: fl
     """`-sum_k p_k log softmax(logits / temperature)_k`, mean over rows. DINO, eq. 2, for one pair of views.
 
     Args:
-        teacher_probs: rows that sum to 1, `b k`, or sums of such; receive no gradient.
+        teacher_probs: rows that sum to 1, `b k`, or sums of several such rows; receive no gradient.
         student_logits: `b k`.
-        temperature: the student's, above 0.
+        temperature: the student's temperature, above 0.
 
     Returns:
         A scalar, at least the entropy of the teacher's distributions; log k when the student is uniform.

@@ -1,8 +1,8 @@
 """Gaussian embeddings in masked subspaces: MAST's terms (Huang et al. 2023).
 
-An embedding is a mean `b d` and a diagonal covariance, whose diagonal is `b d` too. A subspace is the embedding times
-one column of masks, `d k`, none of them negative. Which subspaces count for an image is `applied`, bool `b k`; all of
-them when None. As printed, these are sums over dimensions, of which each scales with d.
+An embedding is a mean `b d` and a diagonal covariance, whose diagonal is also `b d`. A subspace is the embedding times
+one column of the masks, `d k`, which are not negative. `applied`, bool `b k`, tells which subspaces count for each
+image; None means all. The printed equations sum over dimensions, so the terms scale with d.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from manyviews.objectives._precision import in_float32
 
-_TINY = 1e-12  # where a mask or a variance is zero: far below what a trained one can be, and its inverse is finite
+_TINY = 1e-12  # in place of a zero mask or variance: far below any trained value, and its inverse is finite
 
 
 @in_float32
@@ -21,10 +21,10 @@ def masked_distance(z: Tensor, z2: Tensor, masks: Tensor, applied: Tensor | None
         mean over i of  sum over k of  ||z_i * m_k - z2_i * m_k||^2
 
     Args:
-        z: `b d`, not normalized.
-        z2: `b d`, of the same images in the same order.
+        z: embeddings, `b d`, not normalized.
+        z2: embeddings of the other views, `b d`, images in the same order.
         masks: `d k`.
-        applied: bool, `b k`; an image without any counts as zero.
+        applied: bool, `b k`; an image without any subspace counts as zero.
 
     Returns:
         A scalar, at least 0.
@@ -46,13 +46,13 @@ def gaussian_distance(
 
         mean over i of  sum over k of  2 ||mu_i * m_k - mu2_i * m_k||^2 / (tr(S_i diag(m_k)) + tr(S2_i diag(m_k)))
 
-    A subspace whose mask is zero has distance zero. A ratio of two sums over the dimensions does not scale with d.
+    A subspace whose mask is zero has distance zero. The ratio of two sums over dimensions does not scale with d.
 
     Args:
         mu, mu2: the means of two views of the same images, `b d`.
         var, var2: their variances, `b d`, not negative.
         masks: `d k`.
-        applied: bool, `b k`; an image without any counts as zero.
+        applied: bool, `b k`; an image without any subspace counts as zero.
 
     Returns:
         A scalar, at least 0.
@@ -63,7 +63,7 @@ def gaussian_distance(
 
 @in_float32
 def gaussian_kl(mu: Tensor, mu2: Tensor, var: Tensor, var2: Tensor) -> Tensor:
-    """The divergences of two views' Gaussians from each other, both added, mean over images, eq. 5 and 6.
+    """The sum of the divergences of two views' Gaussians in both directions, mean over images, eq. 5 and 6.
 
         KL(N || N2) + KL(N2 || N) = 1/2 sum over j of  [(s - s2)^2 + (mu - mu2)^2 (s + s2)] / (s s2)
 
@@ -71,25 +71,25 @@ def gaussian_kl(mu: Tensor, mu2: Tensor, var: Tensor, var2: Tensor) -> Tensor:
 
     Args:
         mu, mu2: the means of two views of the same images, `b d`.
-        var, var2: their variances s and s2, `b d`, positive; less than 1e-12 counts as that.
+        var, var2: their variances s and s2, `b d`, positive; smaller ones than 1e-12 count as 1e-12.
 
     Returns:
         A scalar, at least 0.
     """
     s, s2 = var.clamp(min=_TINY), var2.clamp(min=_TINY)
-    # Divided one after the other, for their product may underflow.
+    # Two divisions, because the product may underflow.
     terms = ((s - s2).square() + (mu - mu2).square() * (s + s2)) / s / s2
     return terms.sum(1).mean() / 2
 
 
 @in_float32
 def unit_prior(var: Tensor) -> Tensor:
-    """The divergence of Gaussians from ones of unit variances and the same means, mean over images; not in the paper.
+    """The divergence from Gaussians with unit variances and the same means, mean over images; not in the paper.
 
         1/2 sum over j of  s - log s - 1
 
     Args:
-        var: variances s, `b d`, positive; less than 1e-12 counts as that.
+        var: variances s, `b d`, positive; smaller ones than 1e-12 count as 1e-12.
 
     Returns:
         A scalar, at least 0.
@@ -99,7 +99,7 @@ def unit_prior(var: Tensor) -> Tensor:
 
 
 def _squares(z: Tensor, z2: Tensor, masks: Tensor) -> Tensor:
-    """Squared distances in the subspaces, `b k`: a product of matrices, for `b k d` would not fit into memory."""
+    """Squared distances in the subspaces, `b k`. A matrix product, because `b k d` would not fit into memory."""
     return (z - z2).square() @ masks.square()
 
 

@@ -1,4 +1,4 @@
-"""Reconstruction: rebuild the patches that were hidden. MAE, He et al. 2022."""
+"""Reconstruction: rebuild the hidden patches. MAE, He et al. 2022."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
         patch_size: pixels, a divisor of h and w.
 
     Returns:
-        `b n patch_size**2*3`: patches row by row, in each its pixels row by row, in each its channels.
+        `b n patch_size**2*3`: patches row by row; within a patch pixels row by row, each with its channels.
 
     Raises:
         UserError: the patches do not tile the image.
@@ -35,13 +35,13 @@ def masked_mse(pred: Tensor, target: Tensor, mask: Tensor, *, normalize: bool = 
 
     Args:
         pred: predicted pixels, `b n p`.
-        target: true pixels, `b n p`, from `patchify`; receive no gradient.
-        mask: `b n`, true where a patch was hidden; elsewhere predictions do not matter.
-        normalize: compare with pixels standardized within their patch (section 4.1), as in the authors' code by the
-            unbiased variance plus 1e-6.
+        target: true pixels, `b n p`, from `patchify`; receives no gradient.
+        mask: `b n`, true where a patch was hidden; other predictions do not count.
+        normalize: standardize the true pixels within their patch (section 4.1), with the unbiased variance plus 1e-6 as
+            in the authors' code.
 
     Returns:
-        A scalar, at least 0; nearly 1, (p - 1) / p, when predicting 0 for standardized patches.
+        A scalar, at least 0; (p - 1) / p, nearly 1, for a prediction of 0 for standardized patches.
     """
     target = target.detach()
     if normalize:

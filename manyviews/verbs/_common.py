@@ -9,8 +9,8 @@ from manyviews import machine
 from manyviews.checkpoint import check_new, write_text
 from manyviews.data import Source
 from manyviews.errors import UserError, say
-from manyviews.pretrained import Pretrained, load
 from manyviews.progress import progress
+from manyviews.weights import Pretrained, load
 
 if TYPE_CHECKING:
     from manyviews.evaluation import Features

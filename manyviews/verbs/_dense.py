@@ -12,9 +12,9 @@ from manyviews.errors import UserError
 from manyviews.evaluation import untrained
 from manyviews.evaluation.contract import check_seed
 from manyviews.evaluation.dense import Dense
-from manyviews.pretrained import Pretrained
 from manyviews.progress import progress
 from manyviews.verbs._common import loaded, preprocessing
+from manyviews.weights import Pretrained
 
 
 def evaluated(

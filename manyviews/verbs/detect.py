@@ -7,8 +7,8 @@ from typing import Any
 
 from manyviews.evaluation import dense
 from manyviews.evaluation.dense import Dense
-from manyviews.pretrained import Pretrained
 from manyviews.verbs._dense import evaluated
+from manyviews.weights import Pretrained
 
 
 def detect(weights: str | Path | Pretrained, data: str | Path, *, baseline: bool = False, **options: Any) -> Dense:

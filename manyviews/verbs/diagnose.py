@@ -9,9 +9,9 @@ from manyviews.data import open_source
 from manyviews.evaluation.contract import check_seed
 from manyviews.evaluation.unlabeled import diagnosis
 from manyviews.evaluation.unlabeled.diagnosis import Diagnosis
-from manyviews.pretrained import Pretrained
 from manyviews.progress import progress
 from manyviews.verbs._common import loaded, preprocessing
+from manyviews.weights import Pretrained
 
 
 def diagnose(weights: str | Path | Pretrained, data: Any, *, images: int = 10_000, seed: int = 0) -> Diagnosis:

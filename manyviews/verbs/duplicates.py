@@ -8,8 +8,8 @@ from typing import Any
 from manyviews import checkpoint, machine
 from manyviews.data import open_source
 from manyviews.evaluation.unlabeled import duplicates as copies
-from manyviews.pretrained import Pretrained
 from manyviews.verbs._common import features, new_file
+from manyviews.weights import Pretrained
 
 
 def duplicates(

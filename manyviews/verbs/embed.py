@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from manyviews import checkpoint
 from manyviews.data import open_source
-from manyviews.pretrained import Pretrained
 from manyviews.verbs._common import features, new_file
+from manyviews.weights import Pretrained
 
 
 def embed(weights: str | Path | Pretrained, data: Any, out: str | Path, labels: str | Path | None = None) -> Path:

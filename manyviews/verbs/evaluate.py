@@ -15,12 +15,12 @@ from manyviews.errors import say
 from manyviews.evaluation import Protocol, Report
 from manyviews.evaluation.protocols import requested
 from manyviews.evaluation.protocols.projector_layers import projector_of
-from manyviews.pretrained import Pretrained
 from manyviews.progress import progress
 from manyviews.regularizers import inner
 from manyviews.reporting import plots
 from manyviews.verbs._common import loaded, preprocessing
 from manyviews.verbs.run import Run
+from manyviews.weights import Pretrained
 
 
 def evaluate(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from manyviews.pretrained import Pretrained, write
 from manyviews.verbs._common import loaded, new_file
+from manyviews.weights import Pretrained, write
 
 
 def export(weights: str | Path | Pretrained, format: str, out: str | Path) -> Path:
-    """Write the encoder in a format that other software loads: see `manyviews.pretrained.FORMATS`.
+    """Write the encoder in a format that other software loads: see `manyviews.weights.FORMATS`.
 
     Args:
         weights: a run folder or weights: see `load`.

@@ -12,8 +12,8 @@ from manyviews.backbones import Encoder
 from manyviews.engine.build import build_method
 from manyviews.engine.folder import RunFolder
 from manyviews.methods import Method
-from manyviews.pretrained import load
 from manyviews.settings import Recipe
+from manyviews.weights import load
 
 if TYPE_CHECKING:
     from manyviews.evaluation import Report

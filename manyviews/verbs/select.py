@@ -17,10 +17,10 @@ from manyviews.engine.folder import RunFolder
 from manyviews.errors import UserError, printable, unknown
 from manyviews.evaluation.contract import check_seed
 from manyviews.evaluation.unlabeled.diagnosis import HEALTHY, Diagnosis, diagnose
-from manyviews.pretrained import Pretrained, load
 from manyviews.progress import Update, progress
 from manyviews.settings import Recipe, differences
 from manyviews.verbs._common import preprocessing
+from manyviews.weights import Pretrained, load
 
 CRITERIA: dict[str, Callable[[Mapping[str, float | None]], float]] = {
     "rankme": lambda numbers: _number(numbers["rankme"]),

@@ -18,9 +18,9 @@ from manyviews.evaluation.contract import MetricProtocol, check_seeds
 from manyviews.evaluation.features import fingerprint, weights_digest
 from manyviews.evaluation.protocols import requested
 from manyviews.evaluation.sets import FEWEST, check_labels
-from manyviews.pretrained import Pretrained
 from manyviews.verbs._common import claim, loaded
 from manyviews.verbs.evaluate import evaluate
+from manyviews.weights import Pretrained
 
 _TRAIN = ("train", "training")
 _TEST = ("test", "testing", "val", "valid", "validation")

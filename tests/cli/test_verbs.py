@@ -23,8 +23,8 @@ from manyviews.checkpoint import load_tensors, save_tensors
 from manyviews.data import open_source
 from manyviews.evaluation import extract
 from manyviews.evaluation.features import test_transform as to_test_pixels
-from manyviews.pretrained import Pretrained
 from manyviews.settings import override
+from manyviews.weights import Pretrained
 
 from .conftest import TINY, pictures
 

@@ -1,9 +1,7 @@
 """Captions and labels as further columns of a batch, from everything that has them."""
 
-import io
 import json
 import pickle
-import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -16,25 +14,14 @@ from PIL import Image
 from manyviews.data import Loader, open_source, prepare
 from manyviews.data.columns import LONGEST
 from manyviews.errors import UserError
+from tests.data.remote import STREAMED, encoded, packed
 
-STREAMED = 0  # bytes of memory for canvases
 CAPTIONS = [("a",), ("two",), ("three", "drei", "trois"), ("vier é",), ("five", "cinq"), ("six",)]
 """Of six images, each of its own gray level."""
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def picture(k):
     return Image.new("RGB", (8, 8), (k, k, k))
-
-
-def encoded(k):
-    file = io.BytesIO()
-    picture(k).save(file, "PNG")
-    return file.getvalue()
 
 
 def folder(root, captions=CAPTIONS, name="captions.csv"):
@@ -47,13 +34,9 @@ def folder(root, captions=CAPTIONS, name="captions.csv"):
 
 
 def tar(path, captions, ending):
-    with tarfile.open(path, "w") as file:
-        for k, caption in enumerate(captions):
-            content = json.dumps({"caption": caption}) if ending == "json" else caption
-            for name, data in ((f"{k}.png", encoded(k)), (f"{k}.{ending}", content.encode())):
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                file.addfile(member, io.BytesIO(data))
+    rows = [json.dumps({"caption": caption}) if ending == "json" else caption for caption in captions]
+    members = [m for k, row in enumerate(rows) for m in ((f"{k}.png", encoded(k)), (f"{k}.{ending}", row.encode()))]
+    path.write_bytes(packed(members))
     return path
 
 

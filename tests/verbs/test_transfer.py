@@ -12,8 +12,8 @@ import manyviews as mv
 from manyviews.backbones import Encoder
 from manyviews.data import open_source
 from manyviews.errors import UserError
-from manyviews.pretrained import Pretrained
 from manyviews.verbs import transfer as module
+from manyviews.weights import Pretrained
 
 HOW = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "test_size": 12}
 

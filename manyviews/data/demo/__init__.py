@@ -1,4 +1,4 @@
-"""The images that come with the package: see CREDITS beside this file."""
+"""The images that come with the package: see CREDITS in this folder."""
 
 from __future__ import annotations
 
