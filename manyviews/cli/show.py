@@ -132,9 +132,10 @@ def _catalog(what: str, match: str) -> dict[str, str]:
 
         return {n: first(recipes.describe(n)) for n in recipes.names()}
     if what == "views":
-        from manyviews import views
+        from manyviews.settings.known import derived_names, find
+        from manyviews.views import View
 
-        return {k.__name__: first(k.__doc__) for k in views.View.__subclasses__()}
+        return {name: first(find(name).__doc__) for name in derived_names(View)}
     if what == "protocols":
         from manyviews import evaluation
 

@@ -240,8 +240,10 @@ def test_curves_are_in_the_order_in_which_to_read_them(tmp_path):
 )
 def test_the_log_is_read_for_signs_of_trouble(tmp_path, row, words):
     healthy = [{"step": 0, "monitor/spread": 0.01}, *curve(60), {"step": 30, "monitor/knn": 0.6, "monitor/spread": 0.8}]
-    assert gather.run_facts(untrained_run(tmp_path, log=healthy), "x")["warnings"] == []
-    warnings = gather.run_facts(untrained_run(tmp_path, log=[*healthy, {"step": 90} | row]), "x")["warnings"]
+    assert gather.run_facts(untrained_run(tmp_path, finished=False, log=healthy), "x")["warnings"] == []
+    warnings = gather.run_facts(untrained_run(tmp_path, finished=False, log=[*healthy, {"step": 90} | row]), "x")[
+        "warnings"
+    ]
     assert len(warnings) == 1 and words in warnings[0]
 
 
@@ -314,7 +316,7 @@ def test_settings_that_differ_are_found(tmp_path):
     runs = [untrained_run(tmp_path / "a"), untrained_run(tmp_path / "b", "mae_tiny")]
     found = gather.settings(runs)
     differ, same = dict(found["differ"]), dict(found["same"])
-    assert differ["method.name"] == ["simclr", "mae"] and differ["method.mask_ratio"] == ["", "0.75"]
+    assert differ["method.name"] == ["simclr", "mae"] and differ["method.masking"] == ["", "Random(ratio=0.75)"]
     assert same["seed"] == "0" and not differ.keys() & same.keys()
     assert gather.settings(runs[:1])["differ"] == []
 

@@ -53,7 +53,7 @@ def test_a_sweep_trains_every_value_once_and_continues(pictures: Path, tmp_path:
     points, baseline = found["points"], found["baseline"]
     assert [(p["setting"], p["value"]) for p in points] == [
         ("regularizers.rescue.scale", "0.5"),
-        ("regularizers.rescue.k", "None"),
+        ("regularizers.rescue.k", "none"),
     ]
     assert found["metric"] == "knn" and all(len(p["scores"]) == 2 for p in [*points, baseline])
     # Both points are the same recipe, which is trained once for both.
