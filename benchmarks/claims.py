@@ -34,6 +34,7 @@ from scipy.stats import t as student
 from manyviews import recipes
 from manyviews.checkpoint import write_text
 from manyviews.data import Source, open_source
+from manyviews.engine import loop
 from manyviews.engine.build import build_method
 from manyviews.evaluation import extract, knn
 from manyviews.machine import describe
@@ -186,7 +187,7 @@ def accuracy(recipe: Recipe, train_on: Source, train: Source, test: Source) -> t
     method = build_method(recipe)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        train(method, recipe, train_on, Path(folder))
+        loop.train(method, recipe, train_on, Path(folder))
     seconds = time.monotonic() - start
     how = {"test_size": recipe.test_size, "mean": recipe.data.mean, "std": recipe.data.std}
     device = next(method.parameters()).device

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from manyviews import recipes
 from manyviews.data import open_source
+from manyviews.engine import loop
 from manyviews.engine.build import build_method
 from manyviews.evaluation import extract, knn
 from manyviews.views import color as ops
@@ -55,7 +56,7 @@ def run(job: tuple[str, int, float, Path]) -> dict[str, Any]:
     train, test = (open_source(data / f"cifar10_{part}.parquet") for part in ("train", "test"))
     method, start = build_method(recipe), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        train(method, recipe, train, Path(folder))
+        loop.train(method, recipe, train, Path(folder))
     seconds = time.process_time() - start
     how = {"test_size": recipe.test_size, "mean": recipe.data.mean, "std": recipe.data.std}
     known, asked = (extract(method.kept_encoder, source, **how) for source in (train, test))

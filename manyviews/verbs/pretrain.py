@@ -106,7 +106,7 @@ def _draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) ->
         views = Views(canvases, method.views, recipe.seed, 0, data.mean, data.std, progress=1.0)  # at their strongest
         pictures = list(shown(method, views))
         RunFolder(folder).plots.mkdir()
-        plots.views(pictures, RunFolder(folder).plots / "views.png", data.mean, data.std)
+        plots.views(pictures, RunFolder(folder).plots / "views.png", recipe.data.mean, recipe.data.std)
 
 
 def _address(data: Any) -> str | None:

@@ -472,12 +472,18 @@ def test_views_are_shown_by_kind_and_in_their_true_proportions(tmp_path, photos)
     recipe = recipes.get("byol_tiny")
     method = build_method(recipe)
     saver = pictures.Pictures(tmp_path)
-    found = pictures.views(recipe, method.views, open_source(photos), saver)
+    found = pictures.views(recipe, method, open_source(photos), saver)
     assert [k["kind"] for k in found] == ["image", *(k.name for k in method.views)]
     assert [len(k["columns"]) for k in found[1:]] == [k.count for k in method.views]
     column = np.asarray(Image.open(tmp_path / found[0]["columns"][0]["src"]).convert("RGBA"))
     shown = column[: column.shape[1], :, 3] > 128
     assert shown.any(1).sum() > shown.any(0).sum()  # 24 pixels high, 20 wide
+    recipe = recipes.get("mae_tiny")
+    found = pictures.views(recipe, build_method(recipe), open_source(photos), saver)
+    assert [k["kind"] for k in found] == ["image", "global"]
+    seen = np.asarray(Image.open(tmp_path / found[1]["columns"][0]["src"]).convert("RGB"))
+    gray = (255 * np.array(recipe.data.mean)).round()
+    assert 0.5 < (np.abs(seen - gray).max(-1) < 8).mean() < 0.8  # 3/4 of the patches; WebP blurs their edges
 
 
 def test_a_picture_is_written_once_and_small_ones_are_not_blown_up(tmp_path, photos):

@@ -185,9 +185,9 @@ def _views_and_subspaces(runs: Sequence[Any], source: Source | None, where: _Whe
             method = run.method
         except UserError:
             continue  # stopped before its first checkpoint
+        method = inner(method)
         if source is not None:
             _add_views(views, i, run.recipe, method, source, where.pictures)
-        method = inner(method)
         if isinstance(method, MAST):
             subspaces.append({"run": i, **_subspaces(method, run.recipe, source, where.device)})
     return {"views": views, "subspaces": subspaces}
@@ -252,12 +252,12 @@ def _add_views(
     groups: list[Facts], i: int, recipe: Recipe, method: Method, source: Source, saver: pictures.Pictures
 ) -> None:
     """Add the views of a run, or add the run to a group with the same views."""
-    key = f"{method.views} {recipe.data} {recipe.seed}"
+    key = f"{method.views} {method.masking} {recipe.data} {recipe.seed}"
     for group in groups:
         if group["key"] == key:
             group["runs"].append(i)
             return
-    groups.append({"key": key, "runs": [i], "kinds": pictures.views(recipe, method.views, source, saver)})
+    groups.append({"key": key, "runs": [i], "kinds": pictures.views(recipe, method, source, saver)})
 
 
 def _subspaces(method: MAST, recipe: Recipe, source: Source | None, device: torch.device | str) -> Facts:

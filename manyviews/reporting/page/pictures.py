@@ -18,9 +18,11 @@ from manyviews.data import BadImage, Source, load_canvases, spread_out
 from manyviews.data.decode import decode
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen, normalize, test_transform
+from manyviews.methods import Method
+from manyviews.methods.method import shown
 from manyviews.reporting.plots import in_colors
 from manyviews.settings import Recipe
-from manyviews.views import Crop, View, Views
+from manyviews.views import Views
 
 Facts = dict[str, Any]
 
@@ -86,30 +88,37 @@ def label(source: Source, i: int) -> str | None:
 # -- views -------------------------------------------------------------------------------------------------------
 
 
-def views(recipe: Recipe, kinds: Sequence[View], source: Source, pictures: Pictures) -> list[Facts]:
+def views(recipe: Recipe, method: Method, source: Source, pictures: Pictures) -> list[Facts]:
     """The views of a method: for each kind of view its "kind", "count" and "columns".
 
     Each column is one picture with a "title": this view of a few images, one below the other, at their true relative
-    size. The first kind is the image itself.
+    size. The first kind is the image itself. Patches that the method hides are gray.
     """
     canvases, _ = load_canvases(source.subset(spread_out(len(source), _ROWS)), recipe.data.canvas)
     if not len(canvases):
         return []
-    data, cell = recipe.data, max(kind.size for kind in kinds if isinstance(kind, Crop))
+    data = recipe.data
     # Views that change during training are shown at their strongest.
-    found = Views(canvases, kinds, recipe.seed, 0, data.mean, data.std, progress=1.0)
+    made = Views(canvases, method.views, recipe.seed, 0, data.mean, data.std, progress=1.0)
+    found: dict[str, list[tuple[str, Tensor]]] = {}
+    for title, x in shown(method, made):
+        found.setdefault(title.rpartition(" ")[0], []).append((title, x))
+    cell = max(x.shape[-1] for columns in found.values() for _, x in columns)
     whole = [
         # Canvases are squashed: restore their proportions.
         np.asarray(Image.fromarray(x).resize((max(1, cell * w // max(h, w)), max(1, cell * h // max(h, w)))))
         for x, (h, w) in zip(canvases.pixels.permute(0, 2, 3, 1).numpy(), canvases.extent.tolist(), strict=True)
     ]
     groups = [{"kind": "image", "count": 1, "columns": [{"title": "image", **pictures.save(_column(whole, cell))}]}]
-    for kind in kinds:
-        columns = []
-        for _, i, x in found.each([kind]):
-            title = f"{kind.name} {i + 1}" if kind.count > 1 else kind.name
-            columns.append({"title": title, **pictures.save(_column(_pixels(x, data.mean, data.std), cell))})
-        groups.append({"kind": kind.name, "count": kind.count, "columns": columns})
+    for kind, named in found.items():
+        columns = [
+            {
+                "title": title if len(named) > 1 else kind,
+                **pictures.save(_column(_pixels(x, data.mean, data.std), cell)),
+            }
+            for title, x in named
+        ]
+        groups.append({"kind": kind, "count": len(named), "columns": columns})
     return groups
 
 
