@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 import manyviews as mv
-from manyviews import cli, evaluation, methods, recipes, schedules, views
+from manyviews import cli, methods, recipes, schedules, views
+from manyviews.evaluation import protocols
 from manyviews.settings import Component, override
 
 ROOT = Path(__file__).parents[1]
@@ -182,7 +183,7 @@ def test_commands_parse(
             chosen = override(chosen, path, value)
         recipes.resolve(chosen)
     if verb == "evaluate":
-        assert set(given.get("protocol", "knn").split(",")) <= set(evaluation.protocols.names())
+        assert set(given.get("protocol", "knn").split(",")) <= set(protocols.names())
 
 
 @documents
