@@ -13,7 +13,7 @@ from manyviews.backbones import Encoder, convolution
 from manyviews.backbones.convolution import SmallMapConv2d, dense_conv3x3, protect
 
 
-@pytest.mark.parametrize(("h", "w", "stride", "bias"), itertools.product((1, 2), (1, 2), (1, 2), (False, True)))
+@pytest.mark.parametrize(("h", "w", "stride", "bias"), [*itertools.product((1, 2), (1, 2), (1, 2), (False, True))])
 def test_as_a_convolution(h, w, stride, bias):
     g = torch.Generator().manual_seed(0)
 
