@@ -1,6 +1,6 @@
 """Checkpoints: one file of tensors and JSON, written whole or not at all, safe to load from anywhere.
 
-safetensors holds the tensors; the numbers beside them are a JSON string in the file's own header. No pickle.
+safetensors holds the tensors, and a JSON string in the file's own header holds everything else. No pickle.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from manyviews.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path beside `path`, then move the result into place.
+    """Call `write` with a temporary path next to `path`, then move the result into place.
 
-    A crash or a full disk leaves what was at `path` before. A link stays, and what it leads to is replaced.
+    After a crash or on a full disk, the file that was at `path` before is still there. A link stays, and its target is
+    replaced.
     """
     if path.exists() and not path.is_file():  # a device or a pipe, such as /dev/stdout, must not become a file
         write(path)
@@ -40,7 +41,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(part)
         with part.open("rb+") as f:
             os.fsync(f.fileno())
-        part.chmod(0o666 & ~_umask())  # as any new file, and not as a temporary one
+        part.chmod(0o666 & ~_umask())  # a temporary file is private, a new file is not
         part.replace(path)
         # The rename itself must survive a power cut.
         with contextlib.suppress(OSError):
@@ -53,16 +54,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`, for what is to be in it; at the end of the block it is there, whole.
+    """A temporary folder that becomes `out` at the end of the block.
 
-    `out` may be an empty folder. If the block fails, nothing is left.
+    `out` may be an empty folder. If the block fails, nothing is left of it.
     """
     out = out.resolve() if out.is_symlink() else out
     part = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
     try:
         yield part
         part.chmod(0o777 & ~_umask())
-        if out.exists():  # it may be a mount, or where we are: it stays
+        if out.exists():  # it may be a mount or the working directory, so it stays
             for found in sorted(part.iterdir()):
                 shutil.move(found, out / found.name)
         else:
@@ -75,7 +76,7 @@ _ASKING = threading.Lock()
 
 
 def _umask() -> int:
-    with _ASKING:  # there is no way to read it without setting it
+    with _ASKING:  # it cannot be read without being set
         umask = os.umask(0)
         os.umask(umask)
     return umask
@@ -108,7 +109,7 @@ def write_text(path: Path, text: str) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write tensors and JSON-able facts to one safetensors file, atomically."""
-    # Shared or strided storage is refused by the format: every tensor is written as its own.
+    # The format refuses shared or strided storage, so each tensor gets storage of its own.
     own = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     write_atomically(path, lambda p: save_file(own, p, metadata={"manyviews": json.dumps(facts)}))
 
@@ -138,7 +139,7 @@ def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, facts:
 
 
 def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-    """Restore what `save` wrote, in place, and return its facts; without an optimizer, the method alone.
+    """Restore in place what `save` wrote, and return its facts. Without an optimizer, restore the method alone.
 
     Raises:
         UserError: the file does not fit this method and encoder.
@@ -156,7 +157,7 @@ def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None 
         if key.startswith("optimizer."):
             _, i, name = key.split(".", 2)
             weight = weights[int(i)]
-            # In the weight's memory layout, which fused optimizers take for granted.
+            # Fused optimizers require the memory layout of the weight.
             same = tensor.shape == weight.shape
             state.setdefault(int(i), {})[name] = torch.empty_like(weight).copy_(tensor) if same else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

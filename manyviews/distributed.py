@@ -1,7 +1,7 @@
 """The only file that knows about ranks.
 
-Every function is the identity (or the plain local computation) in a single process, so callers never ask how many
-there are.
+In a single process every function is the identity, or the plain local computation, so callers never ask how many
+processes there are.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def active() -> bool:
+    """Whether this process belongs to a group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
+    """This process's number, from 0."""
     return dist.get_rank() if active() else 0
 
 
 def world_size() -> int:
+    """The number of processes."""
     return dist.get_world_size() if active() else 1
 
 
@@ -41,30 +44,31 @@ def start() -> torch.device:
     if cuda:
         if local >= torch.cuda.device_count():
             raise UserError(
-                f"Process {local} of this machine has no GPU of its own, for PyTorch sees {torch.cuda.device_count()}: "
+                f"Process {local} of this machine has no GPU of its own, as PyTorch sees {torch.cuda.device_count()}: "
                 "start fewer processes, or let each see all."
             )
         torch.cuda.set_device(device)
     if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not active():
-        # Two backends: a question between processes is asked on the CPU, so that no step waits for its device.
+        # Two backends: votes between processes go over the CPU, so that no step waits for its device.
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=device if cuda else None)
     return device
 
 
 def stop() -> None:
+    """Leave the process group."""
     if active():
         dist.destroy_process_group()
 
 
 def _all_gather(x: Tensor) -> Tensor:
-    x = x.contiguous()  # views are channels last in memory, of which NCCL knows nothing
+    x = x.contiguous()  # views are channels last in memory, which NCCL does not support
     out = [torch.empty_like(x) for _ in range(world_size())]
     dist.all_gather(out, x)
     return torch.cat(out)
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather along the batch whose backward returns the gradient that every rank has for our rows, summed."""
+    """All-gather along the batch, whose backward pass sums the gradients that all ranks have for this rank's rows."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -80,27 +84,28 @@ class _Gather(torch.autograd.Function):
 def gather(x: Tensor) -> Tensor:
     """`b ...` on every rank to `world*b ...`, in rank order, differentiable. Every rank must hold the same `b`.
 
-    With a loss that is averaged over the ranks (as `mean_gradients` does), the gradient of a loss computed from
-    gathered rows equals that of one process holding the whole batch.
+    `mean_gradients` averages the loss over ranks. With it, the gradient of a loss that is computed from gathered rows
+    equals the gradient in one process that holds the whole batch.
     """
     if world_size() == 1:
         return x
     if not (torch.is_grad_enabled() and x.requires_grad):
         return _all_gather(x)
-    return _Gather.apply(x)
+    gathered: Tensor = _Gather.apply(x)
+    return gathered
 
 
 def pass_on(x: Tensor) -> Callable[[], Tensor]:
-    """Begin to send a tensor to the next rank, and return a function that waits for the previous rank's and gives it.
+    """Begin to send a tensor to the next rank, and return a function that waits for the previous rank's tensor.
 
-    Every rank calls it, in the same order among its other collectives, with the same shape and dtype; the last one's
-    next is the first. Until the wait is over `x` must not be written to. Without gradient.
+    Every rank calls it, in the same order among its other collectives, with the same shape and dtype. The last rank
+    sends to the first. `x` must not be written to until the wait is over. Without gradient.
     """
     if world_size() == 1:
         return lambda: x
     x = x.contiguous()
     received = torch.empty_like(x)
-    # Both at once, so that no rank waits to send until its neighbor has received, whatever the number of ranks.
+    # Both at once, so that no rank waits with sending until its neighbor has received.
     to_next = dist.P2POp(dist.isend, x, (rank() + 1) % world_size())
     from_previous = dist.P2POp(dist.irecv, received, (rank() - 1) % world_size())
     under_way = dist.batch_isend_irecv([to_next, from_previous])
@@ -114,10 +119,10 @@ def pass_on(x: Tensor) -> Callable[[], Tensor]:
 
 
 def ring(x: Tensor) -> Iterator[Tensor]:
-    """Every rank's tensor, one after the other: our own, then the previous rank's, and so on. Without gradient.
+    """Every rank's tensor, one after the other: this rank's, then the previous rank's, and so on. Without gradient.
 
-    The next one travels while this one is in use, so no rank ever holds them all. What is yielded must not be written
-    to, and every rank must take all of it.
+    The next tensor travels while this one is in use, so no rank ever holds them all. The tensors must not be written
+    to, and every rank must take all of them.
     """
     held = x
     for _ in range(world_size() - 1):
@@ -144,14 +149,14 @@ def total(x: Tensor) -> Tensor:
 def mean_gradients(parameters: Iterable[torch.nn.Parameter], bucket: int = 2**24) -> None:
     """Average the gradients over the ranks, in buckets of about `bucket` elements.
 
-    One reduction after the last loss term, and not hooks in the backward pass as DistributedDataParallel has: a
-    step here has one backward pass per view, and a view's pass does not reach the other views' predictors. A
-    gradient that is missing on some rank counts as zero there.
+    There is one reduction after the last loss term, and no hooks in the backward pass as in DistributedDataParallel: a
+    step here has one backward pass per view, which does not reach the other views' predictors. A gradient that is
+    missing on some rank counts as zero there.
     """
     if world_size() == 1:
         return
     trained = [p for p in parameters if p.requires_grad]
-    # A parameter no rank used keeps grad None (weight decay must not move it): ask before filling in zeros.
+    # A parameter that no rank used keeps grad None, so that weight decay does not move it.
     used = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32)
     dist.all_reduce(used, op=dist.ReduceOp.MAX)
     grads = []
@@ -201,7 +206,7 @@ def collect(x: T) -> list[T]:
 
 
 def anywhere(yes: bool) -> bool:
-    """Whether any rank says yes. No rank's device is waited for."""
+    """Whether any rank says yes. This waits for no rank's device."""
     if world_size() == 1:
         return yes
     answer = torch.tensor(int(yes), dtype=torch.int32)
@@ -210,14 +215,15 @@ def anywhere(yes: bool) -> bool:
 
 
 def barrier() -> None:
+    """Wait for all processes."""
     if active():
         dist.barrier()
 
 
 def shuffle(x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """This rank's share of the whole batch in a random order, and the order that `unshuffle` undoes.
+    """This rank's share of the whole batch in a random order, and the order, which `unshuffle` undoes.
 
-    MoCo's shuffling BatchNorm: the same order on every rank, drawn from `seed`. Without gradient.
+    This is MoCo's shuffling BatchNorm. The order is the same on every rank and drawn from `seed`. Without gradient.
     """
     if world_size() == 1:
         return x, torch.empty(0)
@@ -229,14 +235,14 @@ def shuffle(x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def unshuffle(x: Tensor, order: Tensor) -> Tensor:
-    """Rows computed from a shuffled batch, back to the ranks and places where their inputs came from."""
+    """Rows computed from a shuffled batch, returned to the ranks and rows of their inputs."""
     if world_size() == 1:
         return x
     return gather(x.detach())[order.argsort()].chunk(world_size())[rank()]
 
 
 class _Sum(torch.autograd.Function):
-    """All-reduce whose gradient is the sum of every rank's gradient."""
+    """All-reduce whose gradient is the sum of all ranks' gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -252,14 +258,14 @@ class _Sum(torch.autograd.Function):
 
 
 def add(x: Tensor) -> Tensor:
-    """The sum over ranks, differentiable, on every rank. Its gradients are those of `gather`."""
+    """The sum over ranks, on every rank, differentiable: its gradients follow the rule of `gather`."""
     return x if world_size() == 1 else _Sum.apply(x)
 
 
 class _Normalize(torch.autograd.Function):
-    """BatchNorm by the statistics of all ranks, of which each holds as many rows: the result, their mean and variance.
+    """BatchNorm with the statistics of all ranks, which hold equally many rows; also returns the mean and variance.
 
-    Made of PyTorch's own kernels for one process, which read the whole input once each and not once an operation.
+    It calls PyTorch's own kernels for one process, each of which reads the input once and not once per operation.
     """
 
     @staticmethod
@@ -276,7 +282,7 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, var = ctx.saved_tensors
         scale = (var + ctx.eps).rsqrt()
-        # As one process would, with the sums over its own rows; then the difference that those of all ranks make.
+        # First the gradient with sums over this rank's rows, then the difference that the sums of all ranks make.
         of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, None, None, mean, scale, True, ctx.eps, [True, True, True]
         )
@@ -289,7 +295,7 @@ class _Normalize(torch.autograd.Function):
 
 
 class SyncBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
-    """BatchNorm over all ranks' rows on a CPU; PyTorch's own runs on accelerators only."""
+    """BatchNorm over the rows of all ranks, on a CPU. PyTorch's own runs on accelerators only."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -306,7 +312,8 @@ class SyncBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)  # type: ignore[arg-type]
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(var * n / (n - 1), momentum)
-        return y.to(input.dtype)
+        result: Tensor = y.to(input.dtype)
+        return result
 
 
 def sync_batchnorm(module: Module, device: torch.device) -> Module:
@@ -314,9 +321,10 @@ def sync_batchnorm(module: Module, device: torch.device) -> Module:
     if world_size() == 1:
         return module
     if device.type == "cuda":
-        from timm.layers import convert_sync_batchnorm  # knows timm's norm-and-activation layers too
+        from timm.layers.norm_act import convert_sync_batchnorm  # also converts timm's norm-and-activation layers
 
-        return convert_sync_batchnorm(module)
+        converted: Module = convert_sync_batchnorm(module)
+        return converted
     for child in module.modules():
         if isinstance(child, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
             if type(child) not in (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d):

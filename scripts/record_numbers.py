@@ -188,12 +188,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the recordings to this JSON file")
     parser.add_argument("--compare", type=Path, help="compare with the recordings in this JSON file")
-    parser.add_argument("--only", nargs="+", choices=names(), default=names(), metavar="NAME")
+    parser.add_argument("--only", nargs="+", choices=names(), metavar="NAME")
     parser.add_argument("--spread", type=int, default=0, help="noisy repetitions of each")
     options = parser.parse_args()
     before = json.loads(options.compare.read_text())["recordings"] if options.compare else {}
     found, equal = {}, True
-    for name in options.only:
+    for name in options.only or before or names():
         baselines = name == "simclr"  # the same for all methods of one backbone
         found[name] = record(name, baselines=baselines)
         if options.spread:

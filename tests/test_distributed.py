@@ -1,4 +1,4 @@
-"""What ranks share, against one process that holds all of it."""
+"""Computations that ranks share, against one process that holds the whole batch."""
 
 from __future__ import annotations
 

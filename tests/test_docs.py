@@ -20,6 +20,7 @@ import pytest
 
 import manyviews as mv
 from manyviews import cli, methods, recipes, schedules, views
+from manyviews.evaluation import protocols
 from manyviews.settings import Component, override
 
 ROOT = Path(__file__).parents[1]

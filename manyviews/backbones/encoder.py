@@ -256,7 +256,8 @@ class Encoder(nn.Module):
     @property
     def patch_size(self) -> int:
         """Side of a patch, pixels. Raises UserError for backbones without patches."""
-        return self.transformer("cut patches").patch_embed.patch_size[0]
+        found: int = self.transformer("cut patches").patch_embed.patch_size[0]
+        return found
 
     def grid(self, size: int | None = None) -> tuple[int, int]:
         """Rows and columns of patches of a square image: of `size` pixels, or of the size the model was made for."""
@@ -266,7 +267,8 @@ class Encoder(nn.Module):
     @property
     def num_prefix_tokens(self) -> int:
         """Class and register tokens, which come before the patches."""
-        return self.transformer("give tokens").num_prefix_tokens
+        found: int = self.transformer("give tokens").num_prefix_tokens
+        return found
 
     def freeze_patch_embed(self) -> None:
         """Keep the projection of patches as it was initialized (MoCo v3, section 4.1), or as it came from elsewhere.

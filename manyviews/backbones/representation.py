@@ -32,7 +32,8 @@ def represent(encoder: Encoder, x: Tensor, kind: Kind = "pooled") -> Tensor:
     """
     width(encoder, kind)
     if kind == "pooled":
-        return encoder(x)
+        pooled: Tensor = encoder(x)
+        return pooled
     found = encoder.features(x, layers=4 if kind == "last4" else 1)
     if kind == "cls_mean":
         return torch.cat([found.prefix[:, 0], found.patches.mean(1)], 1)

@@ -19,7 +19,7 @@ from manyviews.methods.method import Branch
 from manyviews.settings import Recipe
 from manyviews.targets import Center
 from manyviews.types import Batch
-from manyviews.views import Views
+from manyviews.views import Crop, Views
 
 MOST = 1000
 """The most images that are held out, and the most training images whose labels vote on them."""
@@ -106,8 +106,8 @@ def measure(method: Method, held: HeldOut, recipe: Recipe, device: torch.device)
             1 is uniform on the sphere and 0 is collapse.
         alignment, uniformity: of two views of each image (Wang and Isola 2020).
         projection_dim, projection_rankme, projection_spread: the same numbers of the projections of one view of up to
-            256 images, for methods with a `Branch`. Methods that center what they compare (DINO) have none: all their
-            projections share a direction, which is no collapse.
+            256 images, for methods with an `online` network. Methods that center what they compare (DINO) have none:
+            all their projections share a direction, which is no collapse.
         knn, linear: with labels, accuracies on held-out images; the linear probe is a ridge regression, in closed form.
     """
     encoder, branch = method.kept_encoder, _branch(method)
@@ -116,10 +116,13 @@ def measure(method: Method, held: HeldOut, recipe: Recipe, device: torch.device)
         return encode(encoder, pixels, mean=recipe.data.mean, std=recipe.data.std, device=device).cpu()
 
     x = features(held.pixels)
-    a, b = (_of_view(encoder, method, held, recipe, device, epoch) for epoch in (0, 1))
-    numbers = {"dim": x.shape[1]} | describe(x) | {"alignment": alignment(a, b), "uniformity": uniformity(a)}
-    if branch is not None:
-        z = _of_view(branch, method, held, recipe, device, 0)
+    numbers = {"dim": x.shape[1]} | describe(x)
+    kind = next((kind for kind in method.views if isinstance(kind, Crop)), None)
+    if kind is not None:
+        a, b = (_of_view(encoder, kind, held, recipe, device, epoch) for epoch in (0, 1))
+        numbers |= {"alignment": alignment(a, b), "uniformity": uniformity(a)}
+    if kind is not None and branch is not None:
+        z = _of_view(branch, kind, held, recipe, device, 0)
         numbers |= {"projection_dim": z.shape[1], "projection_rankme": rankme(z), "projection_spread": spread(z)}
     if held.labels is not None:
         train = features(held.train_pixels)
@@ -131,22 +134,18 @@ def measure(method: Method, held: HeldOut, recipe: Recipe, device: torch.device)
 
 def _branch(method: Method) -> Branch | None:
     """The trained network with its projector, if its projections are meaningful by themselves."""
-    if any(isinstance(m, Center) for m in method.modules()):
-        return None
-    branches = (m for m in method.modules() if isinstance(m, Branch))
-    return next((m for m in branches if any(p.requires_grad for p in m.parameters())), None)
+    return None if any(isinstance(m, Center) for m in method.modules()) else method.online
 
 
-def _of_view(
-    module: nn.Module, method: Method, held: HeldOut, recipe: Recipe, device: torch.device, epoch: int
-) -> Tensor:
-    """The module's output for the first view of the method's first kind: the same images and draws every time."""
-    kind, data = method.views[0], recipe.data
+def _of_view(module: nn.Module, kind: Crop, held: HeldOut, recipe: Recipe, device: torch.device, epoch: int) -> Tensor:
+    """The module's output for the first view of a kind: the same images and draws every time."""
+    data = recipe.data
     views = Views(held.batch.to(device), (kind,), recipe.seed, epoch, data.mean, data.std)
     x = views[kind.name, 0]  # outside `frozen`: on a GPU, the code that is compiled for it serves the steps too
     with frozen(module):
         found = module(x)
-    return (found[0] if isinstance(found, tuple) else found).float().cpu()  # the mean of a Gaussian
+    first: Tensor = found[0] if isinstance(found, tuple) else found  # the mean of a Gaussian
+    return first.float().cpu()
 
 
 def _ridge(train: Tensor, train_labels: Tensor, x: Tensor, labels: Tensor) -> float:

@@ -54,7 +54,8 @@ def build(
 def peak_lr(settings: Settings, batch_size: int) -> float:
     """The peak learning rate for a batch size (Goyal et al. 2017; the square root is for adaptive optimizers)."""
     scale = batch_size / 256
-    return settings.lr * {"linear": scale, "sqrt": scale**0.5, "constant": 1.0}[settings.lr_scaling]
+    factors = {"linear": scale, "sqrt": float(scale**0.5), "constant": 1.0}
+    return settings.lr * factors[settings.lr_scaling]
 
 
 def schedule(optimizer: torch.optim.Optimizer, settings: Settings, batch_size: int, at: Progress) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 
@@ -30,7 +30,7 @@ def resolve(precision: Literal["auto", "float32", "bfloat16"], device: torch.dev
     asked = os.environ.get(SWITCH)
     for known in get_args(Precision):
         if asked == known:
-            return known
+            return cast(Literal["float32", "bfloat16"], known)
     if asked:
         raise unknown(f"precision in the environment variable {SWITCH}", asked, get_args(Precision))
     return "bfloat16" if bfloat16_is_faster(device) else "float32"
@@ -42,7 +42,8 @@ def bfloat16_is_faster(device: torch.device) -> bool:
     Most CPUs before AMX or AVX512-BF16 emulate it, ten times slower.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        found: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+        return found
     if device.type == "cpu":
         checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
         return any(getattr(torch.cpu, c, lambda: False)() for c in checks)

@@ -68,6 +68,8 @@ class Decoder(nn.Module):
         if wanted is None:
             everywhere = mask.expand(len(x), place.shape[1], -1)
             x = everywhere.scatter(1, kept[:, :, None].expand_as(x), x) + self.place
-            return self.head(self.norm(self.blocks(x)))
+            everything: Tensor = self.head(self.norm(self.blocks(x)))
+            return everything
         x = torch.cat([x + take(place, kept), mask + take(place, wanted)], 1)
-        return self.head(self.norm(self.blocks(x))[:, -wanted.shape[1] :])
+        found: Tensor = self.head(self.norm(self.blocks(x))[:, -wanted.shape[1] :])
+        return found

@@ -63,7 +63,8 @@ class DINOHead(nn.Module):
         self.last = _Directions(bottleneck_dim, prototypes, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(normalize(self.mlp(x), dim=-1))
+        found: Tensor = self.last(normalize(self.mlp(x), dim=-1))
+        return found
 
 
 class _Directions(nn.Linear):

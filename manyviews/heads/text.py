@@ -38,4 +38,5 @@ class TextEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, src_mask=mask, is_causal=True)
         last = (text != 0).sum(1).clamp(min=1) - 1
-        return self.projector(self.norm(x[torch.arange(len(x), device=x.device), last]))
+        found: Tensor = self.projector(self.norm(x[torch.arange(len(x), device=x.device), last]))
+        return found

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.heads import mlp
-from manyviews.methods.method import Branch, Method, Terms, mean_of, paired
+from manyviews.methods import Branch, Method, Terms, mean_of, paired
 from manyviews.objectives import cross_correlation
 from manyviews.types import Progress
 from manyviews.views import BYOL_PAIR, Global, View, Views

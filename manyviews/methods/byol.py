@@ -21,7 +21,7 @@ from typing import Literal
 
 from manyviews.backbones import Encoder
 from manyviews.heads import Predictors, Sharing, mlp
-from manyviews.methods.method import Branch, Method, Terms
+from manyviews.methods import Branch, Method, Terms
 from manyviews.objectives import squared_distance
 from manyviews.schedules import Cosine, Schedule
 from manyviews.targets import EMA

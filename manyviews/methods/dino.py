@@ -20,7 +20,7 @@ from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.heads import DINOHead, others
-from manyviews.methods.method import Branch, Method, Terms, paired, sum_of
+from manyviews.methods import Branch, Method, Terms, paired, sum_of
 from manyviews.objectives import cross_entropy
 from manyviews.schedules import Cosine, Linear, Schedule, value
 from manyviews.targets import EMA, Center
@@ -79,7 +79,8 @@ class DINO(Method):
 
     @property
     def kept_encoder(self) -> Encoder:
-        return self.teacher.module.encoder
+        found: Encoder = self.teacher.module.encoder
+        return found
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         outputs = views.all("global", self.teacher)

@@ -80,7 +80,8 @@ class IBOT(Method):
 
     @property
     def kept_encoder(self) -> Encoder:
-        return self.teacher.module.encoder
+        found: Encoder = self.teacher.module.encoder
+        return found
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         masks = [self.mask(views, i) for i in range(self.views[0].count)]

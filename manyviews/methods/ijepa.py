@@ -65,7 +65,8 @@ class IJEPA(Method):
 
     @property
     def kept_encoder(self) -> Encoder:
-        return self.target.module
+        found: Encoder = self.target.module
+        return found
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         x, mask = views[self.views[0].name, 0], self.mask(views)

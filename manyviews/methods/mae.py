@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from manyviews.backbones import Encoder
 from manyviews.heads import Decoder
-from manyviews.methods.method import Method, Terms, exactly
+from manyviews.methods import Method, Terms, exactly
 from manyviews.objectives import masked_mse, patchify
 from manyviews.types import Progress
 from manyviews.views import Crop, Global, Masking, Random, Views

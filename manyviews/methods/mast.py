@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from manyviews.backbones import Encoder, patch_features
 from manyviews.errors import UserError
 from manyviews.heads import GaussianProjector, Masks
-from manyviews.methods.method import Branch, Method, Terms, mean_of, paired
+from manyviews.methods import Branch, Method, Terms, mean_of, paired
 from manyviews.objectives import (
     covariance,
     gaussian_distance,
@@ -116,7 +116,8 @@ class MAST(Method):
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Means and variances of views, `b 3 h w` to `b d` each."""
-        return self.online(x)
+        found: tuple[Tensor, Tensor] = self.online(x)
+        return found
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         embedded = cast(list[tuple[Tensor, Tensor]], views.map(self.online))
@@ -150,4 +151,5 @@ class GaussianBranch(Branch):
     """An encoder followed by its projector: `b 3 h w` to a mean and variances, `b d` each."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return self.projector(patch_features(self.encoder, x))
+        found: tuple[Tensor, Tensor] = self.projector(patch_features(self.encoder, x))
+        return found

@@ -27,7 +27,8 @@ class Branch(nn.Module):
         self.projector = projector
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.projector(self.encoder(x))
+        found: Tensor = self.projector(self.encoder(x))
+        return found
 
 
 class TokenBranch(Branch):

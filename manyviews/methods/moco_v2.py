@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from manyviews import distributed
 from manyviews.backbones import Encoder
 from manyviews.heads import mlp
-from manyviews.methods.method import Branch, Method, Terms, exactly, paired
+from manyviews.methods import Branch, Method, Terms, exactly, paired
 from manyviews.objectives import info_nce
 from manyviews.schedules import Schedule
 from manyviews.targets import EMA, Queue

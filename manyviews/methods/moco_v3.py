@@ -19,7 +19,7 @@ from functools import partial
 
 from manyviews.backbones import Encoder
 from manyviews.heads import Predictors, Sharing, mlp
-from manyviews.methods.method import Branch, Method, Terms
+from manyviews.methods import Branch, Method, Terms
 from manyviews.objectives import cross_info_nce
 from manyviews.schedules import Cosine, Schedule
 from manyviews.targets import EMA

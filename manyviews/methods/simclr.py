@@ -17,7 +17,7 @@ from itertools import combinations
 
 from manyviews.backbones import Encoder
 from manyviews.heads import mlp
-from manyviews.methods.method import Branch, Method, Terms, mean_of, paired
+from manyviews.methods import Branch, Method, Terms, mean_of, paired
 from manyviews.objectives import nt_xent
 from manyviews.types import Progress
 from manyviews.views import SIMCLR, Global, View, Views

@@ -21,7 +21,7 @@ import torch
 
 from manyviews.backbones import Encoder
 from manyviews.heads import Predictors, Sharing, mlp
-from manyviews.methods.method import Branch, Method, Terms, sum_of
+from manyviews.methods import Branch, Method, Terms, sum_of
 from manyviews.objectives import negative_cosine
 from manyviews.types import Progress
 from manyviews.views import SIMSIAM, Global, View, Views

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.heads import Prototypes, mlp
-from manyviews.methods.method import Branch, Method, Terms, paired, sum_of
+from manyviews.methods import Branch, Method, Terms, paired, sum_of
 from manyviews.objectives import sinkhorn, swapped_prediction
 from manyviews.types import Progress
 from manyviews.views import SWAV, Global, Local, View, Views

@@ -21,7 +21,7 @@ from itertools import combinations
 
 from manyviews.backbones import Encoder
 from manyviews.heads import mlp
-from manyviews.methods.method import Branch, Method, Terms, mean_of, paired
+from manyviews.methods import Branch, Method, Terms, mean_of, paired
 from manyviews.objectives import covariance, invariance, variance
 from manyviews.types import Progress
 from manyviews.views import BYOL_PAIR, Global, View, Views

@@ -24,4 +24,5 @@ def koleo(z: Tensor) -> Tensor:
     z = normalize(z, dim=-1)
     with torch.no_grad():
         nearest = (z @ z.T).fill_diagonal_(-2).argmax(1)
-    return -(z - z[nearest]).norm(dim=-1).clamp(min=1e-8).log().mean()
+    found: Tensor = -(z - z[nearest]).norm(dim=-1).clamp(min=1e-8).log().mean()
+    return found

@@ -5,7 +5,7 @@ from dataclasses import replace
 from manyviews.recipes import _common as common
 from manyviews.regularizers import Rescue
 from manyviews.schedules import WarmupCosine
-from manyviews.settings import Component, Data, Monitor, Optimizer, Recipe, Step
+from manyviews.settings import CIFAR_MEAN, CIFAR_STD, Component, Data, Monitor, Optimizer, Recipe, Step
 from manyviews.views import MOCO_V2, Global
 
 # What two CPU cores learn most from in minutes: chosen on validation images (docs/log.md).
@@ -97,7 +97,7 @@ def cpu() -> Recipe:
         method=_CPU_METHOD,
         backbone=common.CPU_RESNET,
         epochs=13,
-        data=Data(canvas=32, batch_size=256, mean=common.CIFAR_MEAN, std=common.CIFAR_STD, holdout=0.02),
+        data=Data(canvas=32, batch_size=256, mean=CIFAR_MEAN, std=CIFAR_STD, holdout=0.02),
         optimizer=_muon(warmup=1),
         monitor=Monitor(epochs=4, steps=50),
         test_size=32,

@@ -20,11 +20,11 @@ CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
 @dataclass(frozen=True)
 class Component:
-    """Something chosen by name, with the keyword arguments it is built with.
+    """A method or a backbone, by name, with the keyword arguments of its constructor.
 
     Attributes:
-        name: a method's or a backbone's name.
-        settings: keyword arguments of its constructor; those not given keep the constructor's defaults.
+        name: name of the method or backbone.
+        settings: keyword arguments; all others keep the constructor's defaults.
     """
 
     name: str
@@ -36,13 +36,13 @@ class Data:
     """How images reach the step.
 
     Attributes:
-        canvas: side of the square uint8 canvas each image is decoded to, pixels.
+        canvas: side, in pixels, of the square uint8 canvas to which each image is decoded.
         batch_size: images per optimizer step, over all ranks and accumulated parts.
         mean: per-channel mean of the inputs, in [0, 1].
         std: per-channel standard deviation of the inputs, in [0, 1].
-        holdout: fraction of the images, at most 1,000, that is not trained on but observed.
-        memory_gb: canvases are held in memory when they need at most this much, and at most half of what is free;
-            else they are decoded each epoch.
+        holdout: fraction of the images that is monitored and not trained on; at most 1,000 images are.
+        memory_gb: canvases stay in memory if they take at most this much, and at most half of the free memory.
+            Otherwise they are decoded in each epoch.
     """
 
     canvas: int = 256
@@ -68,11 +68,11 @@ class Optimizer:
         lr: base learning rate, for a batch of 256 unless `lr_scaling` is "constant".
         lr_scaling: the peak rate is `lr * batch/256` ("linear"), `lr * sqrt(batch/256)` ("sqrt") or `lr` ("constant").
         schedule: factor on the peak rate.
-        weight_decay: decoupled for adamw and muon, added to the gradient for sgd and lars; biases and norms have none
+        weight_decay: decoupled for adamw and muon, added to the gradient for sgd and lars. Biases and norms have none
             unless `decay_all`.
-        momentum: of sgd, lars and muon.
-        betas: of adamw, and of muon for biases and norms.
-        clip: largest norm of the whole gradient; None leaves it.
+        momentum: momentum of sgd, lars and muon.
+        betas: betas of adamw, and of muon for biases and norms.
+        clip: largest norm of the whole gradient; None for no limit.
         decay_all: whether biases and norms decay too.
     """
 
@@ -95,17 +95,19 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Step:
-    """How a step is executed. But for `accumulate` and `sync_batchnorm`, nothing here changes what is learned, up to
-    rounding and the draws of dropout.
+    """How a step is executed.
+
+    Only `accumulate` and `sync_batchnorm` change the weights that are learned. The others change rounding and the draws
+    of dropout.
 
     Attributes:
-        precision: "auto" takes bfloat16 where the device computes faster in it; see `MANYVIEWS_PRECISION`.
-        backward: "per_view" backpropagates each loss term as it is yielded, those of small views in groups that have
-            fewer pixels than the largest view; "recompute" also recomputes every branch in the backward pass, for
-            methods that couple the views; "joint" keeps everything until the end.
-        accumulate: parts a rank's batch is split into; statistics over the batch then see one part at a time.
-        sync_batchnorm: share BatchNorm statistics between ranks.
-        compile: compile the encoder.
+        precision: "auto" uses bfloat16 where the device computes faster in it; see `MANYVIEWS_PRECISION`.
+        backward: "per_view" backpropagates each loss term as it is yielded, small views in groups that have fewer
+            pixels than the largest view. "recompute" also recomputes every branch in the backward pass, for methods
+            that couple the views. "joint" keeps everything until the end.
+        accumulate: number of parts of a rank's batch; statistics over the batch then see one part at a time.
+        sync_batchnorm: whether ranks share their BatchNorm statistics.
+        compile: whether the encoder is compiled.
     """
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -120,13 +122,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Monitor:
-    """What is watched while training, and how often.
+    """What is monitored while training, and how often.
 
     Attributes:
-        epochs: epochs between observations on held-out images; 0: at the start and the end only.
+        epochs: epochs between measurements on held-out images; 0 for the start and the end only.
         steps: steps between log lines.
-        checkpoint_minutes: minutes between checkpoints; one is also written at the end and when interrupted.
-        loggers: where numbers go besides the run folder's log.
+        checkpoint_minutes: minutes between checkpoints. One is also written at the end and after an interruption.
+        loggers: programs that receive the numbers, in addition to the run folder's log.
     """
 
     epochs: float = 5
@@ -151,7 +153,7 @@ class Regularizer(ABC):
 
     @abstractmethod
     def check(self, method: Any) -> None:
-        """Raises UserError when the method has not what the term needs."""
+        """Raises UserError when the method lacks something that the term needs."""
 
     def check_batch(self, batch: int, shares: int) -> None:  # noqa: B027  # most terms take any batch
         """Raises UserError when a batch, in equal shares of processes and accumulated parts, does not suit the term."""
@@ -161,23 +163,23 @@ class Regularizer(ABC):
         """Named scalar terms for the method's terms of the moment: see `manyviews.regularizers.Regularized`."""
 
     def views(self, method: Any) -> tuple[Any, ...]:
-        """Further view types that the term looks at."""
+        """Further view types that the term is computed from."""
         return ()
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a run but the images.
+    """Everything that decides a run except the images.
 
     Attributes:
-        name: of the recipe it started from.
-        method: a file name in `manyviews.methods`, with the settings that differ from the paper's defaults.
+        name: name of the recipe it started from.
+        method: a method's name, with the settings that differ from the paper's defaults.
         backbone: a timm name, with `Encoder`'s settings.
         epochs: passes over the images.
         regularizers: terms that are added to the method's loss.
         adaptation: which parts of the encoder learn, and how fast: see `manyviews.adaptation`.
         test_size: side in pixels at which the encoder is evaluated.
-        seed: of the weights, the order and the views.
+        seed: seed of the initial weights, the order of the images and the views.
     """
 
     name: str

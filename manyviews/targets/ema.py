@@ -46,7 +46,8 @@ class EMA(Moving):
     @torch.no_grad()
     def features(self, *args: Any, **kwargs: Any) -> Features:
         """The copy's `Encoder.features`, if it is an encoder."""
-        return self.module.features(*args, **kwargs)
+        found: Features = self.module.features(*args, **kwargs)
+        return found
 
     def train(self, mode: bool = True) -> EMA:
         super().train(mode)

@@ -34,9 +34,10 @@ def recomputed(module: nn.Module, make: Callable[[], Tensor]) -> Tensor:
     """
     # `checkpoint` restores the random state of the devices of its arguments' tensors alone, and `make` has none.
     anchor = next(module.parameters(), None)
-    return checkpoint(
+    found: Tensor = checkpoint(
         lambda _: module(make()),
         anchor,
         use_reentrant=False,
         context_fn=lambda: (nullcontext(), frozen_statistics(module)),
     )
+    return found

@@ -21,7 +21,7 @@ from manyviews import checkpoint, distributed, recipes
 from manyviews.backbones import Encoder
 from manyviews.data import open_source
 from manyviews.engine import Stopped, build, loop, training
-from manyviews.engine.folder import CHECKPOINT, ENCODER, RECIPE, SUMMARY, RunFolder, create
+from manyviews.engine.folder import CHECKPOINT, ENCODER, SUMMARY, RunFolder, create
 from manyviews.engine.log import Log
 from manyviews.engine.monitor import hold_out
 from manyviews.engine.stopping import watch
@@ -343,34 +343,3 @@ def test_a_logger_that_fails_is_left_behind(tmp_path: Path, monkeypatch, capsys)
             log.write({"step": step, "loss": 0.5})
     assert [row["step"] for row in RunFolder(tmp_path).rows] == [1, 2]
     assert capsys.readouterr().err.count("tensorboard receives nothing more of this run") == 1
-
-
-def test_a_run_of_93ea1ef_is_read_under_present_names(tmp_path: Path, capsys):
-    """`Choice`, `Observe`, `observe`, `step.memory` and `rescue` in its recipe, "observe/" in its log and summary."""
-    folder = tmp_path / "run"
-    shutil.copytree(Path(__file__).parent / "run_at_93ea1ef", folder)
-    run = mv.Run(folder)
-    assert (run.recipe.step.backward, run.recipe.monitor.steps) == ("recompute", 5)
-    said = capsys.readouterr().err
-    assert said.count(str(folder / RECIPE)) == 1
-    for old, new in (
-        ("Choice", "Component"),
-        ("observe", "monitor"),
-        ("memory", "backward"),
-        ("constant", "recompute"),
-    ):
-        assert f"{new} (was {old})" in said
-    assert run.summary["last"]["monitor/rankme"] == run.log[-1]["monitor/rankme"]
-    # Its weights are those that it had: of a ramp, the encoder and the projector make what they did then.
-    features = [0.070713, 0.317241, 0.0, 0.310199, 0.549994, 0.641077, 0.13735, 0.240745]
-    projection = [-0.230299, -0.392487, 0.068949, 0.319767]
-    ramp = torch.linspace(-2, 2, 3 * 32 * 32).view(1, 3, 32, 32)
-    with torch.no_grad():
-        found = run.encoder(ramp)[0]
-        projected = run.method.online(ramp) if hasattr(run.method, "online") else run.method.method.online(ramp)
-    torch.testing.assert_close(found, torch.tensor(features), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(projected[0, :4], torch.tensor(projection), atol=1e-4, rtol=1e-4)
-    assert mv.load(run.export("safetensors", tmp_path / "e.safetensors")).test_size == 32
-    for name in (SUMMARY, ENCODER):  # as if it had been killed before its end
-        (folder / name).unlink()
-    assert mv.resume(folder).summary["last"]["loss"] == pytest.approx(run.log[-2]["loss"])

@@ -397,13 +397,6 @@ def test_raw_pixels_are_standardized(pictures):
     assert found.details["clean"] == pytest.approx(right.double().mean().item())
 
 
-def test_an_unknown_kind_is_named_before_anything_is_done(problem):
-    with pytest.raises(UserError, match="Did you mean 'fog'"):
-        measured(Corruptions(), *problem, 0, kinds=("frog",))
-    with pytest.raises(UserError, match="from 0 to 5"):
-        measured(Corruptions(severities=(9,)), *problem, 0, kinds=("fog",))
-
-
 # -- other sets ------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from manyviews.data import open_source
 from manyviews.errors import UserError
-from manyviews.evaluation import Features, duplicates, extract
+from manyviews.evaluation import Features, extract
+from manyviews.evaluation.unlabeled import duplicates
 from manyviews.evaluation.unlabeled.duplicates import Group, across, exact, similar, to_csv
 from manyviews.evaluation.unlabeled.duplicates import duplicates as find
 

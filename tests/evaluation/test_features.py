@@ -11,8 +11,8 @@ from torchvision.transforms import v2
 from manyviews.backbones import Encoder
 from manyviews.data import BadImage, open_source
 from manyviews.errors import UserError
-from manyviews.evaluation import features
-from manyviews.evaluation.features import Pixels, encode, extract, extract_all, frozen, weights_digest
+from manyviews.evaluation import Pixels, features
+from manyviews.evaluation.features import encode, extract, extract_all, frozen, weights_digest
 
 LOOK = {"test_size": 12, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
 

@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from manyviews.data import open_source
 from manyviews.evaluation import Pixels, extract, knn, neighbors, vote
 from manyviews.evaluation import knn as package_knn
-from manyviews.evaluation.linear import Standard
+from manyviews.evaluation.linear import Standardizer
 
 
 @pytest.fixture
@@ -100,6 +100,6 @@ def test_raw_pixels_of_cifar_10(shared_data):
     train, test = (open_source(shared_data / f"cifar10_{part}.parquet") for part in ("train", "test"))
     train, test = train.subset(range(5000)), test.subset(range(1000)).with_classes(train.classes)
     a, b = (extract(Pixels(), s, test_size=32, mean=(0.5,) * 3, std=(0.25,) * 3) for s in (train, test))
-    standard = Standard.of(a.x)
+    standard = Standardizer.of(a.x)
     found = knn(standard(a.x), a.labels, standard(b.x), b.labels, ks=(20,)).weighted[20]
     assert 0.33 < found < 0.45

@@ -171,15 +171,16 @@ def test_small_objects_win_when_maps_are_rescaled():
 # -- sequences ---------------------------------------------------------------------------------------------------
 
 
-def write(frames, masks, count=5, seed=0):
+def write(frames, masks, count=5, seed=0, scale=1):
     """A red and a blue square on noise, which move in opposite directions by a step of a 32nd of the width."""
     frames.mkdir(parents=True)
     masks.mkdir(parents=True)
-    noise = np.random.default_rng(seed).normal(0, 12, (32, 48, 3))
+    noise = np.random.default_rng(seed).normal(0, 12, (32 * scale, 48 * scale, 3))
     for i in range(count):
         mask = np.zeros((32, 48), np.uint8)
         mask[4:12, 4 + 2 * i : 12 + 2 * i] = 1
         mask[20:28, 32 - 2 * i : 40 - 2 * i] = 5
+        mask = mask.repeat(scale, 0).repeat(scale, 1)
         colors = np.zeros((6, 3))
         colors[[0, 1, 5]] = (110, 110, 110), (220, 50, 50), (50, 50, 220)
         pixels = (colors[mask] + noise).clip(0, 255).astype(np.uint8)
@@ -195,10 +196,12 @@ def videos(tmp_path):
     return root
 
 
-def test_moving_squares_are_followed(encoder, videos):
+def test_moving_squares_are_followed(encoder, tmp_path):
     calls = []
-    whole = QUICK | {"test_size": None}
-    report = propagate(encoder, videos, **whole, progress=lambda done, total, note="": calls.append((done, total)))
+    for seed, name in enumerate("ab"):
+        write(tmp_path / "frames" / name, tmp_path / "masks" / name, seed=seed, scale=2)
+    whole = QUICK | {"test_size": None, "radius": 5}
+    report = propagate(encoder, tmp_path, **whole, progress=lambda done, total, note="": calls.append((done, total)))
     assert report.metric == "J&F"
     assert report.value > 0.98
     assert report.value > report.baselines["the first mask, unmoved"] + 0.3
@@ -206,10 +209,10 @@ def test_moving_squares_are_followed(encoder, videos):
     assert report.value == pytest.approx((report.details["J mean"] + report.details["F mean"]) / 2)
     assert report.interval[0] <= report.value <= report.interval[1]
     assert calls[-1] == (10, 10)
-    # The squares move by 2 of 8 pixels a frame: 6, 4 and then 2 columns are where they were.
-    still = np.mean([columns / (16 - columns) for columns in (6, 4, 2)])
-    true = square(4, 4, 8, 32, 48)
-    edges = np.mean([boundary(true, square(4, 4 + 2 * i, 8, 32, 48)) for i in range(1, 4)])
+    # The squares move by 4 of 16 pixels a frame: 12, 8 and then 4 columns are where they were.
+    still = np.mean([columns / (32 - columns) for columns in (12, 8, 4)])
+    true = square(8, 8, 16, 64, 96)
+    edges = np.mean([boundary(true, square(8, 8 + 4 * i, 16, 64, 96)) for i in range(1, 4)])
     assert report.baselines["the first mask, unmoved"] == pytest.approx((still + edges) / 2)
 
 

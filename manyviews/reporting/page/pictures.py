@@ -91,7 +91,7 @@ def views(recipe: Recipe, method: Method, source: Source, pictures: Pictures) ->
     """The views of a method: for each kind of view its "kind", "count" and "columns".
 
     Each column is one picture with a "title": this view of a few images, one below the other, at their true relative
-    size. The first kind is the image itself.
+    size. The first kind is the image itself. Patches that the method hides are gray.
     """
     canvases, _ = load_canvases(source.subset(spread_out(len(source), _ROWS)), recipe.data.canvas)
     if not len(canvases):
