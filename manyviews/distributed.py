@@ -214,6 +214,15 @@ def anywhere(yes: bool) -> bool:
     return bool(answer)
 
 
+def least(x: int) -> int:
+    """The smallest of the ranks' numbers."""
+    if world_size() == 1:
+        return x
+    found = torch.tensor(x)
+    dist.all_reduce(found, op=dist.ReduceOp.MIN)
+    return int(found)
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if active():

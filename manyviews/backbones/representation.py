@@ -52,13 +52,13 @@ def width(encoder: Encoder | ExternalEncoder, kind: Kind) -> int:
     if kind == "pooled":
         return encoder.embed_dim
     if isinstance(encoder, ExternalEncoder):
-        raise UserError(f"{encoder.name} cannot give features '{kind}', for it is a bare module: take 'pooled'.")
+        raise UserError(f"{encoder.name} cannot give features '{kind}' because it is a bare module: take 'pooled'.")
     vit = encoder.transformer(f"give features '{kind}'")
     if vit.cls_token is None:
-        raise UserError(f"{encoder.name} cannot give features '{kind}', for it has no class token: take 'pooled'.")
+        raise UserError(f"{encoder.name} cannot give features '{kind}' because it has no class token: take 'pooled'.")
     blocks = len(vit.blocks)
     if kind == "last4" and blocks < 4:
-        raise UserError(f"{encoder.name} cannot give features 'last4', for it has {blocks} blocks: take 'cls_mean'.")
+        raise UserError(f"{encoder.name} cannot give features 'last4' because it has {blocks} blocks: take 'cls_mean'.")
     return encoder.patch_dim * (4 if kind == "last4" else 2)
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from manyviews import distributed
 from manyviews.errors import UserError, require
 from manyviews.views.draws import Draws, between
 from manyviews.views.regions import inside
@@ -126,8 +127,8 @@ class MultiBlock(Masking):
     """Several blocks to predict from one large block that shows none of them (I-JEPA, Assran et al. 2023).
 
     All images of a step have blocks of one size, drawn for the step, each at a place of its own. So that a batch is one
-    tensor, all images keep as many patches as the one with the fewest, chosen at random: alone of all maskings this
-    depends on the batch.
+    tensor, all images of all processes keep as many patches as the one with the fewest, chosen at random. Alone of all
+    maskings, this depends on the batch.
 
     Attributes:
         targets: blocks to predict.
@@ -168,7 +169,7 @@ class MultiBlock(Masking):
         corner = _corners(draws, "context", grid, large, 1)[:, 0]
         box = torch.cat([corner, corner.new_tensor([int(x) for x in large]).expand(b, 2)], 1)
         outside = ~inside(box, h, w).view(b, n)
-        fewest = max(self.least, int((~(target | outside)).sum(1).min()))
+        fewest = max(self.least, distributed.least(int((~(target | outside)).sum(1).min())))
         # Patches of the context come first, at random; where they do not suffice, targets follow.
         order = (draws.uniform("rest", n) + target.float() + 2 * outside.float()).argsort(1)
         return _mask_of(order[:, :fewest].sort(1).values, n)._replace(blocks=tuple(blocks))

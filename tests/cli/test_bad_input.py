@@ -104,13 +104,13 @@ def test_labels_that_an_evaluation_cannot_use(manyviews, run_folder: Path, photo
     told(manyviews("evaluate", run_folder, "--data", flat, *labels), "missing.png")
     told(manyviews("evaluate", run_folder, "--data", "demo", *labels), "labels of their own")
     assert manyviews("prepare", photos, "--out", tmp_path / "canvases", "--canvas", 32).code == 0
-    told(manyviews("evaluate", run_folder, "--data", tmp_path / "canvases", *labels), "prepare the images anew")
+    told(manyviews("evaluate", run_folder, "--data", tmp_path / "canvases", *labels), "prepare the images again")
 
 
 def test_parts_of_a_set_are_no_classes(manyviews, run_folder: Path, tmp_path: Path):
     for part in ("train", "val"):
         pictures(tmp_path / part, 12)
-    told(manyviews("evaluate", run_folder, "--data", tmp_path), "train, val", "no classes", "'val' as the test images")
+    told(manyviews("evaluate", run_folder, "--data", tmp_path), "train, val", "not classes", "'val' as the test images")
     shutil.copytree(tmp_path / "val", tmp_path / "test")
     told(manyviews("evaluate", run_folder, "--data", tmp_path), "'train' as the images", "'test' as the test images.")
 

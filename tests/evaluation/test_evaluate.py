@@ -148,7 +148,7 @@ def test_test_labels_choose_nothing(learner, pictures, with_test, few_steps):
 class SeenFeatures(FeatureProtocol):
     """Keeps what it sees."""
 
-    name = "seen features"
+    name = title = "seen features"
     tasks: ClassVar[list] = []
 
     def run(self, task, seed):
@@ -160,7 +160,7 @@ class SeenFeatures(FeatureProtocol):
 class SeenImages(ImageProtocol):
     """Keeps what it sees."""
 
-    name = "seen images"
+    name = title = "seen images"
     tasks: ClassVar[list] = []
 
     def run(self, task, seed):
@@ -172,7 +172,7 @@ class SeenImages(ImageProtocol):
 class Counting(MetricProtocol):
     """Counts the test images."""
 
-    name = "counting"
+    name = title = "counting"
     title = "count of images"
     seeded = True
 

@@ -61,7 +61,8 @@ class Exact(Views):
         self.__dict__.update(views.__dict__)
 
     def _make(self, kind, i):
-        return super()._make(kind, i).double()
+        x = super()._make(kind, i)
+        return x.double() if x.is_floating_point() else x
 
     def relation(self, *view):
         return super().relation(*view).double()
