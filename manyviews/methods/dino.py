@@ -74,13 +74,12 @@ class DINO(Method):
         return self.student
 
     @property
-    def target(self) -> EMA:
+    def target(self) -> EMA[Branch]:
         return self.teacher
 
     @property
     def kept_encoder(self) -> Encoder:
-        found: Encoder = self.teacher.module.encoder
-        return found
+        return self.teacher.module.encoder
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         outputs = views.all("global", self.teacher)

@@ -80,8 +80,7 @@ class IBOT(Method):
 
     @property
     def kept_encoder(self) -> Encoder:
-        found: Encoder = self.teacher.module.encoder
-        return found
+        return self.teacher.module.encoder
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         masks = [self.mask(views, i) for i in range(self.views[0].count)]

@@ -65,8 +65,7 @@ class IJEPA(Method):
 
     @property
     def kept_encoder(self) -> Encoder:
-        found: Encoder = self.target.module
-        return found
+        return self.target.module
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         x, mask = views[self.views[0].name, 0], self.mask(views)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,10 @@ from manyviews.schedules import Schedule, value
 from manyviews.targets.moving import Moving
 from manyviews.types import Progress
 
+M = TypeVar("M", bound=nn.Module)
 
-class EMA(Moving):
+
+class EMA(Moving, Generic[M]):
     """The exponential moving average of a module's parameters. Its forward pass gives no gradient.
 
     Only parameters are averaged. BatchNorm behaves as in the papers: in training it normalizes with its own batch and
@@ -30,9 +32,9 @@ class EMA(Moving):
         module: the copy.
     """
 
-    module: Any
+    module: M
 
-    def __init__(self, module: nn.Module, momentum: Schedule | float) -> None:
+    def __init__(self, module: M, momentum: Schedule | float) -> None:
         super().__init__()
         self.module = copy.deepcopy(module).requires_grad_(False)
         self.momentum = momentum
@@ -46,10 +48,10 @@ class EMA(Moving):
     @torch.no_grad()
     def features(self, *args: Any, **kwargs: Any) -> Features:
         """The copy's `Encoder.features`, if it is an encoder."""
-        found: Features = self.module.features(*args, **kwargs)
+        found: Features = cast(Any, self.module).features(*args, **kwargs)
         return found
 
-    def train(self, mode: bool = True) -> EMA:
+    def train(self, mode: bool = True) -> EMA[M]:
         super().train(mode)
         for m in self.module.modules():
             m.training = mode and isinstance(m, _BatchNorm)
