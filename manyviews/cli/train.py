@@ -81,6 +81,7 @@ def pretrain(
     epochs: Epochs = None,
     set: Settings = (),
     out: NewRun = None,
+    captions: Annotated[str | None, arg(metavar="FILE_OR_COLUMN")] = None,
     json: Json = None,
 ) -> None:
     """Pretrain a backbone on unlabeled images.
@@ -94,8 +95,10 @@ def pretrain(
     Args:
         set: Change a setting by its dotted path.
         out: A new folder for the run; runs/<recipe>-<date> by default.
+        captions: For methods that read captions. For a folder, a CSV file of path,caption (by default, captions.csv in
+            it); for Parquet or tar files, a column, or a member or field.
     """
-    run = mv.pretrain(data, recipe, epochs=epochs, settings=settings(set), out=out)
+    run = mv.pretrain(data, recipe, epochs=epochs, settings=settings(set), out=out, captions=captions)
     show_finished(run, json)
 
 

@@ -32,6 +32,7 @@ def pretrain(
     epochs: float | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
+    captions: Any = None,
 ) -> Run:
     """Pretrain a backbone on unlabeled images.
 
@@ -41,13 +42,14 @@ def pretrain(
         epochs: passes over the images; the recipe's if None.
         settings: dotted paths and new values, such as `{"optimizer.lr": 0.1, "method.temperature": 0.2}`.
         out: a new or empty folder for the run; `runs/<recipe>-<date>` if None.
+        captions: for methods that read them, if they are not where `manyviews.data.open_source` finds them.
 
     Raises:
         UserError: bad input.
         engine.Stopped: interrupted by SIGINT or SIGTERM; the run is saved and can be resumed.
     """
     chosen = changed(recipe, epochs, settings or {})
-    source = open_source(data)
+    source = open_source(data, captions=captions)
     device = distributed.start()
     # Check everything first: a run that cannot start must leave no folder behind.
     check(chosen, source)
@@ -57,6 +59,7 @@ def pretrain(
     if distributed.rank() == 0:
         facts = {
             "data": _address(data),
+            **({} if captions is None else {"captions": _address(captions)}),
             "images": len(source),
             "id": secrets.token_hex(8),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),

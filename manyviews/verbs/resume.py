@@ -15,12 +15,13 @@ from manyviews.verbs.pretrain import finish
 from manyviews.verbs.run import Run
 
 
-def resume(folder: str | Path, data: Any = None) -> Run:
+def resume(folder: str | Path, data: Any = None, captions: Any = None) -> Run:
     """Continue an interrupted run. On the CPU it ends with the same bits as an uninterrupted run.
 
     Args:
         folder: the run's folder.
         data: the images; if None, they are read from where they were when the run started.
+        captions: their captions, likewise.
 
     Raises:
         UserError: no run, other images, or another process is training in the folder.
@@ -34,9 +35,10 @@ def resume(folder: str | Path, data: Any = None) -> Run:
     if RunFolder(folder).complete:
         distributed.start()
         return Run(folder) if (RunFolder(folder).plots / "loss.png").exists() else finish(folder)
-    source = open_source(data)
+    captions = facts.get("captions") if captions is None else captions
+    source = open_source(data, captions=captions)
     distributed.start()  # the check below depends on the number of processes
     check(recipe, source)
-    trained = (RunFolder(folder).checkpoint).exists()
+    trained = RunFolder(folder).checkpoint.exists()
     train(build_method(recipe, trained=trained), recipe, source, folder)
     return finish(folder)
