@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from manyviews.adaptation.groups import Groups, groups_by_layer, groups_by_name
 from manyviews.backbones import Encoder, protect
 from manyviews.data.loader import Loader
 from manyviews.data.source import Source
@@ -48,8 +48,6 @@ from manyviews.views import Global, Strong, View, Views
 _MOMENTUM = 0.9
 _PART = 256  # images that go through a network at once: the paper's batches of 1024 are shared by four GPUs
 _MEMORY = 4 * 2**30  # bytes of validation images that are held; more are read again for every setting
-# Names of parameters that must not decay, in modules from outside, which cannot say so themselves.
-_TOKENS = re.compile(r"(^|\.)((cls|class|dist|reg|register|mask)_tokens?|pos(itional)?_embed(ding)?s?)$")
 
 
 @dataclass(frozen=True)
@@ -359,10 +357,6 @@ def _dropping(encoder: nn.Module, rate: float) -> nn.Module:
     raise UserError(f"{_name(encoder)} has no residual branches that timm could drop: set drop_path to 0.")
 
 
-Groups = list[dict[str, Any]]
-"""Parameter groups of an optimizer, with their `weight_decay` and, by layers, the `lr_scale` of each."""
-
-
 def groups(model: nn.Sequential, weight_decay: float, layer_decay: float) -> Groups:
     """Parameter groups of an encoder with its linear layer.
 
@@ -382,29 +376,6 @@ def groups(model: nn.Sequential, weight_decay: float, layer_decay: float) -> Gro
     if layer_decay != 1:
         raise UserError(f"{_name(inner)} does not say what its layers are: set layer_decay to 1.")
     return groups_by_name(model, weight_decay)
-
-
-def groups_by_layer(body: Any, head: nn.Module, weight_decay: float, layer_decay: float) -> Groups:
-    """Groups of a timm model and a head above it: each layer's rate is `layer_decay` times that of the layer above."""
-    from timm.optim import param_groups_layer_decay
-
-    exempt = body.no_weight_decay() if hasattr(body, "no_weight_decay") else ()
-    # While it is a part of the body, timm takes it for a classifier, the layer above all others.
-    body.add_module("_head", head)
-    try:
-        found: Groups = param_groups_layer_decay(body, weight_decay, exempt, layer_decay=layer_decay)
-        return found
-    finally:
-        del body._head
-
-
-def groups_by_name(model: nn.Module, weight_decay: float) -> Groups:
-    """Groups of any module, whose tokens and positions are known by their names."""
-    from timm.optim import param_groups_weight_decay
-
-    tokens = [name for name, _ in model.named_parameters() if _TOKENS.search(name)]
-    found: Groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=tokens)
-    return found
 
 
 def _name(encoder: nn.Module) -> str:
