@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+import manyviews as mv
 from manyviews.data import BadImage, Loader, load_canvases, open_source, tar
 from manyviews.data.files import Unreachable
 from manyviews.errors import UserError
@@ -280,3 +281,10 @@ def test_headers_are_read_without_their_contents(tmp_path, monkeypatch):
     monkeypatch.setattr(tar.File, "open", lambda file: io.BufferedReader(Counting(file.path)))
     assert len(open_source(tmp_path / "a.tar")) == 10
     assert 10 * 512 < sum(got) < 10**6
+
+
+def test_a_run_remembers_the_address_of_its_images(tmp_path):
+    url = f"{shards('memory://bucket/run', 1, 40)}/set-{{00..00}}.tar"
+    small = {"data.batch_size": 16, "data.holdout": 0.0, "monitor.epochs": 0}
+    run = mv.pretrain(url, "simclr_tiny", epochs=0.5, settings=small, out=tmp_path / "run")
+    assert run.facts["data"] == url
