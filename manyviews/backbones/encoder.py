@@ -85,16 +85,16 @@ class Encoder(nn.Module):
             "small" without an activation after it: what is left of lightly's own ResNet in a Sequential of its parts.
             All are as wide as the first stage.
         pretrained: start from timm's weights, downloaded when they are not in its cache.
-        position: of a vision transformer's patches: "learned", or "sincos", which is fixed.
+        position: positions of a vision transformer's patches: "learned", or "sincos", which is fixed.
         timm_kwargs: further settings for timm, such as `img_size`, `patch_size`, `drop_path_rate`, `channels`;
             numbers, texts and tuples, so that they can be saved.
 
     Attributes:
         name: as given.
         model: the timm model, whose state dict has timm's own names.
-        pretrained: whether its weights came from elsewhere: timm's, or those that `load_weights` took.
+        pretrained: whether its weights came from elsewhere: from timm, or by `load_weights`.
         embed_dim: dimensions of the features.
-        patch_dim: those of a place of the feature map or a patch: `embed_dim`, but for the few networks that widen
+        patch_dim: dimensions of a patch or a place of the feature map: `embed_dim`, except in networks that widen
             after pooling (MobileNetV3).
         timm_kwargs: what `timm.create_model(name, num_classes=0, **timm_kwargs)` makes the same model from, save for
             a small stem.

@@ -55,7 +55,7 @@ class Decoder(nn.Module):
         """Predict patches from those that are visible.
 
         Args:
-            tokens: of the visible patches, without prefix tokens, `b v embed_dim`.
+            tokens: tokens of the visible patches, without prefix tokens, `b v embed_dim`.
             kept: int64, `b v`, which patches they are.
             wanted: int64, `b m`, the patches to predict, which see the visible ones and each other (I-JEPA, Assran et
                 al. 2023). If None, all: mask tokens fill the places of the missing ones (MAE).

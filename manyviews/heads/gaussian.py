@@ -27,10 +27,10 @@ class GaussianProjector(nn.Module):
 
     Args:
         embed_dim: width of the features.
-        hidden_dim: of both hidden layers.
+        hidden_dim: width of both hidden layers.
         output_dim: dimensions of the Gaussian.
         pooling: before or after the shared layers.
-        positive: what makes variances positive; None for no head for them, when all are one.
+        positive: function that makes variances positive; None if all are one and have no head.
         floor: the least variance.
     """
 

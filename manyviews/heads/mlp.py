@@ -14,9 +14,9 @@ def mlp(*dims: int, norm: bool = True, last_norm: Literal["bn", "bn_no_affine"] 
     A linear layer has no bias where BatchNorm follows, which would remove it.
 
     Args:
-        dims: of the input, the hidden layers and the output.
+        dims: dimensions of the input, the hidden layers and the output.
         norm: whether hidden layers have BatchNorm.
-        last_norm: of the output: none, BatchNorm, or BatchNorm without scale and shift.
+        last_norm: normalization of the output: none, BatchNorm, or BatchNorm without scale and shift.
     """
     *hidden, (last_in, last_out) = pairwise(dims)
     layers: list[nn.Module] = []

@@ -19,7 +19,7 @@ class Predictors(nn.Module):
 
     Args:
         tasks: view types with distinct names.
-        dim: of the projections.
+        dim: dimensions of the projections.
         build: makes one predictor, from the dimensions of its input.
         sharing: "own" gives each task its own; "shared" gives all the same one, which is naive multi-crop;
             "conditioned" gives each its own, which besides the projection is told where the view lies as seen from the
@@ -30,7 +30,7 @@ class Predictors(nn.Module):
         UserError: another way of sharing, tasks without targets, or another number of weights.
 
     Attributes:
-        tasks: those whose views predict something. A lone global view is a target and nothing else.
+        tasks: the tasks whose views predict something. A lone global view is only a target.
         targets: the names of the view types that are predicted.
     """
 
@@ -63,9 +63,9 @@ class Predictors(nn.Module):
         """The loss of one view, for `Views.terms`: the mean distance of its pairs, by the task's weight and count.
 
         Args:
-            views: of the batch.
+            views: the batch's views.
             targets: see `pairs`.
-            distance: of predictions and targets, `b dim` each.
+            distance: distance of predictions and targets, `b dim` each.
         """
 
         def term(task: View, i: int, z: Tensor) -> Tensor:
@@ -81,11 +81,11 @@ class Predictors(nn.Module):
         """A prediction from view `i` of a task, and the target it is for: every target but that of the view itself.
 
         Args:
-            views: of the batch.
+            views: the batch's views.
             task: one of `tasks`.
             i: which of its views.
             z: the view's projections, `b dim`.
-            targets: of every view of the types in `self.targets`, `b dim` each.
+            targets: projections of every view of the types in `self.targets`, `b dim` each.
         """
         predictor = self.of[task.name]
         p = None if self.conditioned else predictor(z)

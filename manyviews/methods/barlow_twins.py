@@ -35,12 +35,12 @@ class BarlowTwins(Method):
     """See the module's docstring.
 
     Args:
-        encoder: what is trained and kept.
+        encoder: the network that is trained and kept.
         view: the view type, two or more of each image.
         hidden_dim: width of the projector's two hidden layers.
         output_dim: dimensions of the embeddings.
-        redundancy_weight: of the squared correlations of different dimensions.
-        scale: of the whole loss.
+        redundancy_weight: weight of the squared correlations of different dimensions.
+        scale: factor on the whole loss.
     """
 
     def __init__(

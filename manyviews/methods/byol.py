@@ -33,18 +33,17 @@ class BYOL(Method):
     """See the module's docstring.
 
     Args:
-        encoder: what is trained and kept.
+        encoder: the network that is trained and kept.
         tasks: view types, the global ones with targets. The default is BYOL; the recipe `byol_mulan` adds MULAN's.
-        weights: of the tasks in the loss; one for each, or one number for all.
-        predictor: "own" for each task, one "shared" (naive multi-crop), or "conditioned": own ones that are also told
-            where a view lies as seen from its target, and what was done to it.
+        weights: weight of each task in the loss, or one number for all.
+        predictor: "own", "shared" or "conditioned": see `manyviews.heads.Predictors`.
         hidden_dim: width of the projector's and the predictor's hidden layer.
         output_dim: dimensions of the space in which views are compared.
         projector_layers: 2, or MoCo v3's 3, which MULAN has for vision transformers (appendix E).
         output_norm: BatchNorm without scale and shift on the outputs of both heads, as MoCo v3 has it; MULAN's vision
             transformers take MoCo v3's heads.
         freeze_patch_embed: keep a transformer's patch projection as it was initialized; MULAN trains it.
-        momentum: of the target's moving average.
+        momentum: momentum of the target's moving average.
         kept: which network is evaluated and exported; with vision transformers MULAN finds the "target" slightly
             better (appendix A).
     """

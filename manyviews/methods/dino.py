@@ -32,15 +32,15 @@ class DINO(Method):
     """See the module's docstring.
 
     Args:
-        encoder: what is trained; its moving average, the teacher, is kept.
+        encoder: the network that is trained; its moving average, the teacher, is kept.
         views: view types; the teacher sees the global ones.
         prototypes: dimensions of the distributions.
         hidden_dim: width of the head's hidden layers.
         bottleneck_dim: dimensions of the head's normalized bottleneck.
-        student_temperature: of the student's softmax.
-        teacher_temperature: of the teacher's softmax, lower.
-        center_momentum: of the moving average that centers the teacher's output.
-        momentum: of the teacher's moving average.
+        student_temperature: temperature of the student's softmax.
+        teacher_temperature: temperature of the teacher's softmax, lower.
+        center_momentum: momentum of the moving average that centers the teacher's output.
+        momentum: momentum of the teacher's moving average.
         freeze_epochs: epochs in which the head's last layer stays as it was initialized.
     """
 

@@ -54,14 +54,8 @@ class IJEPA(Method):
         super().__init__()
         self.views, self.masking, self.encoder = (exactly(view, 1, "I-JEPA"),), masking, encoder
         self.target = EMA(encoder, momentum)
-        self.predictor = Decoder(
-            encoder.embed_dim,
-            encoder.grid(view.size),
-            encoder.embed_dim,
-            predictor_dim,
-            predictor_depth,
-            predictor_heads,
-        )
+        d, grid = encoder.embed_dim, encoder.grid(view.size)
+        self.predictor = Decoder(d, grid, d, predictor_dim, predictor_depth, predictor_heads)
 
     @property
     def kept_encoder(self) -> Encoder:
@@ -71,8 +65,5 @@ class IJEPA(Method):
         x, mask = views[self.views[0].name, 0], self.mask(views)
         features = self.target.features(x).patches
         context = self.encoder.features(x, keep=mask.kept).patches
-        yield {
-            "prediction": mean_of(
-                latent_error(self.predictor(context, mask.kept, block), take(features, block)) for block in mask.blocks
-            )
-        }
+        predictions = ((self.predictor(context, mask.kept, block), take(features, block)) for block in mask.blocks)
+        yield {"prediction": mean_of(latent_error(p, t) for p, t in predictions)}

@@ -28,7 +28,7 @@ class MAE(Method):
     Args:
         encoder: a vision transformer, trained and kept.
         view: the view type, one of each image.
-        masking: what is hidden; as many patches of every image.
+        masking: the hidden patches, equally many of every image.
         decoder_dim: width of the decoder.
         decoder_depth: transformer blocks of the decoder.
         decoder_heads: attention heads of the decoder.

@@ -50,22 +50,22 @@ class MAST(Method):
     """See the module's docstring.
 
     Args:
-        encoder: what is trained and kept.
+        encoder: the network that is trained and kept.
         view: compositions of augmentations, two or more of each image.
         hidden_dim: width of the projector's two hidden layers.
         output_dim: dimensions of the embeddings.
         pooling: before or after the hidden layers: see `GaussianProjector`.
-        positive: what makes variances positive: see `GaussianProjector`.
+        positive: function that makes variances positive: see `GaussianProjector`.
         masks: one for each augmentation, "learned" or fixed and "disjoint", or "none" but a single one of ones.
-        uncertainty: whether variances are learned; without, distances are plain and there is no divergence.
-        reduction: over the dimensions in the distance and the divergence: see the module's docstring.
-        distance_weight: of the distance, times d/K for sums, 1/K for means.
-        sparsity_weight: of the masks' sum, over d K.
-        divergence_weight: of the symmetric divergence of two views' Gaussians.
-        variance_weight: of the hinge on the means' standard deviations.
-        covariance_weight: of the means' squared covariances.
+        uncertainty: whether variances are learned. If not, distances are plain and there is no divergence.
+        reduction: reduction over the dimensions in the distance and the divergence: see the module's docstring.
+        distance_weight: weight of the distance, times d/K for sums, 1/K for means.
+        sparsity_weight: weight of the masks' sum, over d K.
+        divergence_weight: weight of the symmetric divergence of two views' Gaussians.
+        variance_weight: weight of the hinge on the means' standard deviations.
+        covariance_weight: weight of the means' squared covariances.
         mask_norm: "fixed" gives learned masks a length: see the module's docstring and `Masks`.
-        prior_weight: of the variances' divergence from one: see the module's docstring.
+        prior_weight: weight of the variances' divergence from one: see the module's docstring.
 
     Raises:
         UserError: views that are not compositions.

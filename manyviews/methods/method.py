@@ -68,7 +68,7 @@ class Method(nn.Module):
     Attributes:
         views: the view types, as given by the caller.
         online: the trained network that maps a view to its projection; None in methods that compare no projections.
-        masking: what is hidden of the first view type; None for nothing.
+        masking: how patches of the first view type are hidden; None if none are.
         constant_lr: prefixes of the parameters that keep the peak learning rate throughout.
     """
 

@@ -33,13 +33,13 @@ class MoCoV2(Method):
     """See the module's docstring.
 
     Args:
-        encoder: what is trained and kept.
+        encoder: the network that is trained and kept.
         view: the view type; the first of its two views is the query, the second the key.
         hidden_dim: width of the projector's hidden layer.
         output_dim: dimensions of the contrasted space.
         queue_size: keys that serve as negatives.
-        temperature: of the softmax over cosine similarities.
-        momentum: of the key encoder's moving average.
+        temperature: temperature of the softmax over cosine similarities.
+        momentum: momentum of the key encoder's moving average.
     """
 
     def __init__(

@@ -31,16 +31,15 @@ class MoCoV3(Method):
     """See the module's docstring.
 
     Args:
-        encoder: what is trained and kept.
+        encoder: the network that is trained and kept.
         tasks: view types, the global ones with targets. The default is MoCo v3 itself.
-        weights: of the tasks in the loss; one for each, or one number for all.
-        predictor: "own" for each task, one "shared" (naive multi-crop), or "conditioned": own ones that are also told
-            where a view lies as seen from its target, and what was done to it.
+        weights: weight of each task in the loss, or one number for all.
+        predictor: "own", "shared" or "conditioned": see `manyviews.heads.Predictors`.
         hidden_dim: width of the heads' hidden layers.
         output_dim: dimensions of the contrasted space.
         projector_layers: 2 for ResNets, 3 for vision transformers.
-        temperature: of the softmax; 1.0 for ResNets, 0.2 for vision transformers.
-        momentum: of the target's moving average.
+        temperature: temperature of the softmax; 1.0 for ResNets, 0.2 for vision transformers.
+        momentum: momentum of the target's moving average.
         freeze_patch_embed: keep a transformer's patch projection as it was initialized, which keeps training stable.
     """
 

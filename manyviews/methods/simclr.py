@@ -27,11 +27,11 @@ class SimCLR(Method):
     """See the module's docstring.
 
     Args:
-        encoder: what is trained and kept.
+        encoder: the network that is trained and kept.
         view: the view type, two or more of each image.
         hidden_dim: width of the projector's hidden layer.
         output_dim: dimensions of the contrasted space.
-        temperature: of the softmax over cosine similarities.
+        temperature: temperature of the softmax over cosine similarities.
     """
 
     def __init__(

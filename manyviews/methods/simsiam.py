@@ -8,9 +8,8 @@ view type.
 
     L = mean over pairs of  -cos(predictor(z), sg(z'))          (the paper's halves, for two views)
 
-Differs from MULAN's authors: they project the global views once more, without gradient, to get targets; the same
-numbers come from the projections at hand, at two thirds of the cost. So both global views are backpropagated together,
-and further views after them.
+MULAN's authors project the global views once more to get targets. The projections at hand give the same numbers at two
+thirds of the cost. So the global views are backpropagated together, and further views after them.
 """
 
 from __future__ import annotations
@@ -31,11 +30,10 @@ class SimSiam(Method):
     """See the module's docstring.
 
     Args:
-        encoder: what is trained and kept.
+        encoder: the network that is trained and kept.
         tasks: view types, the global ones with targets. The default is SimSiam itself.
-        weights: of the tasks in the loss; one for each, or one number for all.
-        predictor: "own" for each task, one "shared" (naive multi-crop), or "conditioned": own ones that are also told
-            where a view lies as seen from its target, and what was done to it.
+        weights: weight of each task in the loss, or one number for all.
+        predictor: "own", "shared" or "conditioned": see `manyviews.heads.Predictors`.
         hidden_dim: width of the projector's two hidden layers.
         output_dim: dimensions of the space in which views are compared.
         bottleneck_dim: width of the predictor's hidden layer.

@@ -30,14 +30,14 @@ class SwAV(Method):
     """See the module's docstring.
 
     Args:
-        encoder: what is trained and kept.
+        encoder: the network that is trained and kept.
         views: view types; the global ones give codes.
         hidden_dim: width of the projector's hidden layer.
         output_dim: dimensions of the clustered space.
         prototypes: number of clusters.
-        temperature: of the prediction's softmax.
+        temperature: temperature of the prediction's softmax.
         epsilon: temperature of the assignment.
-        iterations: of Sinkhorn-Knopp.
+        iterations: iterations of Sinkhorn-Knopp.
         freeze_epochs: epochs in which the prototypes stay as they were initialized.
     """
 

@@ -31,13 +31,13 @@ class VICReg(Method):
     """See the module's docstring.
 
     Args:
-        encoder: what is trained and kept.
+        encoder: the network that is trained and kept.
         view: the view type, two or more of each image.
         hidden_dim: width of the expander's two hidden layers.
         output_dim: dimensions of the embeddings.
-        invariance_weight: of the squared distance between the views.
-        variance_weight: of the hinge on the standard deviations.
-        covariance_weight: of the squared covariances.
+        invariance_weight: weight of the squared distance between the views.
+        variance_weight: weight of the hinge on the standard deviations.
+        covariance_weight: weight of the squared covariances.
     """
 
     def __init__(

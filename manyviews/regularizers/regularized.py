@@ -20,8 +20,8 @@ class Heard:
     """Projections behind the terms of the moment, as they came out of the projectors.
 
     Attributes:
-        online: of the trained network, with gradient, view by view, `b d` each; the means of Gaussians.
-        target: of the network that gives targets, if there is one.
+        online: projections of the trained network, with gradient, view by view, `b d` each; means of Gaussians.
+        target: projections of the network that gives targets, if there is one.
         turn: how often the method has yielded before.
     """
 

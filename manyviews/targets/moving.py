@@ -1,4 +1,4 @@
-"""What moves besides the parameters, and moves itself."""
+"""Parts of a method that are no parameters, and move by themselves."""
 
 from __future__ import annotations
 

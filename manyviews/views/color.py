@@ -120,7 +120,7 @@ def posterize(x: Tensor, bits: Tensor) -> Tensor:
 def equalize(x: Tensor) -> Tensor:
     """Make the histogram of each channel flat, as PIL does, of values rounded to 8 bits.
 
-    A channel of one value, or with less than 255 pixels below its highest value, stays as it is but for the rounding.
+    A channel of one value, or with less than 255 pixels below its highest value, stays as it is, except for rounding.
     """
     level = _levels(x).flatten(2)
     histogram = level.new_zeros(*level.shape[:2], 256).scatter_add_(2, level, torch.ones_like(level))

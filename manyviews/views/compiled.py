@@ -60,7 +60,7 @@ def render(
         float32, `b 3 size size`, channels last in memory.
 
     Raises:
-        ValueError: what the loops would read outside of their arrays for.
+        ValueError: arguments for which the loops would read outside of their arrays.
     """
     _check(pixels, boxes, flip)
     b = len(pixels)

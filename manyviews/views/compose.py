@@ -41,8 +41,8 @@ class Composed(Crop):
     is alone is always applied to one of the views, a random one, or the mask of a rare one would hardly be trained.
 
     Attributes:
-        augmentations: of distinct names.
-        staged: whether the sets grow; else every image has all augmentations throughout.
+        augmentations: single augmentations of distinct names.
+        staged: whether the sets grow. If not, every image has all augmentations throughout.
         choose: a set for each "image", or the same for the whole "batch".
     """
 

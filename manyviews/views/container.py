@@ -40,7 +40,7 @@ class Views:
     Args:
         batch: the images.
         kinds: view types of distinct names.
-        seed: of the run.
+        seed: the run's seed.
         epoch: passes over the data completed: other views in each.
         mean, std: per channel in [0, 1], for normalization.
         backward: "per_view" has `terms` give groups of fewer pixels than the largest view; "recompute" also has `map`
@@ -144,7 +144,7 @@ class Views:
             elif self.backward == "joint":
                 most = len(places)
             else:
-                # Fewer, for each view has something besides its pixels: a class token, projections.
+                # Fewer, because each view has more than its pixels: a class token, projections.
                 most = min((largest**2 - 1) // size**2, at_once(module, len(self) * size**2))
             for group in evenly(places, most):
                 outputs = self._outputs(module, group, inputs)

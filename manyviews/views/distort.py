@@ -33,7 +33,7 @@ class Color:
         sigma: range of the blur's standard deviation in pixels.
         kernel: odd width of the blur in pixels; None for the odd number nearest to a tenth of the view, at least 3.
         solarize: probability of inverting what is at or above `threshold`.
-        threshold: in [0, 1].
+        threshold: brightness in [0, 1].
 
     Raises:
         UserError: a value out of its range.

@@ -60,10 +60,10 @@ class Draws:
     """Random numbers for a batch of images, each a pure function of (seed, epoch, image, place, name, column).
 
     Attributes:
-        seed: of the run.
+        seed: the run's seed.
         epoch: passes over the data completed.
         index: int64, `b`, each image's stable number; draws live on its device.
-        place: what the draws are for, for example the view's name; see `at`.
+        place: purpose of the draws, for example the view's name; see `at`.
         progress: fraction of the run completed, in [0, 1], for kinds of views that change with it. The numbers drawn
             do not depend on it.
     """

@@ -23,9 +23,9 @@ def draw_boxes(
     shows squashed.
 
     Args:
-        draws: of the view.
+        draws: the view's draws.
         extent: int64, `b 2`, true height and width of the images.
-        side: of the canvas, in pixels.
+        side: side of the canvas, in pixels.
         area: range of the crop's fraction of the image, in (0, 1].
         ratio: range of width / height.
 

@@ -41,7 +41,7 @@ class Masking(ABC):
 
         Args:
             grid: rows and columns of patches.
-            draws: of the view.
+            draws: the view's draws.
 
         Raises:
             UserError: the grid is too small.

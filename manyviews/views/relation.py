@@ -40,10 +40,10 @@ def positions(batch: Batch, kind: Crop, i: int, grid: tuple[int, int], draws: Dr
 
     Args:
         batch: the images.
-        kind: of the view.
+        kind: the view's type.
         i: number of the view.
         grid: rows and columns of patches.
-        draws: of the batch.
+        draws: the batch's draws.
 
     Returns:
         float32, `b n 2`: row and column from 0 to 1, from the image's top and left, patches row by row.

@@ -27,7 +27,7 @@ def together(
 ) -> list[Any]:
     """`[module(x) for x in xs]`, neighbors of one shape in one batch: a large pass costs less than several small ones.
 
-    The results are the same up to rounding, and but for the draws of dropout and its like: in training mode BatchNorm
+    The results are the same up to rounding and the draws of dropout. In training mode, BatchNorm
     normalizes each by itself, one after the other, and tracks its running statistics in that order.
 
     Args:
