@@ -10,8 +10,8 @@ Barlow Twins: Self-Supervised Learning via Redundancy Reduction, Zbontar et al. 
 
 Each dimension is standardized over the batch, and not each embedding normalized, as the document's overview has it: the
 diagonal could then not come near to one. The paper has a rate of their own for biases and norms, 0.024 of the weights';
-LARS moves weights by the direction of their gradient alone, so that `scale=0.024` does the same, but for a decay of
-1e-6.
+LARS moves weights by the direction of their gradient alone, so that `scale=0.024` does the same, except for a decay
+of 1e-6.
 
 Beyond the paper: with more than two views of an image, each term is the mean over all pairs of views.
 """

@@ -47,8 +47,8 @@ class Augmentation(ABC):
         """Parameters for each image of the batch; here none.
 
         Args:
-            draws: draws of this augmentation alone, for example `draws.at(name)`. Two augmentations that share them draw
-                the same numbers.
+            draws: draws of this augmentation alone, for example `draws.at(name)`. Two augmentations that share
+                them draw the same numbers.
             size: height and width of the images in pixels.
 
         Returns:

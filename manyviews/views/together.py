@@ -27,8 +27,8 @@ def together(
 ) -> list[Any]:
     """`[module(x) for x in xs]`, neighbors of one shape in one batch: a large pass costs less than several small ones.
 
-    The results are the same up to rounding and the draws of dropout. In training mode, BatchNorm
-    normalizes each by itself, one after the other, and tracks its running statistics in that order.
+    The results are the same up to rounding and the draws of dropout. In training mode, BatchNorm normalizes each by
+    itself, one after the other, and tracks its running statistics in that order.
 
     Args:
         module: gives a tensor, or a tuple of tensors, with a row for each image or as many rows for each.
