@@ -16,7 +16,7 @@ from manyviews.verbs.run import Run
 
 
 def resume(folder: str | Path, data: Any = None, captions: Any = None) -> Run:
-    """Continue an interrupted run. On the CPU it ends with the same bits as an uninterrupted run.
+    """Continue an interrupted run. On one CPU thread it ends with the same bits as an uninterrupted run.
 
     Args:
         folder: the run's folder.
