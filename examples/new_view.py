@@ -1,7 +1,7 @@
 """A kind of view outside the package: each image seen through horizontal blinds, and what it predicts.
 
-    MANYVIEWS_PATH=examples manyviews pretrain photos/ --recipe byol_cpu \
-        --set "method.tasks=(Global(2,size=48),Blinds(1,size=48,slats=6))"
+    MANYVIEWS_PATH=examples manyviews pretrain photos/ --recipe byol_cifar10 \
+        --set "method.tasks=(Global(2,size=32),Blinds(1,size=32,slats=6))"
 
 `python examples/new_view.py [FOLDER OF IMAGES]` draws some into blinds.png.
 """

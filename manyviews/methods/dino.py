@@ -74,10 +74,6 @@ class DINO(Method):
         return self.student
 
     @property
-    def target(self) -> EMA[Branch]:
-        return self.teacher
-
-    @property
     def kept_encoder(self) -> Encoder:
         return self.teacher.module.encoder
 

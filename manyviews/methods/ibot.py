@@ -34,7 +34,7 @@ class IBOT(Method):
 
     Args:
         encoder: a vision transformer, which is trained; its moving average, the teacher, is kept.
-        views: view types; the teacher sees the global ones, which come first.
+        views: view types; the teacher sees the global ones.
         masking: patches of global views that the student does not see.
         prototypes: dimensions of the distributions.
         hidden_dim: width of the head's hidden layers.
@@ -67,11 +67,11 @@ class IBOT(Method):
         freeze_epochs: int = 1,
     ) -> None:
         super().__init__()
-        self.views, self.masking = paired(*views, target="global"), masking
+        self.views = tuple(sorted(paired(*views, target="global"), key=lambda kind: kind.name != "global"))
         self.student = TokenBranch(encoder, DINOHead(encoder.embed_dim, prototypes, hidden_dim, bottleneck_dim))
         self.teacher = EMA(self.student, momentum)
         self.center, self.patch_center = (Center(prototypes, center_momentum) for _ in range(2))
-        self.student_temperature, self.freeze_epochs = student_temperature, freeze_epochs
+        self.masking, self.student_temperature, self.freeze_epochs = masking, student_temperature, freeze_epochs
         self.teacher_temperature, self.patch_temperature = teacher_temperature, patch_temperature
 
     @property

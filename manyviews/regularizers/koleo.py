@@ -3,7 +3,7 @@
     L = -1/n sum_i log min_{j != i} |z_i - z_j|
 
 It estimates the differential entropy of the projections, each of length 1 (Kozachenko and Leonenko 1987). DINOv2 has it
-on the class tokens of each view, on each process by itself; here it is on the projections, for they are what every
+on the class tokens of each view, on each process by itself; here it is on the projections, which every
 method has.
 """
 

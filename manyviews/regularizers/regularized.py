@@ -11,6 +11,7 @@ from torch import Tensor
 from manyviews.backbones import Encoder
 from manyviews.methods import Branch, Method, Terms
 from manyviews.settings import Regularizer
+from manyviews.targets import EMA
 from manyviews.types import Progress
 from manyviews.views import Views
 
@@ -21,7 +22,7 @@ class Heard:
 
     Attributes:
         online: projections of the trained network, with gradient, view by view, `b d` each; means of Gaussians.
-        target: projections of the network that gives targets, if there is one.
+        target: projections of the moving average of that network, if there is one.
         turn: how often the method has yielded before.
     """
 
@@ -73,7 +74,8 @@ class Regularized(Method):
 
             return module.register_forward_hook(hear)
 
-        target = getattr(self.method, "target", None)
+        averages = (m for m in self.method.modules() if isinstance(m, EMA))
+        target = next((m for m in averages if m.followed is self.method.online), None)
         hooks = [listen(self.method.online, heard.online)]
         if target is not None:
             hooks.append(listen(target.module, heard.target))

@@ -38,8 +38,13 @@ class EMA(Moving, Generic[M]):
         super().__init__()
         self.module = copy.deepcopy(module).requires_grad_(False)
         self.momentum = momentum
-        self._followed = (module,)  # in a tuple, for it is no part of the copy
+        self._followed = (module,)  # a tuple keeps it out of the copy's own modules
         self.train(self.training)
+
+    @property
+    def followed(self) -> M:
+        """The module that the copy follows."""
+        return self._followed[0]
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -58,7 +63,7 @@ class EMA(Moving, Generic[M]):
         return self
 
     def move(self, at: Progress) -> None:
-        self.update(self._followed[0], at)
+        self.update(self.followed, at)
 
     @torch.no_grad()
     def update(self, online: nn.Module, at: Progress) -> None:

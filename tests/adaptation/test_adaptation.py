@@ -79,8 +79,6 @@ def test_layers_learn_slower_the_deeper_they_lie():
     "adaptation", [Frozen(), LPFT(1.0), LoRA(rank=2), LastBlocks(1)], ids=lambda a: type(a).__name__
 )
 def test_a_run_changes_what_learns_and_writes_plain_names(adaptation, tmp_path):
-    if isinstance(adaptation, LoRA):
-        pytest.importorskip("peft")
     recipe = override(get("mae_tiny"), "adaptation", adaptation)
     assert from_json(to_json(recipe)) == recipe
     settings = {"monitor.epochs": 0, "data.holdout": 0.0, "step.precision": "float32"}

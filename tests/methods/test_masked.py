@@ -64,6 +64,16 @@ def test_ibot_is_dino_on_class_tokens_and_a_mean_over_hidden_patches():
     assert found["patches"].item() == pytest.approx(sum(patches) / 2, rel=1e-4)
 
 
+def test_the_order_of_the_view_types_does_not_matter():
+    """Masks are those of the global views, wherever they stand."""
+    recipe = get("ibot_tiny")
+    found = []
+    for kinds in (recipe.method.settings["views"], recipe.method.settings["views"][::-1]):
+        method = build_method(override(recipe, "method.views", kinds)).train()
+        found.append(terms(method, Views(pictures(), method.views, seed=5)))
+    assert found[0] == found[1]
+
+
 def test_nothing_hidden_costs_nothing_and_the_teacher_sees_everything():
     recipe = override(get("ibot_tiny"), "method.masking", Blocks((0.1, 0.5), p=0.0))
     method = build_method(recipe).train()

@@ -90,6 +90,28 @@ def test_every_method_with_pairs_can_be_rescued(name: str):
     assert not listening(method)
 
 
+@pytest.mark.parametrize("name", ["byol", "dino", "ibot", "moco_v3"])
+def test_the_projections_of_the_target_are_heard(name: str):
+    """The second view's projection is the moving average's, whatever a paper calls it."""
+    target, online = heard(name)
+    assert len(target) == 2 and not any(z.requires_grad for z in target)
+    assert online.requires_grad
+
+
+def heard(name: str) -> tuple[list[torch.Tensor], torch.Tensor]:
+    found = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Listens(Rescue):
+        def terms(self, method, views, heard, parts):
+            found.append((list(heard.target), heard.online[0]))
+            return {}
+
+    method = Regularized(build_method(get(f"{name}_tiny")).train(), (Listens(1.0),))
+    next(method.loss(Views(canvases(8), method.views), AT))
+    return found[0]
+
+
 def listening(method) -> list[str]:
     return [name for name, m in method.named_modules() if m._forward_hooks]
 
