@@ -57,6 +57,8 @@ class Full(Adaptation):
         require(0 < self.layer_decay <= 1, self, "layer_decay", "more than 0, and at most 1")
 
     def begin(self, encoder: Encoder) -> Encoder:
+        if self.layer_decay != 1:
+            _layers(encoder)  # refuse a network without layers before a run has a folder
         return encoder
 
     def groups(self, encoder: Encoder) -> list[dict[str, Any]]:
