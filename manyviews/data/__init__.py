@@ -4,13 +4,16 @@ from manyviews.data.canvas import load_canvas, load_canvases, to_canvas
 from manyviews.data.decode import BadImage, decode
 from manyviews.data.loader import Loader
 from manyviews.data.prepared import prepare, verify
+from manyviews.data.reading import RGB, Reading
 from manyviews.data.source import Source
 from manyviews.data.sources import open_source
 from manyviews.data.split import split, spread_out
 
 __all__ = [
+    "RGB",
     "BadImage",
     "Loader",
+    "Reading",
     "Source",
     "decode",
     "load_canvas",

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from manyviews.data.files import Unreachable
+from manyviews.data.reading import MAX_PIXELS
 
 Raw = Path | bytes | Image.Image | np.ndarray
 """An image before decoding: a file, its bytes, or a decoded image (arrays: uint8 `h w 3` or `h w`)."""
@@ -19,8 +20,6 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif
 MIN_SIDE = 4
 MAX_RATIO = 100
 """Largest ratio of sides. A longer picture of a few kilobytes would become gigabytes at a useful short side."""
-MAX_PIXELS = 178_956_970
-"""Pillow's own limit, half a gigabyte of RGB. A larger image counts as a decompression bomb."""
 
 # Errors that are not the image's fault: too many open files, a network disk that does not answer.
 _PASSING = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN}

@@ -15,6 +15,7 @@ from PIL import Image
 
 from manyviews.data.decode import BadImage, Raw, decode
 from manyviews.data.files import Unreachable
+from manyviews.data.reading import RGB, Reading
 from manyviews.errors import UserError
 from manyviews.types import Batch
 
@@ -57,6 +58,8 @@ class Source:
             order is as good.
         window: how many blocks may be read in turns without reading one twice.
         describe: the images' captions: see `captions`.
+        reading: how its files become pixels.
+        notes: sentences for people: what was left out or assumed when it was opened, with the cure.
     """
 
     name: str
@@ -70,6 +73,8 @@ class Source:
     blocks: np.ndarray | None = None
     window: int = 1
     describe: Callable[[], Captions | None] = uncaptioned
+    reading: Reading = RGB
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.size
@@ -166,6 +171,8 @@ class Source:
             _chosen_blocks(self.blocks, chosen),
             self.window,
             partial(_chosen_captions, self, chosen),
+            self.reading,
+            self.notes,
         )
 
     def with_classes(self, classes: Sequence[str]) -> Source:

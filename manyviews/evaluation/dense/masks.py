@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from manyviews.data.decode import MAX_PIXELS, BadImage, decode
+from manyviews.data.decode import BadImage, decode
+from manyviews.data.reading import MAX_PIXELS
 from manyviews.data.split import split
 from manyviews.errors import UserError
 from manyviews.evaluation.dense.files import SPLITS, Bad, check_folder, images_in, read_json
