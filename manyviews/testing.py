@@ -31,7 +31,7 @@ from manyviews.evaluation import rankme
 from manyviews.methods import Method
 from manyviews.recipes import get
 from manyviews.settings import Recipe
-from manyviews.types import Backward, Batch, Progress
+from manyviews.types import Backward, Batch, Canvases, Progress
 from manyviews.views import Views
 
 AT = Progress(3, 20, 5)
@@ -55,7 +55,7 @@ def pictures(n: int = 8, size: int = 32, seed: int = 0) -> Batch:
     text = torch.randint(97, 123, (n, 12), generator=draw, dtype=torch.uint8)
     text[:, 8:] *= (torch.rand(n, 1, generator=draw) < 0.5).byte()  # of two lengths
     label = torch.randint(0, 3, (n,), generator=draw)
-    return Batch.of((pixels * 255).byte(), torch.full((n, 2), size), torch.arange(n), text=text, label=label)
+    return Batch.of((pixels * 255).byte(), text=text, label=label)
 
 
 def terms_are_finite_scalars(recipe: str | Recipe) -> None:
@@ -95,7 +95,7 @@ def the_seed_decides(recipe: str | Recipe) -> None:
 
     batch = pictures()
     assert losses(batch) == losses(batch), "The same seed gives another loss."
-    other = Batch(batch.index, {**batch.columns, "pixels": batch.pixels.flip(2)})
+    other = Batch(batch.index, Canvases.dense(batch.canvases.padded().flip(2)), batch.columns)
     assert losses(batch) != losses(other), "Other pictures give the same loss."
 
 
@@ -187,7 +187,7 @@ def a_short_run_keeps_its_rank(recipe: str | Recipe) -> None:
         optimizer.step()
         method.after_update(at)
     with torch.no_grad():
-        x = method.kept_encoder.eval()((pictures(64, chosen.test_size, seed=1).pixels / 255 - 0.5) / 0.25)
+        x = method.kept_encoder.eval()((pictures(64, chosen.test_size, seed=1).canvases.padded() / 255 - 0.5) / 0.25)
     assert rankme(x) > 2, "The features have collapsed."
 
 

@@ -19,7 +19,7 @@ def some(b: int, side: int) -> Batch:
     g = torch.Generator().manual_seed(0)
     pixels = torch.rand(b, 3, 8, 8, generator=g)
     pixels = (torch.nn.functional.interpolate(pixels, size=side, mode="bilinear") * 255).byte()
-    return Batch.of(pixels, torch.tensor([[300, 200]]).repeat(b, 1), torch.arange(b))
+    return Batch.of(pixels, torch.tensor([[side, 2 * side // 3]]).repeat(b, 1))
 
 
 @pytest.mark.parametrize("kind", [Global(1, 48, color=SIMCLR), Cutout(1, 48)])
@@ -46,7 +46,7 @@ def test_canvases_that_fit_are_held_there():
     device = torch.device("cuda")
     on_gpu, on_cpu = (Loader(open_source(pixels), 16, 8, device=d) for d in (device, None))
     for a, b in zip(on_gpu.batches(0), on_cpu.batches(0), strict=True):
-        assert a.pixels.is_cuda and not b.pixels.is_cuda
+        assert a.canvases.pool.is_cuda and not b.canvases.pool.is_cuda
         assert torch.equal(a.pixels.cpu(), b.pixels) and torch.equal(a.index.cpu(), b.index)
 
 
@@ -63,7 +63,7 @@ def test_no_step_waits_for_the_device(name):
     """A single `item()` or `nonzero` keeps the host from asking ahead: here it raises."""
     recipe, device = recipes.get(name), torch.device("cuda")
     method = build_method(recipe).to(device).to(memory_format=torch.channels_last).train()
-    optimizer, canvases = optim.build(method, recipe.optimizer, device), some(32, recipe.data.canvas).to(device)
+    optimizer, canvases = optim.build(method, recipe.optimizer, device), some(32, 32).to(device)
 
     def step(i):
         at = Progress(i, 10, 10)

@@ -1,22 +1,25 @@
-"""Images of any shape as canvases of one shape, in one tensor in memory."""
+"""Decoded images in their own proportions, no larger than needed, one after the other in memory."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from manyviews.data.decode import BadImage, decode
 from manyviews.data.source import Source
 from manyviews.machine import cores
-from manyviews.types import Batch
+from manyviews.types import Batch, Canvases
 
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -28,66 +31,101 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def to_canvas(image: Image.Image, size: int) -> np.ndarray:
-    """The whole RGB image squashed onto a square: antialiased bicubic, uint8 `3 size size`.
+MOST = 4
+"""The most pixels of a canvas, in squares of its longest short side: longer images shrink to that."""
 
-    Uses PyTorch's resampling of bytes: three times as fast as Pillow's, and within two gray levels of it.
+
+def to_canvas(image: Image.Image | np.ndarray, size: int) -> Tensor:
+    """An image in its own proportions with a short side of `size` pixels at the most: uint8 `c h w`.
+
+    It is never enlarged. An image of more than `MOST` times `size**2` pixels then shrinks to that. What shrinks is
+    resampled antialiased and bicubic, by PyTorch's resampling of bytes: three times as fast as Pillow's, and within two
+    gray levels of it.
     """
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    if image.size != (size, size):
-        pixels = interpolate(pixels[None], (size, size), mode="bicubic", antialias=True)[0]
-    return pixels.contiguous().numpy()
+    array = np.asarray(image) if isinstance(image, np.ndarray) else np.array(image)
+    pixels = torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).permute(2, 0, 1)
+    shape = canvas_shape(pixels.shape[1], pixels.shape[2], size)
+    if shape != pixels.shape[1:]:
+        pixels = interpolate(pixels[None], shape, mode="bicubic", antialias=True)[0]
+    return pixels
 
 
-def load_canvas(source: Source, i: int, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Image `i` as a canvas (uint8 `3 size size`), and its true (height, width).
+def canvas_shape(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width of the canvas of an image: see `to_canvas`."""
+    scale = min(1.0, size / min(height, width), math.sqrt(MOST * size**2 / (height * width)))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def load_canvas(source: Source, i: int, size: int) -> Tensor:
+    """Image `i` as a canvas, uint8 `c h w`: see `to_canvas`.
 
     Raises:
         BadImage: the image cannot be used; the reason says why.
     """
-    # Twice the size leaves the resampling enough to average. It costs little: 44 ms instead of 36 for 12 megapixels.
-    image, extent = decode(source.read(i), at_least=2 * size)
-    return to_canvas(image, size), extent
+    image, _ = decode(source.read(i), size, source.reading)
+    return to_canvas(image, size)
+
+
+def largest(source: Source, size: int) -> int:
+    """The most bytes that a canvas of the source can take."""
+    return source.reading.count * MOST * size**2
 
 
 def load_canvases(source: Source, size: int, progress: Progress | None = None) -> tuple[Batch, list[tuple[str, str]]]:
     """All good images of a source in memory, in its order, and (name, reason) for each bad one.
 
-    `index` numbers the images in the source, so it has gaps at bad images. An image takes 3 * size**2 bytes.
+    `index` numbers the images in the source, so it has gaps at bad images. `size` is that of `to_canvas`.
     """
-    total = len(source)
-    if source.canvases is not None and source.side == size:
+    found = hold_canvases(source, size, len(source) * largest(source, size), progress)
+    assert found is not None
+    return found
+
+
+def hold_canvases(
+    source: Source, size: int, most: int, progress: Progress | None = None
+) -> tuple[Batch, list[tuple[str, str]]] | None:
+    """`load_canvases`, or None as soon as they take more than `most` bytes."""
+    total, channels = len(source), source.reading.count
+    if source.canvases is not None and source.side is not None and source.side <= size:
         return source.canvases(np.arange(total)), []
-    pixels = torch.empty(total, 3, size, size, dtype=torch.uint8)
-    extent = torch.zeros(total, 2, dtype=torch.int64)
-    into_pixels, into_extent = pixels.numpy(), extent.numpy()
+    # The system gives the memory when it is written to.
+    pool = torch.empty(min(most, total * largest(source, size)), dtype=torch.uint8)
+    starts, shapes = [0] * total, [(0, 0)] * total
+    lock, held, full = Lock(), 0, False
 
     def fill(start: int) -> list[tuple[int, str]]:
+        nonlocal held, full
         bad = []
         for i in range(start, min(start + _CHUNK, total)):
+            if full:
+                break
             reached(i)
             try:
-                into_pixels[i], into_extent[i] = load_canvas(source, i, size)
+                canvas = load_canvas(source, i, size)
             except BadImage as error:
                 bad.append((i, error.reason))
+                continue
+            with lock:
+                at, held = held, held + canvas.numel()
+                full = held > len(pool)
+            if not full:
+                pool[at : at + canvas.numel()].view(canvas.shape).copy_(canvas)
+                starts[i], shapes[i] = at, (canvas.shape[1], canvas.shape[2])
         return bad
 
     # Threads suffice, because Pillow decodes without the interpreter lock. Each takes a chunk of neighbors, for sources
     # that read in blocks, and a small one, because the blocks of all threads must fit into memory together.
     bad: list[tuple[int, str]] = []
-    with reading_ahead(source, np.arange(total)) as reached, ThreadPoolExecutor(cores()) as pool:
-        for start, found in zip(range(0, total, _CHUNK), pool.map(fill, range(0, total, _CHUNK)), strict=True):
+    with reading_ahead(source, np.arange(total)) as reached, ThreadPoolExecutor(cores()) as threads:
+        for start, found in zip(range(0, total, _CHUNK), threads.map(fill, range(0, total, _CHUNK)), strict=True):
             bad += found
-            if progress is not None:
+            if progress is not None and not full:
                 progress(min(start + _CHUNK, total), total)
-
-    index = torch.arange(total)
-    if bad:
-        good = np.setdiff1d(np.arange(total), [i for i, _ in bad])
-        for row, i in enumerate(good):  # in place, as there may be no memory for a second copy
-            into_pixels[row], into_extent[row] = into_pixels[i], into_extent[i]
-        pixels, extent, index = pixels[: len(good)], extent[: len(good)], torch.from_numpy(good)
-    return Batch.of(pixels, extent, index), [(source.where(i), reason) for i, reason in bad]
+    if full:
+        return None
+    good = np.setdiff1d(np.arange(total), [i for i, _ in bad])
+    canvases = Canvases.tight(pool[:held], [starts[i] for i in good], [shapes[i] for i in good], channels=channels)
+    return Batch(torch.from_numpy(good), canvases), [(source.where(i), reason) for i, reason in bad]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from manyviews.data.files import Unreachable
-from manyviews.data.reading import MAX_PIXELS
+from manyviews.data.reading import MAX_PIXELS, RGB, Reading
 
 Raw = Path | bytes | Image.Image | np.ndarray
 """An image before decoding: a file, its bytes, or a decoded image (arrays: uint8 `h w 3` or `h w`)."""
@@ -43,7 +43,7 @@ class BadImage(Exception):
         self.reason = reason
 
 
-def decode(raw: Raw, at_least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+def decode(raw: Raw, at_least: int | None = None, reading: Reading = RGB) -> tuple[Image.Image, tuple[int, int]]:
     """An RGB image with its EXIF orientation applied, and the true (height, width) of the upright picture.
 
     Alpha is composited on white. Sixteen bits are scaled to eight, not clipped. An animation gives its first frame.

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from itertools import chain, pairwise
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from manyviews.data.canvas import Progress, in_threads, load_canvas, load_canvases, reading_ahead
+from manyviews.data.canvas import Progress, hold_canvases, in_threads, largest, load_canvas, reading_ahead
 from manyviews.data.columns import Column, column, complete
 from manyviews.data.decode import BadImage
 from manyviews.data.order import nearby, order
 from manyviews.data.source import Source
 from manyviews.errors import UserError
 from manyviews.machine import cores, free_memory
-from manyviews.types import Batch
+from manyviews.types import Batch, Canvases
+
+_SAMPLE = 32  # images that tell how large all are
 
 
 class Loader:
@@ -34,13 +35,14 @@ class Loader:
     other, and each rank reads only its own blocks, about once an epoch (see `nearby`). Only this order depends on the
     number of ranks. It is the same in memory, so that a run does not depend on how much memory is free.
 
-    If `memory` can hold all canvases, they are decoded at the start. Otherwise a thread for each core decodes the next
-    batches while earlier ones are in use. The batches are the same. Canvases in memory move to the GPU if they take at
-    most a quarter of its free memory; other batches reach it from pinned memory.
+    If `memory` can hold all canvases, they are decoded at the start: a few images tell whether it can. Otherwise a
+    thread for each core decodes the next batches while earlier ones are in use. The batches are the same. Canvases in
+    memory move to the GPU if they take at most a quarter of its free memory; other batches reach it from pinned memory.
 
     Args:
         source: the images.
-        size: side of the canvases, in pixels.
+        size: longest short side of the canvases, in pixels: see `manyviews.data.to_canvas`. Canvases that `prepare`
+            made are taken as they are, unless they are larger.
         batch: images per rank and step.
         columns: further columns of the batches. "label": int64, `b`, in [0, number of classes). "text": uint8, `b n`, a
             caption in UTF-8 followed by zeros; `n` is the length in bytes of the longest caption, at most 512. An image
@@ -88,30 +90,49 @@ class Loader:
             )
         self.source, self.size, self.batch, self.seed = source, size, batch, seed
         self.rank, self.world_size = rank, world_size
+        self._pin = torch.cuda.is_available()
         self._columns: dict[str, Column] = {}
         for name in columns:
             self._columns[name], notes = column(name, source, seed)
             self.notes += notes
         self.steps_per_epoch = len(source) // (batch * world_size)
         free = free_memory() // (2 * _processes_here())
-        self.in_memory = len(source) * 3 * size**2 <= (free if memory is None else min(memory, free))
         blocks = source.blocks
         # Few or sparse blocks are as fast in any order: all stay in memory, or each gives one image.
         self.by_rank = blocks is not None and source.window < len(blocks) <= len(source) // 2
         self._bad: dict[str, str] = {}
         self._skipped: set[int] = set()
-        if self.in_memory:
-            self._canvases, bad = load_canvases(source, size, progress)
+        most, held = free if memory is None else min(memory, free), None
+        if most > 0 and (len(source) * largest(source, size) <= most or self._expected() <= most):
+            held = hold_canvases(source, size, most, progress)
+        self.in_memory = held is not None
+        if held is not None:
+            canvases, bad = held
             self._bad.update(bad)
-            if not len(self._canvases):
+            if not len(canvases):
                 raise self._nothing_good()
-            if len(self._canvases) < batch * world_size:
+            if len(canvases) < batch * world_size:
                 where, reason = self.bad[0]
                 raise UserError(
-                    f"Of the {len(source)} images of {source.name} only {len(self._canvases)} can be used, fewer than "
+                    f"Of the {len(source)} images of {source.name} only {len(canvases)} can be used, fewer than "
                     f"one batch of {batch * world_size} ({where}: {reason}): repair them, or set a smaller batch size."
                 )
-            self._canvases = _near(self._canvases, device)
+            self._canvases = _near(canvases, device)
+
+    def _expected(self) -> float:
+        """Bytes that all canvases take together, by those of a few images."""
+        source = self.source
+        some = np.linspace(0, len(source) - 1, min(_SAMPLE, len(source))).astype(int).tolist()
+
+        def size(i: int) -> int | None:
+            try:
+                return load_canvas(source, i, self.size).numel()
+            except BadImage:
+                return None
+
+        with closing(in_threads(size, [some])) as found:
+            sizes = [n for n in next(found) if n is not None]
+        return len(source) * float(np.mean(sizes or [largest(source, self.size)]))
 
     @property
     def bad(self) -> list[tuple[str, str]]:
@@ -124,14 +145,14 @@ class Loader:
         found: Generator[tuple[Batch, np.ndarray], None, None]
         if self.in_memory:
             found = self._held(self._substituted(mine)[start_step:])
-        elif self.source.side == self.size:
+        elif self.source.canvases is not None and (self.source.side or 0) <= self.size:
             found = self._mapped(mine[start_step:])
         else:
             found = self._streamed(mine, start_step)
         with closing(found):
             for batch, items in found:
                 further = {name: _beside(batch, rows(items, epoch)) for name, rows in self._columns.items()}
-                yield Batch(batch.index, {**batch.columns, **further})
+                yield Batch(batch.index, batch.canvases, further)
 
     def _order(self, epoch: int) -> np.ndarray:
         """Items of this rank's steps in an epoch, int64, `steps batch`."""
@@ -156,89 +177,72 @@ class Loader:
         return column[there[place]].reshape(batches.shape[::-1]).T
 
     def _held(self, batches: np.ndarray) -> Generator[tuple[Batch, np.ndarray], None, None]:
-        held, pin = self._canvases, torch.cuda.is_available()
+        """Batches of the canvases in memory, which share their bytes where the device can read them."""
+        held, there = self._canvases, self._canvases.index.device
         index = held.index.cpu().numpy()
         for items in batches:
             rows = torch.from_numpy(np.searchsorted(index, items))
-            if held.pixels.is_cuda:
-                yield held[rows.pin_memory().to(held.pixels.device, non_blocking=True)], items
-                continue
-            pixels = torch.empty(len(rows), *held.pixels.shape[1:], dtype=torch.uint8, pin_memory=pin)
-            torch.index_select(held.pixels, 0, rows, out=pixels)
-            extent, chosen = held.extent[rows], held.index[rows]
-            yield Batch.of(pixels, *(x.pin_memory() if pin else x for x in (extent, chosen))), items
+            if there.type == "cuda":
+                yield held[rows.pin_memory().to(there, non_blocking=True)], items
+            elif self._pin:
+                batch = held[rows]
+                yield Batch(batch.index.pin_memory(), batch.canvases.alone(pin=True)), items
+            else:
+                yield held[rows], items
 
     def _mapped(self, batches: np.ndarray) -> Generator[tuple[Batch, np.ndarray], None, None]:
         """Batches of canvases on disk. Threads read the next ones while earlier ones are in use."""
         ready, threads = self.source.canvases, max(1, cores() // _processes_here())
         assert ready is not None
-        begun: deque[Batch] = deque()
 
-        def fill(job: tuple[Batch, slice, np.ndarray]) -> None:
-            batch, rows, items = job
-            found = ready(items)
-            batch.pixels[rows], batch.extent[rows], batch.index[rows] = found.pixels, found.extent, found.index
-
-        def jobs() -> Iterator[list[tuple[Batch, slice, np.ndarray]]]:
+        def jobs() -> Iterator[list[np.ndarray]]:
             for items in batches:
-                begun.append(self._empty(len(items)))
-                ends = np.linspace(0, len(items), min(threads, len(items)) + 1, dtype=np.int64).tolist()
-                yield [(begun[-1], slice(a, b), items[a:b]) for a, b in pairwise(ends)]
+                yield np.array_split(items, min(threads, len(items)))
 
-        with closing(in_threads(fill, jobs(), threads)) as filled:
-            for _ in filled:
-                batch = begun.popleft()
-                yield batch, batch.index.numpy()
+        with closing(in_threads(ready, jobs(), threads)) as read:
+            for parts, items in zip(read, batches, strict=True):
+                images = [part.canvases.image(i) for part in parts for i in range(len(part))]
+                yield self._packed(images, items), items
 
-    def _empty(self, n: int) -> Batch:
-        """An empty batch, in pinned memory if there is a GPU."""
-        pin = torch.cuda.is_available()
-        pixels = torch.empty(n, 3, self.size, self.size, dtype=torch.uint8, pin_memory=pin)
-        extent = torch.empty(n, 2, dtype=torch.int64, pin_memory=pin)
-        return Batch.of(pixels, extent, torch.empty(n, dtype=torch.int64, pin_memory=pin))
+    def _packed(self, images: Sequence[Tensor], items: np.ndarray) -> Batch:
+        """A batch of canvases, in pinned memory if there is a GPU."""
+        index = torch.from_numpy(np.array(items, dtype=np.int64))
+        canvases = Canvases.packed(images, channels=self.source.reading.count, pin=self._pin)
+        return Batch(index.pin_memory() if self._pin else index, canvases)
 
     def _streamed(self, batches: np.ndarray, start: int) -> Generator[tuple[Batch, np.ndarray], None, None]:
-        begun: deque[Batch] = deque()
         steps, size = batches.shape
 
-        def fill(job: tuple[Batch, int, int]) -> bool:
-            batch, step, row = job
+        def read(job: tuple[int, int]) -> tuple[int, Tensor] | None:
+            step, row = job
             reached((step - start) * size + row)
-            return self._fill(batch, row, batches, step)
+            return self._good(row, batches, step)
 
-        def jobs() -> Iterator[list[tuple[Batch, int, int]]]:
-            for step in range(start, steps):
-                begun.append(self._empty(size))
-                yield [(begun[-1], step, row) for row in range(size)]
-
+        jobs = ([(step, row) for row in range(size)] for step in range(start, steps))
         with (
             reading_ahead(self.source, batches[start:].ravel()) as reached,
-            closing(in_threads(fill, jobs(), cores() // _processes_here())) as filled,
+            closing(in_threads(read, jobs, cores() // _processes_here())) as decoded,
         ):
-            for found in filled:
-                if not all(found):
+            for results in decoded:
+                found = [one for one in results if one is not None]
+                if len(found) < size:
                     raise self._nothing_good()
-                batch = begun.popleft()
-                yield batch, batch.index.numpy()
+                items = np.array([i for i, _ in found])
+                yield self._packed([canvas for _, canvas in found], items), items
 
-    def _fill(self, batch: Batch, row: int, batches: np.ndarray, step: int) -> bool:
-        """Decode an image or its substitute into its row of a batch. False if there is no good image."""
+    def _good(self, row: int, batches: np.ndarray, step: int) -> tuple[int, Tensor] | None:
+        """The image of a row of a batch, or its substitute, with its number. None if there is no good image."""
         column, place = batches.T, row * len(batches) + step
         later = (int(column.flat[k % batches.size]) for k in range(place, place + batches.size))
         for i in chain(later, range(len(self.source))):
             if i in self._skipped:
                 continue
             try:
-                canvas, extent = load_canvas(self.source, i, self.size)
+                return i, load_canvas(self.source, i, self.size)
             except BadImage as error:
                 self._skipped.add(i)
                 self._bad[self.source.where(i)] = error.reason
-                continue
-            batch.pixels[row] = torch.from_numpy(canvas)
-            batch.extent[row] = torch.tensor(extent)
-            batch.index[row] = i
-            return True
-        return False
+        return None
 
     def _nothing_good(self) -> UserError:
         where, reason = self.bad[0]
@@ -256,7 +260,7 @@ def _near(canvases: Batch, device: torch.device | None) -> Batch:
         return canvases
     free, _ = torch.cuda.mem_get_info(device)
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # left over from an earlier run
-    return canvases.to(device) if canvases.pixels.numel() <= free // 4 else canvases
+    return canvases.to(device) if len(canvases.canvases.pool) <= free // 4 else canvases
 
 
 def _processes_here() -> int:

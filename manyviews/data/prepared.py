@@ -1,19 +1,25 @@
-"""Canvases on disk: decoded once, mapped into memory, and read without decoding.
+"""Canvases on disk: large pictures are decoded once, and read again quickly.
 
-A folder of shards. Each is a safetensors file of pixels and true extents, whose header holds names, labels, captions
-and a checksum. A shard is written whole or not at all. `canvases.json` comes last: a folder without it is unfinished.
+A folder of shards. Each is a safetensors file: canvases one after the other, where each begins, and its height and
+width. Its header holds names, labels, captions and a checksum. A shard is written whole or not at all. `canvases.json`
+comes last: a folder without it is unfinished.
+
+Small canvases are stored as they are, and read without decoding. Large ones would fill the disk: they are JPEGs, of a
+quality that views cannot tell from the original, and a picture that is a JPEG of the right size already is kept as it
+is.
 """
 
 from __future__ import annotations
 
+import io
 import json
-import math
 import time
-from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from hashlib import blake2b
+from itertools import accumulate
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -24,15 +30,21 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from manyviews.checkpoint import load_tensors, save_tensors, write_text
-from manyviews.data.canvas import Progress, load_canvases
+from manyviews.data.canvas import Progress, in_threads, load_canvas, load_canvases, reading_ahead, to_canvas
+from manyviews.data.decode import BadImage, decode
+from manyviews.data.reading import Reading
 from manyviews.data.source import Captions, Labels, Source, uncaptioned
 from manyviews.errors import UserError
-from manyviews.types import Batch
+from manyviews.types import Batch, Canvases
 
 MANIFEST = "canvases.json"
+_JPEG, _ORIENTATION = b"\xff\xd8\xff", 0x0112
 _PLAN = "plan.json"
 _SHARD = 2**27  # bytes of pixels in a shard: a crash loses little, and files are few
-_VERSION = 4
+_VERSION = 5
+_SAMPLE = 32  # images that tell how large all are
+_RAW = 2**18  # bytes of a canvas, on average, from which on canvases are stored as JPEGs
+_QUALITY = 95
 
 
 def prepare(source: Source, out: Path, size: int = 256, progress: Progress | None = None) -> Path:
@@ -44,25 +56,25 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
     Args:
         source: the images.
         out: a new folder, or one that was begun with the same source and size.
-        size: side of the canvases, pixels.
+        size: longest short side of the canvases, pixels: see `to_canvas`.
         progress: called with (done, total) images as this process passes their shards.
 
     Raises:
         UserError: the folder holds something else, or no image can be read.
     """
-    per = max(1, _SHARD // (3 * size**2))
-    plan = {
+    plan: dict[str, Any] = {
         "version": _VERSION,
         "size": size,
         "images": len(source),
-        "shard": per,
         "names": source.naming,
         "content": source.sample(),
         "labels": source.labeling,
+        "reading": source.reading.to_dict(),
     }
     if source.captions is not None:
         plan["captions"] = blake2b(json.dumps(source.captions).encode(), digest_size=16).hexdigest()
-    _begin(out, plan)
+    plan = _begin(out, plan, source)
+    per, encoding = plan["shard"], plan["encoding"]
     starts = range(0, len(source), per)
     files = [out / f"shard-{k:05}.safetensors" for k in range(len(starts))]
     with FileLock(out / f".{_PLAN}.lock"):
@@ -81,7 +93,8 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
             if not file.exists():
                 with FileLock(out / f".{file.name}.lock", blocking=False):
                     if not file.exists():
-                        _write(source, range(start, min(start + per, len(source))), size, file, going_on)
+                        rows = range(start, min(start + per, len(source)))
+                        _write(source, rows, size, encoding, file, going_on)
         except Timeout:
             return False
         return True
@@ -106,7 +119,8 @@ def prepare(source: Source, out: Path, size: int = 256, progress: Progress | Non
     return out
 
 
-def _begin(out: Path, plan: dict[str, Any]) -> None:
+def _begin(out: Path, plan: dict[str, Any], source: Source) -> dict[str, Any]:
+    """The plan of a folder, with how its canvases are stored, which the first process that comes decides."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -115,22 +129,96 @@ def _begin(out: Path, plan: dict[str, Any]) -> None:
         if not (out / _PLAN).exists():
             if any(not p.name.startswith(".") for p in out.iterdir()):
                 raise UserError(f"{out} exists and is not an empty folder: give another --out.")
-            write_text(out / _PLAN, json.dumps(plan))
-    if json.loads((out / _PLAN).read_text(encoding="utf-8")) != plan:
-        raise UserError(f"{out} holds canvases of other images, labels, captions or sizes: give another --out.")
+            write_text(out / _PLAN, json.dumps(plan | _storage(source, plan["size"])))
+    found: dict[str, Any] = json.loads((out / _PLAN).read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(plan))
+    if {k: v for k, v in found.items() if k not in ("shard", "encoding")} != wanted:
+        raise UserError(
+            f"{out} holds canvases of other images, labels, captions, sizes or channels, or of another version: give "
+            "another --out."
+        )
+    return found
 
 
-def _write(source: Source, rows: range, size: int, file: Path, progress: Progress) -> None:
+def _storage(source: Source, size: int) -> dict[str, Any]:
+    """How canvases are stored, and how many make a shard, by the size of a few of them."""
+    sizes, encoded = [], []
+    for i in np.linspace(0, len(source) - 1, min(_SAMPLE, len(source))).astype(int).tolist():
+        with suppress(BadImage):
+            canvas = load_canvas(source, i, size)
+            sizes.append(canvas.numel())
+            encoded.append(len(_encode(source, i, size)) if source.reading.count in (1, 3) else canvas.numel())
+    raw = source.reading.count not in (1, 3) or np.mean(sizes or [0]) <= _RAW
+    each = float(np.mean((sizes if raw else encoded) or [1]))
+    return {"encoding": "raw" if raw else "jpeg", "shard": max(1, round(_SHARD / max(1.0, each)))}
+
+
+def _encode(source: Source, i: int, size: int) -> bytes:
+    """Image `i` as a JPEG of its canvas.
+
+    Raises:
+        BadImage: the image cannot be used; the reason says why.
+    """
+    raw = source.read(i)
+    raw = raw.read_bytes() if isinstance(raw, Path) else raw
+    picture, _ = decode(raw, size, source.reading)
+    canvas = to_canvas(picture, size)
+    if isinstance(raw, bytes) and raw.startswith(_JPEG):
+        file = Image.open(io.BytesIO(raw), formats=("JPEG",))
+        there = (file.height, file.width) == canvas.shape[1:] and file.getexif().get(_ORIENTATION, 1) == 1
+        if there and file.mode == {1: "L", 3: "RGB"}[len(canvas)]:
+            return raw
+    pixels = canvas[0].numpy() if len(canvas) == 1 else canvas.permute(1, 2, 0).contiguous().numpy()
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=_QUALITY, subsampling=0)
+    return stream.getvalue()
+
+
+def _write(source: Source, rows: range, size: int, encoding: str, file: Path, progress: Progress) -> None:
     for part in file.parent.glob(f".{file.name}.*"):
         if part.suffix != ".lock":
             part.unlink()  # of a killed process, as no other is at this shard
-    found, bad = load_canvases(source.subset(rows), size, progress)
-    good = found.index.numpy() + rows.start
-    tensors = {"pixels": found.pixels, "extent": found.extent}
+    some = source.subset(rows)
+    if encoding == "raw":
+        found, bad = load_canvases(some, size, progress)
+        data, start, extent = found.canvases.pool, found.canvases.start, found.extent
+        good = found.index.numpy() + rows.start
+    else:
+        data, start, extent, index, bad = _encoded(some, size, progress)
+        good = index + rows.start
+    tensors = {"data": data, "start": torch.cat([start, torch.tensor([len(data)])]), "extent": extent}
     facts = {"ids": [source.ids[i] for i in good], "labels": _packed(source, good), "bad": bad}
     if source.captions is not None:
         facts["captions"] = [source.captions[i] for i in good]
     save_tensors(file, tensors, facts | {"checksum": _checksum(tensors, facts)})
+
+
+def _encoded(
+    source: Source, size: int, progress: Progress
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, np.ndarray, list[tuple[str, str]]]:
+    """The good images of a source as JPEGs: bytes, where each begins, its extent and number; and the bad ones."""
+
+    def encode(i: int) -> bytes | str:
+        reached(i)
+        try:
+            return _encode(source, i, size)
+        except BadImage as error:
+            return error.reason
+
+    found: list[bytes | str] = []
+    chunks = (range(i, min(i + 16, len(source))) for i in range(0, len(source), 16))
+    with reading_ahead(source, np.arange(len(source))) as reached, closing(in_threads(encode, chunks)) as parts:
+        for part in parts:
+            found += part
+            progress(len(found), len(source))
+    good = [i for i, x in enumerate(found) if isinstance(x, bytes)]
+    files = [x for x in found if isinstance(x, bytes)]
+    sizes = [Image.open(io.BytesIO(x), formats=("JPEG",)).size for x in files]
+    extent = torch.tensor([(h, w) for w, h in sizes], dtype=torch.int64).view(-1, 2)
+    start = torch.tensor([0, *accumulate(map(len, files))][:-1], dtype=torch.int64)
+    data = torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8) if files else torch.empty(0).byte()
+    bad = [(source.where(i), x) for i, x in enumerate(found) if isinstance(x, str)]
+    return data, start, extent, np.array(good, dtype=np.int64), bad
 
 
 def _packed(source: Source, rows: np.ndarray) -> list[Any] | None:
@@ -143,7 +231,7 @@ def _packed(source: Source, rows: np.ndarray) -> list[Any] | None:
 def _checksum(tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> str:
     """A hash of everything in a shard."""
     found = blake2b(digest_size=16)
-    for name in ("pixels", "extent"):
+    for name in ("data", "start", "extent"):
         found.update(tensors[name].contiguous().numpy().data)
     found.update(json.dumps([facts["ids"], facts["labels"], facts["bad"]]).encode())
     if "captions" in facts:
@@ -177,25 +265,27 @@ def _header(file: Path) -> tuple[int, dict[str, Any]]:
 
 def _count(file: Path) -> tuple[int, dict[str, Any]]:
     """How many images a shard holds, and its header, whose facts are one unparsed string."""
-    offset, shape, header = _layout(file, "pixels")
-    if file.stat().st_size < offset + int(np.prod(shape)):
-        raise UserError(f"{file} is cut short: remove it, and prepare the images again.")
-    return int(shape[0]), header
+    _, header = _layout(file)
+    return int(header["extent"]["shape"][0]), header
 
 
-def _layout(file: Path, name: str) -> tuple[int, tuple[int, ...], dict[str, Any]]:
-    """The offset of a tensor in a safetensors file, its shape, and the file's header."""
+def _layout(file: Path) -> tuple[int, dict[str, Any]]:
+    """Where the tensors of a safetensors file begin, and its header."""
     try:
+        size = file.stat().st_size
         with file.open("rb") as f:
             length = int.from_bytes(f.read(8), "little")
-            if length > file.stat().st_size:
+            if length > size:
                 raise ValueError("its header is damaged")
             header = json.loads(f.read(length))
-        return 8 + length + header[name]["data_offsets"][0], tuple(header[name]["shape"]), header
+        ends = [header[name]["data_offsets"][1] for name in ("data", "start", "extent")]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(
             f"{file} is not a readable shard of canvases ({e}): remove it, and prepare the images again."
         ) from e
+    if size < 8 + length + max(ends):
+        raise UserError(f"{file} is cut short: remove it, and prepare the images again.")
+    return 8 + length, header
 
 
 @dataclass(frozen=True)
@@ -204,42 +294,45 @@ class Prepared:
 
     Attributes:
         folder: the folder that `prepare` made.
-        size: side of the canvases, pixels.
+        encoding: "raw" or "jpeg".
+        reading: how the images were read.
         ends: the number of images up to the end of each shard.
         files: the shards' names.
     """
 
     folder: Path
-    size: int
+    encoding: str
+    reading: Reading
     ends: tuple[int, ...]
     files: tuple[str, ...]
 
     def __call__(self, items: np.ndarray) -> Batch:
         """The canvases of these images, with their numbers as the index. Pixels are copied once."""
         items = np.asarray(items, dtype=np.int64)
-        pixels = np.empty((len(items), 3, self.size, self.size), dtype=np.uint8)
-        extent = np.empty((len(items), 2), dtype=np.int64)
-        for k, rows, places in self._shards(items):
-            file = self.folder / self.files[k]
-            mapped, extents = _mapped(file, file.stat().st_mtime_ns)
-            pixels[places], extent[places] = mapped[rows], extents[rows]
-        return Batch.of(torch.from_numpy(pixels), torch.from_numpy(extent), torch.from_numpy(items))
+        images = [self._canvas(i) for i in items.tolist()]
+        return Batch(torch.from_numpy(items), Canvases.packed(images, channels=self.reading.count))
 
-    def _shards(self, items: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(number, rows in the shard, their positions among the items) for each shard that holds some of the items."""
-        shard = np.searchsorted(self.ends, items, side="right")
-        first = np.concatenate([[0], self.ends])
-        for k in np.unique(shard):
-            places = np.flatnonzero(shard == k)
-            yield int(k), items[places] - first[k], places
+    def _canvas(self, i: int) -> torch.Tensor:
+        content, (height, width) = self._content(i)
+        if self.encoding == "raw":
+            return torch.from_numpy(content).view(-1, height, width)
+        return to_canvas(decode(content.tobytes(), None, self.reading)[0], max(height, width))
 
-    def read(self, i: int) -> Image.Image:
-        """A canvas stretched back to the image's own proportions; its short side is that of the canvas."""
-        found = self(np.array([i]))
-        height, width = found.extent[0].tolist()
-        scale = self.size / min(height, width)
-        image = Image.fromarray(found.pixels[0].permute(1, 2, 0).contiguous().numpy())
-        return image.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+    def _content(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """The bytes of a canvas, and its height and width."""
+        shard = int(np.searchsorted(self.ends, i, side="right"))
+        file, row = self.folder / self.files[shard], i - (self.ends[shard - 1] if shard else 0)
+        data, start, extent = _mapped(file, file.stat().st_mtime_ns)
+        height, width = extent[row].tolist()
+        return data[start[row] : start[row + 1]], (height, width)
+
+    def read(self, i: int) -> bytes | np.ndarray:
+        """A canvas as an image: its file, or its pixels, `h w c`."""
+        content, (height, width) = self._content(i)
+        if self.encoding == "jpeg":
+            return content.tobytes()
+        pixels = content.reshape(-1, height, width).transpose(1, 2, 0)
+        return pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
 
     def ids(self) -> list[str]:
         return [name for file in self.files for name in _header(self.folder / file)[1]["ids"]]
@@ -249,15 +342,22 @@ class Prepared:
 
 
 @cache
-def _mapped(file: Path, stamp: int) -> tuple[np.ndarray, np.ndarray]:
-    """A shard's pixels, mapped but not read, and its extents. `stamp` tells a file from one that it replaced."""
-    offset, shape, header = _layout(file, "pixels")
-    begin, end = header["extent"]["data_offsets"]
-    start = offset - header["pixels"]["data_offsets"][0]
-    extents = np.fromfile(file, dtype="<i8", count=(end - begin) // 8, offset=start + begin).reshape(-1, 2)
+def _mapped(file: Path, stamp: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A shard's bytes, mapped but not read, where each image begins, and its extent.
+
+    `stamp` tells a file from one that it replaced.
+    """
+    offset, header = _layout(file)
+
+    def small(name: str) -> np.ndarray:
+        begin, end = header[name]["data_offsets"]
+        found: np.ndarray = np.fromfile(file, dtype="<i8", count=(end - begin) // 8, offset=offset + begin)
+        return found
+
+    begin, end = (offset + at for at in header["data"]["data_offsets"])
     # NumPy's maps each keep a file open, and a large set has more shards than a process may open files.
-    whole = torch.from_file(str(file), shared=False, size=offset + math.prod(shape), dtype=torch.uint8).numpy()
-    return whole[offset:].reshape(shape), extents
+    whole = torch.from_file(str(file), shared=False, size=end, dtype=torch.uint8).numpy()
+    return whole[begin:], small("start"), small("extent").reshape(-1, 2)
 
 
 def open_prepared(folder: Path) -> Source:
@@ -281,8 +381,10 @@ def open_prepared(folder: Path) -> Source:
             )
     counts = [s["images"] for s in manifest["shards"]]
     ends = tuple(np.cumsum(counts).tolist())
-    ready = Prepared(folder, manifest["size"], ends, tuple(s["file"] for s in manifest["shards"]))
-    source = Source(manifest["name"], sum(counts), ready.read, ready.ids, canvases=ready, side=ready.size)
+    reading = Reading.from_dict(manifest["reading"])
+    ready = Prepared(folder, manifest["encoding"], reading, ends, tuple(s["file"] for s in manifest["shards"]))
+    source = Source(manifest["name"], sum(counts), ready.read, ready.ids, canvases=ready, side=manifest["size"])
+    source = replace(source, reading=reading)
     describe = ready.captions if "captions" in manifest else uncaptioned
     return replace(source, annotate=partial(_labels, ready, manifest["classes"]), describe=describe)
 

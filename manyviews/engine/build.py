@@ -17,7 +17,7 @@ from manyviews.engine.log import missing
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen
 from manyviews.methods import Method
-from manyviews.regularizers import Regularized
+from manyviews.regularizers import Regularized, kinds_of
 from manyviews.settings import Recipe
 from manyviews.views import Crop
 
@@ -63,7 +63,7 @@ def check(recipe: Recipe, source: Source) -> None:
 def check_sizes(method: Method, recipe: Recipe) -> None:
     """Raises UserError when the encoder does not take images of the views' sizes and of the test size."""
     encoder = method.kept_encoder
-    kinds = [*method.views, *(view for r in recipe.regularizers for view in r.views(method))]
+    kinds = kinds_of(method, recipe)
     for size in sorted({recipe.test_size, *(kind.size for kind in kinds if isinstance(kind, Crop))}):
         with frozen(encoder):
             try:

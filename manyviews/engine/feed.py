@@ -29,7 +29,7 @@ def feed(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[Batch
         # Later work on the current stream may use the batch, and its memory is not reused before that work is done.
         current = torch.cuda.current_stream(device)
         current.wait_stream(stream)
-        for tensor in (there.index, *there.columns.values()):
+        for tensor in there.tensors():
             tensor.record_stream(current)
         yield there, waited
         waited, batch = _next(batches)

@@ -64,8 +64,8 @@ class HeldOut:
     batch: Batch
 
 
-def prepare(train: Source, held: Source, recipe: Recipe) -> HeldOut | None:
-    """Read the images to monitor with; None when there are too few."""
+def prepare(train: Source, held: Source, recipe: Recipe, canvas: int) -> HeldOut | None:
+    """Read the images to monitor with, views from canvases of that size; None when there are too few."""
     if len(held) < FEWEST:
         return None
     pixels, labels = _read(held, recipe.test_size)
@@ -74,7 +74,7 @@ def prepare(train: Source, held: Source, recipe: Recipe) -> HeldOut | None:
     train_pixels, train_labels = pixels[:0], None
     if labels is not None and len(labels.unique()) > 1:
         train_pixels, train_labels = _read(train.subset(_spread_out(len(train), MOST)), recipe.test_size)
-    batch, _ = load_canvases(held.subset(_spread_out(len(held), _PAIRS)), recipe.data.canvas)
+    batch, _ = load_canvases(held.subset(_spread_out(len(held), _PAIRS)), canvas)
     if train_labels is None:
         train_labels = torch.empty(0, dtype=torch.int64)
     return HeldOut(pixels, labels if len(train_pixels) else None, train_pixels, train_labels, batch)

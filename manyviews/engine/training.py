@@ -28,6 +28,7 @@ from manyviews.engine.stopping import Request, Stopped, watch
 from manyviews.errors import UserError, say
 from manyviews.methods import Method
 from manyviews.progress import Update, progress
+from manyviews.regularizers import canvas_size
 from manyviews.schedules import value
 from manyviews.settings import Recipe
 from manyviews.targets import EMA
@@ -61,7 +62,7 @@ def begin(method: Method, recipe: Recipe, source: Source, folder: RunFolder) -> 
         distributed.broadcast(method.state_dict().values())
         if recipe.step.compile:
             _compile(method)
-        held = monitor.prepare(train, held_out, recipe) if first else None
+        held = monitor.prepare(train, held_out, recipe, loader.size) if first else None
         if first and recipe.data.holdout and held is None:
             say("Too few images to hold any out: nothing is monitored while training.")
         stop = stack.enter_context(watch())  # a signal before this point has nothing to save
@@ -277,11 +278,13 @@ class Training:
 def _loader(method: Method, recipe: Recipe, source: Source, train: Source, device: torch.device) -> Loader:
     """The loader of the images to train on, with the columns of which the method's views are made."""
     needed = {column for view in method.views for column in view.needs} - {"pixels", "extent"}
-    first, world, canvas = distributed.rank() == 0, distributed.world_size(), recipe.data.canvas
-    if first and source.side not in (None, canvas):
+    first, world, canvas = distributed.rank() == 0, distributed.world_size(), canvas_size(method, recipe)
+    if first and source.side is not None and source.side != canvas:
+        less = source.side < canvas
+        what = "views of small parts of an image are blurred" if less else "all are resampled, which takes time"
         say(
-            f"Warning: {source.name} holds canvases of {source.side} pixels and not of data.canvas={canvas}: all "
-            f"are resampled. Prepare them with --canvas {canvas}, or set data.canvas."
+            f"Warning: {source.name} holds canvases of {source.side} pixels, where the views can use {canvas}: {what}. "
+            f"Prepare them with --canvas {canvas}."
         )
     with progress("decode", quiet=not first) as update:
         loader = Loader(

@@ -1,7 +1,7 @@
 """Regularizers: terms that are added to any method's loss. A recipe has a tuple of them."""
 
 from manyviews.regularizers.koleo import KoLeo
-from manyviews.regularizers.regularized import Heard, Regularized, inner
+from manyviews.regularizers.regularized import Heard, Regularized, canvas_size, inner, kinds_of
 from manyviews.regularizers.rescue import Rescue
 
-__all__ = ["Heard", "KoLeo", "Regularized", "Rescue", "inner"]
+__all__ = ["Heard", "KoLeo", "Regularized", "Rescue", "canvas_size", "inner", "kinds_of"]

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.methods import Branch, Method, Terms
-from manyviews.settings import Regularizer
+from manyviews.settings import Recipe, Regularizer
 from manyviews.targets import EMA
 from manyviews.types import Progress
-from manyviews.views import Views
+from manyviews.views import View, Views, resolution
 
 
 @dataclass
@@ -104,6 +104,16 @@ class Regularized(Method):
 def projection(z: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     """The projection itself; of a Gaussian, its mean."""
     return z[0] if isinstance(z, tuple) else z
+
+
+def kinds_of(method: Method, recipe: Recipe) -> list[View]:
+    """Every kind of view that a step makes: the method's, and those of the recipe's regularizers."""
+    return [*method.views, *(kind for r in recipe.regularizers for kind in r.views(method))]
+
+
+def canvas_size(method: Method, recipe: Recipe) -> int:
+    """The longest short side of the canvases of a run: the recipe's, or as many pixels as its largest view can use."""
+    return recipe.data.canvas or resolution(kinds_of(method, recipe))
 
 
 def inner(method: Method) -> Method:

@@ -32,6 +32,7 @@ from manyviews.methods import Method, Terms
 from manyviews.objectives import consistency
 from manyviews.regularizers.regularized import Heard, projection
 from manyviews.settings import Regularizer
+from manyviews.types import Batch, Canvases
 from manyviews.views import Crop, Strong, Views, frozen_statistics
 
 _FEW = 8  # images over which a BatchNorm begins to be one
@@ -97,9 +98,9 @@ class Rescue(Regularizer):
             ours = (row >= 0) & (row < b)
             row = row.clamp(0, b - 1)
             # Each rank gives what it holds of them, and takes an even share: they may all have been on one rank.
-            chosen = views.batch[row].map(
-                lambda x: distributed.total(x * ours.to(x.dtype).view(-1, *[1] * (x.ndim - 1)))
-            )
+            chosen = views.batch[row]
+            if world > 1:
+                chosen = _from_all(chosen, ours)
         x = views.of(chosen.chunk(world)[rank], (view,))[view.name, 0]
         with frozen_statistics(branch):
             z = branch(x)
@@ -126,3 +127,14 @@ class Rescue(Regularizer):
         first = method.views[0]
         assert isinstance(first, Crop)
         return self.view or Strong(size=first.size)
+
+
+def _from_all(batch: Batch, ours: Tensor) -> Batch:
+    """The images of which each rank holds those of `ours`, bool `b`, on every rank."""
+
+    def total(x: Tensor) -> Tensor:
+        return distributed.total(x * ours.to(x.dtype).view(-1, *[1] * (x.ndim - 1)))
+
+    height, width = (-distributed.least(-side) for side in batch.canvases.room)
+    canvases = Canvases.dense(total(batch.canvases.padded((height, width))), total(batch.extent))
+    return Batch(total(batch.index), canvases, {name: total(x) for name, x in batch.columns.items()})

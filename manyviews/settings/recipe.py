@@ -36,7 +36,8 @@ class Data:
     """How images reach the step.
 
     Attributes:
-        canvas: side, in pixels, of the square uint8 canvas to which each image is decoded.
+        canvas: longest short side, in pixels, of a canvas, as which an image is kept in its own proportions; None for
+            as many pixels as the largest view can use.
         batch_size: images per optimizer step, over all ranks and accumulated parts.
         mean: per-channel mean of the inputs, in [0, 1].
         std: per-channel standard deviation of the inputs, in [0, 1].
@@ -45,7 +46,7 @@ class Data:
             Otherwise they are decoded in each epoch.
     """
 
-    canvas: int = 256
+    canvas: int | None = None
     batch_size: int = 256
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -53,8 +54,8 @@ class Data:
     memory_gb: float = 6.0
 
     def __post_init__(self) -> None:
-        for name in ("canvas", "batch_size"):
-            require(getattr(self, name) >= 1, self, name, "1 or more")
+        require(self.canvas is None or self.canvas >= 1, self, "canvas", "1 or more")
+        require(self.batch_size >= 1, self, "batch_size", "1 or more")
         require(min(self.std) > 0, self, "std", "positive")
         require(0 <= self.holdout < 1, self, "holdout", "at least 0 and less than 1")
 

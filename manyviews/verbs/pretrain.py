@@ -18,7 +18,7 @@ from manyviews.engine.folder import RunFolder, create
 from manyviews.engine.loop import train
 from manyviews.errors import say
 from manyviews.methods import Method
-from manyviews.regularizers import inner
+from manyviews.regularizers import canvas_size, inner
 from manyviews.reporting import plots
 from manyviews.reporting.views import titled, views_of
 from manyviews.settings import Recipe, check_saved, override
@@ -103,7 +103,7 @@ def finish(folder: Path) -> Run:
 
 def _draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) -> None:
     """Draw every view of the first images. Looking at this picture saves many a wasted run."""
-    canvases, _ = load_canvases(source.subset(np.arange(min(8, len(source)))), recipe.data.canvas)
+    canvases, _ = load_canvases(source.subset(np.arange(min(8, len(source)))), canvas_size(method, recipe))
     if len(canvases):
         found = views_of(inner(method), canvases, recipe)
         pictures = [(titled(kind, i, len(xs)), x) for kind, xs in found.items() for i, x in enumerate(xs)]

@@ -7,7 +7,7 @@ from manyviews.views.compose import Composed, Strong
 from manyviews.views.container import IMAGENET_MEAN, IMAGENET_STD, Terms, Views, total
 from manyviews.views.distort import Color
 from manyviews.views.draws import Draws
-from manyviews.views.kinds import Crop, CutMix, Cutout, Global, Local, Rotation, Shuffle
+from manyviews.views.kinds import Crop, CutMix, Cutout, Global, Local, Rotation, Shuffle, resolution
 from manyviews.views.masking import Blocks, Grid, Mask, Masking, MultiBlock, Random
 from manyviews.views.presets import BYOL_PAIR, DINO_LOCAL, DINO_PAIR, MOCO_V2, MULAN, SIMCLR, SIMSIAM, SWAV
 from manyviews.views.recompute import frozen_statistics, recomputed
@@ -56,5 +56,6 @@ __all__ = [
     "frozen_statistics",
     "recomputed",
     "relation_dim",
+    "resolution",
     "total",
 ]

@@ -61,7 +61,7 @@ class Augmentation(ABC):
         """The augmented images.
 
         Args:
-            x: float32, `b 3 h w` with `h = w`, in [0, 1], which is not written to.
+            x: float32, `b c h w` with `h = w`, in [0, 1], which is not written to.
             parameters: float32, `b m`, as drawn for images of this size.
 
         Returns:
@@ -199,12 +199,12 @@ class ResizedCrop(Augmentation):
         require(0 < self.area[0] <= self.area[1] <= 1, self, "area", "an increasing pair in (0, 1]")
         require(0 < self.ratio[0] <= self.ratio[1], self, "ratio", "a positive and increasing pair")
 
-    def boxes(self, draws: Draws, extent: Tensor, side: int) -> Tensor:
-        """Crops of canvases of `side` pixels that show images of a true `extent`: int64, `b 4`; see `draw_boxes`."""
-        return draw_boxes(draws, extent, side, self.area, self.ratio)
+    def boxes(self, draws: Draws, extent: Tensor) -> Tensor:
+        """Crops of images of an `extent`, int64 `b 2`: int64, `b 4`; see `draw_boxes`."""
+        return draw_boxes(draws, extent, self.area, self.ratio)
 
     def draw(self, draws: Draws, size: int) -> Tensor:
-        return self.boxes(draws, torch.ones_like(draws.index)[:, None].expand(-1, 2), size).float()
+        return self.boxes(draws, torch.full_like(draws.index, size)[:, None].expand(-1, 2)).float()
 
     def apply(self, x: Tensor, parameters: Tensor) -> Tensor:
         return crop_resize(x, parameters.long(), x.shape[-1])

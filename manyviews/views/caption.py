@@ -10,7 +10,7 @@ from torch import Tensor
 from manyviews.errors import require
 from manyviews.types import Batch
 from manyviews.views.draws import Draws
-from manyviews.views.view import Triple, View
+from manyviews.views.view import Values, View
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,6 @@ class Caption(View):
         require(self.count == 1, self, "count", "1: an image shows one caption in each epoch")
         require(self.length >= 1, self, "length", "1 or more")
 
-    def make(self, batch: Batch, i: int, draws: Draws, mean: Triple, std: Triple) -> Tensor:
+    def make(self, batch: Batch, i: int, draws: Draws, mean: Values, std: Values) -> Tensor:
         """int64, `b n`, n at most `length`: bytes, and zeros after the end."""
         return batch.columns["text"][:, : self.length].long()

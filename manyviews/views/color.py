@@ -1,6 +1,8 @@
 """Photometric changes with parameters of each image's own, as in torchvision's ColorJitter and its relatives.
 
-All take and return float32 `b 3 h w` in [0, 1], and a factor for each image, `b`.
+All take and return float32 `b c h w` in [0, 1], and a factor for each image, `b`. Saturation, hue and the gray image
+are those of RGB: images of other channels than three pass through them unchanged, and their contrast is each channel's
+own.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
 
 
 def _luma(x: Tensor) -> Tensor:
-    """`b 3 h w` to `b 1 h w`."""
+    """`b 3 h w` to `b 1 h w`. Other channels than RGB have no gray in common: each is its own, in new memory."""
+    if x.shape[1] != 3:
+        return x.clone()
     return (x[:, :1] * _RED).add_(x[:, 1:2], alpha=_GREEN).add_(x[:, 2:], alpha=_BLUE)
 
 
@@ -33,7 +37,7 @@ def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
     """0 gives its mean gray, 1 the image."""
-    return _blend(_luma(x).mean((1, 2, 3), keepdim=True), x, factor)
+    return _blend(_luma(x).mean((2, 3), keepdim=True), x, factor)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
@@ -43,6 +47,8 @@ def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_hue(x: Tensor, factor: Tensor) -> Tensor:
     """Turn the hue by a factor in [-0.5, 0.5] of the color circle, keeping HSV's saturation and value."""
+    if x.shape[1] != 3:
+        return x
     r, g, b = x.unbind(1)
     high, low = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
     chroma = high - low
@@ -63,7 +69,7 @@ def jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Brightness, contrast, saturation and hue, in an order of each image's own.
 
     Args:
-        x: float32, `b 3 h w`, in [0, 1].
+        x: float32, `b c h w`, in [0, 1].
         factors: float32, `b 4`, of brightness, contrast, saturation, hue.
         order: int64, `b 4`, permutations of these four.
 
@@ -80,8 +86,8 @@ def jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
         factor = torch.where(active, ordered, 1)
         for k in turns:
             luma = _luma(x)
-            mean = luma.mean((1, 2, 3)) * contrast[:, k]
-            base = luma.mul_(saturation[:, k, None, None, None]).add_(mean[:, None, None, None])
+            mean = luma.mean((2, 3), keepdim=True) * contrast[:, k, None, None, None]
+            base = luma.mul_(saturation[:, k, None, None, None]).add_(mean)
             x = _blend(base, x, factor[:, k])
         return x
 
@@ -91,8 +97,9 @@ def jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
 
 def grayscale(x: Tensor) -> Tensor:
-    """The luma in all three channels."""
-    return _luma(x).repeat(1, 3, 1, 1)  # in memory of its own: what comes next may write to it
+    """The luma in all three channels; other channels than RGB as they are."""
+    # In memory of its own: what comes next may write to it.
+    return _luma(x).repeat(1, 3, 1, 1) if x.shape[1] == 3 else x.clone()
 
 
 def solarize(x: Tensor, threshold: Tensor | float) -> Tensor:
@@ -147,7 +154,7 @@ def gaussian_noise(x: Tensor, std: Tensor, key: Tensor) -> Tensor:
     """Add normal noise, independent for all pixels and channels, and cut to [0, 1].
 
     Args:
-        x: float32, `b 3 h w`, in [0, 1].
+        x: float32, `b c h w`, in [0, 1].
         std: float32, `b`, standard deviations.
         key: int64, `b`: the noise is a hash of it, on every device and in every batch.
     """
@@ -160,7 +167,7 @@ def gaussian_noise(x: Tensor, std: Tensor, key: Tensor) -> Tensor:
     return torch.addcmul(x, noise, std[:, None, None, None]).clamp_(0, 1)
 
 
-def normalize(x: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float], out: Tensor) -> Tensor:
+def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...], out: Tensor) -> Tensor:
     """`(x - mean) / std` for each channel, written to `out` of any memory format."""
     for c, (m, s) in enumerate(zip(mean, std, strict=True)):
         torch.add(torch.tensor(-m / s), x[:, c], alpha=1 / s, out=out[:, c])

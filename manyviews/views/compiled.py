@@ -24,6 +24,7 @@ from torch import Tensor
 from manyviews.views.hashing import jit
 
 if TYPE_CHECKING:
+    from manyviews.types import Canvases
     from manyviews.views.distort import Distorting
 
 # Compiled code takes a plain 1.0 for a float64, and with it everything it touches.
@@ -38,18 +39,18 @@ _TILE = 2048  # pixels that go through several operations before the next ones d
 
 
 def render(
-    pixels: Tensor,
+    canvases: Canvases,
     boxes: Tensor,
     flip: Tensor,
     size: int,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     paint: Distorting | None = None,
 ) -> Tensor:
     """Crop, resize, distort and normalize each image, in as many threads as PyTorch uses.
 
     Args:
-        pixels: uint8, `b 3 s s`, on the CPU.
+        canvases: `b` images, on the CPU.
         boxes: int64, `b 4`: top, left, height, width.
         flip: bool, `b`.
         size: height and width of the views.
@@ -57,14 +58,16 @@ def render(
         paint: the photometric settings and what was drawn of them; None to leave the colors alone.
 
     Returns:
-        float32, `b 3 size size`, channels last in memory.
+        float32, `b c size size`, channels last in memory.
 
     Raises:
         ValueError: arguments for which the loops would read outside of their arrays.
     """
-    _check(pixels, boxes, flip)
-    b = len(pixels)
-    out = torch.empty(b, size, size, 3)
+    _check(canvases, boxes, flip)
+    b, c = len(canvases), canvases.channels
+    if not len(mean) == len(std) == c:
+        raise ValueError(f"Images of {c} channels need as many means and stds, not {len(mean)} and {len(std)}.")
+    out = torch.empty(b, size, size, c)
     if paint is None:
         on, threshold, kernel = torch.zeros(b, 4, dtype=torch.bool), 0.0, 0
         factors, order, sigma = torch.ones(b, 4), torch.zeros(b, 4, dtype=torch.int64), torch.ones(b)
@@ -82,34 +85,46 @@ def render(
     shift = np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
     do = partial(
         _render,
-        *(np.ascontiguousarray(x.numpy()) for x in (pixels, boxes, flip, on, factors, order, sigma)),
+        *_arrays(canvases),
+        *(np.ascontiguousarray(x.numpy()) for x in (boxes, flip, on, factors, order, sigma)),
         kernel,
         _f(threshold),
         scale,
         shift,
         out.numpy(),
     )
-    _share(b, 3 * size**2, do)
+    _share(b, c * size**2, do)
     return out.permute(0, 3, 1, 2)
 
 
-def crop(pixels: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tensor:
-    """`geometry.crop_resize` of uint8 images on the CPU: float32, `b 3 size size`, in [0, 1]."""
-    _check(pixels, boxes, flip)
-    out = torch.empty(len(pixels), 3, size, size)
-    do = partial(_crops, *(np.ascontiguousarray(x.numpy()) for x in (pixels, boxes, flip)), out.flatten(2).numpy())
-    _share(len(pixels), 3 * size**2, do)
+def crop(canvases: Canvases, boxes: Tensor, size: int, flip: Tensor) -> Tensor:
+    """`geometry.crop_resize` of canvases on the CPU: float32, `b c size size`, in [0, 1]."""
+    _check(canvases, boxes, flip)
+    b, c = len(canvases), canvases.channels
+    out = torch.empty(b, c, size, size)
+    do = partial(
+        _crops, *_arrays(canvases), *(np.ascontiguousarray(x.numpy()) for x in (boxes, flip)), out.flatten(2).numpy()
+    )
+    _share(b, c * size**2, do)
     return out
 
 
-def _check(pixels: Tensor, boxes: Tensor, flip: Tensor) -> None:
+def _arrays(canvases: Canvases) -> tuple[np.ndarray, ...]:
+    """The bytes of the canvases, where each begins, and how far apart its channels and its rows are."""
+    return tuple(np.ascontiguousarray(x.numpy()) for x in (canvases.pool, canvases.start, canvases.pitch))
+
+
+def _check(canvases: Canvases, boxes: Tensor, flip: Tensor) -> None:
     """Compiled code reads where it is told to."""
-    side = pixels.shape[-1]
-    if pixels.dtype != torch.uint8 or pixels.shape[1:] != (3, side, side) or not len(pixels) == len(boxes) == len(flip):
-        raise ValueError("Batch must be uint8, b 3 s s, with a box and a flip for each.")
+    if canvases.pool.dtype != torch.uint8 or not len(canvases) == len(boxes) == len(flip):
+        raise ValueError("Canvases must be uint8, with a box and a flip for each.")
     corner, size = boxes.chunk(2, 1)
-    if not bool(((corner >= 0) & (size > 0) & (corner + size <= side)).all()):
-        raise ValueError(f"A view's crop must be boxes of a pixel or more within the canvas of {side} pixels.")
+    if not bool(((corner >= 0) & (size > 0) & (corner + size <= canvases.extent)).all()):
+        raise ValueError("A view's crop must be boxes of a pixel or more within the canvas.")
+    (tall, wide), (plane, row) = (canvases.extent - 1).unbind(1), canvases.pitch.unbind(1)
+    last = canvases.start + (canvases.channels - 1) * plane + tall * row + wide
+    if not bool(((canvases.start >= 0) & (last < len(canvases.pool))).all()):
+        raise ValueError("A canvas lies outside of the bytes that hold it.")
 
 
 def _share(n: int, values: int, do: Callable[[int, int], None]) -> None:
@@ -133,11 +148,12 @@ def _compile_all() -> None:
         say.start()
     try:
         no, one = np.zeros(1, bool), np.ones(1, np.float32)
-        pixels, boxes = np.zeros((1, 3, 1, 1), np.uint8), np.array([[0, 0, 1, 1]])
-        _crops(pixels, boxes, no, np.empty((1, 3, 1), np.float32), 0, 1)
+        boxes = np.array([[0, 0, 1, 1]])
+        canvas = (np.zeros(3, np.uint8), np.zeros(1, np.int64), np.ones((1, 2), np.int64))
+        _crops(*canvas, boxes, no, np.empty((1, 3, 1), np.float32), 0, 1)
         drawn = (np.zeros((1, 4), bool), np.ones((1, 4), np.float32), np.zeros((1, 4), np.int64), one)
         three = np.ones(3, np.float32)
-        _render(pixels, boxes, no, *drawn, 1, _ONE, three, three, np.empty((1, 1, 1, 3), np.float32), 0, 1)
+        _render(*canvas, boxes, no, *drawn, 1, _ONE, three, three, np.empty((1, 1, 1, 3), np.float32), 0, 1)
     finally:
         say.cancel()
 
@@ -149,28 +165,31 @@ def _threads(process: int, n: int) -> ThreadPoolExecutor:
 
 
 @jit
-def _render(pixels, boxes, flip, on, factors, order, sigma, kernel, threshold, scale, shift, out, begin, end):
-    size = out.shape[1]
-    image, spare = np.empty((3, size * size), np.float32), np.empty((3, size * size), np.float32)
+def _render(
+    pool, start, pitch, boxes, flip, on, factors, order, sigma, kernel, threshold, scale, shift, out, begin, end
+):
+    size, channels = out.shape[1], out.shape[3]
+    image, spare = np.empty((channels, size * size), np.float32), np.empty((channels, size * size), np.float32)
     for i in range(begin, end):
-        top, left, height, width = boxes[i]
-        _crop(pixels[i], top, left, height, width, flip[i], image)
+        _crop(pool, start[i], pitch[i], boxes[i], flip[i], image)
         if on[i, 0]:
-            _jitter(image, factors[i], order[i])
-        if on[i, 1]:
+            if channels == 3:
+                _jitter(image, factors[i], order[i])
+            else:
+                _jitter_bands(image, factors[i], order[i])
+        if on[i, 1] and channels == 3:
             _grayscale(image)
         if on[i, 2]:
             _blur(image, spare, sigma[i], kernel)
         if on[i, 3]:
             _solarize(image, threshold)
-        _normalize(image, scale, shift, out[i].reshape(size * size, 3))
+        _normalize(image, scale, shift, out[i].reshape(size * size, channels))
 
 
 @jit
-def _crops(pixels, boxes, flip, out, begin, end):
+def _crops(pool, start, pitch, boxes, flip, out, begin, end):
     for i in range(begin, end):
-        top, left, height, width = boxes[i]
-        _crop(pixels[i], top, left, height, width, flip[i], out[i])
+        _crop(pool, start[i], pitch[i], boxes[i], flip[i], out[i])
 
 
 @jit
@@ -208,55 +227,96 @@ def _weights(length, size):
 
 
 @jit
-def _crop(pixels, top, left, height, width, flip, image):
-    n = image.shape[1]
+def _crop(pool, start, pitch, box, flip, image):
+    """From left to right and then from top to bottom, as PIL does it."""
+    channels, n = image.shape
     size = round(math.sqrt(n))
+    top, left, height, width = box
     first, weights = _weights(width, size)
     if flip:
         first, weights = first[::-1].copy(), weights[::-1].copy()
     weights /= _f(255)
-    taps = weights.shape[1]
-    lines, narrow = np.empty((3, width), np.float32), np.empty((3, height, size), np.float32)
+    lines, narrow = np.empty((channels, width), np.float32), np.empty((channels, height, size), np.float32)
     for y in range(height):
-        for c in range(3):
-            line = pixels[c, top + y, left : left + width]
+        for c in range(channels):
+            at = start + c * pitch[0] + (top + y) * pitch[1] + left
+            source, line = pool[at : at + width], lines[c]
             for x in range(width):
-                lines[c, x] = line[x]
-        if taps == 4:  # as nearly all crops that are not shrunk have
-            for x in range(size):
-                s = first[x]
-                a, b, c, d = weights[x, 0], weights[x, 1], weights[x, 2], weights[x, 3]
-                for k in range(3):
-                    line = lines[k]
-                    narrow[k, y, x] = _cut(a * line[s] + b * line[s + 1] + c * line[s + 2] + d * line[s + 3])
+                line[x] = source[x]
+        if channels == 3:
+            _three_columns(lines[0], lines[1], lines[2], first, weights, narrow[0, y], narrow[1, y], narrow[2, y])
         else:
-            for x in range(size):
-                s = first[x]
-                r, g, b = _ZERO, _ZERO, _ZERO
-                for t in range(taps):
-                    w = weights[x, t]
-                    r += w * lines[0, s + t]
-                    g += w * lines[1, s + t]
-                    b += w * lines[2, s + t]
-                narrow[0, y, x], narrow[1, y, x], narrow[2, y, x] = _cut(r), _cut(g), _cut(b)
+            for c in range(channels):
+                _columns(lines[c], first, weights, narrow[c, y])
     first, weights = _weights(height, size)
     taps = weights.shape[1]
-    for c in range(3):
+    for c in range(channels):
         for y in range(size):
-            line = image[c, y * size : (y + 1) * size]
-            w, s = weights[y], first[y]
+            out, s = image[c, y * size : (y + 1) * size], first[y]
             if taps == 4:
                 p, q, r, t = narrow[c, s], narrow[c, s + 1], narrow[c, s + 2], narrow[c, s + 3]
+                i, j, k, m = weights[y, 0], weights[y, 1], weights[y, 2], weights[y, 3]
                 for x in range(size):
-                    line[x] = _cut(w[0] * p[x] + w[1] * q[x] + w[2] * r[x] + w[3] * t[x])
+                    out[x] = _cut(i * p[x] + j * q[x] + k * r[x] + m * t[x])
             else:
-                line[:] = _ZERO
-                for k in range(taps):
-                    v, p = w[k], narrow[c, s + k]
-                    for x in range(size):
-                        line[x] += v * p[x]
-                for x in range(size):
-                    line[x] = _cut(line[x])
+                _rows(narrow[c, s : s + taps], weights[y], out)
+
+
+# Unsigned places: a negative one would count from the end, which to check for costs half of the time.
+
+
+@jit
+def _columns(line, first, weights, out):
+    """Weighted sums of neighbors, cut to [0, 1]."""
+    for x in range(len(out)):
+        s, total = np.uint64(first[x]), _ZERO
+        for t in range(np.uint64(weights.shape[1])):
+            total += weights[x, t] * line[s + t]
+        out[x] = _cut(total)
+
+
+@jit
+def _three_columns(red, green, blue, first, weights, out_red, out_green, out_blue):
+    """`_columns` of three channels, which read their weights once."""
+    one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
+    taps = np.uint64(weights.shape[1])
+    if taps == 4:  # as nearly all crops that are not shrunk have
+        for x in range(len(first)):
+            s = np.uint64(first[x])
+            a, b, c, d = weights[x, 0], weights[x, 1], weights[x, 2], weights[x, 3]
+            out_red[x] = _cut(a * red[s] + b * red[s + one] + c * red[s + two] + d * red[s + three])
+            out_green[x] = _cut(a * green[s] + b * green[s + one] + c * green[s + two] + d * green[s + three])
+            out_blue[x] = _cut(a * blue[s] + b * blue[s + one] + c * blue[s + two] + d * blue[s + three])
+        return
+    for x in range(len(first)):
+        s = np.uint64(first[x])
+        w = weights[x]
+        r, g, b = _ZERO, _ZERO, _ZERO
+        for t in range(taps):
+            r += w[t] * red[s + t]
+            g += w[t] * green[s + t]
+            b += w[t] * blue[s + t]
+        out_red[x], out_green[x], out_blue[x] = _cut(r), _cut(g), _cut(b)
+
+
+@jit
+def _rows(lines, weights, out):
+    """The weighted sum of as many lines as there are weights, cut to [0, 1]."""
+    taps, k = len(weights), 0
+    out[:] = _ZERO
+    while k + 3 < taps:
+        a, b, c, d = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
+        p, q, r, t = lines[k], lines[k + 1], lines[k + 2], lines[k + 3]
+        for x in range(len(out)):
+            out[x] += a * p[x] + b * q[x] + c * r[x] + d * t[x]
+        k += 4
+    while k < taps:
+        a, p = weights[k], lines[k]
+        for x in range(len(out)):
+            out[x] += a * p[x]
+        k += 1
+    for x in range(len(out)):
+        out[x] = _cut(out[x])
 
 
 @jit
@@ -289,6 +349,21 @@ def _jitter(image, factors, order):
         _toward(b, mean, factor)
         for k in range(contrast + 1, 4):
             _adjust(r, g, b, order[k], factors[order[k]])
+
+
+@jit
+def _jitter_bands(image, factors, order):
+    """Brightness and contrast, each channel's own: what other channels than RGB have of the four."""
+    for c in range(len(image)):
+        line = image[c]
+        for k in range(4):
+            if order[k] == _BRIGHTNESS:
+                _toward(line, _ZERO, factors[_BRIGHTNESS])
+            elif order[k] == _CONTRAST:
+                total = 0.0
+                for x in line:
+                    total += x
+                _toward(line, _f(total / len(line)), factors[_CONTRAST])
 
 
 @jit
@@ -356,7 +431,7 @@ def _blur(image, spare, sigma, kernel):
         weights[t] = math.exp(-0.5 * (t / sigma) ** 2)
     weights /= 2 * weights.sum() - weights[0]
     padded = np.empty(size + 2 * radius, np.float32)
-    for c in range(3):
+    for c in range(len(image)):
         source, target = image[c], spare[c]
         for y in range(size):
             line, out = source[y * size : (y + 1) * size], target[y * size : (y + 1) * size]
@@ -389,7 +464,7 @@ def _add_both(w, x, y, out):
 
 @jit
 def _solarize(image, threshold):
-    for c in range(3):
+    for c in range(len(image)):
         line = image[c]
         for i in range(len(line)):
             line[i] = _ONE - line[i] if line[i] >= threshold else line[i]
@@ -397,8 +472,14 @@ def _solarize(image, threshold):
 
 @jit
 def _normalize(image, scale, shift, out):
-    r, g, b = image[0], image[1], image[2]
-    for i in range(len(r)):
-        out[i, 0] = r[i] * scale[0] + shift[0]
-        out[i, 1] = g[i] * scale[1] + shift[1]
-        out[i, 2] = b[i] * scale[2] + shift[2]
+    if len(image) == 3:  # written in order
+        r, g, b = image[0], image[1], image[2]
+        for i in range(len(r)):
+            out[i, 0] = r[i] * scale[0] + shift[0]
+            out[i, 1] = g[i] * scale[1] + shift[1]
+            out[i, 2] = b[i] * scale[2] + shift[2]
+        return
+    for c in range(len(image)):
+        line = image[c]
+        for i in range(len(line)):
+            out[i, c] = line[i] * scale[c] + shift[c]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -64,6 +65,11 @@ class Composed(Crop):
         _check_blurs(self, self.augmentations)
 
     @property
+    def resolution(self) -> int:
+        crops = [a.area[0] for a in self.augmentations if isinstance(a, ResizedCrop)]
+        return math.ceil(self.size / math.sqrt(min([self.area[0], *crops])))
+
+    @property
     def is_plain(self) -> bool:
         return False  # augmentations may turn the image
 
@@ -89,7 +95,7 @@ class Composed(Crop):
         applied = self.applied(draws)
         for k, a in enumerate(self.augmentations):
             if isinstance(a, ResizedCrop):
-                own = a.boxes(draws.at(a.name), batch.extent, batch.pixels.shape[-1])
+                own = a.boxes(draws.at(a.name), batch.extent)
                 boxes = torch.where(applied[:, k, None], own, boxes)
             elif isinstance(a, HorizontalFlip):
                 flip = flip ^ applied[:, k]

@@ -20,7 +20,7 @@ from manyviews.views.masking import Mask, Masking
 from manyviews.views.recompute import recomputed
 from manyviews.views.relation import positions, relation
 from manyviews.views.together import at_once, evenly, together
-from manyviews.views.view import Triple, View, distinct
+from manyviews.views.view import Values, View, distinct
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -57,8 +57,8 @@ class Views:
         kinds: Sequence[View],
         seed: int = 0,
         epoch: int = 0,
-        mean: Triple = IMAGENET_MEAN,
-        std: Triple = IMAGENET_STD,
+        mean: Values = IMAGENET_MEAN,
+        std: Values = IMAGENET_STD,
         backward: Backward = "per_view",
         progress: float = 0.0,
     ) -> None:

@@ -104,7 +104,7 @@ def draw_distortion(draws: Draws, color: Color) -> Distortion:
 
 
 def distort(x: Tensor, color: Color, drawn: Distortion) -> Tensor:
-    """Color jitter, grayscale, blur and solarization of `b 3 h w` in [0, 1], which may be overwritten."""
+    """Color jitter, grayscale, blur and solarization of `b c h w` in [0, 1], which may be overwritten."""
     global _fuse
     if x.is_cuda and _fuse:
         try:

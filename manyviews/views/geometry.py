@@ -13,30 +13,26 @@ from manyviews.views.draws import Draws, between
 _TRIES = 10
 
 
-def draw_boxes(
-    draws: Draws, extent: Tensor, side: int, area: tuple[float, float], ratio: tuple[float, float]
-) -> Tensor:
+def draw_boxes(draws: Draws, extent: Tensor, area: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
     """Boxes of random resized crops, as torchvision's RandomResizedCrop draws them (Szegedy et al. 2015).
 
     The area is uniform, the aspect ratio log-uniform, the place uniform; the first of ten tries that fits is taken,
-    and a central crop when none does. Areas and aspect ratios are those in the true image, which the square canvas
-    shows squashed.
+    and a central crop when none does.
 
     Args:
         draws: the view's draws.
-        extent: int64, `b 2`, true height and width of the images.
-        side: side of the canvas, in pixels.
+        extent: int64, `b 2`, height and width of the images, in pixels.
         area: range of the crop's fraction of the image, in (0, 1].
         ratio: range of width / height.
 
     Returns:
-        int64, `b 4`: top, left, height and width in canvas pixels.
+        int64, `b 4`: top, left, height and width in pixels.
     """
-    # float64, or a root that ends in .5 on one device and not on the other would round to another box.
-    aspect = (extent[:, 1] / extent[:, 0]).double()[:, None]
-    height, width, corner = _tries(draws, side, area, ratio, aspect)
-    tall, wide = aspect.clamp(max=ratio[0]) / ratio[0], ratio[1] / aspect.clamp(min=ratio[1])
-    return _place(corner, side, height, width, (side * tall).round().long(), (side * wide).round().long())
+    height, width, corner = _tries(draws, extent, area, ratio)
+    # A central crop is as large as its ratio allows.
+    h, w = extent.double().unbind(1)
+    central = torch.stack([torch.minimum(h, w / ratio[0]), torch.minimum(w, h * ratio[1])], 1).round().long()
+    return _place(corner, extent, height, width, central)
 
 
 def draw_blocks(draws: Draws, side: int, area: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
@@ -44,35 +40,35 @@ def draw_blocks(draws: Draws, side: int, area: tuple[float, float], ratio: tuple
 
     The square has the mean of the areas.
     """
-    height, width, corner = _tries(draws, side, area, ratio, torch.ones_like(draws.index).double()[:, None])
-    square = torch.full_like(height[:, :1], round(side * math.sqrt(sum(area) / 2)))
-    return _place(corner, side, height, width, square, square)
+    extent = torch.full_like(draws.index, side)[:, None].expand(-1, 2)
+    height, width, corner = _tries(draws, extent, area, ratio)
+    square = torch.full_like(extent, round(side * math.sqrt(sum(area) / 2)))
+    return _place(corner, extent, height, width, square)
 
 
 def _tries(
-    draws: Draws, side: int, area: tuple[float, float], ratio: tuple[float, float], aspect: Tensor
+    draws: Draws, extent: Tensor, area: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Heights and widths to try, int64, `b tries`, on a canvas whose true width / height is `aspect`, `b 1`.
+    """Heights and widths to try, int64, `b tries`, in images of height and width `extent`, `b 2`.
 
-    And where the box lies in what is left, float64, `b 2`, from 0 to 1.
+    And where the box lies in what is left, `b 2`, from 0 to 1.
     """
     u = draws.uniforms({"area": _TRIES, "ratio": _TRIES, "place": 2})
+    # In float64, or a root that ends in .5 on one device and not on the other would round to another box.
+    side = extent.double().prod(1, keepdim=True).sqrt()
     a = between(u["area"], *area).double()
-    r = between(u["ratio"], math.log(ratio[0]), math.log(ratio[1])).double().exp() / aspect
+    r = between(u["ratio"], math.log(ratio[0]), math.log(ratio[1])).double().exp()
     return ((a / r).sqrt() * side).round().long(), ((a * r).sqrt() * side).round().long(), u["place"].double()
 
 
-def _place(
-    corner: Tensor, side: int, height: Tensor, width: Tensor, central_height: Tensor, central_width: Tensor
-) -> Tensor:
-    fits = (height > 0) & (height <= side) & (width > 0) & (width <= side)
+def _place(corner: Tensor, extent: Tensor, height: Tensor, width: Tensor, central: Tensor) -> Tensor:
+    fits = (height > 0) & (height <= extent[:, :1]) & (width > 0) & (width <= extent[:, 1:])
     first = fits.int().argmax(1, keepdim=True)  # of equal values the first
     size = torch.stack([height.gather(1, first), width.gather(1, first)], 2)[:, 0]
-    free = side - size
-    corner = (corner * (free + 1)).long()
-    central_size = torch.cat([central_height, central_width], 1).clamp(min=1)
-    central = torch.cat([(side - central_size) // 2, central_size], 1)
-    return torch.where(fits.any(1, keepdim=True), torch.cat([corner, size], 1), central)
+    corner = (corner * (extent - size + 1)).long()
+    central = torch.minimum(central.clamp(min=1), extent)
+    middle = torch.cat([(extent - central) // 2, central], 1)
+    return torch.where(fits.any(1, keepdim=True), torch.cat([corner, size], 1), middle)
 
 
 def crop_resize(pixels: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
@@ -81,18 +77,18 @@ def crop_resize(pixels: Tensor, boxes: Tensor, size: int, flip: Tensor | None = 
     The result is not rounded to 8 bits, as theirs is, so it is within one gray level of theirs.
 
     Args:
-        pixels: `b 3 s s`: uint8, or float32 in [0, 1].
+        pixels: `b c h w`: uint8, or float32 in [0, 1].
         boxes: int64, `b 4`: top, left, height, width.
         size: height and width of the result.
         flip: bool, `b`: mirror left and right; None for none.
 
     Returns:
-        float32, `b 3 size size`, in [0, 1].
+        float32, `b c size size`, in [0, 1].
     """
-    side = pixels.shape[-1]
+    h, w = pixels.shape[-2:]
     top, left, height, width = boxes.unbind(1)
-    rows = _bicubic(top, height, side, size)
-    columns = _bicubic(left, width, side, size, flip) / (255 if pixels.dtype == torch.uint8 else 1)
+    rows = _bicubic(top, height, h, size)
+    columns = _bicubic(left, width, w, size, flip) / (255 if pixels.dtype == torch.uint8 else 1)
     # Theirs cut what overshoots after each of the two passes.
     return resample_rows(resample_columns(pixels.float(), columns).clamp_(0, 1), rows).clamp_(0, 1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manyviews.errors import UserError, require
-from manyviews.types import Batch
+from manyviews.types import Batch, Canvases
 from manyviews.views import color as ops
 from manyviews.views.distort import Color, Distorting, draw_distortion
 from manyviews.views.draws import Draws
 from manyviews.views.geometry import crop_resize, draw_blocks, draw_boxes
 from manyviews.views.regions import erase, inside
-from manyviews.views.view import Range, Triple, View
+from manyviews.views.view import Range, Values, View
 
 Paint = Callable[[Tensor, slice], Tensor]
-"""Changes the colors of `n 3 h w` in [0, 1], perhaps in place: these rows of the batch."""
+"""Changes the colors of `n c h w` in [0, 1], perhaps in place: these rows of the batch."""
 
 # Values of a view handled at once: on a CPU what stays in its cache from one operation to the next, elsewhere what
 # keeps the temporary copies to about a gigabyte.
@@ -72,6 +72,11 @@ class Crop(View):
                 )
 
     @property
+    def resolution(self) -> int:
+        """The short side of an image, in pixels, from which on no crop of it is enlarged (to a side or two)."""
+        return math.ceil(self.size / math.sqrt(self.area[0]))
+
+    @property
     def is_plain(self) -> bool:
         """Whether a view is a crop with changed colors and nothing else: each pixel has a place on the image."""
         hooks = ("before", "transform")
@@ -81,13 +86,13 @@ class Crop(View):
         """The color settings of view `i`."""
         return self.color[i] if isinstance(self.color, tuple) else self.color
 
-    def before(self, batch: Batch, draws: Draws, mean: Triple) -> Tensor:
-        """The canvases' pixels, uint8 `b 3 s s`, as crops are taken from them: here as they are."""
-        return batch.pixels
+    def before(self, batch: Batch, draws: Draws, mean: Values) -> Canvases:
+        """The canvases as crops are taken from them: here as they are."""
+        return batch.canvases
 
     def crop(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
         """Boxes in canvas pixels (int64, `b 4`: top, left, height, width), and whether to mirror them (bool, `b`)."""
-        boxes = draw_boxes(draws.at("crop"), batch.extent, batch.pixels.shape[-1], self.area, self.ratio)
+        boxes = draw_boxes(draws.at("crop"), batch.extent, self.area, self.ratio)
         return boxes, draws.bernoulli("flip", self.flip)
 
     def paint(self, i: int, draws: Draws) -> Paint | None:
@@ -98,33 +103,37 @@ class Crop(View):
         return Distorting(color, draw_distortion(draws.at("color"), color))
 
     def transform(self, x: Tensor, draws: Draws) -> Tensor:
-        """Done to the normalized views, `b 3 size size`, perhaps in place: here nothing."""
+        """Done to the normalized views, `b c size size`, perhaps in place: here nothing."""
         return x
 
     @torch.no_grad()
-    def make(self, batch: Batch, i: int, draws: Draws, mean: Triple, std: Triple) -> Tensor:
-        """View `i` of every image: float32, `b 3 size size`, channels last in memory, normalized."""
-        device, b = batch.pixels.device, len(batch)
+    def make(self, batch: Batch, i: int, draws: Draws, mean: Values, std: Values) -> Tensor:
+        """View `i` of every image: float32, `b c size size`, channels last in memory, normalized."""
+        device, b = batch.index.device, len(batch)
         # A method may ask for a view under autocast: its matrix products would lose the pixels' last bits.
         with torch.autocast(device.type, enabled=False):
-            pixels = self.before(batch, draws, mean)
+            canvases = self.before(batch, draws, mean)
             boxes, flip = self.crop(batch, draws)
             paint = self.paint(i, draws)
-            crop: Callable[[Tensor, Tensor, int, Tensor], Tensor] = crop_resize
-            if device.type == "cpu" and pixels.dtype == torch.uint8:
+            compiles = device.type == "cpu" and canvases.pool.dtype == torch.uint8
+            if compiles:
                 from manyviews.views import compiled  # Numba takes half a second to import
 
                 if paint is None or isinstance(paint, Distorting):
-                    return self.transform(compiled.render(pixels, boxes, flip, self.size, mean, std, paint), draws)
-                crop = compiled.crop
-            out = torch.empty(b, 3, self.size, self.size, device=device, memory_format=torch.channels_last)
+                    return self.transform(compiled.render(canvases, boxes, flip, self.size, mean, std, paint), draws)
+            c, (h, w) = canvases.channels, canvases.room
+            out = torch.empty(b, c, self.size, self.size, device=device, memory_format=torch.channels_last)
             values = _VALUES.get(device.type, _VALUES_ELSEWHERE)
-            parts = max(1, math.ceil(3 * max(self.size, *pixels.shape[-2:]) ** 2 * b / values))
+            parts = max(1, math.ceil(c * max(self.size**2, 1 if compiles else h * w) * b / values))
             # Parts of one size, where the batch has a divisor that is not far: each size is compiled for.
             step = max(1, next((b // p for p in range(parts, 2 * parts + 1) if b % p == 0), math.ceil(b / parts)))
             for start in range(0, b, step):
                 rows = slice(start, start + step)
-                x = crop(pixels[rows], boxes[rows], self.size, flip[rows])
+                if compiles:
+                    x = compiled.crop(canvases[rows], boxes[rows], self.size, flip[rows])
+                else:
+                    there = canvases[rows].cut(boxes[rows], canvases.room)
+                    x = crop_resize(there, F.pad(boxes[rows][:, 2:], (2, 0)), self.size, flip[rows])
                 if paint:
                     x = paint(x, rows)
                 ops.normalize(x, mean, std, out[rows])
@@ -206,17 +215,16 @@ class Rotation(Crop):
         super().__post_init__()
         require(self.degrees[0] <= self.degrees[1], self, "degrees", "an increasing pair")
 
-    def before(self, batch: Batch, draws: Draws, mean: Triple) -> Tensor:
+    def before(self, batch: Batch, draws: Draws, mean: Values) -> Canvases:
+        canvases = batch.canvases
         cos, sin = self.parameters(draws).unbind(1)
-        # The canvas shows the image squashed to a square: it turns in the image's own proportions.
-        aspect, zero = (batch.extent[:, 1] / batch.extent[:, 0]).float(), torch.zeros_like(cos)
-        rows = torch.stack([cos, -sin / aspect, zero]), torch.stack([sin * aspect, cos, zero])
         # Made on the device: a copy from the host would wait for all that was asked of it.
         fill = torch.cat([cos.new_full((1,), 255 * m) for m in mean])[:, None, None]
         # In parts: float copies of all canvases of a large batch would be what the step's memory is spent on.
-        parts = zip(torch.stack(rows).permute(2, 0, 1).split(64), batch.pixels.split(64), strict=True)
-        turned = [_sample(pixels - fill, matrix).add_(fill).round_().clamp_(0, 255).byte() for matrix, pixels in parts]
-        return torch.cat(turned)
+        step = max(1, _VALUES_ELSEWHERE // (canvases.channels * math.prod(canvases.room)))
+        parts = (slice(start, start + step) for start in range(0, len(cos), step))
+        turned = [_turn(canvases[part], cos[part], sin[part], fill) for part in parts]
+        return Canvases.dense(torch.cat(turned), canvases.extent)
 
     def parameters(self, draws: Draws) -> Tensor:
         """The angle's cosine and sine."""
@@ -291,6 +299,11 @@ class CutMix(Crop):
         return torch.cat([first, ends - first], 1)
 
 
+def resolution(kinds: Iterable[View]) -> int:
+    """The short side of an image, in pixels, that the largest view can use; 1 if no view is a crop."""
+    return max((kind.resolution for kind in kinds if isinstance(kind, Crop)), default=1)
+
+
 def _centered(boxes: Tensor, side: int) -> Tensor:
     """Boxes (top, left, height, width) in pixels as center, from the middle, and size in units of `side`."""
     corner, size = boxes.float().div(side).chunk(2, 1)
@@ -303,7 +316,19 @@ def _neighbor(x: Tensor) -> Tensor:
     return torch.where((rows ^ 1) < len(x), rows ^ 1, rows)
 
 
-def _sample(x: Tensor, matrix: Tensor) -> Tensor:
-    """Bilinear samples of `b c h w` where an affine map `b 2 3` of the unit square sends each pixel; 0 outside."""
-    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+def _turn(canvases: Canvases, cos: Tensor, sin: Tensor, fill: Tensor) -> Tensor:
+    """Images turned about their centers, counter-clockwise and bilinearly, on a color: uint8 `b c` and their room."""
+    h, w = canvases.room
+    pixels = canvases.padded() - fill
+    tall, wide = canvases.extent[:, :, None].unbind(1)
+    y, x = torch.arange(h, device=fill.device), torch.arange(w, device=fill.device)
+    pixels *= ((y < tall)[:, None, :, None]) & ((x < wide)[:, None, None])
+    # The map of the room, from -1 to 1 on both axes, that turns each image about the center of its own corner of it.
+    down, right = 1 - tall[:, 0] / h, 1 - wide[:, 0] / w
+    rows = (
+        torch.stack([cos, -sin * (h / w), cos * right - sin * (h / w) * down - right], 1),
+        torch.stack([sin * (w / h), cos, sin * (w / h) * right + cos * down - down], 1),
+    )
+    grid = F.affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
+    found = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return found.add_(fill).round_().clamp_(0, 255).byte()

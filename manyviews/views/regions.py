@@ -16,8 +16,8 @@ def apply_to(mask: Tensor, f: Callable[..., Tensor], x: Tensor, *parameters: Ten
 
     Args:
         mask: bool, `b`.
-        f: maps `n 3 h w` and parameters of `n` rows to `n 3 h w`.
-        x: `b 3 h w`, which may be overwritten.
+        f: maps `n c h w` and parameters of `n` rows to `n c h w`.
+        x: `b c h w`, which may be overwritten.
         parameters: `b ...` each.
     """
     if x.device.type != "cpu":

@@ -56,7 +56,7 @@ def positions(batch: Batch, kind: Crop, i: int, grid: tuple[int, int], draws: Dr
     box, flip = kind.crop(batch, kind.place(draws, i))
     rows, columns = ((torch.arange(side, device=box.device) + 0.5) / side for side in grid)
     columns = torch.where(flip[:, None], 1 - columns, columns)
-    top, left, tall, wide = (box.float() / batch.pixels.shape[-1])[:, :, None].unbind(1)
+    top, left, tall, wide = (box.float() / batch.extent.repeat(1, 2))[:, :, None].unbind(1)
     y, x = top + tall * rows, left + wide * columns
     return torch.stack([y[:, :, None].expand(-1, -1, grid[1]), x[:, None, :].expand(-1, grid[0], -1)], 3).flatten(1, 2)
 

@@ -15,15 +15,16 @@ from manyviews.types import Batch
 from manyviews.views.draws import Draws
 
 Range = tuple[float, float]
-Triple = tuple[float, float, float]
+Values = tuple[float, ...]
+"""One number for each channel."""
 
 
 @dataclass(frozen=True)
 class View(ABC):
     """A kind of view, as a frozen setting: whatever can be made of a batch, several times for each image.
 
-    A view of pixels is a `Crop`. Anything else, such as a caption, derives from this class and says in `needs` which
-    columns of a batch it is made of.
+    A view of pixels is a `Crop`. Anything else, such as a caption, derives from this class and says in `needs` of which
+    columns of a batch it is made.
 
     Attributes:
         count: views of each image.
@@ -34,7 +35,7 @@ class View(ABC):
         UserError: a value out of its range.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("pixels", "extent")
+    needs: ClassVar[tuple[str, ...]] = ()
 
     count: int = 1
     name: str = field(default="", kw_only=True)
@@ -54,7 +55,7 @@ class View(ABC):
         return draws.at(f"{self.name}/{i}")
 
     @abstractmethod
-    def make(self, batch: Batch, i: int, draws: Draws, mean: Triple, std: Triple) -> Any:
+    def make(self, batch: Batch, i: int, draws: Draws, mean: Values, std: Values) -> Any:
         """View `i` of every image.
 
         Args:

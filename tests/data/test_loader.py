@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from manyviews.data import Loader, open_source
+from manyviews.data import Loader, Source, open_source
 from manyviews.data.order import order
 from manyviews.errors import UserError
 
@@ -71,10 +71,10 @@ def test_an_epoch_has_each_image_once_and_drops_the_rest(numbered):
 
 def test_pixels_extent_and_index_belong_together(numbered):
     for batch in Loader(numbered, 6, 5).batches(2):
-        assert batch.pixels.shape == (5, 3, 6, 6)
+        assert batch.pixels.shape == (5, 3, 6, 8)
         assert batch.pixels.dtype == torch.uint8
         assert (batch.pixels == batch.index[:, None, None, None]).all()
-        assert batch.extent.tolist() == [[8, 10]] * 5
+        assert batch.extent.tolist() == [[6, 8]] * 5
         assert batch.extent.dtype == batch.index.dtype == torch.int64
 
 
@@ -109,8 +109,18 @@ def test_threads_share_a_parquet_file_that_is_open_already():
 
 
 def test_the_memory_budget_decides(numbered):
-    assert Loader(numbered, 8, 4, memory=23 * 3 * 64).in_memory
-    assert not Loader(numbered, 8, 4, memory=23 * 3 * 64 - 1).in_memory
+    assert Loader(numbered, 8, 4, memory=23 * 3 * 80).in_memory
+    assert not Loader(numbered, 8, 4, memory=23 * 3 * 80 - 1).in_memory
+
+
+def test_a_few_small_images_do_not_promise_that_all_fit():
+    """What turns out to be larger than a sample said is streamed, and the batches are the same."""
+    shapes = [(8, 8) if i % 8 == 0 else (8, 24) for i in range(257)]  # the sample is of every eighth
+    images = [Image.new("RGB", (w, h), (i % 256, 0, 0)) for i, (h, w) in enumerate(shapes)]
+    source = Source("grows", len(images), images.__getitem__, lambda: [str(i) for i in range(257)])
+    loader = Loader(source, 8, 16, memory=257 * 3 * 100)
+    assert not loader.in_memory
+    assert_same(loader.batches(0), Loader(source, 8, 16).batches(0))
 
 
 @pytest.mark.parametrize("memory", [None, STREAMED])

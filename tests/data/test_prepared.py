@@ -1,4 +1,4 @@
-"""Batch on disk: the same as decoded ones, written whole or not at all, by one process or by many."""
+"""Canvases on disk: the same as decoded ones, written whole or not at all, by one process or by many."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(prepared, "_SHARD", 7 * 3 * 16**2)  # seven canvases of 16 pixels
+    monkeypatch.setattr(prepared, "_SHARD", 7 * 3 * 16 * 23)  # seven canvases of 16 pixels, as large as most
 
 
 def same(a, b) -> bool:
@@ -101,18 +101,43 @@ def test_an_image_comes_back_in_its_own_proportions(photos: Path, tmp_path: Path
     assert min(first.size) == 16 and first.size[0] / first.size[1] == pytest.approx(width / height, rel=0.05)
 
 
+def test_large_canvases_are_stored_as_jpegs_that_views_cannot_tell_from_the_original(tmp_path: Path, monkeypatch):
+    """And a JPEG that needs no change is not compressed again."""
+    monkeypatch.setattr(prepared, "_RAW", 1000)
+    smooth = torch.rand(12, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, x in enumerate(torch.nn.functional.interpolate(smooth, (60, 90), mode="bicubic").clamp(0, 1)):
+        image = Image.fromarray((x * 255).byte().permute(1, 2, 0).numpy())
+        image.resize((90, 60) if i < 6 else (45, 30)).save(folder / f"{i:02}.{'png' if i % 2 else 'jpg'}", quality=60)
+    source = open_source(folder)
+    out = prepare(source, tmp_path / "out", 40)
+    assert json.loads((out / "canvases.json").read_text())["encoding"] == "jpeg"
+    ready, decoded = open_source(out), load_canvases(source, 40)[0]
+    found = ready.canvases(np.arange(12))
+    assert torch.equal(found.extent, decoded.extent) and found.extent[0].tolist() == [40, 60]
+    for i in range(12):
+        error = (found.canvases.image(i).float() - decoded.canvases.image(i)).square().mean()
+        assert 10 * torch.log10(255**2 / error) > 40
+        kept = i >= 6 and i % 2 == 0
+        assert (ready.read(i) == (folder / f"{i:02}.jpg").read_bytes()) == kept if i % 2 == 0 else True
+    for a, b in zip(Loader(ready, 40, 4, memory=0).batches(0), Loader(ready, 40, 4).batches(0), strict=True):
+        assert same(a, b) and torch.equal(a.index, b.index)
+    assert verify(out) == []
+
+
 def test_a_killed_preparation_continues_and_is_not_mistaken_for_a_finished_one(
     photos: Path, tmp_path: Path, monkeypatch
 ):
     source, out, written = open_source(photos), tmp_path / "out", []
     write, turn = prepared._write, threading.Lock()
 
-    def dies(source, rows, size, file, progress):
+    def dies(source, rows, size, encoding, file, progress):
         with turn:
             if len(written) == 3:
                 raise KeyboardInterrupt
             written.append(file)
-        write(source, rows, size, file, lambda done, total: None)
+        write(source, rows, size, encoding, file, lambda done, total: None)
 
     monkeypatch.setattr(prepared, "_write", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -125,7 +150,7 @@ def test_a_killed_preparation_continues_and_is_not_mistaken_for_a_finished_one(
     assert stamps == {f: f.stat().st_mtime_ns for f in written}
     assert same(load_canvases(open_source(out), 16)[0], load_canvases(source, 16)[0])
     for changed in (lambda: prepare(source, out, 24), lambda: prepare(source.subset(range(9)), out, 16)):
-        with pytest.raises(UserError, match="other images, labels, captions or sizes"):
+        with pytest.raises(UserError, match="other images, labels, captions, sizes"):
             changed()
     with pytest.raises(UserError, match="not an empty folder"):
         prepare(source, photos, 16)
@@ -203,10 +228,10 @@ def test_damage_is_found(photos: Path, tmp_path: Path):
     folder = prepare(open_source(photos), tmp_path / "out", 16)
     shards = sorted(folder.glob("shard-*.safetensors"))
     assert not verify(folder)
-    for shard, name in ((shards[1], "pixels"), (shards[2], "extent")):
-        offset, _, _ = prepared._layout(shard, name)
+    for shard, name in ((shards[1], "data"), (shards[2], "extent")):
+        offset, header = prepared._layout(shard)
         raw = bytearray(shard.read_bytes())
-        raw[offset + 8] ^= 1
+        raw[offset + header[name]["data_offsets"][0] + 8] ^= 1
         shard.write_bytes(raw)
     name = prepared._header(shards[3])[1]["ids"][0].encode()
     assert shards[3].read_bytes().count(name) == 1

@@ -482,7 +482,7 @@ def test_canvases_of_good_images_and_names_of_bad_ones(tmp_path):
     assert canvases.index.tolist() == [0, 1, 3, 4]
     assert canvases.pixels[:, 0, 0, 0].tolist() == [0, 1, 3, 4]
     assert canvases.extent.tolist() == [[6, 8]] * 4
-    assert canvases.pixels.shape == (4, 3, 8, 8)
+    assert canvases.pixels.shape == (4, 3, 6, 8)
     assert [name for name, _ in bad] == ["2.png", "5.png"]
     assert steps[-1] == (6, 6)
 

@@ -11,7 +11,7 @@ from manyviews.types import Batch
 def batches(n: int, seconds: float = 0.0):
     for k in range(n):
         time.sleep(seconds)
-        yield Batch.of(torch.full((2, 3, 4, 4), k, dtype=torch.uint8), torch.full((2, 2), 4), torch.arange(2) + k)
+        yield Batch.of(torch.full((2, 3, 4, 4), k, dtype=torch.uint8), index=torch.arange(2) + k)
 
 
 def test_every_batch_arrives_once_and_in_order():

@@ -29,7 +29,7 @@ def pictures(n: int = 96) -> np.ndarray:
 def monitored(name: str):
     recipe = recipes.resolve(recipes.get(name))
     source = open_source(pictures(64))
-    held = monitor.prepare(source.subset(range(32)), source.subset(range(32, 64)), recipe)
+    held = monitor.prepare(source.subset(range(32)), source.subset(range(32, 64)), recipe, 32)
     return build_method(recipe), held, recipe
 
 

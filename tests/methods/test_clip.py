@@ -29,7 +29,7 @@ def test_a_text_is_read_to_its_end_and_no_further():
     text(torch.tensor([[97, 98, 99, 100, 101]]))
     torch.testing.assert_close(seen[0][:, :3], seen[1][:, :3])
     column = torch.tensor([[104, 105, 0], [106, 0, 0]], dtype=torch.uint8)
-    batch = Batch.of(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.full((2, 2), 4), torch.arange(2), text=column)
+    batch = Batch.of(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), text=column)
     assert Views(batch, (Caption(length=2),))["caption", 0].tolist() == [[104, 105], [106, 0]]
 
 

@@ -206,9 +206,9 @@ def test_jitter_orders_are_permutations():
 
 def test_crops_are_those_of_the_views():
     op, extent = A.ResizedCrop(area=(0.2, 0.6), ratio=(0.5, 2.0)), torch.tensor([[300, 500]]).expand(50, 2)
-    assert torch.equal(op.boxes(draws_of(50), extent, 256), draw_boxes(draws_of(50), extent, 256, op.area, op.ratio))
+    assert torch.equal(op.boxes(draws_of(50), extent), draw_boxes(draws_of(50), extent, op.area, op.ratio))
     square = torch.full((50, 2), 64)
-    assert torch.equal(op.draw(draws_of(50), 64), op.boxes(draws_of(50), square, 64).float())
+    assert torch.equal(op.draw(draws_of(50), 64), op.boxes(draws_of(50), square).float())
 
 
 # -- values ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ def canvases(n: int = 8, size: int = 40) -> Batch:
     draw = torch.Generator().manual_seed(0)
     coarse = torch.rand(n, 3, 6, 6, generator=draw)
     pixels = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1)
-    return Batch.of((pixels * 255).byte(), torch.full((n, 2), size), torch.arange(n))
+    return Batch.of((pixels * 255).byte(), torch.full((n, 2), size))
 
 
 def look(kind, n: int = 8, progress: float = 0.0, **settings) -> Views:
@@ -86,7 +86,7 @@ def test_a_crop_and_a_flip_are_taken_from_the_canvas():
     kind = Composed(1, 32, augmentations=(*MAST_5[2:3], ResizedCrop(area=(0.3, 0.5))), staged=False)
     views = look(kind, 16)
     x, draws = views["composed", 0], views.draws.at("composed/0")
-    boxes = ResizedCrop(area=(0.3, 0.5)).boxes(draws.at("resized_crop"), canvases(16).extent, 40)
+    boxes = ResizedCrop(area=(0.3, 0.5)).boxes(draws.at("resized_crop"), canvases(16).extent)
     flips = kind.applied(draws)[:, 0]
     assert 0 < flips.sum() < 16
     from manyviews.views.geometry import crop_resize

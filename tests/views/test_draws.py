@@ -135,7 +135,9 @@ def drawn(kind, canvases, draws):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.name)
 def test_other_devices_draw_the_same_numbers(kind, monkeypatch):
     """There the hash is written out in tensor operations, of all names of a place at once."""
-    canvases = Batch.of(torch.zeros(50, 3, 40, 40), torch.tensor([[30, 40]]).repeat(50, 1), torch.arange(50) * 7919)
+    canvases = Batch.of(
+        torch.zeros(50, 3, 40, 40).byte(), torch.tensor([[30, 40]]).repeat(50, 1), torch.arange(50) * 7919
+    )
     draws = Draws(3, 2, canvases.index, progress=0.8)
     ours = drawn(kind, canvases, draws)
     monkeypatch.setattr("manyviews.views.draws._compiles", lambda index: False)
@@ -159,7 +161,7 @@ class Operations(TorchDispatchMode):
 def test_few_kernels_draw_a_view(monkeypatch):
     """A hash of its own for each of 14 names took 459, one for each place 185."""
     monkeypatch.setattr("manyviews.views.draws._compiles", lambda index: False)
-    canvases = Batch.of(torch.zeros(8, 3, 40, 40), torch.tensor([[30, 40]]).repeat(8, 1), torch.arange(8))
+    canvases = Batch.of(torch.zeros(8, 3, 40, 40).byte(), torch.tensor([[30, 40]]).repeat(8, 1))
     with Operations() as operations:
         drawn(Global(2, 32, color=SIMCLR), canvases, Draws(0, 0, canvases.index))
     assert operations.count < 240

@@ -74,7 +74,7 @@ def test_positions_are_the_patches_centers_on_the_image():
     side, grid = 64, (4, 4)
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     pixels = torch.stack([y, x, x]).mul(4).byte().expand(20, -1, -1, -1)
-    batch = Batch.of(pixels, torch.full((20, 2), side), torch.arange(20))
+    batch = Batch.of(pixels)
     kinds = (Global(2, 32, color=None), Local(1, 16, color=None), Rotation(1, 32), CutMix(1, 32, name="mixed"))
     views = Views(batch, kinds, mean=(0.0,) * 3, std=(1.0,) * 3)
     for name, i in (("global", 1), ("local", 0)):
@@ -89,7 +89,7 @@ def test_positions_are_the_patches_centers_on_the_image():
 
 
 def test_two_kinds_of_one_class_have_names_and_draws_of_their_own():
-    batch = Batch.of(torch.randint(0, 256, (4, 3, 40, 40), dtype=torch.uint8), torch.full((4, 2), 40), torch.arange(4))
+    batch = Batch.of(torch.randint(0, 256, (4, 3, 40, 40), dtype=torch.uint8))
     views = Views(batch, (Global(1, 24), Global(1, 32, name="large")))
     assert views["global", 0].shape[-1] == 24 and views["large", 0].shape[-1] == 32
     assert torch.equal(views["global", 0], Views(batch, (Global(1, 24),))["global", 0])

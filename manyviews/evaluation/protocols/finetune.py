@@ -38,12 +38,12 @@ from manyviews.evaluation.contract import (
     Sees,
 )
 from manyviews.evaluation.descent import descend, stepping
-from manyviews.evaluation.features import SMALL, Chosen, encode, frozen, read_again
+from manyviews.evaluation.features import Chosen, encode, frozen, read_again
 from manyviews.evaluation.linear import Standardizer, ranked
 from manyviews.evaluation.subsets import balanced
 from manyviews.schedules import WarmupCosine
 from manyviews.types import Batch, Progress
-from manyviews.views import Global, Strong, View, Views
+from manyviews.views import Crop, Global, Strong, Views, resolution
 
 _MOMENTUM = 0.9
 _PART = 256  # images that go through a network at once: the paper's batches of 1024 are shared by four GPUs
@@ -257,13 +257,13 @@ class _Crops:
 
     def __init__(self, task: ImageTask, source: Source, y: Tensor, batch: int, seed: int, randaugment: int = 0) -> None:
         size, n = task.size, len(source)
-        canvas = size if size <= SMALL else int(size * 256 / 224)  # as large as the test images are before their crop
-        # Equal batches: a last one of few images would spoil BatchNorm, and leaving it out would cost small sets much.
-        self._loader = Loader(source, canvas, n // math.ceil(n / batch), seed=seed, device=task.device)
         self._task, self._y, self._seed = task, y, seed
-        self._kind: View = Global(1, size=size, area=(0.08, 1.0), color=None, flip=0.5)
+        self._kind: Crop = Global(1, size=size, area=(0.08, 1.0), color=None, flip=0.5)
         if randaugment:
             self._kind = Strong(1, size, (0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, operations=randaugment, hole=None)
+        canvas = resolution([self._kind])
+        # Equal batches: a last one of few images would spoil BatchNorm, and leaving it out would cost small sets much.
+        self._loader = Loader(source, canvas, n // math.ceil(n / batch), seed=seed, device=task.device)
         self.steps_per_epoch, self.batch = self._loader.steps_per_epoch, self._loader.batch
 
     def descend(

@@ -30,7 +30,7 @@ from manyviews.evaluation.unlabeled.spectrum import (
 )
 from manyviews.progress import Update
 from manyviews.types import Batch
-from manyviews.views import SIMCLR, Color, Global, View, Views
+from manyviews.views import SIMCLR, Color, Global, View, Views, resolution
 
 FEWEST = 16
 """Fewest images for a spectrum that says anything."""
@@ -245,12 +245,12 @@ def diagnose(
     if len(x) < FEWEST:
         raise UserError(f"{source.name} has {len(x)} images that can be read: a diagnosis takes {FEWEST} or more.")
     check_finite(x)
-    side = test_size if test_size <= SMALL else int(test_size * 256 / 224)
-    canvases, _ = load_canvases(looked, side)
+    shown = view or default_view(test_size)
+    canvases, _ = load_canvases(looked, resolution([shown]))
     if len(canvases) < 2:
         raise UserError(f"{source.name} has too few images that can be read: a diagnosis takes {FEWEST} or more.")
     encoder.to(device)  # where it is not yet, if its features were kept on disk
-    z = _of_views(encoder, canvases, view or default_view(test_size), views, seed, mean, std, device, progress, total)
+    z = _of_views(encoder, canvases, shown, views, seed, mean, std, device, progress, total)
     numbers = describe(x)
     return Diagnosis(
         source=source.name,
@@ -293,12 +293,11 @@ def _of_views(
     total: int,
 ) -> Tensor:
     """Features of `count` views of each canvas, float32 `n count d`; a few images at a time, as views are large."""
-    (red, green, blue), (r, g, b) = mean, std
     parts, done = [], total - len(canvases) * count
     for rows in torch.arange(len(canvases)).split(_CHUNK):
         chunk, found = canvases[rows].to(device), list[Tensor]()
         for epoch in range(math.ceil(count / view.count)):
-            made = Views(chunk, (view,), seed, epoch, (red, green, blue), (r, g, b))
+            made = Views(chunk, (view,), seed, epoch, tuple(mean), tuple(std))
             for i in range(min(view.count, count - len(found))):
                 x = made[view.name, i]
                 with frozen(encoder):

@@ -19,6 +19,7 @@ from manyviews.data.decode import decode
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen, normalize, test_transform
 from manyviews.methods import Method
+from manyviews.regularizers import canvas_size
 from manyviews.reporting.plots import in_colors
 from manyviews.reporting.views import titled, views_of
 from manyviews.settings import Recipe
@@ -93,16 +94,16 @@ def views(recipe: Recipe, method: Method, source: Source, pictures: Pictures) ->
     Each column is one picture with a "title": this view of a few images, one below the other, at their true relative
     size. The first kind is the image itself. Patches that the method hides are gray.
     """
-    canvases, _ = load_canvases(source.subset(spread_out(len(source), _ROWS)), recipe.data.canvas)
+    canvases, _ = load_canvases(source.subset(spread_out(len(source), _ROWS)), canvas_size(method, recipe))
     if not len(canvases):
         return []
     found, data = views_of(method, canvases, recipe), recipe.data
     cell = max(x.shape[-1] for xs in found.values() for x in xs)
-    whole = [
-        # Canvases are squashed: restore their proportions.
-        np.asarray(Image.fromarray(x).resize((max(1, cell * w // max(h, w)), max(1, cell * h // max(h, w)))))
-        for x, (h, w) in zip(canvases.pixels.permute(0, 2, 3, 1).numpy(), canvases.extent.tolist(), strict=True)
-    ]
+    whole = []
+    for k in range(len(canvases)):
+        x = Image.fromarray(np.ascontiguousarray(canvases.canvases.image(k).permute(1, 2, 0).numpy()))
+        longest = max(x.size)
+        whole.append(np.asarray(x.resize((max(1, cell * x.width // longest), max(1, cell * x.height // longest)))))
     groups = [{"kind": "image", "count": 1, "columns": [{"title": "image", **pictures.save(_column(whole, cell))}]}]
     for kind, xs in found.items():
         columns = [
