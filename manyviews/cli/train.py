@@ -35,7 +35,7 @@ def prepare(
     data: Images,
     /,
     out: NewFolder,
-    canvas: Pixels = 256,
+    canvas: Pixels = 800,
     labels: Labels = None,
     verify: bool = False,
     json: Json = None,
@@ -44,13 +44,13 @@ def prepare(
 
     For example:
       manyviews prepare photos/ --out canvases/
-      manyviews prepare photos/ --out canvases160/ --canvas 160
+      manyviews prepare photos/ --out small/ --canvas 340
       manyviews pretrain canvases/ --recipe simclr_imagenet
 
     Args:
         out: A new folder, or one that the same command began. The same command continues it, again or several times
             at once.
-        canvas: Side of the canvases in pixels; the recipe's data.canvas.
+        canvas: Longest short side of the canvases in pixels: 800 are as many as views of 224 pixels can use.
         verify: Read everything that was written again, and compare checksums.
     """
     from manyviews.data import verify as damaged

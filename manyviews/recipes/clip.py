@@ -51,7 +51,7 @@ def photos() -> Recipe:
         ),
         backbone=Component("resnet18"),
         epochs=30,
-        data=Data(canvas=160, batch_size=256),
+        data=Data(batch_size=256),
         optimizer=Optimizer("adamw", lr=5e-4, weight_decay=0.1, betas=(0.9, 0.98), schedule=WarmupCosine(warmup=3)),
         test_size=128,
     )

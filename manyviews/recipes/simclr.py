@@ -68,7 +68,7 @@ def photos() -> Recipe:
         ),
         backbone=Component("resnet18"),
         epochs=200,
-        data=Data(canvas=160, batch_size=256),
+        data=Data(batch_size=256),
         optimizer=Optimizer("adamw", lr=1e-3, weight_decay=0.01),
         monitor=Monitor(epochs=10),
         test_size=160,

@@ -10,7 +10,7 @@ from manyviews.errors import UserError
 from manyviews.progress import progress
 
 
-def prepare(data: Any, out: str | Path, canvas: int = 256, labels: str | Path | None = None) -> Path:
+def prepare(data: Any, out: str | Path, canvas: int = 800, labels: str | Path | None = None) -> Path:
     """Decode images once, to canvases on disk. Every later run reads these and decodes nothing.
 
     You may interrupt it and call it again, or call it in several processes at once: see `manyviews.data.prepare`.
@@ -18,7 +18,8 @@ def prepare(data: Any, out: str | Path, canvas: int = 256, labels: str | Path | 
     Args:
         data: see `manyviews.data.open_source`.
         out: a new folder, or one that the same call began. Other verbs then take it as their data.
-        canvas: side of the canvases in pixels; a recipe's `data.canvas`.
+        canvas: longest short side of the canvases in pixels. 800 are as many as views of 224 pixels can use; a run says
+            what its views can use.
         labels: a CSV file of `path,label` for a folder whose first-level folders are not the labels.
 
     Raises:

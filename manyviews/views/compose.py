@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -23,7 +22,7 @@ from manyviews.views.augmentations import (
     ResizedCrop,
 )
 from manyviews.views.draws import Draws
-from manyviews.views.kinds import Crop, Paint
+from manyviews.views.kinds import Crop, Paint, sharp
 from manyviews.views.regions import apply_to
 from manyviews.views.view import Range
 
@@ -66,8 +65,8 @@ class Composed(Crop):
 
     @property
     def resolution(self) -> int:
-        crops = [a.area[0] for a in self.augmentations if isinstance(a, ResizedCrop)]
-        return math.ceil(self.size / math.sqrt(min([self.area[0], *crops])))
+        crops = [a.area for a in self.augmentations if isinstance(a, ResizedCrop)]
+        return max(sharp(self.size, area) for area in (self.area, *crops))
 
     @property
     def is_plain(self) -> bool:

@@ -45,7 +45,7 @@ def logits(monkeypatch):
 
 def batches(known, rows, epoch, steps, batch, seed):
     """(crops, rows) of each step: an order of all images cut into equal parts, an image at a time."""
-    canvases, _ = load_canvases(known.subset(rows), 43)  # 12 / sqrt(0.08)
+    canvases, _ = load_canvases(known.subset(rows), 43)  # no smaller than the pictures
     kind = Global(1, size=12, area=(0.08, 1.0), color=None)
     places = order(seed, epoch, len(rows))
     for step in range(steps):
