@@ -64,12 +64,13 @@ def energy(x: torch.Tensor) -> float:
     return float(x.diff(dim=-1).square().sum() + x.diff(dim=-2).square().sum())
 
 
-def squashed(file: bytes, side: int) -> torch.Tensor:
+def squashed(file: bytes, side: int) -> np.ndarray:
     """The canvas of earlier versions: the whole image on a square."""
     image = Image.open(io.BytesIO(file))
     image.draft(None, (2 * side, 2 * side))
     pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    return interpolate(pixels[None], (side, side), mode="bicubic", antialias=True)[0]
+    pixels = interpolate(pixels[None], (side, side), mode="bicubic", antialias=True)[0]
+    return pixels.permute(1, 2, 0).contiguous().numpy()
 
 
 def kept(file: bytes, crops: dict[str, tuple[tuple[float, float], int]]) -> dict[str, dict[str, list[float]]]:
@@ -180,7 +181,9 @@ def main() -> None:
         sets["yours"] = [p.read_bytes() for p in paths]
     report: dict[str, object] = {
         "machine": machine.describe(torch.device("cpu")),
-        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip(),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        ).stdout.strip(),
         "date": time.strftime("%Y-%m-%d"),
     }
     for name, files in sets.items():

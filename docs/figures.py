@@ -24,7 +24,7 @@ from manyviews import methods, recipes
 from manyviews.backbones import Encoder
 from manyviews.data.canvas import to_canvas
 from manyviews.reporting import plots
-from manyviews.types import Batch
+from manyviews.types import Batch, Canvases
 from manyviews.views import IMAGENET_MEAN, IMAGENET_STD, Crop, Global, Strong, Views
 
 FOLDER = Path(__file__).parent / "methods" / "figures"
@@ -82,8 +82,8 @@ FIGURES = {name: partial(declared, name) for name in methods.names()} | DRAWN
 def photos() -> Batch:
     """The photographs as canvases."""
     images = load_sample_images().images
-    pixels = torch.stack([torch.from_numpy(to_canvas(Image.fromarray(x), 256)) for x in images])
-    return Batch.of(pixels, torch.tensor([x.shape[:2] for x in images]), torch.arange(len(images)))
+    canvases = Canvases.packed([to_canvas(Image.fromarray(x), 256) for x in images])
+    return Batch(torch.arange(len(images)), canvases)
 
 
 def image() -> Pictures:

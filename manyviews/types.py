@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +26,8 @@ class Canvases:
         pool: uint8, flat.
         start: int64, `b`, where each image begins in the pool.
         extent: int64, `b 2`, height and width of each image, in pixels.
-        pitch: int64, `b 2`, bytes from one channel of an image to the next, and from one row to the next.
+        pitch: int64, `b 3`, bytes from one channel of an image to the next, from one row to the next, and from one
+            pixel to the next.
         channels: of every image.
         room: height and width in which every image fits, known to the host without asking the device.
     """
@@ -44,26 +46,27 @@ class Canvases:
         start = torch.arange(b, device=pixels.device) * (c * h * w)
         if extent is None:
             extent = torch.tensor([h, w]).to(pixels.device, non_blocking=True).expand(b, 2)
-        pitch = torch.tensor([h * w, w]).to(pixels.device, non_blocking=True).expand(b, 2)
+        pitch = torch.tensor([h * w, w, 1]).to(pixels.device, non_blocking=True).expand(b, 3)
         return cls(pixels.contiguous().view(-1), start, extent.to(pixels.device), pitch, c, (h, w))
 
     @classmethod
-    def packed(cls, images: Sequence[Tensor], *, channels: int = 3, pin: bool = False) -> Canvases:
-        """Images uint8 `c h w` on the CPU, copied one after the other; in pinned memory with `pin`."""
-        sizes = [x.numel() for x in images]
-        pool = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=pin)
-        for part, x in zip(pool.split(sizes), images, strict=True):
-            part.view(x.shape).copy_(x)
-        shapes = [(x.shape[1], x.shape[2]) for x in images]
-        return cls.tight(pool, [0, *accumulate(sizes)][:-1], shapes, channels=channels)
+    def packed(cls, images: Sequence[np.ndarray], *, channels: int = 3, pin: bool = False) -> Canvases:
+        """Images uint8 `h w c`, copied one after the other; in pinned memory with `pin`."""
+        starts = [0, *accumulate(x.size for x in images)]
+        pool = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=pin)
+        if images:
+            np.concatenate([x.reshape(-1) for x in images], out=pool.numpy())
+        shapes = [(x.shape[0], x.shape[1]) for x in images]
+        return cls.tight(pool, starts[:-1], shapes, channels=channels)
 
     @classmethod
     def tight(
         cls, pool: Tensor, starts: Sequence[int], shapes: Sequence[tuple[int, int]], *, channels: int
     ) -> Canvases:
-        """Images of these heights and widths in a pool, without gaps between their rows and channels."""
+        """Images `h w c` of these heights and widths in a pool, without gaps: as decoders give them."""
         extent = torch.tensor(shapes, dtype=torch.int64).view(-1, 2)
-        pitch = torch.stack([extent.prod(1), extent[:, 1]], 1)
+        one = torch.ones_like(extent[:, 1])
+        pitch = torch.stack([one, channels * extent[:, 1], channels * one], 1)
         room = (max((h for h, _ in shapes), default=1), max((w for _, w in shapes), default=1))
         return cls(pool, torch.tensor(starts, dtype=torch.int64), extent, pitch, channels, room)
 
@@ -80,13 +83,14 @@ class Canvases:
 
     def image(self, i: int) -> Tensor:
         """Image `i`, on the CPU: uint8 `c h w`, which shares the pool's memory."""
-        (h, w), (plane, row) = self.extent[i].tolist(), self.pitch[i].tolist()
+        h, w = self.extent[i].tolist()
         at = self.pool.storage_offset() + int(self.start[i])
-        return self.pool.as_strided((self.channels, h, w), (plane, row, 1), at)
+        return self.pool.as_strided((self.channels, h, w), self.pitch[i].tolist(), at)
 
     def alone(self, *, pin: bool = False) -> Canvases:
         """The same images in a pool of their own, on the CPU."""
-        return Canvases.packed([self.image(i) for i in range(len(self))], channels=self.channels, pin=pin)
+        images = [self.image(i).permute(1, 2, 0).numpy() for i in range(len(self))]
+        return Canvases.packed(images, channels=self.channels, pin=pin)
 
     def cut(self, boxes: Tensor, room: tuple[int, int]) -> Tensor:
         """The pixels of a box of each image.
@@ -101,10 +105,10 @@ class Canvases:
         (h, w), device = room, self.pool.device
         top, left, tall, wide = boxes.unbind(1)
         y, x = torch.arange(h, device=device), torch.arange(w, device=device)
-        rows = (top[:, None] + y) * self.pitch[:, 1:]
         planes = self.start[:, None] + torch.arange(self.channels, device=device) * self.pitch[:, :1]
+        rows, columns = (top[:, None] + y) * self.pitch[:, 1:2], (left[:, None] + x) * self.pitch[:, 2:]
         inside = (y < tall[:, None])[:, None, :, None] & (x < wide[:, None])[:, None, None]
-        where = planes[:, :, None, None] + rows[:, None, :, None] + (left[:, None] + x)[:, None, None]
+        where = planes[:, :, None, None] + rows[:, None, :, None] + columns[:, None, None]
         return self.pool[where.where(inside, 0)].mul_(inside)
 
     def padded(self, room: tuple[int, int] | None = None) -> Tensor:

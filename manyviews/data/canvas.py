@@ -13,7 +13,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.nn.functional import interpolate
 
 from manyviews.data.decode import BadImage, decode
@@ -35,18 +34,20 @@ MOST = 4
 """The most pixels of a canvas, in squares of its longest short side: longer images shrink to that."""
 
 
-def to_canvas(image: Image.Image | np.ndarray, size: int) -> Tensor:
-    """An image in its own proportions with a short side of `size` pixels at the most: uint8 `c h w`.
+def to_canvas(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
+    """An image in its own proportions with a short side of `size` pixels at the most: uint8 `h w c`.
 
     It is never enlarged. An image of more than `MOST` times `size**2` pixels then shrinks to that. What shrinks is
     resampled antialiased and bicubic, by PyTorch's resampling of bytes: three times as fast as Pillow's, and within two
     gray levels of it.
     """
-    array = np.asarray(image) if isinstance(image, np.ndarray) else np.array(image)
-    pixels = torch.from_numpy(array[:, :, None] if array.ndim == 2 else array).permute(2, 0, 1)
-    shape = canvas_shape(pixels.shape[1], pixels.shape[2], size)
-    if shape != pixels.shape[1:]:
-        pixels = interpolate(pixels[None], shape, mode="bicubic", antialias=True)[0]
+    pixels = np.asarray(image)
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    shape = canvas_shape(pixels.shape[0], pixels.shape[1], size)
+    if shape != pixels.shape[:2]:
+        # A copy, because Pillow's array is read-only, of which PyTorch warns.
+        found = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+        pixels = interpolate(found, shape, mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
     return pixels
 
 
@@ -56,8 +57,8 @@ def canvas_shape(height: int, width: int, size: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def load_canvas(source: Source, i: int, size: int) -> Tensor:
-    """Image `i` as a canvas, uint8 `c h w`: see `to_canvas`.
+def load_canvas(source: Source, i: int, size: int) -> np.ndarray:
+    """Image `i` as a canvas, uint8 `h w c`: see `to_canvas`.
 
     Raises:
         BadImage: the image cannot be used; the reason says why.
@@ -90,6 +91,7 @@ def hold_canvases(
         return source.canvases(np.arange(total)), []
     # The system gives the memory when it is written to.
     pool = torch.empty(min(most, total * largest(source, size)), dtype=torch.uint8)
+    into = pool.numpy()
     starts, shapes = [0] * total, [(0, 0)] * total
     lock, held, full = Lock(), 0, False
 
@@ -106,11 +108,11 @@ def hold_canvases(
                 bad.append((i, error.reason))
                 continue
             with lock:
-                at, held = held, held + canvas.numel()
+                at, held = held, held + canvas.size
                 full = held > len(pool)
             if not full:
-                pool[at : at + canvas.numel()].view(canvas.shape).copy_(canvas)
-                starts[i], shapes[i] = at, (canvas.shape[1], canvas.shape[2])
+                into[at : at + canvas.size].reshape(canvas.shape)[:] = canvas
+                starts[i], shapes[i] = at, (canvas.shape[0], canvas.shape[1])
         return bad
 
     # Threads suffice, because Pillow decodes without the interpreter lock. Each takes a chunk of neighbors, for sources

@@ -126,7 +126,7 @@ class Loader:
 
         def size(i: int) -> int | None:
             try:
-                return load_canvas(source, i, self.size).numel()
+                return load_canvas(source, i, self.size).size
             except BadImage:
                 return None
 
@@ -201,10 +201,10 @@ class Loader:
 
         with closing(in_threads(ready, jobs(), threads)) as read:
             for parts, items in zip(read, batches, strict=True):
-                images = [part.canvases.image(i) for part in parts for i in range(len(part))]
+                images = [part.canvases.image(i).permute(1, 2, 0).numpy() for part in parts for i in range(len(part))]
                 yield self._packed(images, items), items
 
-    def _packed(self, images: Sequence[Tensor], items: np.ndarray) -> Batch:
+    def _packed(self, images: Sequence[np.ndarray], items: np.ndarray) -> Batch:
         """A batch of canvases, in pinned memory if there is a GPU."""
         index = torch.from_numpy(np.array(items, dtype=np.int64))
         canvases = Canvases.packed(images, channels=self.source.reading.count, pin=self._pin)
@@ -213,7 +213,7 @@ class Loader:
     def _streamed(self, batches: np.ndarray, start: int) -> Generator[tuple[Batch, np.ndarray], None, None]:
         steps, size = batches.shape
 
-        def read(job: tuple[int, int]) -> tuple[int, Tensor] | None:
+        def read(job: tuple[int, int]) -> tuple[int, np.ndarray] | None:
             step, row = job
             reached((step - start) * size + row)
             return self._good(row, batches, step)
@@ -230,7 +230,7 @@ class Loader:
                 items = np.array([i for i, _ in found])
                 yield self._packed([canvas for _, canvas in found], items), items
 
-    def _good(self, row: int, batches: np.ndarray, step: int) -> tuple[int, Tensor] | None:
+    def _good(self, row: int, batches: np.ndarray, step: int) -> tuple[int, np.ndarray] | None:
         """The image of a row of a batch, or its substitute, with its number. None if there is no good image."""
         column, place = batches.T, row * len(batches) + step
         later = (int(column.flat[k % batches.size]) for k in range(place, place + batches.size))

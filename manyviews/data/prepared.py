@@ -146,8 +146,8 @@ def _storage(source: Source, size: int) -> dict[str, Any]:
     for i in np.linspace(0, len(source) - 1, min(_SAMPLE, len(source))).astype(int).tolist():
         with suppress(BadImage):
             canvas = load_canvas(source, i, size)
-            sizes.append(canvas.numel())
-            encoded.append(len(_encode(source, i, size)) if source.reading.count in (1, 3) else canvas.numel())
+            sizes.append(canvas.size)
+            encoded.append(len(_encode(source, i, size)) if source.reading.count in (1, 3) else canvas.size)
     raw = source.reading.count not in (1, 3) or np.mean(sizes or [0]) <= _RAW
     each = float(np.mean((sizes if raw else encoded) or [1]))
     return {"encoding": "raw" if raw else "jpeg", "shard": max(1, round(_SHARD / max(1.0, each)))}
@@ -165,12 +165,13 @@ def _encode(source: Source, i: int, size: int) -> bytes:
     canvas = to_canvas(picture, size)
     if isinstance(raw, bytes) and raw.startswith(_JPEG):
         file = Image.open(io.BytesIO(raw), formats=("JPEG",))
-        there = (file.height, file.width) == canvas.shape[1:] and file.getexif().get(_ORIENTATION, 1) == 1
-        if there and file.mode == {1: "L", 3: "RGB"}[len(canvas)]:
+        there = (file.height, file.width) == canvas.shape[:2] and file.getexif().get(_ORIENTATION, 1) == 1
+        if there and file.mode == {1: "L", 3: "RGB"}[canvas.shape[2]]:
             return raw
-    pixels = canvas[0].numpy() if len(canvas) == 1 else canvas.permute(1, 2, 0).contiguous().numpy()
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=_QUALITY, subsampling=0)
+    Image.fromarray(canvas[..., 0] if canvas.shape[2] == 1 else np.ascontiguousarray(canvas)).save(
+        stream, "JPEG", quality=_QUALITY, subsampling=0
+    )
     return stream.getvalue()
 
 
@@ -312,10 +313,10 @@ class Prepared:
         images = [self._canvas(i) for i in items.tolist()]
         return Batch(torch.from_numpy(items), Canvases.packed(images, channels=self.reading.count))
 
-    def _canvas(self, i: int) -> torch.Tensor:
+    def _canvas(self, i: int) -> np.ndarray:
         content, (height, width) = self._content(i)
         if self.encoding == "raw":
-            return torch.from_numpy(content).view(-1, height, width)
+            return content.reshape(height, width, -1)
         return to_canvas(decode(content.tobytes(), None, self.reading)[0], max(height, width))
 
     def _content(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -331,8 +332,8 @@ class Prepared:
         content, (height, width) = self._content(i)
         if self.encoding == "jpeg":
             return content.tobytes()
-        pixels = content.reshape(-1, height, width).transpose(1, 2, 0)
-        return pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
+        pixels = content.reshape(height, width, -1)
+        return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 
     def ids(self) -> list[str]:
         return [name for file in self.files for name in _header(self.folder / file)[1]["ids"]]

@@ -121,8 +121,8 @@ def _check(canvases: Canvases, boxes: Tensor, flip: Tensor) -> None:
     corner, size = boxes.chunk(2, 1)
     if not bool(((corner >= 0) & (size > 0) & (corner + size <= canvases.extent)).all()):
         raise ValueError("A view's crop must be boxes of a pixel or more within the canvas.")
-    (tall, wide), (plane, row) = (canvases.extent - 1).unbind(1), canvases.pitch.unbind(1)
-    last = canvases.start + (canvases.channels - 1) * plane + tall * row + wide
+    (tall, wide), (plane, row, pixel) = (canvases.extent - 1).unbind(1), canvases.pitch.unbind(1)
+    last = canvases.start + (canvases.channels - 1) * plane + tall * row + wide * pixel
     if not bool(((canvases.start >= 0) & (last < len(canvases.pool))).all()):
         raise ValueError("A canvas lies outside of the bytes that hold it.")
 
@@ -149,7 +149,7 @@ def _compile_all() -> None:
     try:
         no, one = np.zeros(1, bool), np.ones(1, np.float32)
         boxes = np.array([[0, 0, 1, 1]])
-        canvas = (np.zeros(3, np.uint8), np.zeros(1, np.int64), np.ones((1, 2), np.int64))
+        canvas = (np.zeros(3, np.uint8), np.zeros(1, np.int64), np.ones((1, 3), np.int64))
         _crops(*canvas, boxes, no, np.empty((1, 3, 1), np.float32), 0, 1)
         drawn = (np.zeros((1, 4), bool), np.ones((1, 4), np.float32), np.zeros((1, 4), np.int64), one)
         three = np.ones(3, np.float32)
@@ -238,11 +238,14 @@ def _crop(pool, start, pitch, box, flip, image):
     weights /= _f(255)
     lines, narrow = np.empty((channels, width), np.float32), np.empty((channels, height, size), np.float32)
     for y in range(height):
-        for c in range(channels):
-            at = start + c * pitch[0] + (top + y) * pitch[1] + left
-            source, line = pool[at : at + width], lines[c]
-            for x in range(width):
-                line[x] = source[x]
+        at = start + (top + y) * pitch[1] + left * pitch[2]
+        if channels == 3 and pitch[0] == 1 and pitch[2] == 3:
+            _deinterleave(pool[at : at + 3 * width], lines[0], lines[1], lines[2])
+        else:
+            for c in range(channels):
+                there, line = np.uint64(at + c * pitch[0]), lines[c]
+                for x in range(np.uint64(width)):
+                    line[x] = pool[there + x * np.uint64(pitch[2])]
         if channels == 3:
             _three_columns(lines[0], lines[1], lines[2], first, weights, narrow[0, y], narrow[1, y], narrow[2, y])
         else:
@@ -260,6 +263,12 @@ def _crop(pool, start, pitch, box, flip, image):
                     out[x] = _cut(i * p[x] + j * q[x] + k * r[x] + m * t[x])
             else:
                 _rows(narrow[c, s : s + taps], weights[y], out)
+
+
+@jit
+def _deinterleave(pixels, red, green, blue):
+    for x in range(len(red)):
+        red[x], green[x], blue[x] = pixels[3 * x], pixels[3 * x + 1], pixels[3 * x + 2]
 
 
 # Unsigned places: a negative one would count from the end, which to check for costs half of the time.
@@ -303,20 +312,32 @@ def _three_columns(red, green, blue, first, weights, out_red, out_green, out_blu
 def _rows(lines, weights, out):
     """The weighted sum of as many lines as there are weights, cut to [0, 1]."""
     taps, k = len(weights), 0
-    out[:] = _ZERO
-    while k + 3 < taps:
+    if taps < 3:
+        out[:] = _ZERO
+    else:
+        a, b, c = weights[0], weights[1], weights[2]
+        p, q, r = lines[0], lines[1], lines[2]
+        for x in range(len(out)):
+            out[x] = a * p[x] + b * q[x] + c * r[x]
+        k = 3
+    while k + 4 < taps:
         a, b, c, d = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
         p, q, r, t = lines[k], lines[k + 1], lines[k + 2], lines[k + 3]
         for x in range(len(out)):
             out[x] += a * p[x] + b * q[x] + c * r[x] + d * t[x]
         k += 4
-    while k < taps:
+    while k + 1 < taps:
         a, p = weights[k], lines[k]
         for x in range(len(out)):
             out[x] += a * p[x]
         k += 1
-    for x in range(len(out)):
-        out[x] = _cut(out[x])
+    if k < taps:
+        a, p = weights[k], lines[k]
+        for x in range(len(out)):
+            out[x] = _cut(out[x] + a * p[x])
+    else:
+        for x in range(len(out)):
+            out[x] = _cut(out[x])
 
 
 @jit

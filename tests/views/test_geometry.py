@@ -165,7 +165,7 @@ def test_images_of_several_shapes_in_one_batch():
     """Each is cropped as if it came alone, where canvases lie tight in one pool and where they are padded."""
     g = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (3, h, w), generator=g, dtype=torch.uint8) for h, w in ((40, 60), (90, 20), (7, 7))]
-    tight = Canvases.packed(images)
+    tight = Canvases.packed([x.permute(1, 2, 0).contiguous().numpy() for x in images])
     padded = Canvases.dense(tight.padded(), tight.extent)
     boxes = draw_boxes(Draws(0, 0, torch.arange(3)), tight.extent, (0.3, 1.0), RATIO)
     flip = torch.tensor([True, False, True])
