@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from manyviews.data.files import Unreachable
+from manyviews.data.formats import EXTENSIONS as EXTENSIONS
+from manyviews.data.formats import HEAD, missing, sniff
 from manyviews.data.reading import MAX_PIXELS, RGB, Reading
 
 Raw = Path | bytes | Image.Image | np.ndarray
 """An image before decoding: a file, its bytes, or a decoded image (arrays: uint8 `h w 3` or `h w`)."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 MIN_SIDE = 4
 MAX_RATIO = 100
 """Largest ratio of sides. A longer picture of a few kilobytes would become gigabytes at a useful short side."""
@@ -122,11 +122,16 @@ def _open(raw: Raw) -> Image.Image:
             return raw
         case np.ndarray():
             return Image.fromarray(raw)
-        case bytes():
-            return Image.open(io.BytesIO(raw), formats=FORMATS)
         case Path():
             # Read whole: one request for each image suits network disks, and no file stays open.
-            return Image.open(io.BytesIO(raw.read_bytes()), formats=FORMATS)
+            return _open(raw.read_bytes())
+        case bytes():
+            kind = sniff(raw[:HEAD])
+            if kind is None:
+                raise BadImage("not an image of a known format")
+            if (cure := missing(kind)) is not None:
+                raise BadImage(f"a {kind.name} image, which needs a package: run `{cure}`")
+            return Image.open(io.BytesIO(raw), formats=(kind.plugin,) if kind.plugin else ())
 
 
 def _orientation(image: Image.Image) -> int:
