@@ -1,25 +1,76 @@
-"""Any image file to RGB, upright, eight bits; or the reason why not."""
+"""Any image file to eight bits a channel, upright, as a `Reading` says; or the reason why not."""
 
 from __future__ import annotations
 
 import errno
 import io
+import struct
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+# Only these of Pillow's plugins read files: some of the others run programs.
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from manyviews.data import raster as rasters
 from manyviews.data.files import Unreachable
 from manyviews.data.formats import EXTENSIONS as EXTENSIONS
-from manyviews.data.formats import HEAD, missing, sniff
-from manyviews.data.reading import MAX_PIXELS, RGB, Reading
+from manyviews.data.formats import HEAD, install, installed, missing, sniff
+from manyviews.data.formats import BadImage as BadImage
+from manyviews.data.raster import Check, Raster
+from manyviews.data.reading import MAX_PIXELS as MAX_PIXELS
+from manyviews.data.reading import RGB, Reading
 
-Raw = Path | bytes | Image.Image | np.ndarray
-"""An image before decoding: a file, its bytes, or a decoded image (arrays: uint8 `h w 3` or `h w`)."""
+
+@dataclass(frozen=True)
+class Frame:
+    """One of the pictures of a file that holds several.
+
+    Attributes:
+        raw: the file.
+        number: which picture, from 0.
+    """
+
+    raw: Path | bytes
+    number: int
+
+
+Raw = Path | bytes | Frame | Image.Image | np.ndarray
+"""An image before decoding: a file, its bytes, one of its pictures, or a decoded image (arrays: `h w c` or `h w`)."""
+
+Picture = Image.Image | np.ndarray
+"""A decoded image: PIL's "RGB" for three channels and "L" for one; uint8 `h w c` for another number."""
 
 MIN_SIDE = 4
 MAX_RATIO = 100
 """Largest ratio of sides. A longer picture of a few kilobytes would become gigabytes at a useful short side."""
+
+# The plugins' own doors. `Image.open` has a limit of pixels for the whole process; ours is the reading's.
+_OPEN = {
+    "AVIF": AvifImagePlugin.AvifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "JPEG": JpegImagePlugin.jpeg_factory,
+    "JPEG2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "PPM": PpmImagePlugin.PpmImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+}
 
 # Errors that are not the image's fault: too many open files, a network disk that does not answer.
 _PASSING = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN}
@@ -33,41 +84,96 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ROWS = 2**22  # values scaled at a time
 
 
-class BadImage(Exception):
-    """An image that cannot be used. `reason` is a short phrase without the file's name, which the caller knows."""
+def decode(raw: Raw, at_least: int | None = None, reading: Reading = RGB) -> tuple[Picture, tuple[int, int]]:
+    """An image of eight bits a channel with its EXIF orientation applied, and the upright picture's (height, width).
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    For one and three channels, gray is copied or color becomes luma, alpha is composited on white, and inks become
+    color. Other channels are the file's own bands. Values of more than eight bits are scaled by the reading's range,
+    or by the whole range of their type, and clipped; values that mean nothing (not a number, "no data") become 0.
+    Floats, signed and 32-bit integers have no such range. Without one from the reading, it is guessed from this
+    picture alone, with a warning: see `manyviews.data.measure` for the range of a data set.
 
-
-def decode(raw: Raw, at_least: int | None = None, reading: Reading = RGB) -> tuple[Image.Image, tuple[int, int]]:
-    """An RGB image with its EXIF orientation applied, and the true (height, width) of the upright picture.
-
-    Alpha is composited on white. Sixteen bits are scaled to eight, not clipped. An animation gives its first frame.
     `at_least` lets a JPEG be decoded at a smaller scale, by a power of two in the DCT, with no side shorter than
     `at_least`. That is several times faster for photographs.
 
     Raises:
         Unreachable: the disk is gone, or too many files are open.
-        BadImage: the file is unreadable, corrupt, truncated or no image; or the image has more than `MAX_PIXELS`, is
-            longer than `MAX_RATIO` times its width, or has a side shorter than `MIN_SIDE`.
+        BadImage: the file is unreadable, corrupt, truncated or no image; it needs a package; it has other channels than
+            the reading wants; or the image has more pixels than the reading allows, is longer than `MAX_RATIO` times
+            its width, or has a side shorter than `MIN_SIDE`.
     """
-    try:
-        return _decode(raw, at_least)
-    except BadImage:
-        raise
-    except UnidentifiedImageError:
-        raise BadImage("not an image of a known format") from None
-    except Image.DecompressionBombError:
-        raise BadImage(f"more than {MAX_PIXELS:,} pixels, which may be a decompression bomb") from None
-    except OSError as error:
-        raise fault(error, raw if isinstance(raw, Path) else None) from None
-    # On corrupt files Pillow's plugins raise nearly everything: OSError, SyntaxError, struct.error, KeyError, ...
-    except Exception as error:
+    with translated(raw, reading):
+        return _decode(raw, at_least, reading)
+
+
+class translated:
+    """A context in which everything that reading an image can raise becomes `BadImage` or `Unreachable`."""
+
+    def __init__(self, raw: Raw, reading: Reading = RGB) -> None:
+        self.path = raw.raw if isinstance(raw, Frame) else raw
+        self.reading = reading
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, BadImage) or not isinstance(error, Exception):
+            return
+        if isinstance(error, UnidentifiedImageError):
+            raise BadImage("not an image of a known format") from None
+        if isinstance(error, Image.DecompressionBombError):
+            raise BadImage(_too_large("it", self.reading)) from None
+        if isinstance(error, OSError):
+            raise fault(error, self.path if isinstance(self.path, Path) else None) from None
+        # On corrupt files the packages raise nearly everything: SyntaxError, struct.error, KeyError, ...
         raise BadImage(f"corrupt or truncated ({str(error) or type(error).__name__})") from None
+
+
+def as_rgb(seen: Picture) -> Image.Image:
+    """A decoded image for people: of more than three channels the first three, of two the first."""
+    if isinstance(seen, Image.Image):
+        return seen if seen.mode == "RGB" else seen.convert("RGB")
+    return Image.fromarray(np.ascontiguousarray(seen[..., :3] if seen.shape[2] > 2 else seen[..., [0, 0, 0]]))
+
+
+def examine(raw: Raw, reading: Reading = RGB) -> Raster:
+    """A picture of a file as it is stored: its bands, the type of its values, and how many pictures the file holds.
+
+    Raises:
+        Unreachable, BadImage: as `decode`.
+    """
+    with translated(raw, reading):
+        found, frames = _opened(raw, reading)
+        if isinstance(found, Raster):
+            return found
+        _check(reading)(*found.size, 0)
+        found.load()
+        return rasters.as_raster(found, frames)
+
+
+def count_frames(raw: Path | bytes) -> int:
+    """How many pictures a file holds; 1 for one that cannot be read."""
+    try:
+        with translated(raw):
+            content = raw.read_bytes() if isinstance(raw, Path) else raw
+            kind = sniff(content[:HEAD])
+            match kind.name if kind else "":
+                case "TIFF" if installed("tifffile"):
+                    import tifffile
+
+                    with tifffile.TiffFile(io.BytesIO(content)) as file:
+                        return rasters.tiff_layout(file, RGB).frames
+                case "DICOM":
+                    from pydicom import dcmread
+
+                    header = dcmread(io.BytesIO(content), force=True, stop_before_pixels=True)
+                    return int(header.get("NumberOfFrames", 1) or 1)
+                case _:
+                    return _opened(content, RGB)[1]
+    except BadImage:
+        return 1
 
 
 def fault(error: OSError, path: Path | None, what: str = "the file") -> BadImage | Unreachable:
@@ -91,16 +197,16 @@ def fault(error: OSError, path: Path | None, what: str = "the file") -> BadImage
     return BadImage(f"corrupt or truncated ({error})")
 
 
-def _decode(raw: Raw, at_least: int | None) -> tuple[Image.Image, tuple[int, int]]:
-    image = _open(raw)
+def _decode(raw: Raw, at_least: int | None, reading: Reading) -> tuple[Picture, tuple[int, int]]:
+    found, _ = _opened(raw, reading)
+    if isinstance(found, Raster):
+        height, width = found.values.shape[:2]
+        _check(reading)(width, height, 0)
+        return picture(found, reading), (height, width)
+    image = found
     width, height = image.size
     # Only the header has been read; no memory for the picture is allocated yet.
-    if width * height > MAX_PIXELS:
-        raise BadImage(f"{width}x{height} is over {MAX_PIXELS:,} pixels, which may be a decompression bomb")
-    if min(width, height) < MIN_SIDE:
-        raise BadImage(f"{width}x{height} is too small: the short side needs {MIN_SIDE} pixels")
-    if max(width, height) > MAX_RATIO * min(width, height):
-        raise BadImage(f"{width}x{height} is too elongated: the long side may be {MAX_RATIO} times the short one")
+    _check(reading)(width, height, 0)
     if at_least is not None and not isinstance(raw, Image.Image):  # the caller's own image must not change
         image.draft(None, (at_least, at_least))
     drafted = image.size != (width, height)
@@ -108,30 +214,126 @@ def _decode(raw: Raw, at_least: int | None) -> tuple[Image.Image, tuple[int, int
     if not drafted:
         width, height = image.size  # Pillow turns TIFFs upright while it loads them
     orientation = _orientation(image)
-    rgb = _to_rgb(image)
+    seen = _seen(image, reading)
     if orientation in _UPRIGHT:
-        rgb = rgb.transpose(_UPRIGHT[orientation])
+        if isinstance(seen, Image.Image):
+            seen = seen.transpose(_UPRIGHT[orientation])
+        else:
+            seen = np.ascontiguousarray(rasters.upright(seen, orientation))
         if orientation >= 5:
             width, height = height, width
-    return rgb, (height, width)
+    return seen, (height, width)
 
 
-def _open(raw: Raw) -> Image.Image:
+def _seen(image: Image.Image, reading: Reading) -> Picture:
+    """A loaded picture as the reading wants it. Color of 8 bits, what nearly all files are, takes the short way."""
+    wide = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    if wide or reading.channels not in (1, 3):
+        return picture(rasters.as_raster(image), reading)
+    if reading.channels == 1 and image.mode in ("1", "L") and "transparency" not in image.info:
+        return image.convert("L")
+    rgb = _to_rgb(image)
+    return rgb if reading.channels == 3 else rgb.convert("L")
+
+
+def _check(reading: Reading) -> Check:
+    """What a picture's size must pass before its pixels are read."""
+
+    def check(width: int, height: int, size: int) -> None:
+        # A color picture of the largest size is not more than three times as many bytes; twelve for wide bands.
+        if width * height > reading.max_pixels or size > 12 * reading.max_pixels:
+            raise BadImage(_too_large(f"{width}x{height}", reading))
+        if min(width, height) < MIN_SIDE:
+            raise BadImage(f"{width}x{height} is too small: the short side needs {MIN_SIDE} pixels")
+        if max(width, height) > MAX_RATIO * min(width, height):
+            raise BadImage(f"{width}x{height} is too elongated: the long side may be {MAX_RATIO} times the short one")
+
+    return check
+
+
+def _too_large(what: str, reading: Reading) -> str:
+    return (
+        f"{what} is over {reading.max_pixels:,} pixels, which may be a decompression bomb: if it is not, cut it up "
+        "with `manyviews prepare --tile`, or raise data.max_pixels"
+    )
+
+
+def _opened(raw: Raw, reading: Reading) -> tuple[Image.Image | Raster, int]:
+    """A picture that Pillow has opened but not loaded, or one that was read otherwise; and the file's pictures."""
+    number = None
+    if isinstance(raw, Frame):
+        number = raw.number
+        raw = raw.raw
     match raw:
         case Image.Image():
-            return raw
+            return raw, 1
         case np.ndarray():
-            return Image.fromarray(raw)
+            if raw.dtype == np.uint8 and (raw.ndim == 2 or raw.shape[2] == 3):
+                return Image.fromarray(raw), 1
+            values = raw if raw.ndim == 3 else raw[..., None]
+            return Raster(values, "array", rasters.whole_range(values.dtype)), 1
         case Path():
             # Read whole: one request for each image suits network disks, and no file stays open.
-            return _open(raw.read_bytes())
+            return _opened_bytes(raw.read_bytes(), reading, number)
         case bytes():
-            kind = sniff(raw[:HEAD])
-            if kind is None:
-                raise BadImage("not an image of a known format")
-            if (cure := missing(kind)) is not None:
-                raise BadImage(f"a {kind.name} image, which needs a package: run `{cure}`")
-            return Image.open(io.BytesIO(raw), formats=(kind.plugin,) if kind.plugin else ())
+            return _opened_bytes(raw, reading, number)
+
+
+def _opened_bytes(content: bytes, reading: Reading, number: int | None) -> tuple[Image.Image | Raster, int]:
+    kind, check = sniff(content[:HEAD]), _check(reading)
+    if kind is None:
+        raise BadImage("empty" if not content else "not an image of a known format")
+    if (cure := missing(kind)) is not None:
+        raise BadImage(f"a {kind.name} image, which needs a package: run `{cure}`")
+    found: Raster | None = None
+    match kind.name:
+        case "DICOM":
+            found = rasters.read_dicom(content, reading, number, check)
+        case "JPEG XL":
+            found = rasters.read_jpeg_xl(content, check)
+        case "HEIC, HEIF":
+            return rasters.open_heif(content, reading, number, check)
+        case "TIFF":
+            return _opened_tiff(content, reading, number)
+        case "PNG" if rasters.deep_png(content):
+            found = rasters.read_deep_png(content, reading, check)
+        case "PPM, PGM, PBM":
+            found = rasters.read_deep_ppm(content, check)
+    if found is not None:
+        return found, found.frames
+    image = _pillow(content, str(kind.plugin))
+    frames = 1 if kind.plugin in ("JPEG", "BMP", "PPM") else int(getattr(image, "n_frames", 1))
+    wanted = rasters.chosen_frame(frames, reading, number)
+    if wanted:
+        check(*image.size, 0)
+        image.seek(wanted)
+    return image, frames
+
+
+def _pillow(content: bytes, plugin: str) -> Image.Image:
+    image: Image.Image = _OPEN[plugin](io.BytesIO(content), "")
+    return image
+
+
+def _opened_tiff(content: bytes, reading: Reading, number: int | None) -> tuple[Image.Image | Raster, int]:
+    """A TIFF through Pillow if that gives all of it, else through tifffile."""
+    check, able = _check(reading), installed("tifffile") and installed("imagecodecs")
+    try:
+        image = _pillow(content, "TIFF")
+        if rasters.simple_tiff(image):
+            check(*image.size, 0)
+            if able:
+                image.load()  # what its decoders lack, those of imagecodecs may have
+            return image, 1
+        if not able and (found := rasters.gray_tiff(image, reading, number, check)) is not None:
+            return found, found.frames
+    except (OSError, SyntaxError, KeyError, ValueError, TypeError, struct.error):
+        if not able:
+            raise
+    if not able:
+        raise BadImage(f"a TIFF that Pillow does not read whole, which needs a package: run `{install('tiff')}`")
+    raster = rasters.read_tiff(content, reading, number, check)
+    return raster, raster.frames
 
 
 def _orientation(image: Image.Image) -> int:
@@ -144,25 +346,111 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16"):
-        return Image.fromarray(_to_8_bits(np.asarray(image), 65535.0)).convert("RGB")
-    if image.mode in ("I", "F"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        return Image.fromarray(_to_8_bits(values, _white(values))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        return _on_white(image.convert("RGBA"))
     return image.convert("RGB")
 
 
-def _to_8_bits(values: np.ndarray, white: float) -> np.ndarray:
-    return np.rint(values.astype(np.float64) * (255.0 / white)).clip(0, 255).astype(np.uint8)
+def _on_white(rgba: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, rgba).convert("RGB")
 
 
-def _white(values: np.ndarray) -> float:
-    """The value of white in a 32-bit image: the first of 1, 255 and 65535 that no value exceeds, else the maximum."""
-    top = float(values.max())
-    integers = bool((values == np.rint(values)).all())
-    usual = (255.0, 65535.0) if integers and top > 1 else (1.0, 255.0, 65535.0)
-    return next((white for white in usual if top <= white), top)
+def picture(raster: Raster, reading: Reading) -> Picture:
+    """A picture as it is stored, in the channels and between the values that the reading wants.
+
+    Raises:
+        BadImage: it has other bands.
+    """
+    wanted, total = reading.channels, raster.values.shape[2]
+    if isinstance(wanted, tuple):
+        if max(wanted) >= total:
+            raise BadImage(f"{raster.words}, without the band {max(wanted)} that is asked for (the first is 0)")
+        return _as_picture(_eight_bits(raster, raster.values[..., list(wanted)], reading))
+    if wanted not in (1, 3):
+        if total != wanted:
+            raise BadImage(f"{raster.words}, where {wanted} channels are asked for: set data.channels={total}")
+        return _eight_bits(raster, raster.values, reading)
+    if raster.bands not in (1, 3) and not raster.inks:
+        channels = f"{wanted} channel{'s' * (wanted != 1)}"
+        raise BadImage(
+            f"{raster.words}, where {channels} are asked for: take all with data.channels={total}, or name some, such "
+            f"as data.channels=({', '.join(map(str, range(min(wanted, total))))}"
+            f"{',' if min(wanted, total) == 1 else ''})"
+        )
+    eight = _eight_bits(raster, raster.values[..., : raster.bands], reading)
+    if raster.inks:
+        color = Image.frombytes("CMYK", eight.shape[1::-1], eight.tobytes()).convert("RGB")
+    elif raster.alpha is None:
+        color = _as_picture(eight)  # type: ignore[assignment]
+    else:
+        opacity = _scaled(raster.values[..., -1:], *(raster.whole or (0.0, 1.0)))
+        full = np.concatenate([np.broadcast_to(eight, (*eight.shape[:2], 3)), opacity], axis=2)
+        if raster.alpha == "multiplied":
+            color = Image.frombytes("RGBa", full.shape[1::-1], full.tobytes()).convert("RGBA")
+        else:
+            color = Image.fromarray(full)
+        color = _on_white(color)
+    mode = "RGB" if wanted == 3 else "L"
+    return color if color.mode == mode else color.convert(mode)
+
+
+def _as_picture(eight: np.ndarray) -> Picture:
+    match eight.shape[2]:
+        case 1:
+            return Image.fromarray(np.ascontiguousarray(eight[..., 0]))
+        case 3:
+            return Image.fromarray(np.ascontiguousarray(eight))
+    return eight
+
+
+def _eight_bits(raster: Raster, values: np.ndarray, reading: Reading) -> np.ndarray:
+    """Some of a raster's bands as uint8 between black and white."""
+    black_white = raster.whole if raster.narrow or reading.range is None else reading.range
+    if black_white is None:
+        black_white = _guess(raster)
+        warnings.warn(
+            f"Black and white of {raster.words} were guessed from one picture, {black_white[0]:g} and "
+            f"{black_white[1]:g}: give a reading with a range.",
+            stacklevel=2,
+        )
+    black, white = reversed(black_white) if raster.inverted else black_white
+    return _scaled(values, black, white, raster.nodata)
+
+
+def _guess(raster: Raster) -> tuple[float, float]:
+    """Black and white of one picture whose type says nothing: usual ones, which a few pixels may exceed."""
+    values = raster.values[raster.holds_something(raster.values)]
+    if not values.size:
+        return 0.0, 1.0
+    low, high = (float(v) for v in np.percentile(values, (0.1, 99.9)))
+    if low < 0 and values.dtype.kind != "f":
+        return low, max(high, low + 1)
+    integers = values.dtype.kind != "f" or bool((values == np.rint(values)).all())
+    usual = (255.0, 65535.0) if integers and high > 1 else (1.0, 255.0, 65535.0)
+    return 0.0, next((white for white in usual if high <= white), float(values.max()))
+
+
+def _scaled(values: np.ndarray, black: float, white: float, nodata: float | None = None) -> np.ndarray:
+    """uint8 of the same shape: black to 0 and white to 255, rounded and clipped; values without meaning to 0."""
+    if values.dtype == np.uint8 and (black, white) == (0.0, 255.0):
+        return values
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    factor = 255.0 / (white - black)
+    if values.dtype.kind in "bui" and values.dtype.itemsize <= 2:  # look them up
+        kind = np.dtype(np.uint8) if values.dtype.kind == "b" else values.dtype
+        info = np.iinfo(kind)
+        every = np.arange(info.min, info.max + 1)
+        table = np.rint((every - black) * factor).clip(0, 255).astype(np.uint8)
+        if nodata is not None:
+            table[every == nodata] = 0
+        unsigned = values.view(f"u{kind.itemsize}")
+        return np.asarray(np.roll(table, info.min)[unsigned])
+    found = np.empty(values.shape, dtype=np.uint8)
+    rows = max(1, _ROWS // max(1, int(np.prod(values.shape[1:]))))
+    for start in range(0, len(values), rows):  # float64 of the whole picture would take eight times its memory
+        part = values[start : start + rows]
+        scaled = np.rint((part.astype(np.float64) - black) * factor)
+        nothing = np.isnan(scaled) if nodata is None else np.isnan(scaled) | (part == nodata)
+        found[start : start + rows] = np.where(nothing, 0, scaled).clip(0, 255).astype(np.uint8)
+    return found

@@ -11,6 +11,14 @@ HEAD = 160
 """So many bytes of a file tell its format."""
 
 
+class BadImage(Exception):
+    """An image that cannot be used. `reason` is a short phrase without the file's name, which the caller knows."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class Format:
     """A kind of image file.
@@ -65,12 +73,12 @@ def _netpbm(head: bytes) -> bool:
     return head[:2] in (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf") and head[2:3].isspace()
 
 
-_FIRST_ELEMENTS = tuple(bytes((group, 0, element, 0)) for group, element in ((2, 0), (8, 0), (8, 1), (8, 5), (8, 8)))
-
-
 def _dicom(head: bytes) -> bool:
-    # Old files lack the preamble, and begin with an element of the first groups.
-    return head[128:132] == b"DICM" or (head.startswith(_FIRST_ELEMENTS) and len(head) > 16)
+    if head[128:132] == b"DICM":
+        return True
+    # Old files lack the preamble and begin with an element of the first groups: its type in letters, or its length.
+    first = len(head) > 16 and head[0] in (2, 8) and head[1] == 0 and head[2] <= 0x20 and head[3] == 0
+    return first and ((head[4:6].isalpha() and head[4:6].isupper()) or 0 < int.from_bytes(head[4:8], "little") <= 256)
 
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from manyviews.data.decode import BadImage, Raw, decode
+from manyviews.data.decode import BadImage, Frame, Picture, Raw, as_rgb, decode
 from manyviews.data.files import Unreachable
 from manyviews.data.reading import RGB, Reading
 from manyviews.errors import UserError
@@ -143,14 +143,22 @@ class Source:
         some = np.linspace(0, self.size - 1, min(n, self.size)).astype(int).tolist()
         return blake2b(" ".join(_content_id(self.read, i) for i in some).encode(), digest_size=16).hexdigest()
 
-    def load(self, i: int) -> Image.Image:
-        """Image `i`, RGB, upright, at its own size.
+    def load(self, i: int) -> Picture:
+        """Image `i` as a network sees it: upright, at its own size, in the channels of `reading`.
 
         Raises:
             BadImage: the image cannot be used; the reason says why.
             Unreachable: a disk or a server fails.
         """
-        return decode(self.read(i))[0]
+        return decode(self.read(i), reading=self.reading)[0]
+
+    def show(self, i: int, at_least: int | None = None) -> Image.Image:
+        """Image `i` for people: RGB, of the first three channels if it has more. See `decode` for `at_least`.
+
+        Raises:
+            BadImage, Unreachable: as `load`.
+        """
+        return as_rgb(decode(self.read(i), at_least, self.reading)[0])
 
     def where(self, i: int) -> str:
         """The place of item `i`, for people."""
@@ -206,6 +214,10 @@ def content_ids(read: Callable[[int], Raw], size: int) -> list[str]:
 def _content_id(read: Callable[[int], Raw], i: int) -> str:
     try:
         raw = read(i)
+        place = b""
+        if isinstance(raw, Frame):
+            place = f"#{raw.number}".encode()
+            raw = raw.raw
         raw = raw.read_bytes() if isinstance(raw, Path) else raw
     except Unreachable:
         raise
@@ -214,7 +226,7 @@ def _content_id(read: Callable[[int], Raw], i: int) -> str:
     if not isinstance(raw, bytes):
         pixels = np.asarray(raw)
         raw = str(pixels.shape).encode() + pixels.tobytes()
-    return blake2b(raw, digest_size=16).hexdigest()
+    return blake2b(raw + place, digest_size=16).hexdigest()
 
 
 def as_labels(values: Any, classes: Sequence[str] | None = None) -> Labels | None:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from manyviews.backbones import Encoder, Kind, represent, width
 from manyviews.checkpoint import load_tensors, save_tensors
 from manyviews.data.canvas import in_threads, reading_ahead
-from manyviews.data.decode import BadImage
+from manyviews.data.decode import BadImage, Frame, Picture
+from manyviews.data.reading import RGB
 from manyviews.data.source import Source
 from manyviews.errors import UserError
 
@@ -52,14 +53,16 @@ class Features:
         return len(self.x)
 
 
-def test_transform(image: Image.Image, size: int) -> np.ndarray:
-    """An image as the encoder's input in an evaluation: uint8 `3 size size`.
+def test_transform(image: Picture, size: int) -> np.ndarray:
+    """An image as the encoder's input in an evaluation: uint8 `c size size`.
 
     Above `SMALL`: short side to `size * 256 / 224`, bicubic and antialiased, then the central square of `size`. Up to
     `SMALL`: short side to `size` itself, so that a square image is shown whole, at its native size if it has it; other
     images are cropped to the central square. The same pixels as torchvision's `Resize` and `CenterCrop` on a PIL image.
     """
     short = size if size <= SMALL else int(size * 256 / 224)
+    if isinstance(image, np.ndarray):
+        return np.concatenate([test_transform(Image.fromarray(band), size) for band in np.moveaxis(image, 2, 0).copy()])
     width, height = image.size
     # The long side is rounded down and the crop's corner to the nearest even, both as torchvision does it.
     if width <= height:
@@ -70,14 +73,14 @@ def test_transform(image: Image.Image, size: int) -> np.ndarray:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - size) / 2), round((height - size) / 2)
     image = image.crop((left, top, left + size, top + size))
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.atleast_3d(np.asarray(image)).transpose(2, 0, 1))
 
 
 def test_images(source: Source, size: int, batch_size: int = 256) -> Iterator[tuple[Tensor, list[int], dict[int, str]]]:
     """The images of a source in its order, a batch at a time, the next batch decoding while one is in use.
 
     Yields:
-        pixels (uint8, `b 3 size size`), the indices of these images in the source, and index: reason for each bad
+        pixels (uint8, `b c size size`), the indices of these images in the source, and index: reason for each bad
         image of the batch. `b` is `batch_size` less the bad ones, and can be 0.
     """
 
@@ -99,7 +102,7 @@ def test_images(source: Source, size: int, batch_size: int = 256) -> Iterator[tu
 
 
 def read_again(source: Source, size: int, batch_size: int = 256) -> Iterator[Tensor]:
-    """Images that were readable before, under the test-time transform, in order: uint8 `b 3 size size`.
+    """Images that were readable before, under the test-time transform, in order: uint8 `b c size size`.
 
     Raises:
         UserError: one of them no longer is.
@@ -164,7 +167,7 @@ class Chosen(nn.Module):
         self.kind: Kind = kind
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float32 `b 3 h w` to `b width`."""
+        """Float32 `b c h w` to `b width`."""
         return represent(self.encoder, x, self.kind)
 
     def extra_repr(self) -> str:
@@ -178,8 +181,8 @@ def whole(module: nn.Module) -> Encoder | None:
 
 
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 `b 3 h w` to float32, channels last, minus `mean`, divided by `std`, both in units of [0, 1]."""
-    m, s = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (mean, std))
+    """uint8 `b c h w` to float32, channels last, minus `mean`, divided by `std`, both `c` long, in units of [0, 1]."""
+    m, s = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (mean, std))
     return (pixels.float() / 255).sub_(m).div_(s).contiguous(memory_format=torch.channels_last)
 
 
@@ -192,7 +195,7 @@ def encode(
     device: torch.device | str = "cpu",
     batch_size: int = 256,
 ) -> Tensor:
-    """Features (float32, `n d`, on `device`) of images in memory (uint8, `n 3 h w`), as they are, without a transform.
+    """Features (float32, `n d`, on `device`) of images in memory (uint8, `n c h w`), as they are, without a transform.
 
     For images that are held for a whole run and encoded again and again. The encoder must be on `device`.
     """
@@ -219,7 +222,7 @@ def extract(
     The encoder is moved to `device`, and is in the mode it was in when this returns.
 
     Args:
-        encoder: `b 3 test_size test_size` to `b d`.
+        encoder: `b c test_size test_size` to `b d`.
         source: images.
         test_size: side of the encoder's input in pixels.
         mean: per channel, for images in [0, 1].
@@ -260,7 +263,7 @@ def extract_all(
     """`extract` for several encoders in one pass over the images, because decoding often costs the most."""
     files: dict[str, Path] = {}
     if cache is not None:
-        shown = f"{fingerprint(source)} {_stamps(source)} {test_size} {list(mean)} {list(std)}"
+        shown = f"{fingerprint(source)} {_stamps(source)} {_shown(source)}{test_size} {list(mean)} {list(std)}"
         files = {name: cache / f"{_digest(weights_digest(e) + shown)}.safetensors" for name, e in encoders.items()}
     found = {name: stored for name, file in files.items() if (stored := _load(file)) is not None}
     # An image that could not be read may be readable today, and rows must match the same images for all encoders.
@@ -341,6 +344,7 @@ def _stamps(source: Source) -> str:
     for i in range(len(source)):
         try:
             raw = source.read(i)
+            raw = raw.raw if isinstance(raw, Frame) else raw
             if not isinstance(raw, Path):
                 break
             s = raw.stat()
@@ -348,6 +352,11 @@ def _stamps(source: Source) -> str:
         except (OSError, BadImage):
             digest.update(b"gone ")
     return digest.hexdigest()
+
+
+def _shown(source: Source) -> str:
+    """How files became pixels, where that is not as usual."""
+    return "" if source.reading == RGB else f"{source.reading} "
 
 
 def _load(file: Path) -> _Stored | None:

@@ -205,7 +205,7 @@ def views(pictures: Sequence[tuple[str, Tensor]], path: Path, mean: Sequence[flo
     """A grid of training views: a row for each image, a column for each view.
 
     Args:
-        pictures: title and normalized pixels (float32 `b 3 h w`) of each view; up to 8 images are shown.
+        pictures: title and normalized pixels (float32 `b c h w`) of each view; up to 8 images are shown.
         path: path of the PNG file.
         mean: mean of each channel that was subtracted.
         std: standard deviation of each channel that was divided by.
@@ -228,9 +228,12 @@ def views(pictures: Sequence[tuple[str, Tensor]], path: Path, mean: Sequence[flo
 
 
 def in_colors(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Undo the normalization of images (`b 3 h w`): float64 `b h w 3`, in [0, 1]."""
+    """Undo the normalization of images (`b c h w`): float64 `b h w 3`, in [0, 1].
+
+    Of more than three channels the first three become the colors; one or two are shown in gray.
+    """
     pixels = x.detach().float().cpu().permute(0, 2, 3, 1).numpy() * np.array(std) + np.array(mean)
-    found: np.ndarray = pixels.clip(0, 1)
+    found: np.ndarray = (pixels[..., :3] if pixels.shape[3] > 2 else pixels[..., [0, 0, 0]]).clip(0, 1)
     return found
 
 
@@ -313,7 +316,7 @@ def _series(rows: Rows, name: str) -> tuple[list[float], list[float]]:
 
 def _thumbnail(source: Source, item: int) -> np.ndarray:
     try:
-        return test_transform(source.load(item), _THUMBNAIL).transpose(1, 2, 0)
+        return test_transform(source.show(item), _THUMBNAIL).transpose(1, 2, 0)
     except BadImage:  # it was readable when it was evaluated
         return np.full((_THUMBNAIL, _THUMBNAIL, 3), 225, dtype=np.uint8)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from manyviews.data.decode import BadImage, decode
+from manyviews.data.decode import BadImage, as_rgb, decode
 from manyviews.errors import UserError
 from manyviews.evaluation.dense.files import SPLITS, Bad, check_folder, images_in, only_folder, read_json
 
@@ -50,10 +50,10 @@ class Picture:
 
     def read(self) -> Image.Image:
         """The image. Raises BadImage: it cannot be read, or its size is not that of the annotations."""
-        image, found = decode(self.path)
+        picture, found = decode(self.path)
         if found != self.size:
             raise BadImage(f"it is {found[1]}x{found[0]}, and its annotations are for {self.size[1]}x{self.size[0]}")
-        return image
+        return as_rgb(picture)
 
 
 @dataclass(frozen=True)

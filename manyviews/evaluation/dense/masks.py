@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from manyviews.data.decode import BadImage, decode
+from manyviews.data.decode import BadImage, as_rgb, decode
 from manyviews.data.reading import MAX_PIXELS
 from manyviews.data.split import split
 from manyviews.errors import UserError
@@ -55,7 +55,7 @@ class Masks:
             BadImage: one of the two cannot be read, their sizes differ, or the mask has an unknown value or marks
                 nothing.
         """
-        image, (h, w) = decode(one.image)
+        picture, (h, w) = decode(one.image)
         found = read_mask(one.mask)
         if found.shape != (h, w):
             raise BadImage(f"its mask is {found.shape[1]}x{found.shape[0]}, and the image {w}x{h}")
@@ -66,7 +66,7 @@ class Masks:
         mask = np.array([self.values[int(v)] for v in values])[positions.reshape(found.shape)]
         if (mask == IGNORED).all():
             raise BadImage("its mask marks nothing")
-        return image, mask
+        return as_rgb(picture), mask
 
 
 def read_mask(path: Path) -> np.ndarray:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from manyviews.backbones.encoder import Encoder
 from manyviews.data.canvas import in_threads
-from manyviews.data.decode import BadImage, decode
+from manyviews.data.decode import BadImage, as_rgb, decode
 from manyviews.errors import UserError
 from manyviews.evaluation import metrics
 from manyviews.evaluation.dense.files import Bad, check_counts
@@ -277,8 +277,8 @@ def _features(
 
     def read(i: int) -> tuple[np.ndarray, tuple[int, int]] | str:
         try:
-            image, shape = decode(video.frames[i])
-            return resized(image, size, maps.stride), shape
+            picture, shape = decode(video.frames[i])
+            return resized(as_rgb(picture), size, maps.stride), shape
         except BadImage as error:
             return error.reason
 

@@ -199,14 +199,14 @@ def _groups(ids: Sequence[str], index: Tensor, pairs: Tensor, similarity: Tensor
 
 
 def _digests(source: Source, chosen: Sequence[int], progress: Progress | None) -> Iterator[bytes | None]:
-    """A hash of the upright RGB pixels and shape of each image, None for those that cannot be read."""
+    """A hash of the upright pixels and shape of each image, None for those that cannot be read."""
 
     def digest(i: int) -> bytes | None:
         try:
-            image = source.load(i)
+            pixels = np.asarray(source.load(i))
         except BadImage:
             return None
-        return blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest()
+        return blake2b(f"{pixels.shape}".encode() + pixels.tobytes(), digest_size=16).digest()
 
     done = 0
     for found in in_threads(digest, (chosen[start : start + _READ] for start in range(0, len(chosen), _READ))):

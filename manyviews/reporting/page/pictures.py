@@ -15,7 +15,6 @@ from torch import Tensor
 
 from manyviews.backbones import Encoder, patch_features
 from manyviews.data import BadImage, Source, load_canvases, spread_out
-from manyviews.data.decode import decode
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen, normalize, test_transform
 from manyviews.methods import Method
@@ -71,10 +70,10 @@ def thumbnail(source: Source, i: int, side: int, enlarge: bool = True) -> np.nda
     An image that can no longer be read is gray.
     """
     try:
-        image, extent = decode(source.read(i), at_least=2 * side)
+        image = source.show(i, at_least=2 * side)
     except BadImage:
         return np.full((side, side, 3), 128, dtype=np.uint8)
-    side = side if enlarge else min(side, *extent)
+    side = side if enlarge else min(side, *image.size)
     return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
 
 
@@ -152,7 +151,8 @@ def patches(
     Raises:
         UserError: the encoder has no map of features.
     """
-    shown = np.stack([_seen(source, i, recipe.test_size) for source, i in images])
+    channels = len(recipe.data.mean)
+    shown = np.stack([_seen(source, i, recipe.test_size, channels) for source, i in images])
     x = normalize(torch.from_numpy(shown).to(device), recipe.data.mean, recipe.data.std)
     encoder = encoder.to(device)
     with frozen(encoder):
@@ -229,8 +229,8 @@ def _glow(maps: Tensor) -> np.ndarray:
     return (255 * colors).round().astype(np.uint8)
 
 
-def _seen(source: Source, i: int, size: int) -> np.ndarray:
+def _seen(source: Source, i: int, size: int, channels: int) -> np.ndarray:
     try:
         return test_transform(source.load(i), size)
     except BadImage:
-        return np.full((3, size, size), 128, dtype=np.uint8)
+        return np.full((channels, size, size), 128, dtype=np.uint8)
