@@ -3,6 +3,7 @@
 from manyviews.data.canvas import load_canvas, load_canvases, to_canvas
 from manyviews.data.decode import BadImage, decode
 from manyviews.data.loader import Loader
+from manyviews.data.measure import mean_and_std, measured, read_as
 from manyviews.data.prepared import prepare, verify
 from manyviews.data.reading import RGB, Reading
 from manyviews.data.source import Source
@@ -18,8 +19,11 @@ __all__ = [
     "decode",
     "load_canvas",
     "load_canvases",
+    "mean_and_std",
+    "measured",
     "open_source",
     "prepare",
+    "read_as",
     "split",
     "spread_out",
     "to_canvas",

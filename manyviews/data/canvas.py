@@ -63,7 +63,7 @@ def load_canvas(source: Source, i: int, size: int) -> np.ndarray:
     Raises:
         BadImage: the image cannot be used; the reason says why.
     """
-    image, _ = decode(source.read(i), size, source.reading)
+    image, _ = decode(source.read(i), size, source.stored())
     return to_canvas(image, size)
 
 

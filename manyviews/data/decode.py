@@ -31,7 +31,7 @@ from manyviews.data.files import Unreachable
 from manyviews.data.formats import EXTENSIONS as EXTENSIONS
 from manyviews.data.formats import HEAD, install, installed, missing, sniff
 from manyviews.data.formats import BadImage as BadImage
-from manyviews.data.raster import Check, Raster
+from manyviews.data.raster import MIN_SIDE, Check, Raster
 from manyviews.data.reading import MAX_PIXELS as MAX_PIXELS
 from manyviews.data.reading import RGB, Reading
 
@@ -55,7 +55,6 @@ Raw = Path | bytes | Frame | Image.Image | np.ndarray
 Picture = Image.Image | np.ndarray
 """A decoded image: PIL's "RGB" for three channels and "L" for one; uint8 `h w c` for another number."""
 
-MIN_SIDE = 4
 MAX_RATIO = 100
 """Largest ratio of sides. A longer picture of a few kilobytes would become gigabytes at a useful short side."""
 
@@ -308,6 +307,18 @@ def _opened_bytes(content: bytes, reading: Reading, number: int | None) -> tuple
         check(*image.size, 0)
         image.seek(wanted)
     return image, frames
+
+
+def pillow_picture(raw: Raw, reading: Reading) -> Image.Image | None:
+    """A file's picture as Pillow holds it, loaded and upright; None if it holds only a part of what the file does."""
+    found, _ = _opened(raw, reading)
+    if isinstance(found, Raster):
+        return None
+    _check(reading)(*found.size, 0)
+    stored = found.size
+    found.load()
+    orientation = _orientation(found) if found.size == stored else 1
+    return found.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else found
 
 
 def _pillow(content: bytes, plugin: str) -> Image.Image:

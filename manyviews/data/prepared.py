@@ -317,7 +317,7 @@ class Prepared:
         content, (height, width) = self._content(i)
         if self.encoding == "raw":
             return content.reshape(height, width, -1)
-        return to_canvas(decode(content.tobytes(), None, self.reading)[0], max(height, width))
+        return to_canvas(decode(content.tobytes(), None, Reading(self.reading.count))[0], max(height, width))
 
     def _content(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
         """The bytes of a canvas, and its height and width."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +18,9 @@ from manyviews.data.reading import Reading
 
 for _name in ("tifffile", "PIL.TiffImagePlugin"):  # they report odd tags of sound pictures
     logging.getLogger(_name).addHandler(logging.NullHandler())
+
+MIN_SIDE = 4
+"""The shortest side of an image."""
 
 Check = Callable[[int, int, int], None]
 """Called with (width, height, bytes in memory) before pixels are read; raises `BadImage` if they are too many."""
@@ -184,7 +189,7 @@ def _read_open_tiff(file: Any, reading: Reading, number: int | None, check: Chec
     height, width, bands = layout.shape
     check(width, height, height * width * bands * page.dtype.itemsize)
     values = layout.read(k)
-    values = upright(values, int(_tag(page, 274, 1)))
+    values = upright(values, tiff_orientation(page))
     return described_tiff(page, np.ascontiguousarray(values), layout.frames)
 
 
@@ -333,6 +338,76 @@ def described_tiff(page: Any, values: np.ndarray, frames: int = 1) -> Raster:
         frames,
         meaning == _INKS and values.shape[2] == 4,
     )
+
+
+def tiff_orientation(page: Any) -> int:
+    """The tag of EXIF's orientation, 1 for upright."""
+    return int(_tag(page, 274, 1))
+
+
+class TiffParts:
+    """Parts of a page of a TIFF. Only the tiles or strips that a part touches are read and decoded.
+
+    Args:
+        page: a page of an open `tifffile.TiffFile`.
+        path: the file, if it is one on disk: pixels that are stored as they are are mapped, not read.
+        memory: bytes of decoded tiles or strips to keep, for parts that touch them too.
+    """
+
+    def __init__(self, page: Any, path: Path | None, memory: int) -> None:
+        self.page, self.memory = page, memory
+        self.key = page.keyframe
+        self.kept: OrderedDict[int, np.ndarray] = OrderedDict()
+        self.planes, self.samples = int(self.key.shaped[0]), int(self.key.shaped[4])
+        self.mapped: np.ndarray | None = None
+        if path is not None and page.is_memmappable and not self.key.is_tiled:
+            shape = (self.planes, self.key.imagelength, self.key.imagewidth, self.samples)
+            kind = np.dtype(self.key.dtype).newbyteorder(page.parent.byteorder)
+            self.mapped = np.memmap(path, kind, "r", page.dataoffsets[0], shape)
+
+    def read(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """The part at (top, left), `height width bands`."""
+        key = self.key
+        if self.mapped is not None:
+            found = self.mapped[:, top : top + height, left : left + width].astype(key.dtype)
+            return np.ascontiguousarray(found.transpose(1, 2, 0, 3)).reshape(height, width, -1)
+        tall, wide = (key.tilelength, key.tilewidth) if key.is_tiled else (key.rowsperstrip, key.imagewidth)
+        across, down = -(-key.imagewidth // wide), -(-key.imagelength // tall)
+        found = np.zeros((self.planes, height, width, self.samples), dtype=key.dtype)
+        for plane in range(self.planes):
+            for row in range(top // tall, -(-(top + height) // tall)):
+                for column in range(left // wide, -(-(left + width) // wide)):
+                    y, x = row * tall, column * wide
+                    segment = self._segment((plane * down + row) * across + column)
+                    segment = segment[: key.imagelength - y, : key.imagewidth - x]
+                    above, before = max(top, y), max(left, x)
+                    below, after = min(top + height, y + segment.shape[0]), min(left + width, x + segment.shape[1])
+                    if segment.size:
+                        found[plane, above - top : below - top, before - left : after - left] = segment[
+                            above - y : below - y, before - x : after - x
+                        ]
+        return np.ascontiguousarray(found.transpose(1, 2, 0, 3)).reshape(height, width, -1)
+
+    def _segment(self, index: int) -> np.ndarray:
+        """A decoded tile or strip, `h w samples`, with its padding; empty if it was never written."""
+        if index in self.kept:
+            self.kept.move_to_end(index)
+            return self.kept[index]
+        key, file = self.key, self.page.parent.filehandle
+        if not self.page.databytecounts[index]:
+            return np.empty((0, 0, 0))
+        file.seek(self.page.dataoffsets[index])
+        segment, _, _ = key.decode(
+            file.read(self.page.databytecounts[index]),
+            index,
+            jpegtables=self.page.jpegtables,
+            jpegheader=key.jpegheader,
+        )
+        found: np.ndarray = np.empty((0, 0, 0)) if segment is None else segment[0]
+        self.kept[index] = found
+        while sum(part.nbytes for part in self.kept.values()) > self.memory and len(self.kept) > 1:
+            self.kept.popitem(last=False)
+        return found
 
 
 def _tag(page: Any, code: int, default: Any) -> Any:

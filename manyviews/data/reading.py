@@ -49,6 +49,15 @@ class Reading:
         """As JSON can hold it."""
         return asdict(self)
 
+    @property
+    def words(self) -> str:
+        """Its channels and its range, for messages."""
+        if isinstance(self.channels, int):
+            channels = f"{self.channels} channel{'s' * (self.channels != 1)}"
+        else:
+            channels = f"the bands {', '.join(map(str, self.channels))}"
+        return channels + ("" if self.range is None else f" between {self.range[0]:g} and {self.range[1]:g}")
+
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Reading:
         """What `to_dict` gave, perhaps by way of JSON."""

@@ -150,7 +150,7 @@ class Source:
             BadImage: the image cannot be used; the reason says why.
             Unreachable: a disk or a server fails.
         """
-        return decode(self.read(i), reading=self.reading)[0]
+        return decode(self.read(i), reading=self.stored())[0]
 
     def show(self, i: int, at_least: int | None = None) -> Image.Image:
         """Image `i` for people: RGB, of the first three channels if it has more. See `decode` for `at_least`.
@@ -158,7 +158,12 @@ class Source:
         Raises:
             BadImage, Unreachable: as `load`.
         """
-        return as_rgb(decode(self.read(i), at_least, self.reading)[0])
+        return as_rgb(decode(self.read(i), at_least, self.stored())[0])
+
+    def stored(self, reading: Reading | None = None) -> Reading:
+        """How `decode` reads what `read` gives: as `reading` (the source's if None), unless canvases are ready-made."""
+        reading = self.reading if reading is None else reading
+        return reading if self.canvases is None else Reading(reading.count, max_pixels=reading.max_pixels)
 
     def where(self, i: int) -> str:
         """The place of item `i`, for people."""

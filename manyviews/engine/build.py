@@ -89,6 +89,7 @@ def write_encoder(folder: RunFolder, encoder: Encoder, recipe: Recipe, step: int
         "mean": recipe.data.mean,
         "std": recipe.data.std,
         "test_size": recipe.test_size,
+        "reading": recipe.data.reading.to_dict(),
         "recipe": recipe.name,
         "step": step,
     }

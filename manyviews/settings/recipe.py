@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from manyviews.adaptation import Adaptation, Full
+from manyviews.data.reading import MAX_PIXELS, Reading
 from manyviews.errors import require
 from manyviews.schedules import Schedule, WarmupCosine
 from manyviews.types import Backward
@@ -38,9 +39,15 @@ class Data:
     Attributes:
         canvas: longest short side, in pixels, of a canvas, as which an image is kept in its own proportions; None for
             as many pixels as the largest view can use.
+        channels: 3 for RGB, 1 for gray, another number for files of so many bands, or the bands to take, from 0.
+        range: black and white of files of more than 8 bits. "type" takes the whole range of their type, and measures it
+            on a sample if the type has none (floats, signed and 32-bit integers); "auto" always measures it; or two
+            numbers. A run records what was measured.
+        frames: which picture of a file that holds several.
+        max_pixels: images of more pixels are left out.
         batch_size: images per optimizer step, over all ranks and accumulated parts.
-        mean: per-channel mean of the inputs, in [0, 1].
-        std: per-channel standard deviation of the inputs, in [0, 1].
+        mean: per-channel mean of the inputs, in [0, 1]. For other than three channels, measured if not given.
+        std: per-channel standard deviation of the inputs, in [0, 1], likewise.
         holdout: fraction of the images that is monitored and not trained on; at most 1,000 images are.
         memory_gb: canvases stay in memory if they take at most this much, and at most half of the free memory.
             Otherwise they are decoded in each epoch.
@@ -48,16 +55,27 @@ class Data:
 
     canvas: int | None = None
     batch_size: int = 256
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    channels: int | tuple[int, ...] = 3
+    range: Literal["type", "auto"] | tuple[float, float] = "type"
+    frames: Literal["first", "middle", "all"] = "first"
+    max_pixels: int = MAX_PIXELS
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     holdout: float = 0.05
     memory_gb: float = 6.0
 
     def __post_init__(self) -> None:
         require(self.canvas is None or self.canvas >= 1, self, "canvas", "1 or more")
         require(self.batch_size >= 1, self, "batch_size", "1 or more")
-        require(min(self.std) > 0, self, "std", "positive")
+        require(len(self.std) > 0 and min(self.std) > 0, self, "std", "positive")
+        _ = self.reading  # checks the rest
         require(0 <= self.holdout < 1, self, "holdout", "at least 0 and less than 1")
+
+    @property
+    def reading(self) -> Reading:
+        """How image files become pixels, as far as the settings say."""
+        black_white = self.range if isinstance(self.range, tuple) else None
+        return Reading(self.channels, black_white, self.frames, self.max_pixels)
 
 
 @dataclass(frozen=True)

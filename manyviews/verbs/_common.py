@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manyviews import machine
 from manyviews.checkpoint import check_new, write_text
-from manyviews.data import Source
+from manyviews.data import Reading, Source, measured, read_as
 from manyviews.errors import UserError, say
 from manyviews.progress import progress
 from manyviews.weights import Pretrained, load
@@ -19,6 +21,44 @@ if TYPE_CHECKING:
 def loaded(weights: str | Path | Pretrained) -> Pretrained:
     """Load weights from a path; return weights that are already loaded as they are."""
     return weights if isinstance(weights, Pretrained) else load(weights)
+
+
+def seen_by(weights: Pretrained, *sources: Source) -> list[Source]:
+    """Sources whose files are read as the encoder learned to see them, all of them alike.
+
+    Weights that do not say so get as many channels as they take. Black and white of files that have none of their own
+    are measured on the first source.
+
+    Raises:
+        UserError: canvases of other channels than the encoder takes.
+    """
+    wanted = weights.reading or Reading(len(weights.mean))
+    reading = wanted
+    for source in sources:
+        if source.canvases is None:
+            reading, notes = measured(source, wanted, cure="manyviews prepare --range auto")
+            tell(source, notes)
+            break
+    for source in sources:
+        if source.canvases is None:
+            continue
+        if source.reading.count != wanted.count:
+            raise UserError(
+                f"The canvases of {source.name} have {source.reading.words}, and the encoder takes {wanted.words}: "
+                f"prepare the images with --channels {wanted.count}."
+            )
+        if weights.reading is not None and source.reading.words != wanted.words:
+            say(
+                f"{source.name}: its canvases hold {source.reading.words}, and the encoder learned from {wanted.words}."
+            )
+    return [source if source.canvases is not None else read_as(source, reading) for source in sources]
+
+
+def tell(source: Source, notes: Iterable[str]) -> None:
+    """Print what there is to say about images, in the first process only."""
+    if os.environ.get("RANK", "0") == "0":  # as torchrun says
+        for note in notes:
+            say(note)
 
 
 def preprocessing(weights: Pretrained) -> dict[str, Any]:
@@ -40,6 +80,7 @@ def features(weights: str | Path | Pretrained, source: Source, title: str = "emb
     from manyviews.evaluation.features import check_finite, extract
 
     found = loaded(weights)
+    (source,) = seen_by(found, source)
     with progress(title) as update:
         seen = extract(found.encoder, source, progress=update, **preprocessing(found))
     for where, reason in seen.bad:

@@ -10,7 +10,7 @@ from manyviews.evaluation.contract import check_seed
 from manyviews.evaluation.unlabeled import diagnosis
 from manyviews.evaluation.unlabeled.diagnosis import Diagnosis
 from manyviews.progress import progress
-from manyviews.verbs._common import loaded, preprocessing
+from manyviews.verbs._common import loaded, preprocessing, seen_by
 from manyviews.weights import Pretrained
 
 
@@ -28,10 +28,11 @@ def diagnose(weights: str | Path | Pretrained, data: Any, *, images: int = 10_00
     """
     check_seed(seed)
     found = loaded(weights)
+    (source,) = seen_by(found, open_source(data))
     with progress("diagnose") as update:
         return diagnosis.diagnose(
             found.encoder,
-            open_source(data),
+            source,
             seed=seed,
             images=images,
             progress=update,

@@ -18,7 +18,7 @@ from manyviews.evaluation.protocols.projector_layers import projector_of
 from manyviews.progress import progress
 from manyviews.regularizers import inner
 from manyviews.reporting import plots
-from manyviews.verbs._common import loaded, preprocessing
+from manyviews.verbs._common import loaded, preprocessing, seen_by
 from manyviews.verbs.run import Run
 from manyviews.weights import Pretrained
 
@@ -68,6 +68,9 @@ def evaluate(
     source = open_source(data, labels)
     held = None if test is None else open_source(test, test_labels)
     found = loaded(weights)
+    further = [open_source(other) for other in others]
+    source, *more = seen_by(found, source, *([] if held is None else [held]), *further)
+    held, further = (None, more) if held is None else (more[0], more[1:])
     folder = Path(weights) if isinstance(weights, (str, os.PathLike)) and Path(weights).is_dir() else None
     projector = None
     if folder is not None and any(p.sees == "projector" for p in chosen):
@@ -79,7 +82,7 @@ def evaluate(
             held,
             protocols=chosen,
             features=features,
-            others=[open_source(other) for other in others],
+            others=further,
             projector=projector,
             seed=seed,
             seeds=seeds,

@@ -5,23 +5,26 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from manyviews import distributed, machine, recipes
-from manyviews.data import Source, load_canvases, open_source
+from manyviews.data import Reading, Source, load_canvases, mean_and_std, measured, open_source, read_as
 from manyviews.engine.build import build_method, check, check_sizes
 from manyviews.engine.folder import RunFolder, create
 from manyviews.engine.loop import train
-from manyviews.errors import say
+from manyviews.errors import UserError, say
 from manyviews.methods import Method
+from manyviews.progress import progress
 from manyviews.regularizers import canvas_size, inner
 from manyviews.reporting import plots
 from manyviews.reporting.views import titled, views_of
-from manyviews.settings import Recipe, check_saved, override
+from manyviews.settings import Data, Recipe, check_saved, override
+from manyviews.verbs._common import tell
 from manyviews.verbs.run import Run
 
 
@@ -51,6 +54,7 @@ def pretrain(
     chosen = changed(recipe, epochs, settings or {})
     source = open_source(data, captions=captions)
     device = distributed.start()
+    chosen, source = fitted(chosen, source)
     # Check everything first: a run that cannot start must leave no folder behind.
     check(chosen, source)
     method = build_method(chosen)
@@ -71,6 +75,61 @@ def pretrain(
     folder = cast(Path, distributed.share(folder))
     train(method, chosen, source, folder)
     return finish(folder)
+
+
+def fitted(recipe: Recipe, source: Source) -> tuple[Recipe, Source]:
+    """The recipe and the source with how this source's files are read: see `settings.Data`.
+
+    What is measured once, black and white, mean and standard deviation, is written into the recipe and told.
+
+    Raises:
+        UserError: canvases of other channels or another range than the recipe's, or a mean or std of another length.
+    """
+    data, count = recipe.data, recipe.data.reading.count
+    if source.canvases is not None:
+        reading = _of_canvases(source, data)
+    else:
+        wanted: Literal["type", "auto"] = "auto" if data.range == "auto" else "type"
+        found = measured(source, data.reading, wanted, "--set data.range=auto") if distributed.rank() == 0 else None
+        reading, notes = cast(tuple[Reading, list[str]], distributed.share(found))
+        tell(source, notes)
+    seen = read_as(source, reading)
+    data = replace(data, channels=reading.channels, range=reading.range or "type")
+    missing = [name for name in ("mean", "std") if len(getattr(data, name)) != count]
+    for name in missing:
+        if len(getattr(data, name)) != 3:
+            raise UserError(f"data.{name} has {len(getattr(data, name))} numbers for {count} channels.")
+    if missing:
+        with progress("mean and std") as update:
+            got = mean_and_std(seen, reading, update) if distributed.rank() == 0 else None
+        mean, std, images = cast(tuple[tuple[float, ...], tuple[float, ...], int], distributed.share(got))
+        new = {name: value for name, value in (("mean", mean), ("std", std)) if name in missing}
+        data = replace(data, **cast(Any, new))
+        shown = "; ".join(f"{name} {', '.join(f'{v:.3g}' for v in value)}" for name, value in new.items())
+        tell(source, [f"Measured on {images} images of {source.name}, in [0, 1]: {shown}."])
+        if 1.0 in std:
+            tell(source, [f"Band {std.index(1.0)} of {source.name} is the same everywhere."])
+    backbone = recipe.backbone
+    if count != 3:
+        backbone = replace(backbone, settings={**backbone.settings, "in_chans": count})
+    return replace(recipe, data=data, backbone=backbone), seen
+
+
+def _of_canvases(source: Source, data: Data) -> Reading:
+    """How ready-made canvases were read, if that is what the recipe asks for."""
+    reading, wanted = source.reading, data.reading
+    other_bands = isinstance(wanted.channels, tuple) and wanted.channels != reading.channels
+    if reading.count != wanted.count or other_bands:
+        raise UserError(
+            f"The canvases of {source.name} hold {reading.words}, and the recipe wants {wanted.words}: set "
+            f"data.channels={reading.count}, or prepare the images with --channels {wanted.count}."
+        )
+    if wanted.range is not None and wanted.range != reading.range:
+        raise UserError(
+            f"The canvases of {source.name} were prepared with another range than data.range={wanted.range}: leave it "
+            "out, or prepare the images again with --range."
+        )
+    return reading
 
 
 def changed(recipe: str | Recipe, epochs: float | None, settings: Mapping[str, Any]) -> Recipe:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from manyviews import distributed
-from manyviews.data import open_source
+from manyviews.data import open_source, read_as
 from manyviews.engine.build import build_method, check
 from manyviews.engine.folder import RunFolder
 from manyviews.engine.loop import train
@@ -36,7 +36,7 @@ def resume(folder: str | Path, data: Any = None, captions: Any = None) -> Run:
         distributed.start()
         return Run(folder) if (RunFolder(folder).plots / "loss.png").exists() else finish(folder)
     captions = facts.get("captions") if captions is None else captions
-    source = open_source(data, captions=captions)
+    source = read_as(open_source(data, captions=captions), recipe.data.reading)
     distributed.start()  # the check below depends on the number of processes
     check(recipe, source)
     trained = RunFolder(folder).checkpoint.exists()

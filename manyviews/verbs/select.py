@@ -19,7 +19,7 @@ from manyviews.evaluation.contract import check_seed
 from manyviews.evaluation.unlabeled.diagnosis import HEALTHY, Diagnosis, diagnose
 from manyviews.progress import Update, progress
 from manyviews.settings import Recipe, differences
-from manyviews.verbs._common import preprocessing
+from manyviews.verbs._common import preprocessing, seen_by
 from manyviews.weights import Pretrained, load
 
 CRITERIA: dict[str, Callable[[Mapping[str, float | None]], float]] = {
@@ -197,10 +197,11 @@ def select(
     with progress("select") as update:
         for i, (run, recipe) in enumerate(zip(runs, recipes, strict=True)):
             weights = load(run)
+            (mine,) = seen_by(weights, source)
             step = _share(update, i, len(runs), names[i])
             how = preprocessing(weights) | {"seed": seed}
             seen = diagnose(
-                weights.encoder, source, images=images, viewed=viewed, views=views, baseline=False, progress=step, **how
+                weights.encoder, mine, images=images, viewed=viewed, views=views, baseline=False, progress=step, **how
             )
             used = seen.images
             if seen.bad:
@@ -279,6 +280,8 @@ def _accuracy(
     weights: Pretrained, train: Source, test: Source | None, how: Mapping[str, Any]
 ) -> tuple[dict[str, float], list[str]]:
     """Accuracy by metric, and notes on the images."""
+    train, *rest = seen_by(weights, train, *([] if test is None else [test]))
+    test = rest[0] if rest else None
     report = evaluation.evaluate(weights.encoder, train, test, protocols=METRICS, baselines=False, **how)
     notes = [*report.notes, *([f"{len(report.bad)} labeled images could not be read."] if report.bad else [])]
     return {m: report.representations["trained"].scores[m].top1 for m in METRICS}, notes

@@ -18,6 +18,7 @@ from manyviews.checkpoint import check_new, new_folder
 from manyviews.data import Source, open_source, spread_out
 from manyviews.data.files import shown
 from manyviews.data.folder import PAGE
+from manyviews.data.measure import read_as, with_reading
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import Features, extract
 from manyviews.evaluation.unlabeled import subspaces as numbers
@@ -91,7 +92,9 @@ def write(
     out = Path(out)
     check_new(out, or_empty=True)
     source, why_not = _images(runs, data, labels)
-    own = None if queries is None else open_source(queries)
+    first = runs[0].recipe.data.reading
+    source = None if source is None else read_as(source, first)
+    own = None if queries is None else read_as(open_source(queries), first)
     if own is not None and len(own) > _QUERIES:
         own = own.subset(range(_QUERIES))
     names = gather.names(runs)
@@ -207,7 +210,7 @@ def _what_encoders_see(
         recipe, progress = runs[i].recipe, where.progress
         return extract(
             encoders[i],
-            images,
+            with_reading(images, recipe.data.reading),
             test_size=recipe.test_size,
             mean=recipe.data.mean,
             std=recipe.data.std,
@@ -270,7 +273,7 @@ def _subspaces(method: MAST, recipe: Recipe, source: Source | None, device: torc
     else:
         found = numbers.analyze(
             method,
-            source,
+            with_reading(source, recipe.data.reading),
             test_size=recipe.test_size,
             mean=recipe.data.mean,
             std=recipe.data.std,

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from manyviews.backbones import Encoder, patch_features
 from manyviews.data import BadImage, Source, load_canvases, spread_out
+from manyviews.data.decode import as_rgb
+from manyviews.data.measure import with_reading
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen, normalize, test_transform
 from manyviews.methods import Method
@@ -93,6 +95,7 @@ def views(recipe: Recipe, method: Method, source: Source, pictures: Pictures) ->
     Each column is one picture with a "title": this view of a few images, one below the other, at their true relative
     size. The first kind is the image itself. Patches that the method hides are gray.
     """
+    source = with_reading(source, recipe.data.reading)
     canvases, _ = load_canvases(source.subset(spread_out(len(source), _ROWS)), canvas_size(method, recipe))
     if not len(canvases):
         return []
@@ -100,7 +103,7 @@ def views(recipe: Recipe, method: Method, source: Source, pictures: Pictures) ->
     cell = max(x.shape[-1] for xs in found.values() for x in xs)
     whole = []
     for k in range(len(canvases)):
-        x = Image.fromarray(np.ascontiguousarray(canvases.canvases.image(k).permute(1, 2, 0).numpy()))
+        x = as_rgb(canvases.canvases.image(k).permute(1, 2, 0).numpy())
         longest = max(x.size)
         whole.append(np.asarray(x.resize((max(1, cell * x.width // longest), max(1, cell * x.height // longest)))))
     groups = [{"kind": "image", "count": 1, "columns": [{"title": "image", **pictures.save(_column(whole, cell))}]}]
@@ -151,8 +154,7 @@ def patches(
     Raises:
         UserError: the encoder has no map of features.
     """
-    channels = len(recipe.data.mean)
-    shown = np.stack([_seen(source, i, recipe.test_size, channels) for source, i in images])
+    shown = np.stack([_seen(with_reading(source, recipe.data.reading), i, recipe.test_size) for source, i in images])
     x = normalize(torch.from_numpy(shown).to(device), recipe.data.mean, recipe.data.std)
     encoder = encoder.to(device)
     with frozen(encoder):
@@ -229,8 +231,8 @@ def _glow(maps: Tensor) -> np.ndarray:
     return (255 * colors).round().astype(np.uint8)
 
 
-def _seen(source: Source, i: int, size: int, channels: int) -> np.ndarray:
+def _seen(source: Source, i: int, size: int) -> np.ndarray:
     try:
         return test_transform(source.load(i), size)
     except BadImage:
-        return np.full((channels, size, size), 128, dtype=np.uint8)
+        return np.full((source.reading.count, size, size), 128, dtype=np.uint8)
