@@ -161,7 +161,7 @@ def _encode(source: Source, i: int, size: int) -> bytes:
     """
     raw = source.read(i)
     raw = raw.read_bytes() if isinstance(raw, Path) else raw
-    picture, _ = decode(raw, size, source.reading)
+    picture, _ = decode(raw, size, source.stored())
     canvas = to_canvas(picture, size)
     if isinstance(raw, bytes) and raw.startswith(_JPEG):
         file = Image.open(io.BytesIO(raw), formats=("JPEG",))
