@@ -60,6 +60,9 @@ class Source:
         describe: the images' captions: see `captions`.
         reading: how its files become pixels.
         notes: sentences for people: what was left out or assumed when it was opened, with the cure.
+        splits: splits of its data, of which it is one ("train", "val", "test"); empty if there are none, or if one was
+            asked for.
+        why_unlabeled: why there are no labels although there seem to be some, with the cure.
     """
 
     name: str
@@ -75,6 +78,8 @@ class Source:
     describe: Callable[[], Captions | None] = uncaptioned
     reading: Reading = RGB
     notes: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    why_unlabeled: str = ""
 
     def __len__(self) -> int:
         return self.size
@@ -186,6 +191,7 @@ class Source:
             partial(_chosen_captions, self, chosen),
             self.reading,
             self.notes,
+            why_unlabeled=self.why_unlabeled,
         )
 
     def with_classes(self, classes: Sequence[str]) -> Source:
@@ -194,7 +200,7 @@ class Source:
         Raises:
             UserError: the data has no labels, or one of its classes is not in `classes` or is in it several times.
         """
-        return replace(self, annotate=partial(given, _renumbered(self._annotation, list(classes), self.name)))
+        return replace(self, annotate=partial(given, _renumbered(self, list(classes))))
 
 
 NAME_LABELS = (
@@ -207,6 +213,14 @@ NAME_CAPTIONS = (
     "column of captions, and tar files .txt members"
 )
 """Advice about a source without captions."""
+
+
+def no_labels(source: Source) -> str:
+    """A sentence for people who need the labels that a source lacks: why there are none, and what to do."""
+    if source.why_unlabeled:
+        return f"{source.name} has no labels: {source.why_unlabeled}"
+    return f"{source.name} has no labels: put its images into one folder for each class, or {NAME_LABELS}."
+
 
 _LABELS = (str, bytes, int, float, np.generic)
 
@@ -322,9 +336,10 @@ def _chosen_captions(source: Source, chosen: np.ndarray) -> Captions | None:
     return None if captions is None else [captions[i] for i in chosen]
 
 
-def _renumbered(labels: Labels | None, classes: list[str], name: str) -> Labels:
+def _renumbered(source: Source, classes: list[str]) -> Labels:
+    labels, name = source._annotation, source.name
     if labels is None:
-        raise UserError(f"{name} has no labels; put its images into one folder for each class, or {NAME_LABELS}.")
+        raise UserError(no_labels(source))
     found, names = labels
     if names == classes:
         return labels

@@ -1,60 +1,53 @@
 """Images in tar files, in webdataset's layout, read by ranges of bytes.
 
-Members whose file names agree up to the first dot are one sample: an image, and perhaps its label and caption. Of files
-behind a URL only the needed megabytes are read, each about once in an epoch: see `Loader`.
+Members whose file names agree up to the first dot are one sample: an image, and perhaps its label and caption.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
-from hashlib import blake2b
-from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-from filelock import FileLock
-
-from manyviews.checkpoint import write_text
-from manyviews.data.blocks import Blocks, window
-from manyviews.data.decode import EXTENSIONS, BadImage, fault
-from manyviews.data.files import THREADS, File, names_below
-from manyviews.data.folder import is_image
-from manyviews.data.source import Captions, Labels, Source, as_captions, as_labels
+from manyviews.data.archive import REST, Archives, Index, Wanted, indexed, opened
+from manyviews.data.decode import EXTENSIONS
+from manyviews.data.files import File
+from manyviews.data.folder import LOOKED, is_unknown
+from manyviews.data.formats import HEAD
+from manyviews.data.left import REPLACED
+from manyviews.data.source import Captions, Source, as_captions
 from manyviews.errors import UserError
-from manyviews.progress import progress
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 """Endings of compressed tars, which cannot be read from the middle."""
 
-_BLOCK = 2**22  # bytes read together: their transfer takes about as long as a request's answer
-_MOST = 256  # samples read together
 _LABELS = ("cls", "label")
 _LABEL_BYTES = 2**20  # a longer member is no label or caption
 _MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
-_VERSION = 2
-_REST = "(the rest)"
+_BESIDE = "Left out {n} image{s} beside the image of a sample ({first})."
+_DOTTED = "Took {n} image{s} with the same name up to the first dot as images of their own ({first})."
 
 
-def open_tars(files: Sequence[File], label: str | None = None, caption: str | None = None) -> Source:
+def open_tars(
+    files: Sequence[File], label: str | None = None, caption: str | None = None, split: str | None = None
+) -> Source:
     """The images in tar files, in order.
 
-    A sample's image is the first with a single ending: `7.jpg`, not `7.mask.png`. Its label is its member `.cls`, an
-    integer or text, or the field `label` of its `.json`; the argument `label` names another ending and field. Its
-    caption is its member `.txt`, or the field `caption`; the argument `caption` names another ending and field. A tar
-    that is cut short gives the samples before the cut, and one bad image for the rest.
+    A sample's image is the first with a single ending: `7.jpg`, not `7.mask.png`. If a sample has several images and
+    none of that kind, each is a sample of its own: `cat.v1.jpg` and `cat.v2.jpg`. A sample's label is its member
+    `.cls`, an integer or text, or the field `label` of its `.json`; the argument `label` names another ending and
+    field. If no sample has one, first-level folders in the tar are the labels. A sample's caption is its member
+    `.txt`, or the field `caption`; the argument `caption` names another ending and field. A tar that is cut short
+    gives the samples before the cut, and one bad image for the rest.
 
     The headers of each tar are read once. The positions of its images stay in the user's cache folder until the file
     changes.
 
     Raises:
-        UserError: a tar is compressed, or no tar, or there are no images or no such labels.
+        UserError: a tar is compressed, or no tar, or there are no images or no such labels or split.
     """
     packed = next((file for file in files if file.name.lower().endswith(COMPRESSED)), None)
     if packed is not None:
@@ -62,121 +55,28 @@ def open_tars(files: Sequence[File], label: str | None = None, caption: str | No
     found = _indices(files, *((_LABELS, _LABELS) if label is None else ((label.lower(),), (label,))))
     if not any(index["names"] for index in found):
         raise UserError(f"{files[0]} holds no images; they end in {', '.join(sorted(EXTENSIONS))}.")
-    tars = Tars(files, found, caption)
-    if label is not None and all(value is None for value in tars.values):
+    if label is not None and all(value is None for index in found for value in index["values"]):
         raise UserError(f"No sample of {files[0]} has the label '{label}', as a member or as a field of its .json.")
-    name = files[0].name.removesuffix(".tar") if len(files) == 1 else Path(str(files[0])).parent.name
-    source = Source(name, len(tars), tars.read, tars.ids, tars.labels, tars.locate)
-    return replace(source, blocks=tars.blocks, window=tars.window, describe=tars.captions)
+    source, tars, _ = opened(files, found, partial(Archives, files, what="the tar"), split)
+    return replace(source, identify=partial(tars.ids, tars.keys), describe=partial(_captions, tars, caption))
 
 
-class Tars:
-    """The images of several tars.
-
-    Attributes:
-        files: the tars, in order.
-        caption: the ending or the field of the captions, if it is not the usual one.
-        names: the images' members, tar by tar in their order there.
-        values: their labels, integers or text, or None.
-        blocks: the number of images up to the end of each block, which is some megabytes of one tar.
-        window: how many blocks may be read in turns.
-    """
-
-    def __init__(
-        self, files: Sequence[File], indices: Sequence[dict[str, list[Any]]], caption: str | None = None
-    ) -> None:
-        self.files, self.caption = list(files), caption
-        self.names = [name for index in indices for name in index["names"]]
-        self.values = [_number(value) for index in indices for value in index["values"]]
-        self._starts = np.array([start for index in indices for start in index["starts"]], dtype=np.int64)
-        self._stops = np.array([stop for index in indices for stop in index["stops"]], dtype=np.int64)
-        self._ends = np.cumsum([len(index["names"]) for index in indices])
-        runs = [_runs(index["starts"], index["stops"]) for index in indices]
-        first = [0, *self._ends[:-1].tolist()]
-        self.blocks = np.array([at + end for at, ends in zip(first, runs, strict=True) for end in ends], dtype=np.int64)
-        begins = np.concatenate([[0], self.blocks[:-1]]).astype(np.int64)
-        self.window = window(self._stops[self.blocks - 1] - self._starts[begins])
-        sizes = np.repeat([file.size for file in files], [len(index["names"]) for index in indices])
-        self._cut = (self._stops > sizes).tolist()
-        self._held = Blocks()
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def read(self, i: int) -> bytes:
-        """The encoded image `i`, with all of its block in one request."""
-        block = int(np.searchsorted(self.blocks, i, side="right"))
-        content = self._held.get(block, self._fetch)
-        first = self._starts[self._begin(block)]
-        image = bytes(content[self._starts[i] - first : self._stops[i] - first])
-        if len(image) < self._stops[i] - self._starts[i]:
-            raise BadImage("the tar is cut short or damaged here")
-        return image
-
-    def _begin(self, block: int) -> int:
-        return int(self.blocks[block - 1]) if block else 0
-
-    def _fetch(self, block: int) -> memoryview:
-        begin, end = self._begin(block), int(self.blocks[block])
-        file = self.files[int(np.searchsorted(self._ends, begin, side="right"))]
-        start, stop = int(self._starts[begin]), min(int(self._stops[end - 1]), file.size)
-        try:
-            return memoryview(file.read(start, stop) if stop > start else b"")
-        except OSError as error:
-            raise fault(error, Path(file.path) if file.local else None, "the tar") from None
-
-    def locate(self, i: int) -> str:
-        """Tar and member, for people."""
-        return f"{self.files[int(np.searchsorted(self._ends, i, side='right'))].name}: {self.names[i]}"
-
-    def ids(self) -> list[str]:
-        """The samples' names below those of their tars, with the tars' folders where these differ."""
-        shards = [name.removesuffix(".tar") for name in names_below(self.files)]
-        ends = [0, *self._ends.tolist()]
-        return [
-            f"{shard}/{_parts(name)[0]}"
-            for shard, start, end in zip(shards, ends, ends[1:], strict=False)
-            for name in self.names[start:end]
-        ]
-
-    def labels(self) -> Labels | None:
-        # The image that stands for the rest of a cut tar gets any label: it is bad, and never decoded.
-        known = next((value for value in self.values if value is not None), None)
-        values = [known if cut else value for value, cut in zip(self.values, self._cut, strict=True)]
-        return None if any(value is None for value in values) else as_labels(values)
-
-    def captions(self) -> Captions | None:
-        """The samples' texts. Reads the headers of each tar once more, because few runs need captions."""
-        kinds = (("txt",), ("caption",)) if self.caption is None else ((self.caption.lower(),), (self.caption,))
-        values = [value for index in _indices(self.files, *kinds) for value in index["values"]]
-        if all(value is None for value in values):
-            if self.caption is None:
-                return None
-            raise UserError(
-                f"No sample of {self.files[0]} has the caption '{self.caption}', as a member or a field of its .json."
-            )
-        return as_captions([None if value is None else str(value) for value in values])
+def _captions(tars: Archives, caption: str | None) -> Captions | None:
+    """The samples' texts. Reads the headers of each tar once more, because few runs need captions."""
+    kinds = (("txt",), ("caption",)) if caption is None else ((caption.lower(),), (caption,))
+    found = [dict(zip(index["names"], index["values"], strict=True)) for index in _indices(tars.files, *kinds)]
+    values = [found[tars.file_of(i)][name] for i, name in enumerate(tars.names)]
+    if all(value is None for value in values):
+        if caption is None:
+            return None
+        raise UserError(
+            f"No sample of {tars.files[0]} has the caption '{caption}', as a member or a field of its .json."
+        )
+    return as_captions([None if value is None else str(value) for value in values])
 
 
-def _indices(files: Sequence[File], endings: tuple[str, ...], fields: tuple[str, ...]) -> list[dict[str, list[Any]]]:
-    """`_index` of each tar."""
-    found = []
-    quiet = os.environ.get("RANK", "0") != "0"  # as torchrun says
-    with progress("index", quiet) as update, ThreadPoolExecutor(min(THREADS, len(files))) as pool:
-        for index in pool.map(partial(_index, endings=endings, fields=fields), files):
-            found.append(index)
-            update(len(found), len(files))
-    return found
-
-
-def _runs(starts: list[int], stops: list[int]) -> list[int]:
-    """The number of images up to the end of each block of a tar."""
-    ends, first = [], 0
-    for i in range(1, len(starts)):
-        if stops[i] - starts[first] > _BLOCK or i - first == _MOST:
-            ends.append(i)
-            first = i
-    return [*ends, len(starts)] if starts else []
+def _indices(files: Sequence[File], endings: tuple[str, ...], fields: tuple[str, ...]) -> list[Index]:
+    return indexed(files, partial(_scan, endings=endings, fields=fields), f"tar {endings} {fields}")
 
 
 def _parts(name: str) -> tuple[str, str]:
@@ -186,61 +86,80 @@ def _parts(name: str) -> tuple[str, str]:
     return folder + slash + stem, ending.lower()
 
 
-def _index(file: File, endings: tuple[str, ...], fields: tuple[str, ...]) -> dict[str, list[Any]]:
-    """The result of `_scan`, perhaps an earlier one. Of several processes one reads a tar, and the others wait."""
-    facts = f"{_VERSION} {file} {file.size} {file.stamp} {endings} {fields}"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "manyviews" / "tars"
-    path = cache / f"{blake2b(facts.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()}.json"
-    with ExitStack() as stack:
-        # A folder that cannot be written or locked only costs time at the next start.
-        with suppress(OSError, NotImplementedError):
-            cache.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(path.with_suffix(".lock")))
-        with suppress(OSError, ValueError):
-            index: dict[str, list[Any]] = json.loads(path.read_text(encoding="utf-8"))
-            return index
-        found = _scan(file, endings, fields)
-        if file.stamp:  # without it a change of the file would go unnoticed
-            with suppress(OSError):
-                write_text(path, json.dumps(found))
-        return found
-
-
-def _scan(file: File, endings: tuple[str, ...], fields: tuple[str, ...]) -> dict[str, list[Any]]:
-    """The images of a tar, in order: `names`, `starts` and `stops` in bytes, and `values`.
+def _scan(file: File, endings: tuple[str, ...], fields: tuple[str, ...]) -> Index:
+    """The images of a tar. See `Index`; `keys` are the samples' names.
 
     A sample's value is the text of its member with one of the `endings`, else one of the `fields` of its .json, an
     integer or text; None if it has neither. If the tar is cut short or damaged, one more image stands for the rest.
     """
-    images: dict[str, tuple[int, int, str]] = {}
+    images: dict[str, dict[str, tuple[int, int]]] = {}
     values: dict[str, Any] = {}
-    whole = False
+    wanted, whole, looked = Wanted(), False, 0
     with file.open() as stream:
         try:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     name = member.name.removeprefix("./")
+                    if not member.isreg():
+                        continue  # folders, links
+                    image = wanted.is_image(name)
                     sample, ending = _parts(name)
-                    if not member.isreg() or not ending or not sample or sample.endswith("/"):
-                        continue  # folders, links, names without an ending, hidden files
-                    if is_image(name):
-                        known = images.get(sample)
-                        # In a tar a later file replaces an earlier one of the same name.
-                        if known is None or known[2] == name or (_plain(name) and not _plain(known[2])):
-                            images[sample] = (member.offset_data, member.offset_data + member.size, name)
-                    elif ending in endings and (text := _text(tar, member)) is not None:
-                        values[sample] = text
-                    elif ending == "json" and (value := _field(tar, member, fields)) is not None:
-                        values.setdefault(sample, value)
+                    if image is None and file.local and is_unknown(name) and looked < LOOKED:
+                        looked += 1
+                        content = tar.extractfile(member)
+                        image = content is not None and wanted.is_image_inside(name, content.read(HEAD))
+                    if image:
+                        known = images.setdefault(sample, {})
+                        if name in known:  # as `tar --update` leaves it
+                            wanted.left.add(REPLACED, name)
+                        known[name] = member.offset_data, member.offset_data + member.size
+                        continue
+                    # `cat.v1.cls` belongs to the sample `cat.v1`, if `cat.v1.jpg` turns out to be one.
+                    for key, kind in {(sample, ending), _split(name)}:
+                        if kind in endings and (text := _text(tar, member)) is not None:
+                            values[key] = text
+                        elif kind == "json" and (value := _field(tar, member, fields)) is not None:
+                            values.setdefault(key, value)
                 whole = _ends_at(stream, tar.offset)
         except tarfile.TarError as error:
             if not images:
                 raise _no_tar(file, error) from None
-    found = sorted((*where, sample) for sample, where in images.items())
+    found = [
+        (*where, name, key, values.get(key, values.get(sample)))
+        for sample, known in images.items()
+        for name, key, where in _of_sample(sample, known, wanted)
+    ]
+    found.sort(key=lambda one: one[:3])
     if images and not whole and found[-1][1] <= file.size:
-        found.append((file.size, file.size + 1, _REST, _REST))
-    starts, stops, names, samples = (list(column) for column in zip(*found, strict=True)) if found else ([],) * 4
-    return {"names": names, "starts": starts, "stops": stops, "values": [values.get(sample) for sample in samples]}
+        found.append((file.size, file.size + 1, REST, REST, None))
+    columns = zip(*found, strict=True) if found else ((),) * 5
+    lists = {
+        key: list(column) for key, column in zip(("starts", "stops", "names", "keys", "values"), columns, strict=True)
+    }
+    return lists | {"left": wanted.left.to_dict()}
+
+
+def _of_sample(
+    sample: str, known: dict[str, tuple[int, int]], wanted: Wanted
+) -> list[tuple[str, str, tuple[int, int]]]:
+    """The images of a sample: member, name of the sample that it is, place."""
+    if len(known) == 1:
+        return [(name, sample, where) for name, where in known.items()]
+    plain = next((name for name in known if _plain(name)), None)
+    if plain is not None:
+        beside = next(name for name in known if name != plain)
+        wanted.left.add(_BESIDE, beside, len(known) - 1)
+        return [(plain, sample, known[plain])]
+    wanted.left.add(_DOTTED, next(iter(known)), len(known))
+    stems = [_split(name)[0] for name in known]
+    keys = stems if len(set(stems)) == len(stems) else list(known)
+    return [(name, key, where) for key, (name, where) in zip(keys, known.items(), strict=True)]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A member's name up to its last dot, and the rest."""
+    stem, dot, ending = name.rpartition(".")
+    return (stem, ending.lower()) if dot else (name, "")
 
 
 def _plain(name: str) -> bool:
@@ -271,14 +190,6 @@ def _field(tar: tarfile.TarFile, member: tarfile.TarInfo, names: Iterable[str]) 
     values = [found[name] for name in names if name in found] if isinstance(found, dict) else []
     value: object = values[0] if values else None
     return value.strip() or None if isinstance(value, str) else value if type(value) is int else None
-
-
-def _number(value: int | str | None) -> int | str | None:
-    """The integer that a text spells, else the value itself."""
-    try:
-        return value if value is None else int(value)
-    except ValueError:
-        return value
 
 
 def _no_tar(file: File, error: Exception) -> UserError:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manyviews.data.source import NAME_LABELS, Source, unlabeled
+from manyviews.data.source import Source, no_labels, unlabeled
 from manyviews.data.split import split
 from manyviews.errors import UserError
 from manyviews.evaluation.contract import Task
@@ -18,8 +18,6 @@ from manyviews.evaluation.unlabeled.duplicates import across
 
 FEWEST = 10
 """Images that a class must have."""
-
-_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 @dataclass(frozen=True)
@@ -145,18 +143,7 @@ def check_labels(source: Source, fewest: int = 1) -> list[str]:
         raise refusal(source)
     labels, classes = source.labels, source.classes
     if labels is None or classes is None:
-        raise UserError(
-            f"{source.name} has no labels, which an evaluation needs: put its images into one folder for each class, "
-            f"or {NAME_LABELS}."
-        )
-    if {c.lower() for c in classes} <= _SPLITS:
-        learn = next((c for c in classes if c.lower().startswith("train")), classes[0])
-        others = sorted((c for c in classes if c != learn), key=lambda c: not c.lower().startswith("test"))
-        ask = f", and '{others[0]}' as the test images" if others else ""
-        raise UserError(
-            f"The first-level folders of {source.name} are {', '.join(classes)}, which look like splits, not classes: "
-            f"give its folder '{learn}' as the images{ask}."
-        )
+        raise UserError(no_labels(source))
     numbers, counts = np.unique(labels, return_counts=True)
     if len(numbers) < 2:
         raise UserError(
@@ -179,7 +166,7 @@ def check_targets(source: Source) -> list[str]:
     """
     targets, classes = source.targets, source.classes
     if targets is None or classes is None:
-        raise UserError(f"{source.name} has no labels, which an evaluation needs: {NAME_LABELS}.")
+        raise UserError(no_labels(source))
     if (used := int(targets.any(0).sum())) < 2:
         raise UserError(f"The images of {source.name} are of {used} class: an evaluation needs at least two classes.")
     return classes

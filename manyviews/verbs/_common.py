@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manyviews import machine
 from manyviews.checkpoint import check_new, write_text
-from manyviews.data import Reading, Source, measured, read_as
+from manyviews.data import Reading, Source, measured, open_source, read_as
 from manyviews.errors import UserError, say
 from manyviews.progress import progress
 from manyviews.weights import Pretrained, load
 
 if TYPE_CHECKING:
     from manyviews.evaluation import Features
+
+
+def opened(data: Any, labels: Any = None, captions: Any = None, split: str | None = None) -> Source:
+    """Images for a verb: see `open_source`. Says what was left out or assumed, once, in the first process only.
+
+    The source then has no notes, so that another verb does not repeat them.
+    """
+    source = open_source(data, labels, captions, split)
+    if not source.notes:
+        return source
+    tell(source, [f"{source.name.partition(':')[0]}: {note}" for note in source.notes])
+    return replace(source, notes=())
 
 
 def loaded(weights: str | Path | Pretrained) -> Pretrained:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from manyviews.data import open_source
 from manyviews.evaluation.contract import check_seed
 from manyviews.evaluation.unlabeled import diagnosis
 from manyviews.evaluation.unlabeled.diagnosis import Diagnosis
 from manyviews.progress import progress
-from manyviews.verbs._common import loaded, preprocessing, seen_by
+from manyviews.verbs._common import loaded, opened, preprocessing, seen_by
 from manyviews.weights import Pretrained
 
 
@@ -28,7 +27,7 @@ def diagnose(weights: str | Path | Pretrained, data: Any, *, images: int = 10_00
     """
     check_seed(seed)
     found = loaded(weights)
-    (source,) = seen_by(found, open_source(data))
+    (source,) = seen_by(found, opened(data))
     with progress("diagnose") as update:
         return diagnosis.diagnose(
             found.encoder,

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from manyviews import checkpoint, machine
-from manyviews.data import open_source
+from manyviews.data.layout import ALL
 from manyviews.evaluation.unlabeled import duplicates as copies
-from manyviews.verbs._common import features, new_file
+from manyviews.verbs._common import features, new_file, opened
 from manyviews.weights import Pretrained
 
 
@@ -30,6 +30,6 @@ def duplicates(
         UserError: bad input, `out` exists, or the threshold is so low that nearly all images are the same.
     """
     out = new_file(out)
-    groups = copies.duplicates(features(weights, open_source(data), "duplicates"), threshold, machine.device())
+    groups = copies.duplicates(features(weights, opened(data, split=ALL), "duplicates"), threshold, machine.device())
     checkpoint.write_text(out, copies.to_csv(groups))
     return groups

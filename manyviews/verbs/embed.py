@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manyviews import checkpoint
-from manyviews.data import open_source
-from manyviews.verbs._common import features, new_file
+from manyviews.data.layout import ALL
+from manyviews.verbs._common import features, new_file, opened
 from manyviews.weights import Pretrained
 
 
@@ -29,7 +29,7 @@ def embed(weights: str | Path | Pretrained, data: Any, out: str | Path, labels: 
         UserError: `out` exists, or no image can be read.
     """
     out = new_file(out)
-    source = open_source(data, labels)
+    source = opened(data, labels, split=ALL)
     found = features(weights, source)
     flat = pa.array(found.x.flatten().numpy(), pa.float32())
     columns = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from manyviews import checkpoint, evaluation
-from manyviews.data import open_source
+from manyviews.data import Source
 from manyviews.engine.folder import RunFolder
 from manyviews.errors import say
 from manyviews.evaluation import Protocol, Report
@@ -18,7 +18,7 @@ from manyviews.evaluation.protocols.projector_layers import projector_of
 from manyviews.progress import progress
 from manyviews.regularizers import inner
 from manyviews.reporting import plots
-from manyviews.verbs._common import loaded, preprocessing, seen_by
+from manyviews.verbs._common import loaded, opened, preprocessing, seen_by
 from manyviews.verbs.run import Run
 from manyviews.weights import Pretrained
 
@@ -43,7 +43,8 @@ def evaluate(
     Args:
         weights: a run folder or weights: see `load`.
         data: labeled images that the probes learn from.
-        test: labeled images to test on; if None, a fifth of `data`, chosen by a stable hash.
+        test: labeled images to test on; if None, the test or else the validation images of `data`, if it has folders
+            or files of these names, else a fifth of `data`, chosen by a stable hash.
         protocols: names from `manyviews list protocols`, or protocols with settings of their own: see
             `manyviews.evaluation.protocols`.
         features: which features of a vision transformer: "pooled", "last4" (the class tokens of the last four
@@ -65,10 +66,17 @@ def evaluate(
         UserError: bad input.
     """
     chosen = requested(protocols, settings or {})
-    source = open_source(data, labels)
-    held = None if test is None else open_source(test, test_labels)
+    source = opened(data, labels)
+    if test is None and source.splits and not isinstance(data, Source):
+        # Validation images stand in for test images where there are none.
+        part = next((part for part in ("test", "val") if part in source.splits), None)
+        held = None if part is None else opened(data, split=part)
+        if held is not None:
+            say(f"The test images are {held.name} ({len(held):,} images).")
+    else:
+        held = None if test is None else opened(test, test_labels)
     found = loaded(weights)
-    further = [open_source(other) for other in others]
+    further = [opened(other) for other in others]
     source, *more = seen_by(found, source, *([] if held is None else [held]), *further)
     held, further = (None, more) if held is None else (more[0], more[1:])
     folder = Path(weights) if isinstance(weights, (str, os.PathLike)) and Path(weights).is_dir() else None

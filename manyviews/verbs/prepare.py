@@ -8,6 +8,7 @@ from typing import Any
 from manyviews import data as images
 from manyviews.errors import UserError
 from manyviews.progress import progress
+from manyviews.verbs._common import opened
 
 
 def prepare(data: Any, out: str | Path, canvas: int = 800, labels: str | Path | None = None) -> Path:
@@ -28,4 +29,4 @@ def prepare(data: Any, out: str | Path, canvas: int = 800, labels: str | Path | 
     if canvas < 1:
         raise UserError(f"Canvases need a side of 1 pixel or more, not {canvas}.")
     with progress("prepare") as update:
-        return images.prepare(images.open_source(data, labels), Path(out), canvas, update)
+        return images.prepare(opened(data, labels), Path(out), canvas, update)

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from manyviews import distributed, machine, recipes
-from manyviews.data import Reading, Source, load_canvases, mean_and_std, measured, open_source, read_as
+from manyviews.data import Reading, Source, load_canvases, mean_and_std, measured, read_as
 from manyviews.engine.build import build_method, check, check_sizes
 from manyviews.engine.folder import RunFolder, create
 from manyviews.engine.loop import train
@@ -24,7 +24,7 @@ from manyviews.regularizers import canvas_size, inner
 from manyviews.reporting import plots
 from manyviews.reporting.views import titled, views_of
 from manyviews.settings import Data, Recipe, check_saved, override
-from manyviews.verbs._common import tell
+from manyviews.verbs._common import opened, tell
 from manyviews.verbs.run import Run
 
 
@@ -52,7 +52,7 @@ def pretrain(
         engine.Stopped: interrupted by SIGINT or SIGTERM; the run is saved and can be resumed.
     """
     chosen = changed(recipe, epochs, settings or {})
-    source = open_source(data, captions=captions)
+    source = opened(data, captions=captions)
     device = distributed.start()
     chosen, source = fitted(chosen, source)
     # Check everything first: a run that cannot start must leave no folder behind.

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from manyviews import distributed
-from manyviews.data import open_source, read_as
+from manyviews.data import read_as
 from manyviews.engine.build import build_method, check
 from manyviews.engine.folder import RunFolder
 from manyviews.engine.loop import train
 from manyviews.errors import UserError
+from manyviews.verbs._common import opened
 from manyviews.verbs.pretrain import finish
 from manyviews.verbs.run import Run
 
@@ -36,7 +37,7 @@ def resume(folder: str | Path, data: Any = None, captions: Any = None) -> Run:
         distributed.start()
         return Run(folder) if (RunFolder(folder).plots / "loss.png").exists() else finish(folder)
     captions = facts.get("captions") if captions is None else captions
-    source = read_as(open_source(data, captions=captions), recipe.data.reading)
+    source = read_as(opened(data, captions=captions), recipe.data.reading)
     distributed.start()  # the check below depends on the number of processes
     check(recipe, source)
     trained = RunFolder(folder).checkpoint.exists()

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from manyviews import evaluation
-from manyviews.data import Source, open_source
+from manyviews.data import Source
 from manyviews.engine.folder import RunFolder
 from manyviews.errors import UserError, printable, unknown
 from manyviews.evaluation.contract import check_seed
 from manyviews.evaluation.unlabeled.diagnosis import HEALTHY, Diagnosis, diagnose
 from manyviews.progress import Update, progress
 from manyviews.settings import Recipe, differences
-from manyviews.verbs._common import preprocessing, seen_by
+from manyviews.verbs._common import opened, preprocessing, seen_by
 from manyviews.weights import Pretrained, load
 
 CRITERIA: dict[str, Callable[[Mapping[str, float | None]], float]] = {
@@ -186,9 +186,9 @@ def select(
     for run in runs:
         load(run)  # may refuse it, before hours of work; not kept, because all of them together can be large
     recipes = [RunFolder(Path(run)).recipe if Path(run).is_dir() else None for run in runs]
-    source = open_source(_shared(runs) if data is None else data)
-    train = None if oracle is None else open_source(oracle, labels)
-    held = None if test is None else open_source(test, test_labels)
+    source = opened(_shared(runs) if data is None else data)
+    train = None if oracle is None else opened(oracle, labels)
+    held = None if test is None else opened(test, test_labels)
 
     found: list[Candidate] = []
     used = 0

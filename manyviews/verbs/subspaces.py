@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from manyviews import checkpoint, machine
-from manyviews.data import open_source, read_as
+from manyviews.data import read_as
 from manyviews.errors import UserError
 from manyviews.evaluation.unlabeled import subspaces as numbers
 from manyviews.methods.mast import MAST
 from manyviews.progress import progress
 from manyviews.regularizers import inner
 from manyviews.reporting import subspaces as plots
-from manyviews.verbs._common import new_file
+from manyviews.verbs._common import new_file, opened
 from manyviews.verbs.run import Run
 
 
@@ -37,7 +37,7 @@ def subspaces(run: str | Path | Run, data: Any, out: str | Path, labels: str | P
     if run.recipe.method.name != "mast":
         raise UserError(f"{run.folder} is a run of {run.recipe.method.name}: only mast learns subspaces.")
     out = new_file(out)
-    source = read_as(open_source(data, labels), run.recipe.data.reading)
+    source = read_as(opened(data, labels), run.recipe.data.reading)
     with progress("subspaces"):
         found = numbers.analyze(
             cast(MAST, inner(run.method)),

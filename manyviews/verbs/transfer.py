@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from manyviews.checkpoint import write_text
-from manyviews.data import open_source
 from manyviews.errors import UserError, say
 from manyviews.evaluation import Report
 from manyviews.evaluation.contract import MetricProtocol, check_seeds
 from manyviews.evaluation.features import fingerprint, weights_digest
 from manyviews.evaluation.protocols import requested
 from manyviews.evaluation.sets import FEWEST, check_labels
-from manyviews.verbs._common import claim, loaded
+from manyviews.verbs._common import claim, loaded, opened
 from manyviews.verbs.evaluate import evaluate
 from manyviews.weights import Pretrained
 
@@ -129,14 +128,14 @@ def transfer(
     measures = [p.name for p in requested(protocols, settings or {}) if isinstance(p, MetricProtocol)]
     if measures:
         raise UserError(f"A suite's table shows accuracies, and '{measures[0]}' measures something else: use evaluate.")
-    opened = {name: tuple(map(open_source, s if isinstance(s, tuple) else (s,))) for name, s in sets.items()}
-    for source, *tests in opened.values():
+    sources = {name: tuple(map(opened, s if isinstance(s, tuple) else (s,))) for name, s in sets.items()}
+    for source, *tests in sources.values():
         classes = check_labels(source, fewest=FEWEST)
         for test in tests:
             check_labels(test.with_classes(classes))
     folder = Path(out)
     chosen = {
-        "images": {name: [[fingerprint(s), s.labeling] for s in parts] for name, parts in opened.items()},
+        "images": {name: [[fingerprint(s), s.labeling] for s in parts] for name, parts in sources.items()},
         "look": [encoder.test_size, list(encoder.mean), list(encoder.std)],
         "weights": weights_digest(encoder.encoder),
         "protocols": list(protocols),
@@ -148,7 +147,7 @@ def transfer(
     claim(folder, "suite.json", json.dumps(chosen, indent=2), "a suite of other weights, images or settings")
     reports = {}
     (folder / "sets").mkdir(exist_ok=True)
-    for i, (name, parts) in enumerate(opened.items()):
+    for i, (name, parts) in enumerate(sources.items()):
         file = folder / "sets" / f"{name}.json"
         if not file.exists():
             say(f"Transfer: {name} ({i + 1} of {len(sets)})")

@@ -19,7 +19,7 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from manyviews.data import BadImage, Loader, blocks, open_source, tar
+from manyviews.data import BadImage, Loader, archive, blocks, open_source
 from manyviews.data.blocks import Blocks, window
 from manyviews.data.files import Unreachable
 from manyviews.data.order import nearby, order
@@ -36,8 +36,8 @@ def numbered(batch):
 
 
 def test_a_block_is_a_stretch_of_one_tar(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar, "_BLOCK", 4000)
-    monkeypatch.setattr(tar, "_MOST", 7)
+    monkeypatch.setattr(archive, "_BLOCK", 4000)
+    monkeypatch.setattr(archive, "_MOST", 7)
     put(tmp_path / "a.tar", packed(samples(range(20))))
     put(tmp_path / "b.tar", packed([(f"{k:03}.png", encoded(k) + b"\0" * 3000 * (k % 2)) for k in range(20)]))
     source = open_source(tmp_path)
@@ -234,7 +234,7 @@ def test_few_or_small_blocks_keep_the_usual_order(many):
 
 def small_blocks(monkeypatch, held):
     """Tars in blocks of ten images, of which so many are held."""
-    monkeypatch.setattr(tar, "_MOST", 10)
+    monkeypatch.setattr(archive, "_MOST", 10)
     monkeypatch.setattr(blocks, "HELD", held * len(packed(samples(range(10)))))
 
 
@@ -274,7 +274,7 @@ def test_waiting_for_a_distant_disk_is_shared(monkeypatch):
 
 
 def test_an_evaluation_reads_each_block_once_and_ahead(monkeypatch):
-    monkeypatch.setattr(tar, "_MOST", 5)
+    monkeypatch.setattr(archive, "_MOST", 5)
     source = open_source(put("memory://bucket/c.tar", packed(samples(range(60)))))
     original, under_way, seen, most = MemoryFileSystem.cat_file, [], [], []
 

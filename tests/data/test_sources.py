@@ -132,9 +132,9 @@ def test_folder_of_text_files(tmp_path):
 
 def test_single_image_and_unknown_file(tmp_path):
     fill(tmp_path, "a.png")
-    (tmp_path / "a.zip").write_bytes(b"PK")
+    (tmp_path / "a.doc").write_bytes(b"PK")
     assert "folder that holds" in message(tmp_path / "a.png")
-    assert "unknown kind" in message(tmp_path / "a.zip")
+    assert "unknown kind" in message(tmp_path / "a.doc")
 
 
 def test_unreadable_folder(without_privileges):

@@ -77,11 +77,29 @@ def test_tars_that_plain_tar_writes(tmp_path):
 
 def test_one_image_of_a_sample_and_the_last_of_a_name(tmp_path):
     members = [("1.mask.png", encoded(9)), ("1.png", encoded(1)), ("1.depth.png", encoded(9))]
-    members += [("2.left.png", encoded(2)), ("2.right.png", encoded(9))]
     members += [("3.png", encoded(9)), ("3.png", encoded(3))]  # as `tar --update` leaves it
     (tmp_path / "a.tar").write_bytes(packed(members))
     source = open_source(tmp_path / "a.tar")
-    assert [number(source, i) for i in range(len(source))] == [1, 2, 3]
+    assert [number(source, i) for i in range(len(source))] == [1, 3]
+    assert [note.split(" (")[0] for note in source.notes] == [
+        "Left out 1 image that a later one of the same name replaces",
+        "Left out 2 images beside the image of a sample",
+    ]
+
+
+def test_dots_in_names_are_no_endings(tmp_path):
+    """webdataset #237, #288; datasets #6888: split at the first dot, five images were two."""
+    names = ["IMG_2020.01.02_a.jpg", "IMG_2020.01.03_b.jpg", "IMG_2020.05.04_c.jpg", "cat.v1.jpg", "cat.v2.jpg"]
+    members = [(name, encoded(k)) for k, name in enumerate(names)]
+    members += [(name.removesuffix("jpg") + "cls", str(k).encode()) for k, name in enumerate(names)]
+    (tmp_path / "d.tar").write_bytes(packed(members))
+    source = open_source(tmp_path / "d.tar")
+    assert source.ids == [f"d/{name.removesuffix('.jpg')}" for name in names]
+    assert [number(source, i) for i in range(5)] == source.labels.tolist() == [0, 1, 2, 3, 4]
+    assert len(source.notes) == 1 and source.notes[0].startswith("Took 5 images with the same name up to the first dot")
+    # Views of one sample share its label.
+    (tmp_path / "e.tar").write_bytes(packed([("2.left.png", encoded(2)), ("2.right.png", encoded(3)), ("2.cls", b"x")]))
+    assert open_source(tmp_path / "e.tar").classes == ["x"] and len(open_source(tmp_path / "e.tar")) == 2
 
 
 def test_labels_in_json_and_under_another_name(tmp_path):
@@ -126,7 +144,8 @@ def test_patterns(tmp_path, monkeypatch):
     for name in ("x/train/a", "x/test/a"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / f"{name}.tar").write_bytes(packed(samples([0])))
-    assert open_source(tmp_path / "x").ids == ["test/a/000", "train/a/000"]
+    assert open_source(tmp_path / "x").ids == ["a/000"] == open_source(f"{tmp_path}/x:test").ids
+    assert open_source(tmp_path / "x", split="all").ids == ["test/a/000", "train/a/000"]
 
 
 def test_files_that_are_not_there_and_protocols_that_need_a_package(tmp_path, monkeypatch):
@@ -135,7 +154,7 @@ def test_files_that_are_not_there_and_protocols_that_need_a_package(tmp_path, mo
     assert "Nothing matches" in message(f"{tmp_path}/nope-*.tar")
     assert "memory://void/a.tar" in message("memory://void/a.tar")
     put("memory://pictures/1.png", encoded(1))
-    assert "no .tar or .parquet" in message("memory://pictures")
+    assert "no .tar, .zip or .parquet" in message("memory://pictures")
     assert "'s4://'" in message("s4://bucket/a.tar")
     # As if they were not installed, wherever this runs.
     for package in ("s3fs", "gcsfs", "aiohttp"):
@@ -242,7 +261,7 @@ def test_a_file_that_goes_away_and_a_network_that_fails(monkeypatch):
 
 def test_the_index_is_kept_and_made_anew_when_the_tar_changes(tmp_path, monkeypatch, requests):
     scanned, original = [], tar._scan
-    monkeypatch.setattr(tar, "_scan", lambda file, *kinds: scanned.append(file.name) or original(file, *kinds))
+    monkeypatch.setattr(tar, "_scan", lambda file, **kinds: scanned.append(file.name) or original(file, **kinds))
     for root in (tmp_path, "memory://indexed"):
         url = put(f"{root}/a.tar", packed(samples(range(200))))
         first, again = open_source(url), open_source(url)

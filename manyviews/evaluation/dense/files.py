@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from manyviews.data.folder import is_image
+from manyviews.data.layout import SPLITS as SPLITS
 from manyviews.errors import UserError
 
 Bad = list[tuple[str, str]]
 """(where, reason) of everything that was left out."""
-
-SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
 def check_counts(least: int = 1, **settings: int) -> None:
