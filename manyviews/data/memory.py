@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,11 @@ import numpy as np
 from PIL import Image
 
 from manyviews.data.decode import BadImage, Raw
+from manyviews.data.folder import CAPTION_NAMES, LABEL_NAMES
 from manyviews.data.source import Captions, Labels, Source, as_captions, as_labels, content_ids, unlabeled
 from manyviews.errors import UserError
+
+_IMAGE_NAMES = ("image", "img")
 
 
 def open_arrays(images: Any, labels: Any = None) -> Source:
@@ -43,10 +46,12 @@ def open_arrays(images: Any, labels: Any = None) -> Source:
 
 
 def open_dataset(dataset: Any) -> Source:
-    """Anything with `__len__` and `__getitem__` that gives a PIL image or uint8 array, or (image, label).
+    """Anything with `__len__` and `__getitem__` that gives a PIL image or uint8 array, or (image, label), or a dict.
 
-    The labels are its `targets` or `labels`, as in torchvision, else the items' own, for which all items are read once.
-    Items are read one at a time, because a data set may share a file handle. torchvision's are read in parallel.
+    A dict, as Hugging Face's data sets give it, has the image as `image` or `img` or as its only image, and perhaps
+    `label` and `caption`, or another usual name of these. The labels are the data set's `targets` or `labels`, as in
+    torchvision, or its column, as in Hugging Face, else the items' own, for which all items are read once. Items are
+    read one at a time, because a data set may share a file handle. torchvision's are read in parallel.
 
     Raises:
         UserError: it is empty, none of its items can be read, or its images went through a transform.
@@ -54,13 +59,23 @@ def open_dataset(dataset: Any) -> Source:
     name = type(dataset).__name__
     if not len(dataset):
         raise UserError(f"The data set {name} is empty.")
-    first = _first_image(dataset, name)
-    if not isinstance(first, Image.Image) and not (is_array(first) and _is_uint8(first)):
+    item = _first_item(dataset, name)
+    key = None
+    if isinstance(item, Mapping):
+        key = _image_key(item)
+        if key is None:
+            raise UserError(
+                f"The items of the data set {name} are dicts of {', '.join(map(str, item))}, without an image: call it "
+                "'image', for example with `rename_column`."
+            )
+    first = _image(item, key)
+    if not isinstance(first, Image.Image | bytes | Path) and not (is_array(first) and _is_uint8(first)):
+        cure = "make it without a transform" if key is None else "take off its transform or format, `with_format(None)`"
         raise UserError(
-            f"The data set {name} gives a {type(first).__name__} where a PIL image or a uint8 array is needed; "
-            "make it without a transform, because views are made later."
+            f"The data set {name} gives a {type(first).__name__} where a PIL image or a uint8 array is needed; {cure}, "
+            "because views are made later."
         )
-    read = _Reader(dataset)
+    read = _Reader(dataset, key)
     identify, annotate, describe = (
         partial(_identify, dataset, read),
         partial(_annotate, dataset),
@@ -69,15 +84,40 @@ def open_dataset(dataset: Any) -> Source:
     return Source(name, len(dataset), read, identify, annotate, (name + "[{}]").format, describe=describe)
 
 
-def _image(item: Any) -> Any:
+def _image(item: Any, key: str | None) -> Any:
+    if key is not None:
+        found = item[key]
+        # Hugging Face's images that are not decoded.
+        return (found.get("bytes") or Path(found["path"])) if isinstance(found, Mapping) else found
     return item[0] if isinstance(item, tuple) else item
 
 
-def _first_image(dataset: Any, name: str) -> Any:
+def _image_key(item: Mapping[str, Any]) -> str | None:
+    """The field of a dict that is the image: by its name, else the only one that can be."""
+    named = next((key for key in _IMAGE_NAMES if item.get(key) is not None), None)
+    found = [key for key, value in item.items() if isinstance(value, Image.Image)]
+    return named if named is not None else found[0] if len(found) == 1 else None
+
+
+def _beside(item: Any, names: Sequence[str]) -> Any:
+    """The label or text in an item; None if there is none."""
+    if isinstance(item, Mapping):
+        return next((item[name] for name in names if name in item), None)
+    return item[1] if isinstance(item, tuple) and len(item) > 1 else None
+
+
+def _column(dataset: Any, names: Sequence[str]) -> tuple[str, list[Any]] | None:
+    """The first of these columns of a data set of Hugging Face, read without its images."""
+    columns = getattr(dataset, "column_names", None)
+    name = next((name for name in names if name in columns), None) if isinstance(columns, list) else None
+    return None if name is None else (name, list(dataset[name]))
+
+
+def _first_item(dataset: Any, name: str) -> Any:
     error: Exception | None = None
     for i in range(len(dataset)):
         try:
-            return _image(dataset[i])
+            return dataset[i]
         except Exception as e:  # it may raise anything, and the other items may be good
             error = error or e
     raise UserError(f"None of the items of the data set {name} can be read; the first raised {error!r}.")
@@ -86,26 +126,25 @@ def _first_image(dataset: Any, name: str) -> Any:
 class _Reader:
     """The images of a data set."""
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-        self.__setstate__({"dataset": dataset})
+    def __init__(self, dataset: Any, key: str | None) -> None:
+        self.__setstate__({"dataset": dataset, "key": key})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"dataset": self.dataset}
+        return {"dataset": self.dataset, "key": self.key}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         from torchvision.datasets import VisionDataset
 
-        self.dataset = state["dataset"]
+        self.dataset, self.key = state["dataset"], state["key"]
         self.lock = nullcontext() if isinstance(self.dataset, VisionDataset) else Lock()
 
     def __call__(self, i: int) -> Raw:
         try:
             with self.lock:
-                image = _image(self.dataset[i])
+                image = _image(self.dataset[i], self.key)
         except Exception as error:  # it may raise anything, and the other items may be good
             raise BadImage(f"the data set raised {type(error).__name__}: {error}") from None
-        return image if isinstance(image, Image.Image) else _channels_last(_to_numpy(image))
+        return image if isinstance(image, Image.Image | bytes | Path) else _channels_last(_to_numpy(image))
 
 
 def _identify(dataset: Any, read: Any) -> list[str]:
@@ -118,6 +157,10 @@ def _identify(dataset: Any, read: Any) -> list[str]:
 def _annotate(dataset: Any) -> Labels | None:
     given = [getattr(dataset, name, None) for name in ("targets", "labels", "_labels")]
     targets = next((t for t in given if t is not None), None)
+    if (column := _column(dataset, LABEL_NAMES)) is not None:
+        name, targets = column
+        names = getattr(getattr(dataset, "features", {}).get(name), "names", None)
+        return None if any(t is None for t in targets) else as_labels(targets, names)
     if targets is None:
         targets = []
         for i in range(len(dataset)):
@@ -126,16 +169,19 @@ def _annotate(dataset: Any) -> Labels | None:
             except Exception:  # its image is bad, so any label will do
                 targets.append(targets[-1] if targets else None)
                 continue
-            if not isinstance(item, tuple) or len(item) < 2:
+            if (target := _beside(item, LABEL_NAMES)) is None:
                 return None
-            targets.append(item[1])
+            targets.append(target)
         first = next((t for t in targets if t is not None), None)
         targets = [first if t is None else t for t in targets]
     return as_labels(_to_numpy(targets) if hasattr(targets, "detach") else targets, getattr(dataset, "classes", None))
 
 
 def _describe(dataset: Any) -> Captions | None:
-    """The items' own texts, for which all are read once."""
+    """The data set's column of texts, else the items' own, for which all are read once."""
+    if isinstance(getattr(dataset, "column_names", None), list):
+        column = _column(dataset, CAPTION_NAMES)
+        return None if column is None else as_captions(column[1])
     texts: list[Any] = []
     for i in range(len(dataset)):
         try:
@@ -143,9 +189,9 @@ def _describe(dataset: Any) -> Captions | None:
         except Exception:  # its image is left out, with or without a caption
             texts.append(None)
             continue
-        if not isinstance(item, tuple) or len(item) < 2:
+        if (text := _beside(item, CAPTION_NAMES)) is None:
             return None
-        texts.append(item[1])
+        texts.append(text)
     return as_captions(texts)
 
 

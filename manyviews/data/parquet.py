@@ -19,14 +19,13 @@ import pyarrow.parquet as pq
 from manyviews.data.blocks import Blocks, window
 from manyviews.data.decode import BadImage, fault
 from manyviews.data.files import THREADS, File, Ranges, Unreachable, names_below
+from manyviews.data.folder import CAPTION_NAMES, LABEL_NAMES
 from manyviews.data.source import Captions, Labels, Source, as_captions, as_labels, content_ids
 from manyviews.errors import UserError, unknown
 
 _BATCH = 4096  # rows in one array: 2 GiB of images of half a megabyte
 _HASHED = 2**30  # bytes of images; more are not read for the sake of their names
 _IMAGE_NAMES = ("image", "img")
-_LABEL_NAMES = ("label", "labels", "class", "target")
-_CAPTION_NAMES = ("caption", "captions", "text")
 
 
 def open_parquet(files: Sequence[File], label: str | None = None, caption: str | None = None) -> Source:
@@ -204,7 +203,7 @@ def _label_column(schema: pa.Schema, wanted: str | None) -> tuple[str | None, li
     features = metadata.get("info", {}).get("features", {})
     named = {k: v["names"] for k, v in features.items() if isinstance(v, dict) and v.get("_type") == "ClassLabel"}
     if wanted is None:
-        usual = [name for name in _LABEL_NAMES if name in schema.names]
+        usual = [name for name in LABEL_NAMES if name in schema.names]
         wanted = usual[0] if usual else next(iter(named)) if len(named) == 1 else None
     elif wanted not in schema.names:
         raise unknown("column of labels", wanted, schema.names)
@@ -215,7 +214,7 @@ def _caption_column(schema: pa.Schema, wanted: str | None) -> str | None:
     """The column of captions, if there is one: texts, or lists of texts."""
     texts = [field.name for field in schema if _is_text(getattr(field.type, "value_type", field.type))]
     if wanted is None:
-        return next((name for name in _CAPTION_NAMES if name in texts), None)
+        return next((name for name in CAPTION_NAMES if name in texts), None)
     if wanted not in texts:
         raise unknown("column of captions", wanted, texts)
     return wanted

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import tempfile
+import types
 from pathlib import Path
 
 import numpy as np
@@ -390,6 +391,76 @@ def test_what_is_no_label_is_none(beside):
 def test_a_data_set_with_a_transform_is_refused():
     assert "without a transform" in message(Toy(2, make=lambda i: torch.zeros(3, 4, 4)))
     assert "empty" in message(Toy(0))
+
+
+class HuggingFace:
+    """A data set as Hugging Face's `datasets.Dataset`: items are dicts, columns are read by name."""
+
+    column_names = ["img", "fine_label", "label", "text"]  # noqa: RUF012
+    features = {"label": types.SimpleNamespace(names=["zebra", "ant"])}  # noqa: RUF012
+
+    def __init__(self, decoded=True):
+        self.decoded, self.asked = decoded, []
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        self.asked.append(i)
+        columns = {"label": [i % 2 for i in range(4)], "text": ["a", "b", "", "d"]}
+        if isinstance(i, str):
+            return columns[i]
+        image = picture(i) if self.decoded else {"bytes": encoded(i), "path": None}
+        return {"img": image, "fine_label": 7, "label": i % 2, "text": columns["text"][i]}
+
+
+@pytest.mark.parametrize("decoded", [True, False])
+def test_data_sets_of_hugging_face(decoded):
+    """lightly #1569: items are dicts, and 'make it without a transform' was wrong advice."""
+    data = HuggingFace(decoded)
+    source = open_source(data)
+    assert source.classes == ["zebra", "ant"] and source.labels.tolist() == [0, 1, 0, 1]
+    assert source.captions == [("a",), ("b",), (), ("d",)]
+    assert data.asked == [0, "label", "text"]  # no image is decoded for them
+    assert [value(pickle.loads(pickle.dumps(source)), i) for i in range(4)] == [0, 1, 2, 3]
+
+
+def test_data_sets_of_dicts():
+    class Dicts(Toy):
+        def __getitem__(self, i):
+            return {"image": self.make(i), "label": i % 2}
+
+    source = open_source(Dicts(5))
+    assert source.labels.tolist() == [0, 1, 0, 1, 0] and value(source, 3) == 3 and source.captions is None
+    assert "with_format(None)" in message(Dicts(2, make=lambda i: torch.zeros(3, 4, 4)))
+
+    class Texts(Toy):
+        def __getitem__(self, i):
+            return {"text": "a", "id": i}
+
+    assert "text, id, without an image" in message(Texts(2))
+
+
+def test_a_dict_of_splits_and_a_stream():
+    parts = {"train": Toy(3), "validation": Toy(2), "test": Toy(1)}
+    source = open_source(parts)
+    assert len(source) == 3 and source.splits == ("train", "val", "test")
+    assert source.notes == ("Took the split 'train' of train, validation, test.",)
+    assert len(open_source(parts, split="val")) == 2
+    assert "one of its values" in message({"a": Toy(3)})
+    assert "streaming" in message(picture(i) for i in range(3))
+
+
+def test_split_names_in_parquet_files(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name, values in (("train-00000-of-00002", [1, 2]), ("train-00001-of-00002", [3]), ("test-00000-of-00001", [9])):
+        hugging_face(tmp_path / "data" / f"{name}.parquet", values)
+    source = open_source(tmp_path)
+    assert [value(source, i) for i in range(3)] == [1, 2, 3] and len(source) == 3
+    assert source.notes == (
+        "Took train (2 files), not test (1); write ':test' or ':all' after the path to take others.",
+    )
+    assert len(open_source(f"{tmp_path}:test")) == 1 and len(open_source(f"{tmp_path}:all")) == 4
 
 
 def test_torchvision_image_folder(tmp_path):
