@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from manyviews.backbones import Encoder
-from manyviews.errors import UserError
+from manyviews.errors import UserError, say
 from manyviews.evaluation import untrained
 from manyviews.evaluation.contract import check_seed
 from manyviews.evaluation.dense import Dense
@@ -39,6 +39,8 @@ def evaluated(
     options = {k: v for k, v in preprocessing(found).items() if k != "test_size"} | dict(options)
     with progress(judge.__name__) as update:
         result = judge(encoder, Path(data), progress=update, **options)
+    for note in result.notes:
+        say(note)
     if not baseline:
         return result
     fresh = untrained(encoder, options.get("seed", 0))

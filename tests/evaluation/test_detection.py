@@ -301,6 +301,71 @@ def test_mirrored_objects_are_where_their_mirrored_masks_are(coco):
         assert not torch.allclose(flipped["boxes"], y["boxes"])
 
 
+def photograph(path, turned, h=12, w=20):
+    """A square of white at columns 3 to 7 and rows 2 to 5 of the stored pixels."""
+    pixels = np.zeros((h, w, 3), np.uint8)
+    pixels[2:5, 3:7] = 255
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    Image.fromarray(pixels).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("turned", range(1, 9))
+def test_boxes_of_photographs_follow_their_orientation(tmp_path, turned):
+    """COCO and VOC annotate the pixels as they are stored, or the upright ones: width and height tell which."""
+    corner = [3, 2, 3, 5, 7, 5, 7, 2]
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        photograph(tmp_path / split / "tall.png", 6)
+        photograph(tmp_path / split / "any.png", turned)
+        annotation = {"category_id": 1, "bbox": [3, 2, 4, 3], "area": 12, "segmentation": [corner]}
+        facts = {
+            "categories": [{"id": 1, "name": "square"}],
+            "images": [
+                {"id": k, "file_name": name, "width": 20, "height": 12}
+                for k, name in enumerate(("tall.png", "any.png"))
+            ],
+            "annotations": [annotation | {"id": k + 1, "image_id": k} for k in range(2)],
+        }
+        (tmp_path / f"{split}.json").write_text(json.dumps(facts))
+    found = open_pictures(tmp_path, masks=True)
+    assert len(found.test) == 2 and not found.bad
+    for picture in found.test:
+        white = np.asarray(picture.read())[..., 0] > 0
+        (thing,) = picture.things
+        rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
+        assert thing.box == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+        assert np.array_equal(detection._mask(thing, picture), white)
+    count = 4 if turned > 1 else 2
+    assert found.notes[0].startswith(f"{count} images are turned by their EXIF orientation")
+
+
+def test_boxes_for_upright_photographs_stay(tmp_path):
+    write_voc(tmp_path, {"train": ["a"], "test": ["b"]})  # 30 pixels wide and 20 high
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (20, 30)).save(tmp_path / "JPEGImages" / "b.jpg", exif=exif)
+    found = open_pictures(tmp_path)
+    assert found.test[0].things[0].box == (0, 0, 30, 20) and not found.notes
+    assert found.test[0].read().size == (30, 20)
+
+
+def test_images_of_coco_are_found_by_their_ends_and_missing_ones_are_counted(coco):
+    names = []
+
+    def move(facts):
+        for image, start in zip(facts["images"], ("/data/upload/", "C:\\Users\\me\\", "", ""), strict=False):
+            image["file_name"] = start + image["file_name"]
+            names.append(image["file_name"])
+        facts["images"][3]["file_name"] = "gone.png"
+
+    before = len(open_pictures(coco).train)
+    change(coco, "train", move)
+    found = open_pictures(coco)
+    assert len(found.train) == before - 1 and names[0].startswith("/data")
+    assert [reason for _, reason in found.bad] == ["there is no image gone.png"]
+
+
 def test_sets_that_are_wrong_are_named(coco, tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         open_pictures(tmp_path / "none")

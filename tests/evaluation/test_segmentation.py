@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.metrics import confusion_matrix, jaccard_score
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
@@ -16,8 +16,10 @@ from manyviews.backbones import Encoder, patch_features
 from manyviews.data.decode import BadImage
 from manyviews.errors import UserError
 from manyviews.evaluation.dense import segment, segmentation
+from manyviews.evaluation.dense.files import upright
+from manyviews.evaluation.dense.legend import IGNORED
 from manyviews.evaluation.dense.maps import Maps, encode_all, resized, stage_shapes
-from manyviews.evaluation.dense.masks import IGNORED, Masked, open_masks
+from manyviews.evaluation.dense.masks import Masked, open_masks
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 CPU = torch.device("cpu")
@@ -206,6 +208,7 @@ def test_what_colors_tell_is_found_and_the_encoder_stays_as_it_is(encoder, folde
     assert report.to_dict() == json.loads(json.dumps(report.to_dict())) | {
         "interval": report.interval,
         "bad": report.bad,
+        "notes": report.notes,
     }
 
 
@@ -265,6 +268,142 @@ def test_a_name_that_says_so_is_ignored_and_the_others_close_ranks(folder):
     assert found.values == {0: 0, 1: IGNORED, 2: 1, 255: IGNORED}
 
 
+def masked(root, save, names=None, counts=(0, 1, 2), side=12):
+    """A set whose masks hold `counts` side by side, as `save(values, path)` writes them."""
+    for split, n in (("train", 12), ("test", 3)):
+        for kind in ("images", "masks"):
+            (root / kind / split).mkdir(parents=True, exist_ok=True)
+        for k in range(n):
+            values = np.array(counts)[(np.arange(side * side).reshape(side, side) + k) % len(counts)]
+            Image.fromarray(np.full((side, side, 3), 90, np.uint8)).save(root / f"images/{split}/{k}.png")
+            save(values, root / f"masks/{split}/{k}.png")
+    if names is not None:
+        (root / "classes.txt").write_text("\n".join(names))
+    return root
+
+
+def gray(values, path):
+    Image.fromarray(values.astype(np.uint8)).save(path)
+
+
+def in_color(values, path):
+    Image.fromarray(np.stack([values * 100, 255 - values, values % 2], -1).astype(np.uint8)).save(path)
+
+
+def in_palettes(values, path):
+    """A palette of its own in each file, as programs that reduce colors write it."""
+    order = np.random.default_rng(int(path.stem)).permutation(3)
+    image = Image.fromarray(np.argsort(order)[values].astype(np.uint8))
+    image = Image.frombytes("P", image.size, image.tobytes())
+    image.putpalette(np.array([[0, 255, 0], [100, 254, 1], [200, 253, 0]])[order].astype(np.uint8).tobytes())
+    image.save(path)
+
+
+COLORED = ["a 0 255 0", "b,100,254,1", "c:200,253,0::"]
+GRAYS = ["a 0 0 0", "b 100 100 100", "c 200 200 200"]
+
+
+@pytest.mark.parametrize(
+    ("save", "names", "note"),
+    [
+        (lambda v, p: Image.fromarray(np.stack([v] * 3, -1).astype(np.uint8)).save(p), "abc", "15 masks are gray"),
+        (lambda v, p: Image.fromarray(v.astype(np.uint8)).convert("LA").save(p), "abc", None),
+        (lambda v, p: Image.fromarray(v.astype(np.uint16)).save(p), "abc", None),
+        (lambda v, p: Image.fromarray(v.astype(np.float32)).save(p, "TIFF"), "abc", None),
+        (lambda v, p: gray(v + 1, p), "abc", "counted from 1"),
+        (in_color, COLORED, "read by the colors in classes.txt"),
+        (in_palettes, COLORED, "read by the colors in classes.txt"),
+        (lambda v, p: gray(v * 100, p), GRAYS, "read by the colors in classes.txt"),
+    ],
+)
+def test_masks_of_other_kinds_are_read_and_said(tmp_path, save, names, note):
+    found = open_masks(masked(tmp_path, save, names))
+    assert found.classes == ("a", "b", "c")
+    for one in (*found.train, *found.val, *found.test):
+        values = np.arange(144).reshape(12, 12) + int(one.mask.stem)
+        assert np.array_equal(found.read(one)[1], values % 3)
+    assert [note in n for n in found.notes] == ([True] if note else [])
+
+
+def test_white_is_the_object_where_two_classes_are_listed(encoder, tmp_path):
+    """mmsegmentation #2598, transformers #27224: 255 did not count, and the object was never learned."""
+    root = masked(tmp_path, gray, ["background", "object"], (0, 255))
+    found = open_masks(root)
+    assert found.values == {0: 0, 255: 1}
+    assert found.notes == ("The masks hold 0 and 255 only: 255 is taken for 'object'.",)
+    report = segment(encoder, root, **QUICK | {"epochs": 1})
+    assert report.notes == found.notes and report.per_class["object"] is not None
+    for names in (None, "abc"):
+        (root / "classes.txt").unlink(missing_ok=True)
+        if names:
+            (root / "classes.txt").write_text("\n".join(names))
+        with pytest.raises(UserError, match=r"hold 0 and 255 only, .*'background' and 'object'"):
+            open_masks(root)
+    masked(tmp_path, gray, ["background", "object"], (0, 1, 255))
+    assert open_masks(root).values == {0: 0, 1: 1, 255: IGNORED} and not open_masks(root).notes
+
+
+@pytest.mark.parametrize(
+    ("save", "counts", "cure"),
+    [
+        (in_color, (0, 1, 2), r"in color \(.*write each class with its color"),
+        (in_palettes, (0, 1, 2), "palettes that differ.*write each class with its color"),
+        (gray, (0, 128, 254), r'"values": \[0, 128, 254\]'),
+        (gray, (0, 1, 2, 3), r"'background' or 'unlabeled \(ignore\)' as the first line"),
+        (gray, (0, 7, 9, 30), "list more names"),
+        (lambda v, p: Image.fromarray(v.astype(np.uint8)).save(p, "JPEG"), (0, 99, 200), "15 of 15 .* is a JPEG"),
+        (lambda v, p: Image.fromarray(v.astype(np.float32) / 2).save(p, "TIFF"), (0, 1, 2), "15 of 15 .* fractions"),
+        (lambda v, p: Image.fromarray(np.stack([v, v], -1).astype(np.uint8)).save(p), (0, 1), "transparent pixels"),
+    ],
+)
+def test_masks_that_are_no_classes_are_refused_with_the_cure(tmp_path, save, counts, cure):
+    with pytest.raises(UserError, match=cure):
+        open_masks(masked(tmp_path, save, "abc", counts))
+
+
+def test_values_may_be_listed(tmp_path):
+    root = masked(tmp_path, gray, counts=(0, 128, 255))
+    (root / "dataset.json").write_text(json.dumps({"classes": ["a", "b", "c"], "values": [0, 128, 255]}))
+    assert open_masks(root).values == {0: 0, 128: 1, 255: 2}
+    (root / "dataset.json").write_text(json.dumps({"classes": ["a", "b", "c"], "values": [0, 128]}))
+    with pytest.raises(UserError, match="one for each class"):
+        open_masks(root)
+
+
+def test_a_class_without_a_training_pixel_is_said(encoder, tmp_path):
+    root = masked(tmp_path, gray, "abcd", (0, 1, 2))
+    report = segment(encoder, root, **QUICK | {"epochs": 1})
+    assert len(report.notes) == 1 and report.notes[0].startswith("No training mask has a pixel of d")
+    with pytest.raises(UserError, match=r"No training mask has a pixel of b, c.*nothing to tell apart"):
+        segment(encoder, masked(tmp_path / "one", gray, "abc", (0,)), **QUICK | {"epochs": 1})
+
+
+def test_masks_of_turned_photographs(tmp_path):
+    """An image that its EXIF orientation turns may have a mask of the pixels as they are stored."""
+    stored = np.arange(6 * 8, dtype=np.uint8).reshape(6, 8)
+    for turned in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = turned
+        image = Image.fromarray(stored)
+        image.getexif()[0x0112] = turned
+        wanted = np.asarray(ImageOps.exif_transpose(image))
+        assert np.array_equal(upright(stored, turned), wanted)
+        if turned < 5:
+            continue
+        root = masked(tmp_path / str(turned), gray, "ab", (0, 1))
+        for name, mask in (("0", stored), ("1", wanted)):
+            Image.new("RGB", (8, 6)).save(root / f"images/test/{name}.png", exif=exif)
+            gray(mask % 2, root / f"masks/test/{name}.png")
+        found = open_masks(root)
+        for one in found.test[:2]:
+            assert np.array_equal(found.read(one)[1], wanted % 2)
+
+
+def test_two_images_of_one_name_are_counted(folder):
+    shutil.copy(folder / "images/train/1.png", folder / "images/train/1.jpg")
+    assert [reason for _, reason in open_masks(folder).bad] == ["1.jpg has the same name"]
+
+
 def test_without_val_a_part_of_train_chooses(tmp_path):
     root = write(tmp_path / "set", {"train": 30, "test": 2})
     found = open_masks(root)
@@ -282,7 +421,7 @@ def test_what_is_bad_is_left_out_and_named(encoder, folder):
     images, masks = folder / "images", folder / "masks"
     (images / "train" / "0.png").write_bytes(b"no image")
     Image.new("L", (5, 5)).save(masks / "train" / "1.png")
-    Image.new("RGB", (56, 48)).save(masks / "train" / "2.png")
+    Image.new("RGB", (56, 48), "red").save(masks / "train" / "2.png")
     Image.new("L", (56, 48), 9).save(masks / "train" / "3.png")
     Image.new("L", (56, 48), IGNORE).save(masks / "train" / "4.png")
     (masks / "train" / "5.png").unlink()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from PIL import Image
 
 from manyviews.data.decode import BadImage, as_rgb, decode
 from manyviews.errors import UserError
-from manyviews.evaluation.dense.files import SPLITS, Bad, check_folder, images_in, only_folder, read_json
+from manyviews.evaluation.dense.files import SPLITS, Bad, by_stem, check_folder, images_in, only_folder, read_json
+
+_DRIVE = re.compile(r"[A-Za-z]:/")
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,14 @@ class Pictures:
         classes: names of the classes.
         train, test: images to learn from, and to test on.
         bad: annotations and images that were left out, such as boxes without an area.
+        notes: sentences about what was assumed.
     """
 
     classes: tuple[str, ...]
     train: list[Picture]
     test: list[Picture]
     bad: Bad = field(default_factory=list)
+    notes: tuple[str, ...] = ()
 
 
 def open_pictures(root: Path, masks: bool = False) -> Pictures:
@@ -85,6 +91,9 @@ def open_pictures(root: Path, masks: bool = False) -> Pictures:
     With a test split, val is learned from too, because nothing is chosen with it; without, val is the test. Test
     images are never learned from, whatever other splits they are in.
 
+    Boxes and masks are for images as they are shown. If the width and height of an annotation are those of the pixels
+    as they are stored, and the image's EXIF orientation turns it, boxes and polygons are turned too.
+
     Args:
         root: the folder.
         masks: whether every object must have a mask.
@@ -96,7 +105,7 @@ def open_pictures(root: Path, masks: bool = False) -> Pictures:
     voc = [f for f in (root, *only_folder(root)) if (f / "Annotations").is_dir() and (f / "JPEGImages").is_dir()]
     if voc and masks:
         raise UserError(f"{root} is in Pascal VOC's format, which has no masks of objects: give annotations as COCO's.")
-    found = _open_voc(voc[0]) if voc else _open_coco(root, masks)
+    found = _turned(_open_voc(voc[0]) if voc else _open_coco(root, masks))
     tested = {picture.path for picture in found.test}
     train = [p for p in found.train if p.path not in tested]
     if len(train) < len(found.train):
@@ -126,8 +135,8 @@ def _open_voc(root: Path) -> Pictures:
             f"{root / 'ImageSets' / 'Main'} needs train.txt, and test.txt or val.txt, with an image's name in "
             "each line."
         )
-    images = {p.stem: p for p in images_in(root / "JPEGImages")}
     bad: Bad = []
+    images = by_stem(images_in(root / "JPEGImages"), bad)
     read = {name: _read_voc(root / "Annotations" / f"{name}.xml", bad) for name in dict.fromkeys([*train, *test])}
     classes = tuple(sorted({name for _, found in read.values() for name, *_ in found}))
 
@@ -238,16 +247,19 @@ def _read_coco(root: Path, file: Path, masks: bool, known: dict[int, str], bad: 
                 raise ValueError(f"annotation {a.get('id')} has no mask that could be read")
             area = float(a.get("area", w * h))
             things[int(image["id"])].append(Thing(box, int(a["category_id"]), area, bool(a.get("iscrowd", 0)), shape))
-        named = [(k, _within(str(i["file_name"])), (int(i["height"]), int(i["width"]))) for k, i in images.items()]
+        sizes = {k: (int(i["height"]), int(i["width"])) for k, i in images.items()}
+        names = {k: _tails(root, str(i["file_name"])) for k, i in images.items()}
     except (KeyError, TypeError, ValueError) as e:
         why = f"{e} is missing" if isinstance(e, KeyError) else e
         raise UserError(f"{file} is not an annotation in COCO's format: {why}.") from None
     split_name = file.parent.name if file.name.startswith("_") else file.stem.removeprefix("instances_")
     folders = (root / split_name, root / "images" / split_name, root / "images", file.parent, root)
-    base = next((f for f in folders for _, name, _ in named[:1] if (f / name).is_file()), None)
-    if named and base is None:
-        raise UserError(f"{file} is about {named[0][1]}, which is in none of {', '.join(str(f) for f in folders)}.")
-    return [Picture((base or root) / name, size, tuple(things[k])) for k, name, size in named]
+    places = {k: next((f / t for f in folders for t in tails if (f / t).is_file()), None) for k, tails in names.items()}
+    missing = [names[k][0] for k, place in places.items() if place is None]
+    if len(missing) == len(names) > 0:
+        raise UserError(f"{file} is about {missing[0]}, which is in none of {', '.join(str(f) for f in folders)}.")
+    bad += [(str(file), f"there is no image {name}") for name in missing]
+    return [Picture(place, sizes[k], tuple(things[k])) for k, place in places.items() if place is not None]
 
 
 def _is_segmentation(shape: Any, size: tuple[int, int]) -> bool:
@@ -257,11 +269,77 @@ def _is_segmentation(shape: Any, size: tuple[int, int]) -> bool:
     return isinstance(shape, list) and bool(shape) and all(isinstance(p, list) and len(p) >= 6 for p in shape)
 
 
-def _within(name: str) -> Path:
-    path = Path(name)
-    if path.is_absolute() or ".." in path.parts:
+def _tails(root: Path, name: str) -> list[PurePosixPath]:
+    """The paths at which an image may be. Absolute ones are of another machine: their ends may be right here."""
+    clean = name.replace("\\", "/")
+    path = PurePosixPath(clean)
+    if ".." in path.parts:
         raise ValueError(f"the image {name} is outside of its folder")
-    return path
+    if not path.is_absolute() and not _DRIVE.match(clean):
+        return [path]
+    parts = path.parts[1:]
+    return [PurePosixPath(*parts[k:]) for k in range(len(parts))]
+
+
+def _turned(found: Pictures) -> Pictures:
+    """The pictures with things where they are seen, if annotations are for the pixels as they are stored."""
+    pictures = {p.path: p for p in (*found.train, *found.test)}
+    with ThreadPoolExecutor() as pool:
+        known = dict(zip(pictures, pool.map(_header, pictures), strict=True))
+    # With another width than height the size tells which pixels an annotation means; that of others follows.
+    telling = [p for p in pictures.values() if known[p.path][1] >= 5 and p.size[0] != p.size[1]]
+    stored = [p for p in telling if known[p.path][0] == p.size]
+    turn = {p.path for p in stored}
+    unsure = [p for p in pictures.values() if known[p.path][1] > 1 and p not in telling and known[p.path][0] == p.size]
+    if 2 * len(stored) > len(telling):
+        turn |= {p.path for p in unsure}
+    notes, bad = list(found.notes), list(found.bad)
+    if turn:
+        notes.append(
+            f"{len(turn)} images are turned by their EXIF orientation, and their annotations are for the pixels as "
+            "they are stored: boxes are turned with them."
+        )
+    left = len(unsure) if unsure and not turn else 0
+    if left:
+        notes.append(f"{left} images are turned by their EXIF orientation: boxes are taken to be for the turned image.")
+
+    def one(picture: Picture) -> list[Picture]:
+        if picture.path not in turn:
+            return [picture]
+        if any(isinstance(t.segmentation, dict) for t in picture.things):
+            bad.append((str(picture.path), "its masks are run lengths of the pixels before they are turned upright"))
+            return []
+        return [_upright(picture, known[picture.path][1])]
+
+    train, test = ([q for p in part for q in one(p)] for part in (found.train, found.test))
+    return replace(found, train=train, test=test, bad=bad, notes=tuple(notes))
+
+
+def _header(path: Path) -> tuple[tuple[int, int], int]:
+    """Height and width as they are stored, and the EXIF orientation; zeros and 1 if the file cannot be read."""
+    try:
+        with Image.open(path) as image:
+            size = image.height, image.width
+            return size, int(image.getexif().get(0x0112, 1)) if "exif" in image.info else 1
+    except Exception:  # said when the image is read
+        return (0, 0), 1
+
+
+def _upright(picture: Picture, turned: int) -> Picture:
+    h, w = picture.size
+
+    def point(x: float, y: float) -> tuple[float, float]:
+        x, y = (w - x if turned in (2, 3, 7, 8) else x), (h - y if turned in (3, 4, 6, 7) else y)
+        return (y, x) if turned >= 5 else (x, y)
+
+    def thing(one: Thing) -> Thing:
+        (x, y), (p, q) = point(*one.box[:2]), point(*one.box[2:])
+        shape = one.segmentation
+        if isinstance(shape, list):
+            shape = [[v for k in range(0, len(s) - 1, 2) for v in point(s[k], s[k + 1])] for s in shape]
+        return replace(one, box=(min(x, p), min(y, q), max(x, p), max(y, q)), segmentation=shape)
+
+    return Picture(picture.path, (w, h) if turned >= 5 else (h, w), tuple(map(thing, picture.things)))
 
 
 def _inside(box: _Box, h: int, w: int) -> _Box | None:

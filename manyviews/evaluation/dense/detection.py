@@ -121,6 +121,7 @@ def detect(
         images={"train": trained, "validation": 0, "test": len(truth["images"])},
         bad=tuple(dict.fromkeys(bad)),
         seconds=time.monotonic() - start,
+        notes=found.notes,
     )
 
 

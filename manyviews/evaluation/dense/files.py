@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from manyviews.data.folder import is_image
 from manyviews.data.layout import SPLITS as SPLITS
 from manyviews.errors import UserError
@@ -37,6 +40,40 @@ def check_folder(root: Path) -> None:
 
 def images_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if is_image(p.name) and not p.name.startswith("."))
+
+
+def by_stem(paths: Iterable[Path], bad: Bad) -> dict[str, Path]:
+    """Files by their names without endings. Further ones of the same name go to `bad`."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        if found.setdefault(path.stem, path) != path:
+            bad.append((str(path), f"{found[path.stem].name} has the same name"))
+    return found
+
+
+_UPRIGHT = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.T,
+    6: lambda a: a.T[:, ::-1],
+    7: lambda a: a.T[::-1, ::-1],
+    8: lambda a: a.T[::-1],
+}
+
+
+def orientation(path: Path) -> int:
+    """The EXIF orientation of an image, 1 to 8; 1 if it has none. 5 and more exchange width and height."""
+    try:
+        with Image.open(path) as image:
+            return int(image.getexif().get(0x0112, 1))
+    except Exception:  # broken EXIF around sound pixels counts as no EXIF
+        return 1
+
+
+def upright(pixels: np.ndarray, turned: int) -> np.ndarray:
+    """Pixels `h w` as they are stored in a file with this EXIF orientation, turned upright."""
+    return np.ascontiguousarray(_UPRIGHT[turned](pixels)) if turned in _UPRIGHT else pixels
 
 
 def only_folder(root: Path) -> Iterable[Path]:

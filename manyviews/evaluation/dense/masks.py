@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +11,12 @@ import numpy as np
 from PIL import Image
 
 from manyviews.data.decode import BadImage, as_rgb, decode
-from manyviews.data.reading import MAX_PIXELS
 from manyviews.data.split import split
 from manyviews.errors import UserError
-from manyviews.evaluation.dense.files import SPLITS, Bad, check_folder, images_in, read_json
+from manyviews.evaluation.dense.files import SPLITS, Bad, by_stem, check_folder, images_in, orientation, upright
+from manyviews.evaluation.dense.legend import IGNORED, legend, look, read_list, read_mask
 
-IGNORED = -1
-"""Class of pixels that do not count."""
-
-_IGNORE = 255
+_LOOKED = 500  # masks that are looked at before anything else; without a list of classes, all
 _HELD_OUT = 0.2  # share of the training images that choose, where there are no validation images
 
 
@@ -39,6 +37,8 @@ class Masks:
         values: class of each value in the files; `IGNORED` for values that do not count.
         train, val, test: images to learn from, to choose with, and to test on.
         bad: images without a mask, and masks without an image.
+        colors: value of each color, if the masks are in color: see `Legend`.
+        notes: sentences about what was assumed.
     """
 
     classes: tuple[str, ...]
@@ -47,6 +47,8 @@ class Masks:
     val: list[Masked]
     test: list[Masked]
     bad: Bad
+    colors: Mapping[int, int] | None = None
+    notes: tuple[str, ...] = ()
 
     def read(self, one: Masked) -> tuple[Image.Image, np.ndarray]:
         """The image, and its mask: int64 `h w`, classes and `IGNORED`.
@@ -56,9 +58,12 @@ class Masks:
                 nothing.
         """
         picture, (h, w) = decode(one.image)
-        found = read_mask(one.mask)
+        found = read_mask(one.mask, self.colors)
         if found.shape != (h, w):
-            raise BadImage(f"its mask is {found.shape[1]}x{found.shape[0]}, and the image {w}x{h}")
+            if found.shape != (w, h) or (turned := orientation(one.image)) < 5:
+                cure = "" if found.shape[0] * w != found.shape[1] * h else ": resize it by the nearest pixel"
+                raise BadImage(f"its mask is {found.shape[1]}x{found.shape[0]}, and the image {w}x{h}{cure}")
+            found = upright(found, turned)  # made for the pixels as they are stored
         values, positions = np.unique(found, return_inverse=True)
         unknown = [int(v) for v in values if int(v) not in self.values]
         if unknown:
@@ -69,28 +74,6 @@ class Masks:
         return as_rgb(picture), mask
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """The values of a mask in its file, without the colors of its palette: int32 `h w`.
-
-    Raises:
-        BadImage: it cannot be used, with the reason.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BadImage(f"its mask is over {MAX_PIXELS:,} pixels")
-            values = np.asarray(image)
-    except BadImage:
-        raise
-    except FileNotFoundError:
-        raise BadImage("its mask is gone") from None
-    except Exception as error:  # Pillow raises nearly everything on corrupt files
-        raise BadImage(f"its mask cannot be read ({str(error) or type(error).__name__})") from None
-    if values.ndim != 2 or values.dtype.kind not in "uib":
-        raise BadImage("its mask is in color: it must have one channel, whose values are the classes")
-    return values.astype(np.int32)
-
-
 def open_masks(root: Path, ignore: int | None = None) -> Masks:
     """Images and index masks: `images/<split>/x.jpg` with `masks/<split>/x.png`, or `<split>/images` and `/masks`.
 
@@ -98,14 +81,15 @@ def open_masks(root: Path, ignore: int | None = None) -> Masks:
     test and a fifth of train chooses. The meaning of the values is in `dataset.json`, as
     `{"classes": ["sky", ...], "ignore": 255}`, or in `classes.txt`, a name in each line, where names that end with
     "(ignore)" do not count. Without either, the values are the classes' names. 255 never counts, unless it is a class
-    in the list.
+    in the list, or the only value next to 0 where two classes are listed. Masks in color need their colors in the
+    list: `sky 70 130 180`, or `"colors"` in `dataset.json`; values that are not 0, 1, 2, ... need `"values"` there.
 
     Args:
         root: the folder.
         ignore: another value that does not count.
 
     Raises:
-        UserError: another layout, or a list of classes that cannot be read.
+        UserError: another layout, a list of classes that cannot be read, or values that do not fit it.
     """
     check_folder(root)
     bad: Bad = []
@@ -124,8 +108,13 @@ def open_masks(root: Path, ignore: int | None = None) -> Masks:
         if not all(map(len, rows.values())):
             raise UserError(f"{root} has too few training images to choose with a fifth of them: add a val split.")
         parts |= {k: [parts["train"][i] for i in found] for k, found in rows.items()}
-    classes, values = _classes(root, ignore, [one for part in parts.values() for one in part])
-    return Masks(classes, values, bad=bad, **parts)
+    listed = read_list(root)
+    masks = [one.mask for part in parts.values() for one in part]
+    if listed.names and len(masks) > _LOOKED:
+        masks = [masks[i] for i in np.linspace(0, len(masks) - 1, _LOOKED).astype(int)]
+    with ThreadPoolExecutor() as pool:
+        found = legend(root, listed, ignore, list(pool.map(look, masks)))
+    return Masks(found.classes, found.values, bad=bad, colors=found.colors, notes=found.notes, **parts)
 
 
 def _pairs(root: Path, name: str, bad: Bad) -> list[Masked]:
@@ -135,45 +124,8 @@ def _pairs(root: Path, name: str, bad: Bad) -> list[Masked]:
             (root / "images" / split_name, root / "masks" / split_name),
         ):
             if images.is_dir() and masks.is_dir():
-                theirs = {p.stem: p for p in images_in(masks)}
-                ours = {p.stem: p for p in images_in(images)}
+                theirs, ours = by_stem(images_in(masks), bad), by_stem(images_in(images), bad)
                 bad += [(str(p), "it has no mask") for stem, p in ours.items() if stem not in theirs]
                 bad += [(str(p), "the mask has no image") for stem, p in theirs.items() if stem not in ours]
                 return [Masked(p, theirs[stem]) for stem, p in ours.items() if stem in theirs]
     return []
-
-
-def _classes(root: Path, ignore: int | None, everything: list[Masked]) -> tuple[tuple[str, ...], dict[int, int]]:
-    names, ignored = list[str](), set[int]() if ignore is None else {ignore}
-    listed, described = root / "classes.txt", root / "dataset.json"
-    if described.is_file():
-        found = read_json(described)
-        names = found.get("classes", []) if isinstance(found, dict) else []
-        extra = found.get("ignore", []) if isinstance(found, dict) else []
-        extra = extra if isinstance(extra, list) else [extra]
-        if not names or not isinstance(names, list) or not all(isinstance(v, int) for v in extra):
-            raise UserError(f'{described} must be as {{"classes": ["sky", "road"], "ignore": 255}}, with numbers.')
-        names = [str(n) for n in names]
-        ignored |= set(extra)
-    elif listed.is_file():
-        try:
-            names = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as e:
-            raise UserError(f"{listed} cannot be read ({e}): it needs the name of a class in each line.") from None
-        ignored |= {k for k, n in enumerate(names) if n.lower().replace(" ", "").endswith("(ignore)")}
-    if len(names) <= _IGNORE:
-        ignored.add(_IGNORE)
-    if not names:
-        most = -1
-        for one in everything:
-            try:
-                there = np.unique(read_mask(one.mask)).tolist()
-            except BadImage:
-                continue  # reported when it is read again
-            most = max([most, *(v for v in there if v not in ignored)])
-        names = [str(k) for k in range(most + 1)]
-    counted = [k for k in range(len(names)) if k not in ignored]
-    if len(counted) < 2:
-        raise UserError(f"The masks in {root} have {len(counted)} classes: there must be two or more to tell apart.")
-    values = dict.fromkeys(ignored, IGNORED) | {k: i for i, k in enumerate(counted)}
-    return tuple(names[k] for k in counted), values

@@ -23,8 +23,8 @@ from manyviews.data.decode import BadImage, as_rgb, decode
 from manyviews.errors import UserError
 from manyviews.evaluation import metrics
 from manyviews.evaluation.dense.files import Bad, check_counts
+from manyviews.evaluation.dense.legend import read_mask
 from manyviews.evaluation.dense.maps import Maps, encode_all, resized
-from manyviews.evaluation.dense.masks import read_mask
 from manyviews.evaluation.dense.report import Dense
 from manyviews.evaluation.dense.videos import Video, open_videos
 from manyviews.progress import Update
@@ -89,11 +89,13 @@ def propagate(
     videos, bad = open_videos(Path(data))
     maps = Maps(encoder.to(device), stages)
     nearest = partial(propagate_labels, k=k, radius=radius, temperature=temperature)
-    total, done, good = sum(len(v.frames) for v in videos), 0, 0
+    total, done, good, whites = sum(len(v.frames) for v in videos), 0, 0, 0
     regions, boundaries, still = (dict[str, list[float]]() for _ in range(3))
     for video in videos:
         try:
             first = read_mask(video.masks[0])
+            if white := set(np.unique(first).tolist()) == {0, _VOID}:  # as in DAVIS 2016
+                first, whites = first // _VOID, whites + 1
             objects = [int(v) for v in np.unique(first) if v not in (0, _VOID)]
             if not objects:
                 raise BadImage("its mask marks nothing")
@@ -103,6 +105,8 @@ def propagate(
                 if progress is not None:
                     progress(done + i + 1, total, video.name)
                 true = _true(video, i, predicted.shape, bad)
+                if white and true is not None:
+                    true = true // _VOID
                 if true is None:
                     continue
                 void = true == _VOID
@@ -141,6 +145,7 @@ def propagate(
         images={"train": 0, "validation": 0, "test": good},
         bad=tuple(dict.fromkeys(bad)),
         seconds=time.monotonic() - start,
+        notes=(f"The masks of {whites} sequences hold 0 and {_VOID} only: {_VOID} is the object.",) if whites else (),
     )
 
 

@@ -27,6 +27,7 @@ class Dense:
         images: number of readable images for "train", "validation" and "test".
         bad: (where, reason) for everything that could not be used and was left out.
         seconds: duration.
+        notes: sentences about what was assumed, with cures.
     """
 
     task: str
@@ -41,6 +42,7 @@ class Dense:
     images: dict[str, int]
     bad: tuple[tuple[str, str], ...]
     seconds: float
+    notes: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:

@@ -18,10 +18,12 @@ from torch.nn import functional as F
 from manyviews.backbones.encoder import Encoder
 from manyviews.data.canvas import in_threads
 from manyviews.data.decode import BadImage
+from manyviews.data.left import listed
 from manyviews.errors import UserError
 from manyviews.evaluation.dense.files import Bad, check_counts, check_rates
+from manyviews.evaluation.dense.legend import IGNORED
 from manyviews.evaluation.dense.maps import Maps, encode_all, resized
-from manyviews.evaluation.dense.masks import IGNORED, Masked, Masks, open_masks
+from manyviews.evaluation.dense.masks import Masked, Masks, open_masks
 from manyviews.evaluation.dense.report import Dense
 from manyviews.evaluation.descent import descend, stepping
 from manyviews.evaluation.linear import Standardizer
@@ -107,6 +109,7 @@ def segment(
     train = _Train(partial(encoded, "train"), found.train)
     usable("train", len(train), found.train)
     statistics = _statistics(train, classes, maps.dim)
+    notes = [*found.notes, *_absent(found.classes, statistics.counts, data)]
     heads = _train(train, statistics, lrs, epochs, batch, pixels, seed, device, progress)
     tried = _tallies(encoded("validation", found.val), heads)
     usable("validation", len(tried[0]), found.val)
@@ -131,7 +134,26 @@ def segment(
         images={"train": len(train), "validation": len(tried[0]), "test": len(tallies)},
         bad=tuple(dict.fromkeys(bad)),
         seconds=time.monotonic() - start,
+        notes=tuple(notes),
     )
+
+
+def _absent(classes: Sequence[str], counts: Tensor, data: str | Path) -> list[str]:
+    """A sentence about classes without a training pixel.
+
+    Raises:
+        UserError: only one class has pixels.
+    """
+    absent = [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]
+    if not absent:
+        return []
+    said = f"No training mask has a pixel of {listed(absent)}"
+    if len(classes) - len(absent) < 2:
+        raise UserError(
+            f"{said} in {data}, so there is nothing to tell apart: check the values of the masks, which are the "
+            "numbers of the classes in the list, from 0."
+        )
+    return [f"{said}: nothing is learned about it. Check that the list of classes fits the values of the masks."]
 
 
 # -- measures ----------------------------------------------------------------------------------------------------
