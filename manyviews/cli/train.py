@@ -37,26 +37,54 @@ def prepare(
     out: NewFolder,
     canvas: Pixels = 800,
     labels: Labels = None,
+    channels: Annotated[str, arg(metavar="N_OR_BANDS")] = "3",
+    range: Annotated[str, arg(metavar="RANGE")] = "type",
+    frames: Literal["first", "middle", "all"] = "first",
+    max_pixels: Annotated[int | None, arg(metavar="N")] = None,
+    tile: Annotated[int | None, arg(metavar="PIXELS")] = None,
+    overlap: Pixels = 0,
     verify: bool = False,
     json: Json = None,
 ) -> None:
-    """Decode images once, to canvases on disk, so that later runs decode nothing.
+    """Decode images once, to canvases on disk, so that later runs decode nothing; or cut large ones into tiles.
 
     For example:
       manyviews prepare photos/ --out canvases/
       manyviews prepare photos/ --out small/ --canvas 340
       manyviews pretrain canvases/ --recipe simclr_imagenet
+      manyviews prepare satellite/ --out canvases/ --channels 13 --range auto
+      manyviews prepare slides/ --out tiles/ --tile 512 --overlap 64
 
     Args:
         out: A new folder, or one that the same command began. The same command continues it, again or several times
             at once.
         canvas: Longest short side of the canvases in pixels: 800 are as many as views of 224 pixels can use.
+        channels: The recipe's data.channels: 3 for RGB, 1 for gray, another number, or bands from 0, such as 3,2,1.
+        range: The recipe's data.range, for files of more than 8 bits: type, auto, or two numbers, such as 0,4095.
+        frames: Which picture of a file that holds several.
+        max_pixels: Leave out larger images; by default those over 179 million pixels, or 2 billion with --tile.
+        tile: Cut images into squares of this side, with all their values, instead of making canvases.
+        overlap: Pixels that neighboring tiles share.
         verify: Read everything that was written again, and compare checksums.
     """
     from manyviews.data import verify as damaged
     from manyviews.progress import progress
+    from manyviews.settings import parse
 
-    folder = mv.prepare(data, out, canvas, labels)
+    folder = mv.prepare(
+        data,
+        out,
+        canvas,
+        labels,
+        channels=parse(channels),
+        range=parse(range),
+        frames=frames,
+        max_pixels=max_pixels,
+        tile=tile,
+        overlap=overlap,
+    )
+    if tile is not None:
+        return _tiles(folder, json)
     manifest = loads((folder / "canvases.json").read_text(encoding="utf-8"))
     images = sum(s["images"] for s in manifest["shards"])
     print(f"{images} canvases of {canvas} pixels in {len(manifest['shards'])} shards in {printable(str(folder))}.")
@@ -72,6 +100,23 @@ def prepare(
             raise UserError(f"Shards in {folder} are damaged: remove {names} and canvases.json, and prepare again.")
         print("All checksums are right.")
     write_json(json, {"folder": str(folder), "images": images, "bad": manifest["bad"]})
+
+
+def _tiles(folder: Path, json: Path | None) -> None:
+    """Print what became of scenes."""
+    cuts = loads((folder / "tiles.json").read_text(encoding="utf-8"))["cuts"]
+    tiles, empty, small = (sum(cut[name] for cut in cuts) for name in ("tiles", "empty", "small"))
+    bad = [(cut["scene"], cut["reason"]) for cut in cuts if cut["reason"]]
+    print(f"{tiles} tiles of {len(cuts) - len(bad)} images in {printable(str(folder))}.")
+    if empty:
+        print(f"Left out {empty} tiles that hold one value or no data.")
+    if small:
+        print(f"{small} images are smaller than a tile, and stay whole.")
+    for where, reason in bad[:5]:
+        print(printable(f"Left out {where}: {reason}"))
+    if len(bad) > 5:
+        print(f"Left out {len(bad) - 5} more images: see {printable(str(folder / 'tiles.json'))}.")
+    write_json(json, {"folder": str(folder), "images": tiles, "empty": empty, "bad": bad})
 
 
 def pretrain(

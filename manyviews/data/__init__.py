@@ -9,6 +9,7 @@ from manyviews.data.reading import RGB, Reading
 from manyviews.data.source import Source
 from manyviews.data.sources import open_source
 from manyviews.data.split import split, spread_out
+from manyviews.data.tiles import tile
 
 __all__ = [
     "RGB",
@@ -26,6 +27,7 @@ __all__ = [
     "read_as",
     "split",
     "spread_out",
+    "tile",
     "to_canvas",
     "verify",
 ]

@@ -140,7 +140,7 @@ def measured(
         source: the images.
         reading: what is asked for.
         wanted: when to measure.
-        cure: how the user changes the range, such as "--set data.range=auto".
+        cure: how the user changes the range, with {} for it, such as "--set data.range={}".
 
     Returns:
         The reading, and sentences: the range, what it clips, a range that is hardly used, stacks of which one picture
@@ -159,38 +159,34 @@ def measured(
             notes.append(f"The images of {source.name} have 8 bits: they keep 0 and 255 as black and white.")
         return reading, notes
     kinds = ", ".join(f"{count} of {name}" for name, count in seen.types.items())
+    looked = f"{sum(seen.types.values())} files of {source.name} ({kinds})"
     values, holes = _without_sentinels(seen.values)
     if not len(values):
-        return reading, [*notes, f"The {kinds} looked at in {source.name} hold no values."]
+        return reading, [*notes, f"{looked} hold no values."]
     low, high = (_rounded(v) for v in np.percentile(values, _TAILS))
-    chosen = reading.range
+    chosen, how = reading.range, "given"
     if chosen is None and (seen.whole is None or wanted == "auto"):
-        chosen = (low, high if high > low else low + 1)
-        how = f"Measured on {kinds} in {source.name}: {chosen[0]:g} becomes black and {chosen[1]:g} white"
-    elif chosen is not None:
-        how = f"Of {kinds} in {source.name}, {chosen[0]:g} becomes black and {chosen[1]:g} white"
-    elif seen.whole is not None and high - low < (seen.whole[1] - seen.whole[0]) / _DARK:
-        top = float(values.max())
-        bits = next((b for b in range(1, 33) if top <= 2**b - 1), 32)
-        notes.append(
-            f"The values of {kinds} in {source.name} lie between {_rounded(values.min()):g} and {_rounded(top):g} of "
-            f"{seen.whole[1]:g}, so the images come out nearly uniform: use {cure or 'the range auto'}"
-            f"{_pair(cure, 2**bits - 1)}."
-        )
+        chosen, how = (low, high if high > low else low + 1), "measured"
     if chosen is not None:
         clipped = float(((values < chosen[0]) | (values > chosen[1])).mean())
         nothing = seen.nothing + holes * (1 - seen.nothing)
+        sentences = [
+            f"Black is {chosen[0]:g} and white {chosen[1]:g} ({how}): {_percent(clipped)} of the values in {looked} "
+            "lie outside and are clipped",
+            f"{_percent(nothing)} hold no data and become 0" if nothing > 0 else "",
+            f"the {seen.narrow} files of 8 bits keep 0 and 255" if seen.narrow else "",
+            f"change it with {cure.format('LOW,HIGH')}" if cure else "",
+        ]
+        notes.append("; ".join(filter(None, sentences)) + ".")
+    elif seen.whole is not None and high - low < (seen.whole[1] - seen.whole[0]) / _DARK:
+        top = float(values.max())
+        bits = next((b for b in range(1, 33) if top <= 2**b - 1), 32)
+        advice = f": use {cure.format('auto')}, or {cure.format(f'0,{2**bits - 1}')}" if cure else ""
         notes.append(
-            f"{how}; {_percent(clipped)} of the values lie outside and are clipped"
-            + (f", and {_percent(nothing)} hold no data and become 0" if nothing else "")
-            + (f". The {seen.narrow} files of 8 bits keep 0 and 255" if seen.narrow else "")
-            + (f". Change it with {cure}." if cure else ".")
+            f"The values in {looked} lie between {_rounded(values.min()):g} and {_rounded(top):g} of "
+            f"{seen.whole[1]:g}, so the images have little contrast{advice}."
         )
     return replace(reading, range=chosen), notes
-
-
-def _pair(cure: str, top: int) -> str:
-    return f" or {cure.replace('auto', f'(0,{top})')}" if "auto" in cure else ""
 
 
 def _percent(share: float) -> str:

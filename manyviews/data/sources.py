@@ -23,6 +23,8 @@ from manyviews.data.memory import is_array, open_arrays, open_dataset
 from manyviews.data.prepared import MANIFEST, open_prepared
 from manyviews.data.source import Source, as_captions, given
 from manyviews.data.tar import COMPRESSED, open_tars
+from manyviews.data.tiles import MANIFEST as TILES
+from manyviews.data.tiles import PLAN
 from manyviews.data.zip import open_zips
 from manyviews.errors import UserError
 
@@ -157,7 +159,8 @@ def _open_path(path: Path, labels: Any, captions: Any, split: str | None) -> Sou
                 if split not in (None, ALL):
                     raise UserError(f"The canvases in {path} have no splits: leave ':{split}' out.")
                 return open_prepared(path)
-            if (path / "plan.json").is_file() and any(path.glob("shard-*.safetensors")):
+            canvases = (path / "plan.json").is_file() and any(path.glob("shard-*.safetensors"))
+            if canvases or ((path / PLAN).is_file() and not (path / TILES).is_file()):
                 raise UserError(f"{path} is not finished: run `manyviews prepare` with the same arguments again.")
             found = scan(path)
             shards = [f for f in found.special if _is_shard(f)]

@@ -36,11 +36,11 @@ def loaded(weights: str | Path | Pretrained) -> Pretrained:
     return weights if isinstance(weights, Pretrained) else load(weights)
 
 
-def seen_by(weights: Pretrained, *sources: Source) -> list[Source]:
+def seen_by(weights: Pretrained, *sources: Source, quiet: bool = False) -> list[Source]:
     """Sources whose files are read as the encoder learned to see them, all of them alike.
 
     Weights that do not say so get as many channels as they take. Black and white of files that have none of their own
-    are measured on the first source.
+    are measured on the first source, and told unless `quiet`.
 
     Raises:
         UserError: canvases of other channels than the encoder takes.
@@ -49,8 +49,8 @@ def seen_by(weights: Pretrained, *sources: Source) -> list[Source]:
     reading = wanted
     for source in sources:
         if source.canvases is None:
-            reading, notes = measured(source, wanted, cure="manyviews prepare --range auto")
-            tell(source, notes)
+            reading, notes = measured(source, wanted, cure="manyviews prepare --range {}")
+            tell(source, [] if quiet else notes)
             break
     for source in sources:
         if source.canvases is None:

@@ -90,7 +90,7 @@ def fitted(recipe: Recipe, source: Source) -> tuple[Recipe, Source]:
         reading = _of_canvases(source, data)
     else:
         wanted: Literal["type", "auto"] = "auto" if data.range == "auto" else "type"
-        found = measured(source, data.reading, wanted, "--set data.range=auto") if distributed.rank() == 0 else None
+        found = measured(source, data.reading, wanted, "--set data.range={}") if distributed.rank() == 0 else None
         reading, notes = cast(tuple[Reading, list[str]], distributed.share(found))
         tell(source, notes)
     seen = read_as(source, reading)

@@ -197,7 +197,7 @@ def select(
     with progress("select") as update:
         for i, (run, recipe) in enumerate(zip(runs, recipes, strict=True)):
             weights = load(run)
-            (mine,) = seen_by(weights, source)
+            (mine,) = seen_by(weights, source, quiet=i > 0)
             step = _share(update, i, len(runs), names[i])
             how = preprocessing(weights) | {"seed": seed}
             seen = diagnose(
@@ -280,7 +280,7 @@ def _accuracy(
     weights: Pretrained, train: Source, test: Source | None, how: Mapping[str, Any]
 ) -> tuple[dict[str, float], list[str]]:
     """Accuracy by metric, and notes on the images."""
-    train, *rest = seen_by(weights, train, *([] if test is None else [test]))
+    train, *rest = seen_by(weights, train, *([] if test is None else [test]), quiet=True)
     test = rest[0] if rest else None
     report = evaluation.evaluate(weights.encoder, train, test, protocols=METRICS, baselines=False, **how)
     notes = [*report.notes, *([f"{len(report.bad)} labeled images could not be read."] if report.bad else [])]
