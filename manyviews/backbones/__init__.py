@@ -1,7 +1,7 @@
 """Backbones: every architecture of timm behind one contract."""
 
 from manyviews.backbones.convolution import protect
-from manyviews.backbones.encoder import Encoder, Features, Layer, names, take
+from manyviews.backbones.encoder import Encoder, Features, Layer, names, per_channel, take
 from manyviews.backbones.external import ExternalEncoder, reinitialized
 from manyviews.backbones.positions import sincos
 from manyviews.backbones.representation import Kind, by_layer, patch_features, represent, width
@@ -15,6 +15,7 @@ __all__ = [
     "by_layer",
     "names",
     "patch_features",
+    "per_channel",
     "protect",
     "reinitialized",
     "represent",

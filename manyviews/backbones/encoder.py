@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
@@ -55,7 +55,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 
 _FOR_EXAMPLE = "vit_small_patch16_224"
 _DYNAMIC = ("vision_transformer", "deit", "eva")  # timm's files whose models take images of any size when asked to
-_FIXED = ("num_classes", "in_chans", "features_only")  # timm's settings that the contract below decides
+_FIXED = ("num_classes", "features_only")  # timm's settings that the contract below decides
 # timm's settings that read files or the network. They may come from a file's header, so no encoder takes them.
 _FETCHING = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pretrained_strict")
 # Whose weights a file may hold, for the message when they do not fit.
@@ -74,7 +74,7 @@ def names(match: str = "*") -> list[str]:
 
 
 class Encoder(nn.Module):
-    """A timm model without its classifier: `b 3 h w` to `b embed_dim`.
+    """A timm model without its classifier: `b channels h w` to `b embed_dim`.
 
     Args:
         name: timm's, with or without a weights tag.
@@ -86,18 +86,21 @@ class Encoder(nn.Module):
             All are as wide as the first stage.
         pretrained: start from timm's weights, downloaded when they are not in its cache.
         position: positions of a vision transformer's patches: "learned", or "sincos", which is fixed.
-        timm_kwargs: further settings for timm, such as `img_size`, `patch_size`, `drop_path_rate`, `channels`;
-            numbers, texts and tuples, so that they can be saved.
+        timm_kwargs: further settings for timm, such as `img_size`, `patch_size`, `in_chans`, `drop_path_rate`,
+            `channels`; numbers, texts and tuples, so that they can be saved. With another `in_chans` than 3, timm's
+            pretrained weights of the first convolution are adapted. One setting is ours: `norm_eps`, the epsilon of
+            all layer norms, or the name of a part and the epsilon of those in it; libraries differ there.
 
     Attributes:
         name: as given.
         model: the timm model, whose state dict has timm's own names.
         pretrained: whether its weights came from elsewhere: from timm, or by `load_weights`.
+        channels: number of channels of the images.
         embed_dim: dimensions of the features.
         patch_dim: dimensions of a patch or a place of the feature map: `embed_dim`, except in networks that widen
             after pooling (MobileNetV3).
         timm_kwargs: what `timm.create_model(name, num_classes=0, **timm_kwargs)` makes the same model from, save for
-            a small stem.
+            a small stem and `norm_eps`.
         spec: everything `from_spec` needs to make the same architecture, JSON-able.
         stays: names of the model's parts that stay in evaluation mode while the rest trains, "" for all of it: see
             `manyviews.adaptation`.
@@ -122,7 +125,9 @@ class Encoder(nn.Module):
         self.name, self.pretrained = name, pretrained
         self.stays: tuple[str, ...] = ()
         self.spec = {"name": name, "stem": stem, "position": position, **timm_kwargs}
+        eps = timm_kwargs.pop("norm_eps", None)
         self.timm_kwargs, self.model = _create(name, pretrained, timm_kwargs)
+        self.channels: int = timm_kwargs.get("in_chans", 3)
         self.patch_dim: int = self.model.num_features
         self.embed_dim: int = getattr(self.model, "head_hidden_size", None) or self.patch_dim
         # Only models that take images of any size have their patches checked; timm asserts the others' one size.
@@ -133,6 +138,10 @@ class Encoder(nn.Module):
                 self.model.act1 = nn.Identity()
         if position == "sincos":
             self._fix_positions()
+        if eps is not None:
+            part, value = ("", eps) if isinstance(eps, float) else eps
+            for norm in (m for m in self.model.get_submodule(part).modules() if isinstance(m, nn.LayerNorm)):
+                norm.eps = value
         quicken(self.model)
         protect(self.model)
 
@@ -168,7 +177,7 @@ class Encoder(nn.Module):
         Patches are hidden before positions are added, and dropped after (MAE, He et al. 2022; iBOT, Zhou et al. 2022).
 
         Args:
-            x: `b 3 h w`.
+            x: `b channels h w`.
             keep: int64, `b v`, indices of the patches that the blocks see, row by row; all if None.
             hide: bool, `b n`, true for patches that `token` replaces.
             token: `embed_dim`.
@@ -307,14 +316,14 @@ class Encoder(nn.Module):
     # -- weights and what goes with them ---------------------------------------------------------------------------
 
     @property
-    def mean(self) -> tuple[float, float, float]:
-        """Of the channels, for normalization, as timm's weights want it."""
-        return tuple(self.model.pretrained_cfg["mean"])
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel, as timm's weights want it; repeated if there are not three: see `per_channel`."""
+        return per_channel(self.model.pretrained_cfg["mean"], self.channels)
 
     @property
-    def std(self) -> tuple[float, float, float]:
-        """Of the channels, for normalization, as timm's weights want it."""
-        return tuple(self.model.pretrained_cfg["std"])
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel, as timm's weights want it; repeated if there are not three."""
+        return per_channel(self.model.pretrained_cfg["std"], self.channels)
 
     @property
     def test_size(self) -> int:
@@ -324,16 +333,43 @@ class Encoder(nn.Module):
         size = self.timm_kwargs.get("img_size", self.model.pretrained_cfg["input_size"][-1])
         return size if isinstance(size, int) else size[-1]
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+    @property
+    def first_convolutions(self) -> tuple[str, ...]:
+        """Names of the weights that see the channels of the images, among those of the state dict."""
+        from timm.models import get_model_traits
+
+        named = get_model_traits(self.model).get("first_conv") or self.model.pretrained_cfg.get("first_conv") or ()
+        return tuple(f"{name}.weight" for name in ((named,) if isinstance(named, str) else named))
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> str:
         """Take the weights of a state dict with timm's names; a classifier in it is left out.
+
+        Weights for RGB are adapted to another number of channels as timm does it: summed for one channel, else repeated
+        and scaled.
+
+        Returns:
+            half a sentence about adapted weights, "" if there are none.
 
         Raises:
             UserError: weights are missing, left over or of another shape. Nothing is loaded then.
         """
+        from timm.models import adapt_input_conv
+
         heads = self.model.pretrained_cfg.get("classifier") or ()
         heads = (heads,) if isinstance(heads, str) else tuple(heads)
         theirs = {k: v for k, v in weights.items() if k.rpartition(".")[0] not in heads}
-        ours = self.model.state_dict()
+        ours, adapted = self.model.state_dict(), ""
+        for k in self.first_convolutions:
+            if k in ours and k in theirs and ours[k].ndim == theirs[k].ndim == 4:
+                have, want = theirs[k].shape[1], ours[k].shape[1]
+                if (have, want) == (3, self.channels) and have != want:
+                    theirs[k] = adapt_input_conv(want, theirs[k])
+                    adapted = f"adapted the first convolution from {have} channels to {want}"
+                elif have != want and theirs[k].shape[2:] == ours[k].shape[2:]:
+                    raise UserError(
+                        f"The weights are for images of {have} channels, and {self.name} was asked for {want}: leave "
+                        f"out in_chans, or set in_chans={have}. Only weights for 3 channels can be adapted."
+                    )
         wrong = [k for k in {**ours, **theirs} if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape]
         if wrong:
             names = ", ".join(printable(k, 80) for k in wrong[:3])
@@ -343,6 +379,18 @@ class Encoder(nn.Module):
             )
         self.model.load_state_dict(theirs)
         self.pretrained = True
+        return adapted
+
+
+def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Means or deviations for another number of channels: the average for one, else repeated, as timm repeats weights.
+
+    >>> per_channel((1.0, 2.0, 3.0), 1), per_channel((1.0, 2.0, 3.0), 4)
+    ((2.0,), (1.0, 2.0, 3.0, 1.0))
+    """
+    if channels == 1:
+        return (sum(values) / len(values),)
+    return tuple(values[i % len(values)] for i in range(channels))
 
 
 def _kept_rope(rope: Tensor, keep: Tensor) -> Tensor:
@@ -361,7 +409,7 @@ def _check_settings(name: str, settings: Mapping[str, Any]) -> None:
         if key in _FETCHING:
             raise UserError(f"Setting {key} of {name} is not taken: give weights to `load_weights`.")
         if key in _FIXED:
-            raise UserError(f"Setting {key} of {name} cannot be changed: encoders take RGB images and give features.")
+            raise UserError(f"Setting {key} of {name} cannot be changed: encoders take images and give features.")
     try:
         json.dumps(dict(settings))
     except TypeError as e:
@@ -410,7 +458,7 @@ def _small_stem(name: str, model: Any, stride: int, padding: int) -> None:
         return
     first = model.layer1[0]
     width = first.conv1.out_channels
-    model.conv1 = _conv(3, width, 3, stride)
+    model.conv1 = _conv(model.conv1.in_channels, width, 3, stride)
     model.conv1.padding = (padding, padding)
     # timm's stem has 64 channels whatever `channels` are; at this resolution it would be what a narrow network costs.
     if width != model.bn1.num_features:

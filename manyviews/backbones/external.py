@@ -17,7 +17,7 @@ _M = TypeVar("_M", bound=nn.Module)
 
 
 class ExternalEncoder(nn.Module):
-    """A network of any kind as an encoder: `b 3 s s` to `b embed_dim`.
+    """A network of any kind as an encoder: `b channels s s` to `b embed_dim`.
 
     An output `b d` is used as it is. A map `b d h w` is averaged over positions. Tokens `b n d` give the first token.
     The module is not copied, so it moves with the encoder.
@@ -25,6 +25,7 @@ class ExternalEncoder(nn.Module):
     Args:
         module: returns one tensor of floats.
         size: side in pixels of the noise images on which the module is tried.
+        channels: number of channels of the images.
 
     Attributes:
         module: the module itself.
@@ -35,15 +36,15 @@ class ExternalEncoder(nn.Module):
         UserError: the module does not accept such images, or returns something else.
     """
 
-    def __init__(self, module: nn.Module, size: int) -> None:
+    def __init__(self, module: nn.Module, size: int, channels: int = 3) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.channels = module, channels
         self.name = type(module).__name__
         modes = [(m, m.training) for m in module.modules()]
         device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
         try:
             module.eval()
-            noise = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+            noise = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
             with torch.no_grad():
                 found = self(noise.to(device))
         except UserError:
@@ -62,7 +63,7 @@ class ExternalEncoder(nn.Module):
         self.embed_dim: int = found.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float32 `b 3 s s` to `b embed_dim`."""
+        """Float32 `b channels s s` to `b embed_dim`."""
         found = self.module(x)
         if not isinstance(found, Tensor) or found.ndim not in (2, 3, 4):
             what = f"a tensor {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -18,15 +19,46 @@ class Layout:
     Attributes:
         landmarks: names that together tell this layout from all others; each may follow any prefix.
         infer: from weights in timm's names to timm's name of the architecture and its settings. Raises KeyError,
-            ValueError and the like for an architecture that it does not know.
-        renames: patterns and their replacements, applied in order, which give timm's names.
+            ValueError and the like for an architecture that it does not know, and `Ambiguous` if there are several.
+        renames: patterns and their replacements, applied in order, which give timm's names. "#0", "#1" and so on at
+            the end of a name mark parts of one tensor, which `join` concatenates.
         library: the one library that uses these names; "" if several do.
+        convert: from renamed weights to those in timm's names, where names alone do not do.
     """
 
     landmarks: tuple[str, ...]
     infer: Callable[[Mapping[str, Tensor]], tuple[str, dict[str, Any]]]
-    renames: tuple[tuple[str, str], ...] = ()
+    renames: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = ()
     library: str = ""
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+
+    def rename(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights in timm's names."""
+        found: dict[str, Tensor] = {}
+        for name, value in weights.items():
+            for pattern, ours in self.renames:
+                name = re.sub(pattern, ours, name)
+            found[name] = value
+        return join(found if self.convert is None else self.convert(found))
+
+
+class Ambiguous(Exception):
+    """Weights that fit several architectures. The message names them, and what tells them apart."""
+
+
+def join(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Concatenate the parts of tensors, named NAME#0, NAME#1, ...; a missing part of a bias is zero.
+
+    Queries, keys and values are three tensors in some libraries and one in timm.
+    """
+    found = {k: v for k, v in weights.items() if "#" not in k}
+    for name in dict.fromkeys(k.partition("#")[0] for k in weights if "#" in k):
+        parts = [weights.get(f"{name}#{i}") for i in range(3 if name.endswith((".qkv.weight", ".qkv.bias")) else 2)]
+        there = [part for part in parts if part is not None]
+        if len(there) < len(parts) and there[0].ndim > 1:
+            continue  # reported as missing
+        found[name] = torch.cat([torch.zeros_like(there[0]) if part is None else part for part in parts])
+    return found
 
 
 _RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
@@ -47,6 +79,31 @@ _VITS = {
     1280: ("huge", 14, 32, 16),
 }
 """By width: timm's word, patch size, depth, and the number of heads, which the weights do not show."""
+
+_DINOV3S = {
+    (384, False): ("small", 12, 6, 1536),
+    (384, True): ("small_plus", 12, 6, 1536),
+    (768, False): ("base", 12, 12, 3072),
+    (1024, False): ("large", 24, 16, 4096),
+    (1280, True): ("huge_plus", 32, 20, 5120),
+    (4096, True): ("7b", 40, 32, 8192),
+}
+"""By width, and whether the MLP has gates: timm's word, depth, heads, and the width of the MLP."""
+
+_EFFICIENTNETS = {
+    ((1, 2, 2, 3, 3, 4, 1), 1280): "b0",
+    ((2, 3, 3, 4, 4, 5, 2), 1280): "b1",
+    ((2, 3, 3, 4, 4, 5, 2), 1408): "b2",
+    ((2, 3, 3, 5, 5, 6, 2), 1536): "b3",
+    ((2, 4, 4, 6, 6, 8, 2), 1792): "b4",
+    ((3, 5, 5, 7, 7, 9, 3), 2048): "b5",
+    ((3, 6, 6, 8, 8, 11, 3), 2304): "b6",
+    ((4, 7, 7, 10, 10, 13, 4), 2560): "b7",
+    ((2, 4, 4, 6, 9, 15), 1280): "v2_s",
+    ((3, 5, 5, 7, 14, 18, 5), 1280): "v2_m",
+    ((4, 7, 7, 10, 19, 25, 7), 1280): "v2_l",
+}
+"""The end of timm's name by (blocks in each stage, channels of the last convolution)."""
 
 _CONVNEXTS: dict[tuple[tuple[int, ...], int], str] = {
     ((2, 2, 6, 2), 40): "atto",
@@ -89,7 +146,9 @@ def resnet(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     shortcut = weights.get("layer2.0.downsample.1.weight")
     if shortcut is not None and shortcut.ndim == 4:  # a pool without weights comes first
         settings["avg_down"] = True
-    if weights["conv1.weight"].shape[-1] == 3:
+    if "conv1.0.weight" in weights:  # three 3x3 convolutions
+        settings |= {"stem_type": "deep", "stem_width": len(weights["conv1.0.weight"])}
+    elif weights["conv1.weight"].shape[-1] == 3:
         settings["stem"] = "small"
     return name, settings
 
@@ -101,9 +160,15 @@ def bare_resnet(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
 
 def vit(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     if "norm_pre.weight" in weights:
-        raise ValueError("CLIP has two activations, which the weights do not tell apart")
+        raise clip(weights)
+    registers = weights.get("reg_token")
+    if "pos_embed" not in weights and "cls_token" in weights and registers is not None and registers.shape[1] == 4:
+        return dinov3(weights)  # timm's rotary transformers but DINOv3's have positions, or no class token
     if any(name.startswith("attn_pool.") for name in weights):
         raise ValueError("several architectures pool by attention")
+    gated = any(f"blocks.0.mlp.{name}.weight" in weights for name in ("w12", "w3"))
+    if gated or len(weights["blocks.0.mlp.fc1.weight"]) != weights["blocks.0.mlp.fc2.weight"].shape[1]:
+        return _giant(weights)
     width, _, patch, _ = weights["patch_embed.proj.weight"].shape
     usual_width = width if width in _VITS else 192
     word, usual_patch, usual_depth, heads = _VITS[usual_width]
@@ -140,7 +205,7 @@ def vit(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
         "patch_size": patch,
         "embed_dim": width,
         "depth": _blocks(weights, r"blocks\.(\d+)\."),
-        "mlp_ratio": len(weights["blocks.0.mlp.fc1.weight"]) / width,
+        "mlp_ratio": _ratio(len(weights["blocks.0.mlp.fc1.weight"]), width),
         "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
         "proj_bias": "blocks.0.attn.proj.bias" in weights,
         "qk_norm": "blocks.0.attn.q_norm.weight" in weights,
@@ -155,10 +220,150 @@ def vit(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     return name, {k: v for k, v in found.items() if v != usual[k]}
 
 
+def _ratio(hidden: int, width: int) -> float:
+    """The ratio for which timm's `int(width * ratio)` is `hidden`."""
+    return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
+
+
+def clip(weights: Mapping[str, Tensor]) -> Ambiguous:
+    """Why the weights of CLIP's image encoder do not tell its architecture."""
+    import timm
+
+    width, patch = len(weights["patch_embed.proj.weight"]), weights["patch_embed.proj.weight"].shape[-1]
+    begin = f"vit_{_VITS[width][0] if width in _VITS else '*'}_patch{patch}_clip"
+    names = [found for kind in ("_quickgelu", "") for found in timm.list_models(f"{begin}{kind}_[0-9]*")[:1]]
+    cure = f"give {' or '.join(names)} as --backbone" if names else "give its timm name as --backbone"
+    return Ambiguous(
+        "CLIP's image encoder, whose activation the weights do not tell: quickgelu in OpenAI's weights and OpenCLIP's "
+        f"-quickgelu models, GELU in the others. It does not say which architecture it has: {cure}"
+    )
+
+
+def _giant(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    """DINOv2 with gates in its MLPs (SwiGLU)."""
+    renamed = {
+        re.sub(r"\.mlp\.w3\.", ".mlp.fc2.", re.sub(r"\.mlp\.w12\.", ".mlp.fc1.", k)): v for k, v in weights.items()
+    }
+    rows = len(renamed["blocks.0.mlp.fc1.weight"])
+    # The same without gates; its name and its word for the width do not matter.
+    plain = {k: v[: rows // 2] if ".mlp.fc1." in k else v for k, v in renamed.items()}
+    registers = "register_tokens" in weights or "reg_token" in weights
+    usual = {"img_size": 518, "patch_size": 14, "embed_dim": 1536, "depth": 40, "num_heads": 24, "init_values": 1e-5}
+    usual |= {"mlp_ratio": 2.66667 * 2} | ({"reg_tokens": 4, "no_embed_class": True} if registers else {})
+    _, found = vit(plain)
+    width = len(weights["patch_embed.proj.weight"])
+    word_width = width if width in _VITS else 192
+    _, patch, depth, heads = _VITS[word_width]
+    whole = {"img_size": 224, "patch_size": patch, "embed_dim": word_width, "depth": depth, "init_values": None} | found
+    whole |= {"mlp_ratio": _ratio(rows, width)}
+    if width in _VITS:
+        whole.setdefault("num_heads", heads)
+    if width == usual["embed_dim"]:
+        whole["num_heads"] = usual["num_heads"]
+        if rows == 8192:
+            del whole["mlp_ratio"]
+    settings = {k: v for k, v in whole.items() if usual.get(k) != v}
+    return f"vit_giant_patch14_{'reg4_' if registers else ''}dinov2", settings
+
+
+def dinov3(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    """A transformer with rotary positions and layer scales (Simeoni et al. 2025), in Meta's names or timm's."""
+    width, _, patch, _ = weights["patch_embed.proj.weight"].shape
+    depth = _blocks(weights, r"blocks\.(\d+)\.")
+    gate = next((weights[k] for k in (f"blocks.0.mlp.{n}.weight" for n in ("w1", "fc1_g")) if k in weights), None)
+    hidden = len(weights["blocks.0.mlp.fc1.weight"] if gate is None else gate)
+    word, *usual = _DINOV3S.get((width, gate is not None), ("small", 0, 0, 0))
+    # Rotary positions have a frequency for every four dimensions of a head.
+    periods = next((v for k, v in weights.items() if re.search(r"(^|\.)periods$", k)), None)
+    heads = usual[1] if periods is None else width // (4 * len(periods))
+    known = usual == [depth, heads, hidden]
+    settings: dict[str, Any] = {"global_pool": "token"}
+    if not known:
+        settings |= {"embed_dim": width, "depth": depth, "mlp_ratio": _ratio(hidden, width)}
+        settings |= {"swiglu_mlp": gate is not None} | ({"num_heads": heads} if heads else {})
+    if patch != 16:
+        settings["patch_size"] = patch
+    registers = weights.get("reg_token")
+    if registers is None or registers.shape[1] != 4:
+        settings["num_reg_tokens"] = 0 if registers is None else registers.shape[1]
+    third = [v.view(3, -1)[[0, 2]] for k, v in weights.items() if k.endswith(".attn.qkv.bias")]
+    biases = third + [v for k, v in weights.items() if k.endswith((".attn.q_bias", ".attn.v_bias"))]
+    biased = any(bool(b.any()) for b in biases)
+    if biased and word == "7b":
+        raise ValueError("timm has none of this size with biases")
+    return f"vit_{word if known else 'small'}_patch16_dinov3{'_qkvb' * biased}", settings
+
+
+def beit(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    width, _, patch, _ = weights["patch_embed.proj.weight"].shape
+    own, shared = "blocks.0.attn.relative_position_bias_table", "rel_pos_bias.relative_position_bias_table"
+    rows, heads = weights[own if own in weights else shared].shape
+    side = (math.isqrt(rows - 3) + 1) // 2
+    if (2 * side - 1) ** 2 + 3 != rows:
+        raise ValueError("the patches form no square")
+    usual = {"img_size": 224, "patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12, "mlp_ratio": 4.0}
+    usual |= {"use_abs_pos_emb": False, "use_rel_pos_bias": True, "use_shared_rel_pos_bias": False}
+    usual |= {"use_fc_norm": None, "init_values": 0.1}
+    norm = "norm.weight" in weights and "fc_norm.weight" not in weights
+    found = {
+        "img_size": side * patch,
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": _blocks(weights, r"blocks\.(\d+)\."),
+        "num_heads": heads,
+        "mlp_ratio": _ratio(len(weights["blocks.0.mlp.fc1.weight"]), width),
+        "use_abs_pos_emb": "pos_embed" in weights,
+        "use_rel_pos_bias": own in weights,
+        "use_shared_rel_pos_bias": own not in weights,
+        "use_fc_norm": False if norm else None,
+        "init_values": 0.1 if "blocks.0.gamma_1" in weights else None,
+    }
+    return "beit_base_patch16_224", {k: v for k, v in found.items() if v != usual[k]}
+
+
+def swin(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    stages = _blocks(weights, r"layers\.(\d+)\.blocks\.")
+    tables = [weights[f"layers.{i}.blocks.0.attn.relative_position_bias_table"] for i in range(stages)]
+    windows = tuple((math.isqrt(len(table)) + 1) // 2 for table in tables)
+    if any((2 * w - 1) ** 2 != len(table) for w, table in zip(windows, tables, strict=True)):
+        raise ValueError("the windows are no squares")
+    width, _, patch, _ = weights["patch_embed.proj.weight"].shape
+    same = len(set(windows)) == 1
+    usual = {"patch_size": 4, "window_size": 7, "embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
+    usual |= {"img_size": 224, "mlp_ratio": 4.0}
+    found = {
+        "patch_size": patch,
+        "window_size": windows[0] if same else windows,
+        "embed_dim": width,
+        "depths": tuple(_blocks(weights, rf"layers\.{i}\.blocks\.(\d+)\.") for i in range(stages)),
+        "num_heads": tuple(table.shape[1] for table in tables),
+        "mlp_ratio": _ratio(len(weights["layers.0.blocks.0.mlp.fc1.weight"]), width),
+        # The masks of shifted windows, which older files hold, tell the size of the images; else it is 32 windows.
+        "img_size": windows[0] * patch * 8,
+    }
+    mask = weights.get("layers.0.blocks.1.attn_mask")
+    if mask is not None:
+        found["img_size"] = math.isqrt(len(mask)) * windows[0] * patch
+    return "swin_tiny_patch4_window7_224", {k: v for k, v in found.items() if v != usual[k]}
+
+
 def convnext(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     depths = tuple(_blocks(weights, rf"stages\.{i}\.blocks\.(\d+)\.") for i in range(4))
     second = any(".grn." in key for key in weights)
-    return f"convnext{'v2' if second else ''}_{_CONVNEXTS[depths, len(weights['stem.0.weight'])]}", {}
+    begin, word = f"convnext{'v2' if second else ''}", _CONVNEXTS.get((depths, len(weights["stem.0.weight"])))
+    if word:
+        return f"{begin}_{word}", {}
+    dims = tuple(len(weights[f"stages.{i}.blocks.0.conv_dw.weight"]) for i in range(4))
+    return f"{begin}_tiny", {"depths": depths, "dims": dims}
+
+
+def efficientnet(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    stages = _blocks(weights, r"blocks\.(\d+)\.")
+    depths = tuple(_blocks(weights, rf"blocks\.{i}\.(\d+)\.") for i in range(stages))
+    word = _EFFICIENTNETS[depths, len(weights["conv_head.weight"])]
+    if word.startswith("v2"):  # torchvision pads all sides alike
+        return f"tf_efficientnet{word}", {"pad_type": ""}
+    return f"efficientnet_{word}", {"bn_eps": 1e-3} if word in ("b5", "b6", "b7") else {}
 
 
 def _stages(*numbers: int) -> tuple[tuple[str, str], ...]:
@@ -167,11 +372,260 @@ def _stages(*numbers: int) -> tuple[tuple[str, str], ...]:
     return tuple((rf"^{i}\.", f"{name}.") for i, name in zip(numbers, names, strict=True))
 
 
+def unfolded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Swin's mergers of patches for timm: `nn.Unfold` puts channels before the 2x2 pixels, row by row; timm after."""
+    found = dict(weights)
+    for name, value in weights.items():
+        if re.search(r"^layers\.\d+\.downsample\.(reduction|norm)\.", name):
+            pixels = value.unflatten(-1, (-1, 2, 2))  # channel, row, column to column, row, channel
+            found[name] = pixels.movedim((-1, -2, -3), (-3, -2, -1)).flatten(-3)
+    return found
+
+
+# timm's names of the layers of torchvision's blocks, by their number.
+_INVERTED = {
+    1: (("conv", "bn1"),),
+    2: (("conv_exp", "bn1"), ("conv_pwl", "bn2")),
+    3: (("conv_dw", "bn1"), ("se",), ("conv_pw", "bn2")),
+    4: (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("se",), ("conv_pwl", "bn3")),
+}
+
+
+def torchvisions_efficientnet(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An EfficientNet of torchvision in timm's names."""
+    last = max(int(m[1]) for k in weights if (m := re.match(r"features\.(\d+)\.", k)))
+    found: dict[str, Tensor] = {}
+    for k, v in weights.items():
+        inside = re.match(r"features\.(\d+)\.(\d+)\.block\.(\d+)\.(\w+)\.(.+)", k)
+        outside = re.match(rf"features\.(0|{last})\.([01])\.(.+)", k)
+        if inside:
+            stage, block, layer, part, rest = inside.groups()
+            layers = _INVERTED[_blocks(weights, rf"features\.{stage}\.{block}\.block\.(\d+)\.")]
+            names = layers[int(layer)]
+            name = f"se.conv_{'reduce' if part == 'fc1' else 'expand'}" if names == ("se",) else names[int(part)]
+            k = f"blocks.{int(stage) - 1}.{block}.{name}.{rest}"
+        elif outside:
+            names = ("conv_stem", "bn1") if outside[1] == "0" else ("conv_head", "bn2")
+            k = f"{names[int(outside[2])]}.{outside[3]}"
+        found[k.replace("classifier.1.", "classifier.")] = v
+    return found
+
+
+def _qkv(before: str, after: str) -> tuple[tuple[str, str], ...]:
+    """Renames of queries, keys and values: `before` holds a group for what is left of the name of the attention."""
+    words = (r"(?:query|q_proj)", r"(?:key|k_proj)", r"(?:value|v_proj)")
+    return tuple((rf"{before}{word}\.(weight|bias)$", rf"{after}\1#{i}") for i, word in enumerate(words))
+
+
+# transformers, in its files and, since version 5, in its modules.
+_TRANSFORMERS = (
+    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.distillation_token$", "dist_token"),
+    (r"^embeddings\.mask_token$", "mask_token"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.(?:projection\.)?", "patch_embed.proj."),
+    (r"^(?:encoder\.|model\.)?layers?\.(\d+)\.", r"blocks.\1."),
+    (r"\.attention\.attention\.relative_position_bias\.", ".attn."),
+    (r"\.relative_position_bias\.", ".attn."),
+    *_qkv(r"\.attention\.(?:attention\.|self\.)?", ".attn.qkv."),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.(?:layernorm_before)\.", ".norm1."),
+    (r"\.(?:layernorm_after)\.", ".norm2."),
+)
+_HF_VIT = (
+    *_TRANSFORMERS,
+    (r"^embeddings\.register_tokens$", "register_tokens"),
+    (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
+    (r"\.mlp\.weights_in\.", ".mlp.fc1."),
+    (r"\.mlp\.gate_proj\.(weight|bias)$", r".mlp.fc1.\1#0"),
+    (r"\.mlp\.up_proj\.(weight|bias)$", r".mlp.fc1.\1#1"),
+    (r"\.mlp\.(?:weights_out|down_proj)\.", ".mlp.fc2."),
+    (r"^layernorm\.", "norm."),
+)
+_HF_BEIT = (
+    *_TRANSFORMERS,
+    (r"\.attn\.qkv\.bias#0$", ".attn.q_bias"),
+    (r"\.attn\.qkv\.bias#2$", ".attn.v_bias"),
+    (r"^(?:encoder\.relative_position_bias|shared_position_bias)\.", "rel_pos_bias."),
+    (r"\.lambda_(\d)$", r".gamma_\1"),
+    (r"^pooler\.layernorm\.", "fc_norm."),
+    (r"^layernorm\.", "norm."),
+)
+_HF_DINOV3 = (
+    *_TRANSFORMERS,
+    (r"\.attn\.qkv\.bias#0$", ".attn.q_bias"),
+    (r"\.attn\.qkv\.bias#2$", ".attn.v_bias"),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"\.layer_scale(\d)\.lambda1$", r".gamma_\1"),
+)
+_PLAIN_MLP = ((r"\.mlp\.up_proj\.", ".mlp.fc1."), (r"\.mlp\.down_proj\.", ".mlp.fc2."))
+_GATED_MLP = ((r"\.mlp\.gate_proj\.", ".mlp.fc1_g."), (r"\.mlp\.up_proj\.", ".mlp.fc1_x."), _PLAIN_MLP[1])
+_HF_SWIN = (
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.norm\.", "patch_embed.norm."),
+    (r"^encoder\.layers\.", "layers."),
+    (r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample."),
+    (r"\.attention\.(?:self|relative_position_bias)\.relative_", ".attn.relative_"),
+    *_TRANSFORMERS[8:],
+    (r"^layernorm\.", "norm."),
+)
+_HF_CONVNEXT = (
+    (r"^embeddings\.patch_embeddings\.", "stem.0."),
+    (r"^embeddings\.layernorm\.", "stem.1."),
+    (r"^encoder\.stages\.(\d)\.downsampling_layer\.", r"stages.\1.downsample."),
+    (r"^encoder\.stages\.(\d)\.layers\.", r"stages.\1.blocks."),
+    (r"\.dwconv\.", ".conv_dw."),
+    (r"\.layernorm\.", ".norm."),
+    (r"\.pwconv(\d)\.", r".mlp.fc\1."),
+    (r"\.grn\.", ".mlp.grn."),
+    (r"\.layer_scale_parameter$", ".gamma"),
+    (r"^layernorm\.", "head.norm."),
+)
+_HF_DINOV3_CONVNEXT = (
+    (r"^model\.stages\.", "stages."),
+    (r"^stages\.0\.downsample_layers\.", "stem."),
+    (r"^stages\.(\d)\.downsample_layers\.", r"stages.\1.downsample."),
+    (r"^stages\.(\d)\.layers\.", r"stages.\1.blocks."),
+    (r"\.depthwise_conv\.", ".conv_dw."),
+    (r"\.layer_norm\.", ".norm."),
+    (r"\.pointwise_conv(\d)\.", r".mlp.fc\1."),
+    (r"^layer_norm\.", "head.norm."),
+)
+_HF_RESNET = (
+    (r"^embedder\.embedder\.convolution\.", "conv1."),
+    (r"^embedder\.embedder\.normalization\.", "bn1."),
+    (r"^encoder\.stages\.(\d)\.layers\.(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.{m[2]}."),
+    (r"\.layer\.(\d)\.convolution\.", lambda m: f".conv{int(m[1]) + 1}."),
+    (r"\.layer\.(\d)\.normalization\.", lambda m: f".bn{int(m[1]) + 1}."),
+    (r"\.shortcut\.convolution\.", ".downsample.0."),
+    (r"\.shortcut\.normalization\.", ".downsample.1."),
+)
+# OpenMMLab: mmpretrain, and mmsegmentation's older attention.
+_MM_VIT = (
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"^layers\.", "blocks."),
+    (r"\.attn\.attn\.in_proj_", ".attn.qkv."),
+    (r"\.attn\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
+    (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
+    (r"\.gamma(\d)\.weight$", r".ls\1.gamma"),
+    (r"\.ln(\d)\.", r".norm\1."),
+    (r"^(?:ln1|norm1)\.", "norm."),
+)
+_MM_SWIN = (
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"^stages\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample."),
+    (r"^stages\.", "layers."),
+    (r"\.attn\.w_msa\.", ".attn."),
+    (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
+    (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
+    (r"^norm3\.", "norm."),
+)
+_TORCHVISION_SWIN = (
+    (r"^features\.0\.0\.", "patch_embed.proj."),
+    (r"^features\.0\.2\.", "patch_embed.norm."),
+    *((rf"^features\.{2 * i}\.(reduction|norm)\.", rf"layers.{i}.downsample.\1.") for i in range(1, 4)),
+    *((rf"^features\.{2 * i + 1}\.", f"layers.{i}.blocks.") for i in range(4)),
+    (r"\.mlp\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.3\.", ".mlp.fc2."),
+    (r"^head\.", "head.fc."),
+)
+_CLIP = (
+    (r"^conv1\.", "patch_embed.proj."),
+    (r"^ln_pre\.", "norm_pre."),
+)
+_DETECTRON2 = (
+    (r"^stem\.conv1\.norm\.", "bn1."),
+    (r"^stem\.conv1\.", "conv1."),
+    (r"^res(\d)\.", lambda m: f"layer{int(m[1]) - 1}."),
+    (r"\.conv(\d)\.norm\.", r".bn\1."),
+    (r"\.shortcut\.norm\.", ".downsample.1."),
+    (r"\.shortcut\.", ".downsample.0."),
+)
+
+_HF = "transformers"
+_PROJECTION = "embeddings.patch_embeddings.projection.weight"
+_NEW_PROJECTION = "embeddings.patch_embeddings.weight"  # DINOv3 and ConvNeXt
+_HF_QUERIES = ("encoder.layer.0.attention.attention.query.weight", "encoder.layer.0.attention.q_proj.weight")
+_NEW_QUERY = "layers.0.attention.q_proj.weight"
+_SWIN_QUERIES = (
+    "encoder.layers.0.blocks.0.attention.self.query.weight",
+    "encoder.layers.0.blocks.0.attention.q_proj.weight",
+)
+
+# The first layout whose landmarks are there counts: one with more of the same landmarks comes before one with fewer.
 LAYOUTS = (
+    *(
+        Layout((query, _PROJECTION, query.partition("attention.")[0] + "lambda_1"), beit, _HF_BEIT, _HF)
+        for query in (*_HF_QUERIES, _NEW_QUERY)
+    ),
+    *(Layout((query, _PROJECTION), vit, _HF_VIT, _HF) for query in (*_HF_QUERIES, _NEW_QUERY)),
+    *(
+        Layout((f"{begin}layer.0.attention.q_proj.weight", _NEW_PROJECTION, *gate), dinov3, (*_HF_DINOV3, *mlp), _HF)
+        for begin in ("", "model.")
+        for gate, mlp in (((f"{begin}layer.0.mlp.gate_proj.weight",), _GATED_MLP), ((), _PLAIN_MLP))
+    ),
+    *(Layout((query, _PROJECTION), swin, _HF_SWIN, _HF) for query in _SWIN_QUERIES),
+    Layout(("encoder.stages.0.layers.0.dwconv.weight", _NEW_PROJECTION), convnext, _HF_CONVNEXT, _HF),
+    *(
+        Layout(
+            (f"{begin}stages.0.layers.0.depthwise_conv.weight", f"{begin}stages.0.downsample_layers.0.weight"),
+            convnext,
+            _HF_DINOV3_CONVNEXT,
+            _HF,
+        )
+        for begin in ("", "model.")
+    ),
+    Layout(
+        ("encoder.stages.0.layers.0.layer.0.convolution.weight", "embedder.embedder.convolution.weight"),
+        resnet,
+        _HF_RESNET,
+        _HF,
+    ),
+    Layout(("layers.0.attn.qkv.weight", "patch_embed.projection.weight"), vit, _MM_VIT, "OpenMMLab"),
+    Layout(("layers.0.attn.attn.in_proj_weight", "patch_embed.projection.weight"), vit, _MM_VIT, "OpenMMLab"),
+    Layout(
+        ("stages.0.blocks.0.attn.w_msa.qkv.weight", "patch_embed.projection.weight"),
+        swin,
+        _MM_SWIN,
+        "OpenMMLab",
+        unfolded,
+    ),
+    Layout(("transformer.resblocks.0.attn.in_proj_weight", "conv1.weight"), vit, _CLIP, "OpenCLIP"),
+    Layout(("res2.0.conv1.weight", "stem.conv1.weight"), resnet, _DETECTRON2, "detectron2"),
+    Layout(
+        ("features.1.0.block.0.0.weight", "features.0.0.weight"),
+        efficientnet,
+        (),
+        "torchvision",
+        torchvisions_efficientnet,
+    ),
+    Layout(
+        ("features.1.0.attn.relative_position_bias_table", "features.0.0.weight"),
+        swin,
+        _TORCHVISION_SWIN,
+        "torchvision",
+    ),
+    # Swin, as Microsoft and timm name it; Microsoft's mergers of patches end a stage.
+    Layout(
+        ("layers.0.blocks.0.attn.relative_position_bias_table", "layers.0.downsample.reduction.weight"),
+        swin,
+        ((r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample."), (r"^head\.", "head.fc.")),
+    ),
+    Layout(("layers.0.blocks.0.attn.relative_position_bias_table", "patch_embed.proj.weight"), swin),
     Layout(
         ("layer1.0.conv1.weight", "layer4.0.conv1.weight", "conv1.weight"),
         resnet,
         ((r"\.shortcut\.", ".downsample."),),  # many ResNets for CIFAR
+    ),
+    Layout(("layer1.0.conv1.weight", "layer4.0.conv1.weight", "conv1.0.weight"), resnet),
+    # OpenMMLab's ResNet-C and -D.
+    Layout(
+        ("layer1.0.conv1.weight", "layer4.0.conv1.weight", "stem.0.weight"),
+        resnet,
+        ((r"^stem\.7\.", "bn1."), (r"^stem\.", "conv1.")),
     ),
     # nn.Sequential(*list(resnet.children())[:-1]). The first is torchvision's ResNet. The second is lightly's own: it
     # has no max-pool, and its first activation is a function and thus no child.
@@ -181,6 +635,15 @@ LAYOUTS = (
         bare_resnet,
         (*_stages(0, 1, 2, 3, 4, 5), (r"\.shortcut\.", ".downsample.")),
         "lightly",
+    ),
+    Layout(
+        ("blocks.0.attn.qkv.weight", "patch_embed.proj.weight", "storage_tokens"),
+        dinov3,
+        ((r"^storage_tokens$", "reg_token"),),
+    ),
+    *(
+        Layout(("blocks.0.attn.qkv.weight", "patch_embed.proj.weight", f"{name}.relative_position_bias_table"), beit)
+        for name in ("blocks.0.attn", "rel_pos_bias")
     ),
     Layout(
         ("blocks.0.attn.qkv.weight", "patch_embed.proj.weight"),
@@ -244,6 +707,9 @@ LAYOUTS = (
 )
 
 FAMILIES = (
+    ("I-JEPA", (r"(^|\.)target_encoder\.", r"(^|\.)encoder\.", r"(^|\.)predictor\.")),
+    ("MSN", (r"(^|\.)target_encoder\.", r"(^|\.)encoder\.", r"(^|\.)prototypes")),
+    ("DINOv3", (r"(^|\.)storage_tokens$", r"blocks\.0\.ls1\.gamma")),
     ("MoCo v3", (r"base_encoder\.",)),
     ("MoCo v2", (r"encoder_q\.fc\.2\.",)),
     ("MoCo v1", (r"encoder_q\.",)),

@@ -347,7 +347,7 @@ def test_names_are_timms():
         ("vit_tiny_patch16_224", {"embed_dim": 32, "num_heads": 3}, "divisible by num_heads"),
         ("resnet18.no_such_weights", {}, "Invalid pretrained tag"),
         ("resnet18", {"num_classes": 10}, "num_classes of resnet18 cannot be changed"),
-        ("resnet18", {"in_chans": 1}, "in_chans of resnet18 cannot be changed"),
+        ("resnet18", {"features_only": True}, "features_only of resnet18 cannot be changed"),
         ("resnet18", {"norm_layer": torch.nn.GroupNorm}, "numbers, texts or tuples"),
         ("convnext_femto", {"stem": "small"}, "convnext_femto has no small stem"),
         ("resnet18", {"position": "sincos"}, "cannot have sine-cosine positions"),

@@ -163,7 +163,7 @@ def test_convnexts_under_the_names_of_three_libraries(tmp_path):
     loaded = mv.load(saved(net.state_dict(), tmp_path))
     net.classifier = nn.Sequential(net.classifier[0], nn.Flatten(1))
     agree(loaded, net)
-    assert loaded.encoder.name == "convnext_atto" and "left out 2 tensors (head 2)" in loaded.note
+    assert loaded.encoder.name == "convnext_atto" and "left out 2 tensors (classifier 2)" in loaded.note
 
     again = lively(timm.create_model("convnextv2_atto", num_classes=7))
     theirs = (  # Meta's names, from timm's
