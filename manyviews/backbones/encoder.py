@@ -336,9 +336,8 @@ class Encoder(nn.Module):
     @property
     def first_convolutions(self) -> tuple[str, ...]:
         """Names of the weights that see the channels of the images, among those of the state dict."""
-        from timm.models import get_model_traits
-
-        named = get_model_traits(self.model).get("first_conv") or self.model.pretrained_cfg.get("first_conv") or ()
+        traits = getattr(self.model, "_traits", {})  # since timm 1.0.31, for stems other than the architecture's
+        named = traits.get("first_conv") or self.model.pretrained_cfg.get("first_conv") or ()
         return tuple(f"{name}.weight" for name in ((named,) if isinstance(named, str) else named))
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> str:

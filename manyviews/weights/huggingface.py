@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ".index.json"
 
 _ACTIVATIONS = {
-    "gelu": "",  # timm's default in every architecture here
+    "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -65,12 +65,18 @@ def files(folder: Path) -> list[Path]:
     return []
 
 
-def describe(folder: Path) -> Described:
-    """What config.json and preprocessor_config.json in a folder say; nothing if they are not there.
+def describe(folder: Path, names: Sequence[str]) -> Described:
+    """What config.json and preprocessor_config.json beside weights say.
+
+    Args:
+        folder: where the files are.
+        names: of the files of weights. Descriptions belong to files under the usual names alone.
 
     Raises:
         UserError: a file is no JSON object, or describes a network that timm cannot compute.
     """
+    if names != [path.name for path in files(folder)] and not set(names) <= set(_WEIGHTS):
+        return Described()
     config, images = folder / CONFIG, folder / PREPROCESSOR
     found = _json(config) if config.is_file() else {}
     shown = _json(images) if images.is_file() else {}
@@ -102,9 +108,9 @@ def _timms(config: Mapping[str, Any]) -> Described:
     """A folder of timm's, or of this library's."""
     cfg = config.get("pretrained_cfg") or config
     settings = {k: v for k, v in (config.get("model_args") or {}).items() if k != "num_classes"}
-    images = {k: tuple(map(float, cfg[k])) for k in ("mean", "std") if k in cfg}
+    images: dict[str, Any] = {k: tuple(map(float, cfg[k])) for k in ("mean", "std") if k in cfg}
     if "input_size" in cfg:
-        images |= {"test_size": int(cfg["input_size"][-1])}
+        images["test_size"] = int(cfg["input_size"][-1])
     notes = (f"{CONFIG} says timm's {printable(config['architecture'], 60)}",)
     return Described(str(config["architecture"]), settings, images, notes)
 
@@ -127,10 +133,10 @@ def _seen(shown: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _act(config: Mapping[str, Any], known: bool = True) -> dict[str, str]:
-    """timm's setting for an activation; `known`: timm has one."""
+def _act(config: Mapping[str, Any], known: bool = True, usual: str = "gelu") -> dict[str, str]:
+    """timm's setting for an activation, none for the `usual` one; `known`: timm has such a setting."""
     name = config.get("hidden_act", "gelu")
-    timms = _ACTIVATIONS.get(name)
+    timms = "" if name == usual else _ACTIVATIONS.get(name)
     if timms is None or (timms and not known):
         raise UserError(f"timm has no {config['model_type']} with the activation '{printable(name, 40)}'.")
     return {"act_layer": timms} if timms else {}
@@ -155,7 +161,7 @@ def _vit(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _dinov3(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {"num_heads": int(config["num_attention_heads"]), **_eps(config, 1e-5, 1e-5)}
-    _act(config | {"hidden_act": "gelu"} if config.get("use_gated_mlp") else config, known=False)
+    _act(config, known=False, usual="silu" if config.get("use_gated_mlp") else "gelu")
     if float(config.get("rope_theta", 100)) != 100:
         found["rope_temperature"] = float(config["rope_theta"])
     if "image_size" in config:
@@ -186,7 +192,7 @@ def _resnet(config: Mapping[str, Any]) -> dict[str, Any]:
         if config.get(key, good) != good:
             raise UserError(f"timm has no ResNet with {key}={config[key]}.")
     act = config.get("hidden_act", "relu")
-    return {} if act == "relu" else {"act_layer": _ACTIVATIONS[act] or "gelu"}
+    return {} if act == "relu" else {"act_layer": _ACTIVATIONS[act]}
 
 
 _SETTINGS: dict[object, Callable[[Mapping[str, Any]], dict[str, Any]]] = {

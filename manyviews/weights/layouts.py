@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 
+Renames = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
+
+
 @dataclass(frozen=True)
 class Layout:
     """The names that a library gives to the weights of a network.
@@ -28,7 +31,7 @@ class Layout:
 
     landmarks: tuple[str, ...]
     infer: Callable[[Mapping[str, Tensor]], tuple[str, dict[str, Any]]]
-    renames: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = ()
+    renames: Renames = ()
     library: str = ""
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 
@@ -161,8 +164,8 @@ def bare_resnet(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
 def vit(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     if "norm_pre.weight" in weights:
         raise clip(weights)
-    registers = weights.get("reg_token")
-    if "pos_embed" not in weights and "cls_token" in weights and registers is not None and registers.shape[1] == 4:
+    four = "reg_token" in weights and weights["reg_token"].shape[1] == 4
+    if four and "cls_token" in weights and "pos_embed" not in weights:
         return dinov3(weights)  # timm's rotary transformers but DINOv3's have positions, or no class token
     if any(name.startswith("attn_pool.") for name in weights):
         raise ValueError("several architectures pool by attention")
@@ -280,7 +283,9 @@ def dinov3(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     settings: dict[str, Any] = {"global_pool": "token"}
     if not known:
         settings |= {"embed_dim": width, "depth": depth, "mlp_ratio": _ratio(hidden, width)}
-        settings |= {"swiglu_mlp": gate is not None} | ({"num_heads": heads} if heads else {})
+        settings |= {"num_heads": heads} if heads else {}
+        # Any alignment gives the two layers of the gate that Meta has, in place of timm's one.
+        settings |= {} if gate is None else {"swiglu_mlp": True, "swiglu_align_to": 1}
     if patch != 16:
         settings["patch_size"] = patch
     registers = weights.get("reg_token")
@@ -301,8 +306,8 @@ def beit(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     side = (math.isqrt(rows - 3) + 1) // 2
     if (2 * side - 1) ** 2 + 3 != rows:
         raise ValueError("the patches form no square")
-    usual = {"img_size": 224, "patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12, "mlp_ratio": 4.0}
-    usual |= {"use_abs_pos_emb": False, "use_rel_pos_bias": True, "use_shared_rel_pos_bias": False}
+    usual: dict[str, Any] = {"img_size": 224, "patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12}
+    usual |= {"mlp_ratio": 4.0, "use_abs_pos_emb": False, "use_rel_pos_bias": True, "use_shared_rel_pos_bias": False}
     usual |= {"use_fc_norm": None, "init_values": 0.1}
     norm = "norm.weight" in weights and "fc_norm.weight" not in weights
     found = {
@@ -445,10 +450,10 @@ _HF_VIT = (
     (r"^layernorm\.", "norm."),
 )
 _HF_BEIT = (
+    (r"^(?:encoder\.relative_position_bias|shared_position_bias)\.", "rel_pos_bias."),
     *_TRANSFORMERS,
     (r"\.attn\.qkv\.bias#0$", ".attn.q_bias"),
     (r"\.attn\.qkv\.bias#2$", ".attn.v_bias"),
-    (r"^(?:encoder\.relative_position_bias|shared_position_bias)\.", "rel_pos_bias."),
     (r"\.lambda_(\d)$", r".gamma_\1"),
     (r"^pooler\.layernorm\.", "fc_norm."),
     (r"^layernorm\.", "norm."),
@@ -462,7 +467,7 @@ _HF_DINOV3 = (
 )
 _PLAIN_MLP = ((r"\.mlp\.up_proj\.", ".mlp.fc1."), (r"\.mlp\.down_proj\.", ".mlp.fc2."))
 _GATED_MLP = ((r"\.mlp\.gate_proj\.", ".mlp.fc1_g."), (r"\.mlp\.up_proj\.", ".mlp.fc1_x."), _PLAIN_MLP[1])
-_HF_SWIN = (
+_HF_SWIN: Renames = (
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^embeddings\.norm\.", "patch_embed.norm."),
     (r"^encoder\.layers\.", "layers."),
@@ -493,7 +498,7 @@ _HF_DINOV3_CONVNEXT = (
     (r"\.pointwise_conv(\d)\.", r".mlp.fc\1."),
     (r"^layer_norm\.", "head.norm."),
 )
-_HF_RESNET = (
+_HF_RESNET: Renames = (
     (r"^embedder\.embedder\.convolution\.", "conv1."),
     (r"^embedder\.embedder\.normalization\.", "bn1."),
     (r"^encoder\.stages\.(\d)\.layers\.(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.{m[2]}."),
@@ -514,7 +519,7 @@ _MM_VIT = (
     (r"\.ln(\d)\.", r".norm\1."),
     (r"^(?:ln1|norm1)\.", "norm."),
 )
-_MM_SWIN = (
+_MM_SWIN: Renames = (
     (r"^patch_embed\.projection\.", "patch_embed.proj."),
     (r"^stages\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample."),
     (r"^stages\.", "layers."),
@@ -536,7 +541,7 @@ _CLIP = (
     (r"^conv1\.", "patch_embed.proj."),
     (r"^ln_pre\.", "norm_pre."),
 )
-_DETECTRON2 = (
+_DETECTRON2: Renames = (
     (r"^stem\.conv1\.norm\.", "bn1."),
     (r"^stem\.conv1\.", "conv1."),
     (r"^res(\d)\.", lambda m: f"layer{int(m[1]) - 1}."),
@@ -571,7 +576,7 @@ LAYOUTS = (
     Layout(("encoder.stages.0.layers.0.dwconv.weight", _NEW_PROJECTION), convnext, _HF_CONVNEXT, _HF),
     *(
         Layout(
-            (f"{begin}stages.0.layers.0.depthwise_conv.weight", f"{begin}stages.0.downsample_layers.0.weight"),
+            (f"{begin}stages.0.layers.0.depthwise_conv.weight", "layer_norm.weight"),
             convnext,
             _HF_DINOV3_CONVNEXT,
             _HF,

@@ -77,6 +77,7 @@ def recognize(
     where: str,
     backbone: str | None = None,
     described: Mapping[str, Any] = _NOTHING,
+    told: bool = False,
     **settings: Any,
 ) -> Recognized:
     """The encoder in an unpickled checkpoint of any library.
@@ -92,6 +93,7 @@ def recognize(
             settings are used too.
         described: settings of the architecture that a description beside the weights tells. They replace those found
             in the weights.
+        told: `backbone` and `settings` are the whole architecture, so nothing is taken from the weights.
         settings: settings of the architecture, which replace both: see `Encoder`.
 
     Raises:
@@ -109,7 +111,10 @@ def recognize(
     family = family or (layout.library if layout else "")
     weights = {k.removeprefix(place): v for k, v in tensors.items() if k.startswith(place)}
     renamed = layout.rename(weights) if layout else weights
-    encoder = _fitting(renamed, layout, family, where, backbone, {**described, **settings}, settings)
+    if told and backbone is not None:
+        encoder = Encoder.from_spec({"name": backbone, **settings})
+    else:
+        encoder = _fitting(renamed, layout, family, where, backbone, {**described, **settings}, settings)
     loaded = _load(encoder, _conversions(encoder, weights, renamed, layout, place), weights, where)
 
     left = Counter(_part(k, place) for k in tensors if not k.startswith(place))
