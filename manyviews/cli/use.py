@@ -6,6 +6,7 @@ from typing import Literal
 
 import manyviews as mv
 from manyviews.cli._options import NO_HINTS, Hinted, Images, Json, NewFile, Weights, load, write_json, wrote
+from manyviews.errors import printable
 
 
 def embed(weights: Weights, data: Images, /, out: NewFile, hints: Hinted = NO_HINTS, json: Json = None) -> None:
@@ -57,8 +58,19 @@ def duplicates(
 def export(
     weights: Weights,
     /,
-    format: Literal["safetensors", "timm", "onnx", "torch"],
+    format: Literal[
+        "safetensors",
+        "timm",
+        "huggingface",
+        "onnx",
+        "torch",
+        "torchvision",
+        "detectron2",
+        "torchscript",
+        "torch_export",
+    ],
     out: NewFile,
+    dynamic_size: bool = False,
     hints: Hinted = NO_HINTS,
     json: Json = None,
 ) -> None:
@@ -69,10 +81,18 @@ def export(
       manyviews export runs/first --format onnx --out backbone.onnx
 
     Args:
-        format: safetensors: tensors under timm's names. timm: a folder for timm's "local-dir:". onnx: a graph from
-            RGB images in [0, 1] to features. torch: a state dict.
-        out: A new file; a new folder for timm.
+        format: safetensors: tensors under timm's names. timm: a folder for timm's "local-dir:". huggingface: the same
+            with a model card, for the Hub and transformers. torch: a state dict. torchvision, detectron2: a state dict
+            under their names. onnx, torchscript, torch_export: programs from images in [0, 1] to features, which are
+            compared with the network.
+        out: A new file; a new folder for timm and huggingface.
+        dynamic_size: For onnx and torch_export: images may have any size that the network takes.
     """
-    path = mv.export(load(weights, hints), format, out)
-    wrote(path)
-    write_json(json, {"file": str(path), "format": format})
+    from manyviews.verbs.export import exported
+
+    found = exported(load(weights, hints), format, out, dynamic_size=dynamic_size)
+    for note in found.notes:
+        print(printable(note))
+    wrote(found.path)
+    difference = {"difference": found.difference, "scale": found.scale}
+    write_json(json, {"file": str(found.path), "format": format, "notes": found.notes, **difference})

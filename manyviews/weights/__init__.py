@@ -1,7 +1,7 @@
 """Pretrained encoders in and out of files: our own, timm's, other libraries', ONNX."""
 
-from manyviews.weights.export import FORMATS, write
+from manyviews.weights.export import FORMATS, Exported, write
 from manyviews.weights.load import TIMM, Pretrained, load
 from manyviews.weights.recognize import Recognized, fetch, recognize
 
-__all__ = ["FORMATS", "TIMM", "Pretrained", "Recognized", "fetch", "load", "recognize", "write"]
+__all__ = ["FORMATS", "TIMM", "Exported", "Pretrained", "Recognized", "fetch", "load", "recognize", "write"]

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 Renames = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
 
 
@@ -166,7 +165,9 @@ def vit(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
         raise clip(weights)
     four = "reg_token" in weights and weights["reg_token"].shape[1] == 4
     if four and "cls_token" in weights and "pos_embed" not in weights:
-        return dinov3(weights)  # timm's rotary transformers but DINOv3's have positions, or no class token
+        # timm's other rotary transformers have positions or no class token. Under timm's names, timm's pool is meant.
+        name, settings = dinov3(weights)
+        return name, {k: v for k, v in settings.items() if k != "global_pool"}
     if any(name.startswith("attn_pool.") for name in weights):
         raise ValueError("several architectures pool by attention")
     gated = any(f"blocks.0.mlp.{name}.weight" in weights for name in ("w12", "w3"))

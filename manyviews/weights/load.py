@@ -146,6 +146,11 @@ def _of_file(path: Path, backbone: str | None, settings: dict[str, Any]) -> tupl
             found = unpickle(part)
             tensors = found if len(parts) == 1 else tensors | dict(found if isinstance(found, Mapping) else {})
         else:
+            if part.suffix.lower() == ".onnx" and part.is_file():
+                raise UserError(
+                    f"{part} holds an ONNX graph, which onnxruntime runs. Export the encoder to safetensors, torch or "
+                    "timm to load it again."
+                )
             more, facts = checkpoint.load_tensors(part)
             tensors = tensors | more
     ours = {"encoder", "mean", "std", "test_size"} <= facts.keys() and isinstance(facts["encoder"], dict)

@@ -409,7 +409,9 @@ def _unused(way: _Conversion, weights: Mapping[str, Tensor], ours: Mapping[str, 
 def _lost(unused: Sequence[str], weights: Mapping[str, Tensor]) -> list[str]:
     """Unused weights from inside the network: conversions must not drop any that are not zero."""
     inside = re.compile(r"(^|\.)(blocks|layers?|stages|layer\d|features|resblocks)\.\d")
-    return [k for k in unused if inside.search(k) and not _COMPUTED.search(k) and weights[k].any()]
+    found = [k for k in unused if inside.search(k) and not _COMPUTED.search(k)]
+    # DINOv3's biases of keys are masked, whatever their values.
+    return [k for k in found if (weights[k] * weights.get(f"{k}_mask", torch.ones(())).nan_to_num()).any()]
 
 
 _POSITIONS = re.compile(r"(pos_?embed\w*|position\w*embedding\w*|pos_embedding|relative_position_bias_table)$")

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import manyviews as mv
-from manyviews.errors import UserError
 
 transformers = pytest.importorskip("transformers")
 

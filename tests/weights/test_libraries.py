@@ -42,7 +42,11 @@ def metas_dinov3(net):
         found[f"blocks.{i}.attn.qkv.bias"] = torch.cat([q, torch.randn(width), v])  # never looked at
         found[f"blocks.{i}.attn.qkv.bias_mask"] = torch.cat([torch.ones(width), torch.zeros(width), torch.ones(width)])
     periods = torch.ones(width // net.blocks[0].attn.num_heads // 4)
-    return found | {"mask_token": torch.randn(1, width), "rope_embed.periods": periods, **noise("local_cls_norm.weight")}
+    return found | {
+        "mask_token": torch.randn(1, width),
+        "rope_embed.periods": periods,
+        **noise("local_cls_norm.weight"),
+    }
 
 
 def eva(name="vit_small_patch16_dinov3_qkvb", **settings):
@@ -72,7 +76,8 @@ def test_names_of_dinov3s_published_sizes():
     with torch.device("meta"):
         for word in ("small", "small_plus", "base", "large", "huge_plus"):
             net = timm.create_model(f"vit_{word}_patch16_dinov3", num_classes=0)
-            assert layouts.vit(net.state_dict()) == (f"vit_{word}_patch16_dinov3", {"global_pool": "token"})
+            assert layouts.vit(net.state_dict()) == (f"vit_{word}_patch16_dinov3", {})
+            assert layouts.dinov3(net.state_dict()) == (f"vit_{word}_patch16_dinov3", {"global_pool": "token"})
 
 
 # -- the encoder that the paper evaluates ---------------------------------------------------------------------------
@@ -248,5 +253,5 @@ def test_weights_for_rgb_are_adapted_to_bands(name, tmp_path):
     assert own.mean == loaded.mean and own.encoder.channels == 6 and own.note == ""
     torch.save(own.encoder.model.state_dict(), path)
     assert mv.load(path).encoder.channels == 6  # as the weights tell
-    with pytest.raises(UserError, match="for images of 6 channels, and .* asked for 4"):
+    with pytest.raises(UserError, match=r"for images of 6 channels, and .* asked for 4"):
         mv.load(path, in_chans=4)
