@@ -41,6 +41,18 @@ class Compared:
     sentence: str = ""
 
 
+class _Pooled(nn.Module):
+    """What an encoder computes, without its properties: tracers ask for all of them, and some raise errors."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.model.forward_head(self.model.forward_features(x))
+        return features
+
+
 class Normalized(nn.Module):
     """An encoder of images in [0, 1]: float32 `b channels s s` to `b embed_dim`."""
 
@@ -49,7 +61,7 @@ class Normalized(nn.Module):
 
     def __init__(self, encoder: Encoder, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder = _Pooled(encoder.model)
         self.register_buffer("mean", column(mean))
         self.register_buffer("std", column(std))
 
@@ -63,8 +75,8 @@ def column(values: Sequence[float]) -> Tensor:
     return torch.tensor(values).view(-1, 1, 1)
 
 
-def normalized(weights: Pretrained, dynamic_size: bool) -> Normalized:
-    """A copy of the encoder on the CPU in evaluation mode, with the normalization.
+def normalized(weights: Pretrained, dynamic_size: bool) -> tuple[Normalized, Encoder]:
+    """A copy of the encoder on the CPU in evaluation mode, with the normalization and alone.
 
     Positions are resized to `test_size` once and for all, unless images may have any size: then the program resizes
     them for each image.
@@ -83,7 +95,7 @@ def normalized(weights: Pretrained, dynamic_size: bool) -> Normalized:
         fixed = Encoder.from_spec(encoder.spec | {"img_size": size, "dynamic_img_size": False})
         fixed.load_weights(copied.model.state_dict())
         copied = fixed.eval()
-    return Normalized(copied.requires_grad_(False), weights.mean, weights.std)
+    return Normalized(copied.requires_grad_(False), weights.mean, weights.std).eval(), copied
 
 
 @torch.no_grad()
@@ -164,15 +176,11 @@ def _quiet(weights: Pretrained, format: str) -> Iterator[None]:
         ) from e
 
 
-def _program(weights: Pretrained, dynamic_size: bool) -> tuple[Normalized, Tensor, tuple[int, ...]]:
-    """The network, images to trace it with, and sides of images to try."""
-    model = normalized(weights, dynamic_size)
-    size = weights.test_size
-    return (
-        model,
-        torch.rand(_TRACED, model.encoder.channels, size, size),
-        _other_sizes(weights, model.encoder, dynamic_size),
-    )
+def _program(weights: Pretrained, dynamic_size: bool) -> tuple[Normalized, Tensor, dict[int, Any], tuple[int, ...]]:
+    """The network, images to trace it with, dimensions that may vary, and sides of images to try."""
+    model, encoder = normalized(weights, dynamic_size)
+    images = torch.rand(_TRACED, encoder.channels, weights.test_size, weights.test_size)
+    return model, images, _shapes(encoder, dynamic_size), _other_sizes(weights, encoder, dynamic_size)
 
 
 def onnx(weights: Pretrained, path: Path, dynamic_size: bool, facts: dict[str, Any]) -> Compared:
@@ -182,7 +190,7 @@ def onnx(weights: Pretrained, path: Path, dynamic_size: bool, facts: dict[str, A
         import onnxscript  # noqa: F401
     except ImportError:
         raise UserError("ONNX export needs its packages: pip install 'manyviews[onnx]'.") from None
-    model, images, sizes = _program(weights, dynamic_size)
+    model, images, shapes, sizes = _program(weights, dynamic_size)
     weight = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     if weight > 2**31 - 2**20:
         raise UserError(
@@ -195,7 +203,7 @@ def onnx(weights: Pretrained, path: Path, dynamic_size: bool, facts: dict[str, A
             (images,),
             input_names=["images"],
             output_names=["features"],
-            dynamic_shapes={"images": _shapes(model.encoder, dynamic_size)},
+            dynamic_shapes={"images": shapes},
             dynamo=True,
             verbose=False,
         )
@@ -209,13 +217,13 @@ def onnx(weights: Pretrained, path: Path, dynamic_size: bool, facts: dict[str, A
         return torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
 
     found = compare(weights, run, sizes)
-    kind = {3: "RGB images", 1: "gray images"}.get(model.encoder.channels, f"images of {model.encoder.channels} bands")
+    kind = {3: "RGB images", 1: "gray images"}.get(images.shape[1], f"images of {images.shape[1]} bands")
     program.model.metadata_props.update(
         {
             "mean": json.dumps(weights.mean),
             "std": json.dumps(weights.std),
             "size": str(weights.test_size),
-            "channels": str(model.encoder.channels),
+            "channels": str(images.shape[1]),
             "preprocessing": f"{kind} in [0, 1], float32, b c h w; the graph subtracts the mean and divides by the std",
             "difference": f"{found.difference:.3g}",
             "scale": f"{found.scale:.3g}",
@@ -226,9 +234,9 @@ def onnx(weights: Pretrained, path: Path, dynamic_size: bool, facts: dict[str, A
     return found
 
 
-def torchscript(weights: Pretrained, path: Path, _: bool, facts: dict[str, Any]) -> Compared:
+def torchscript(weights: Pretrained, path: Path, _size: bool, facts: dict[str, Any]) -> Compared:
     """A traced program for images of one size. Its archive holds the facts in a file of its own."""
-    model, images, sizes = _program(weights, False)
+    model, images, _, sizes = _program(weights, False)
     with _quiet(weights, "torchscript"), torch.no_grad():
         traced = torch.jit.trace(model, images, check_trace=False)
         torch.jit.save(traced, str(path), _extra_files={FACTS: json.dumps(facts).encode()})
@@ -239,10 +247,9 @@ def torchscript(weights: Pretrained, path: Path, _: bool, facts: dict[str, Any])
 
 def torch_export(weights: Pretrained, path: Path, dynamic_size: bool, facts: dict[str, Any]) -> Compared:
     """A program of torch.export. Its archive holds the facts in a file of its own."""
-    model, images, sizes = _program(weights, dynamic_size)
+    model, images, shapes, sizes = _program(weights, dynamic_size)
     with _quiet(weights, "torch_export"), torch.no_grad():
-        shapes = {"images": _shapes(model.encoder, dynamic_size)}
-        program = torch.export.export(model, (images,), dynamic_shapes=shapes)
+        program = torch.export.export(model, (images,), dynamic_shapes={"images": shapes})
         with path.open("wb") as file:  # PyTorch warns of other names than *.pt2
             torch.export.save(program, file, extra_files={FACTS: json.dumps(facts)})
         with path.open("rb") as file:

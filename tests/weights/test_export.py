@@ -115,9 +115,9 @@ def test_a_program_that_computes_something_else_is_not_written(tmp_path, monkeyp
     right = programs.normalized
 
     def wrong(found, dynamic_size):
-        model = right(found, dynamic_size)
+        model, encoder = right(found, dynamic_size)
         model.mean += 1
-        return model
+        return model, encoder
 
     monkeypatch.setattr(programs, "normalized", wrong)
     with pytest.raises(UserError, match="gives other features than the network: they differ by"):

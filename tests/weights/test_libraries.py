@@ -66,7 +66,7 @@ def test_dinov3_of_meta(tmp_path):
     mean = eva(global_pool="avg")  # timm's own pool of this name
     agree(mv.load(path, name, **DINOV3, global_pool="avg"), mean)
     without = eva("vit_small_patch16_dinov3", global_pool="token")
-    loaded = mv.load(saved(metas_dinov3(without), tmp_path))
+    loaded = mv.load(saved(metas_dinov3(without), tmp_path, "without.pth"))
     agree(loaded, without)
     assert loaded.encoder.name == "vit_small_patch16_dinov3"
     refused(path, "biases .* not zero: give --backbone .*_qkvb", backbone="vit_small_patch16_dinov3", **DINOV3)
