@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from manyviews.backbones.encoder import Encoder
 from manyviews.backbones.external import ExternalEncoder
@@ -18,11 +18,12 @@ Kind = Literal["pooled", "last4", "cls_mean"]
 def represent(encoder: Encoder, x: Tensor, kind: Kind = "pooled") -> Tensor:
     """Features of a kind, `b width(encoder, kind)`, for probes.
 
-    The kinds of vision transformers are DINO's (Caron et al. 2021). Each block's tokens pass the final norm.
+    The kinds of vision transformers are DINO's (Caron et al. 2021). Each block's tokens pass the final norm, which some
+    networks have after the pool (EVA).
 
     Args:
         encoder: gives the features.
-        x: `b 3 h w`.
+        x: `b channels h w`.
         kind: "pooled" is `encoder(x)`. "last4" concatenates the class tokens of the last four blocks, the last block's
             at the end: for ViT-S and smaller. "cls_mean" concatenates the last block's class token and the mean of its
             patch tokens: for ViT-B and larger.
@@ -35,9 +36,10 @@ def represent(encoder: Encoder, x: Tensor, kind: Kind = "pooled") -> Tensor:
         pooled: Tensor = encoder(x)
         return pooled
     found = encoder.features(x, layers=4 if kind == "last4" else 1)
+    before, after = encoder.model.norm, getattr(encoder.model, "fc_norm", nn.Identity())
     if kind == "cls_mean":
-        return torch.cat([found.prefix[:, 0], found.patches.mean(1)], 1)
-    return torch.cat([encoder.model.norm(layer.prefix)[:, 0] for layer in found.layers], 1)
+        return torch.cat([after(found.prefix[:, 0]), after(found.patches.mean(1))], 1)
+    return torch.cat([after(before(layer.prefix[:, 0])) for layer in found.layers], 1)
 
 
 def width(encoder: Encoder | ExternalEncoder, kind: Kind) -> int:
@@ -63,7 +65,7 @@ def width(encoder: Encoder | ExternalEncoder, kind: Kind) -> int:
 
 
 def patch_features(encoder: Encoder, x: Tensor) -> Tensor:
-    """Features of each patch or place of the last map, row by row: `b 3 h w` to `b n patch_dim`.
+    """Features of each patch or place of the last map, row by row: `b channels h w` to `b n patch_dim`.
 
     Raises:
         UserError: patches do not tile the image, or the network gives several maps (CrossViT).
@@ -81,7 +83,7 @@ def by_layer(encoder: Encoder, x: Tensor) -> tuple[Tensor, dict[str, tuple[Tenso
 
     Args:
         encoder: gives the features.
-        x: `b 3 h w`.
+        x: `b channels h w`.
 
     Returns:
         pooled features, `b embed_dim`; and by timm's name of the layer ("layer1", "blocks.0") its class token, `b d`,

@@ -11,7 +11,8 @@ from typing import Any
 from manyviews.errors import UserError, printable
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""The usual names of files of weights."""
 _INDEX = ".index.json"
 
 _ACTIVATIONS = {
@@ -50,7 +51,7 @@ def files(folder: Path) -> list[Path]:
     Raises:
         UserError: an index of shards is damaged, or names files that are not there.
     """
-    for name in _WEIGHTS:
+    for name in WEIGHTS:
         if (folder / name).is_file():
             return [folder / name]
         index = folder / (name + _INDEX)
@@ -75,7 +76,7 @@ def describe(folder: Path, names: Sequence[str]) -> Described:
     Raises:
         UserError: a file is no JSON object, or describes a network that timm cannot compute.
     """
-    if names != [path.name for path in files(folder)] and not set(names) <= set(_WEIGHTS):
+    if names != [path.name for path in files(folder)] and not set(names) <= set(WEIGHTS):
         return Described()
     config, images = folder / CONFIG, folder / PREPROCESSOR
     found = _json(config) if config.is_file() else {}

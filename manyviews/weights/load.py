@@ -131,6 +131,9 @@ def _of_file(path: Path, backbone: str | None, settings: dict[str, Any]) -> tupl
         hub = [] if (path / RECIPE).exists() else huggingface.files(path)
         folder = RunFolder(path)
         if not hub:
+            if (path / huggingface.CONFIG).exists() and not (path / RECIPE).exists():
+                usual = " or ".join(huggingface.WEIGHTS)
+                raise UserError(f"{path} holds {huggingface.CONFIG} and no weights: {usual} belongs beside it.")
             _ = folder.recipe  # raises an error for a folder that is no run
             if not folder.encoder.exists():
                 raise UserError(

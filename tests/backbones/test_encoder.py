@@ -97,6 +97,26 @@ def test_small_stems_are_as_wide_as_the_first_stage(name: str):
     assert all(p.grad is not None for p in encoder.parameters())
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("resnet18", {"stem": "small", "channels": (4, 4, 8, 8)}),
+        ("resnet26d", {"stem": "half"}),
+        ("vit_tiny_patch16_224", VIT),
+        ("convnext_atto", {}),
+    ],
+)
+def test_any_number_of_channels(name: str, settings: dict):
+    encoder = Encoder(name, in_chans=13, **settings).eval()
+    again = Encoder.from_spec(json.loads(json.dumps(encoder.spec))).eval()
+    again.load_weights(encoder.model.state_dict())
+    x = torch.randn(2, 13, 32, 32)
+    with torch.no_grad():
+        assert again.channels == 13 and torch.equal(again(x), encoder(x)) and again(x).shape[1] == encoder.embed_dim
+    assert len(encoder.mean) == len(encoder.std) == 13 and encoder.mean[12] == encoder.mean[0]
+    assert Encoder("resnet18", in_chans=1).mean == pytest.approx((0.449,), abs=1e-3)  # the average of three
+
+
 def test_small_stems_keep_the_resolution():
     for name in ("resnet18", "resnet10t"):
         sizes = {}
@@ -157,15 +177,21 @@ def test_kept_tokens_do_not_know_what_the_dropped_patches_show():
     assert not torch.allclose(tokens(encoder, changed), tokens(encoder, x))
 
 
-def eva(**settings) -> Encoder:
+def eva(name: str = "vit_small_patch16_dinov3", **settings) -> Encoder:
     """A small transformer with rotary positions, as DINOv3's."""
-    small = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
     torch.manual_seed(0)
-    return Encoder("vit_small_patch16_dinov3", **small | settings).eval()
+    return Encoder(name, **{**VIT, **settings}).eval()
+
+
+def eva02(**settings) -> Encoder:
+    """One with learned positions beside rotary ones, and its norm after the pool."""
+    return eva("eva02_tiny_patch14_224", **settings)
 
 
 @pytest.mark.parametrize(
-    "make", [vit, eva, lambda: eva(rope_type="mixed", rope_rotate_half=False)], ids=["vit", "eva", "mixed"]
+    "make",
+    [vit, lambda: eva("vit_small_patch16_dinov3_qkvb"), lambda: eva(rope_type="mixed", rope_rotate_half=False), eva02],
+    ids=["vit", "dinov3", "mixed", "eva02"],
 )
 def test_dropping_patches_is_attention_without_them(make):
     """Kept tokens see each other alone, at their own positions: timm's full pass under a mask of the attention."""
@@ -182,7 +208,7 @@ def test_dropping_patches_is_attention_without_them(make):
     torch.testing.assert_close(found.patches, take(wanted[:, prefix:], keep), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [vit, eva], ids=["vit", "eva"])
+@pytest.mark.parametrize("make", [vit, eva, eva02])
 def test_hidden_patches_are_the_token_before_positions(make):
     """As if the patch projection had given the token there, and nobody sees what was hidden."""
     encoder, x, token = make(), images(), torch.randn(24)
@@ -202,6 +228,24 @@ def test_hidden_patches_are_the_token_before_positions(make):
     torch.testing.assert_close(again.patches, found.patches)
     torch.testing.assert_close(none.patches, encoder.features(x).patches)
     torch.testing.assert_close(encoder.model.norm(found.layers[0].patches), found.patches)
+
+
+@pytest.mark.parametrize("make", [eva, eva02])
+def test_rotary_transformers_have_class_tokens_like_others(make):
+    """timm's own features of the last blocks, through the norm before the pool, or after it."""
+    encoder, x = make(depth=5), images()
+    everything = torch.arange(64).expand(2, 64)
+    with torch.no_grad():
+        norms = encoder.model.norm, encoder.model.fc_norm
+        blocks = encoder.model.forward_intermediates(
+            x, indices=4, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+        )
+        classes = [norms[1](norms[0](prefix[:, 0])) for _, prefix in blocks]
+        patches = norms[1](norms[0](blocks[-1][0]).mean(1))
+        torch.testing.assert_close(represent(encoder, x, "last4"), torch.cat(classes, 1))
+        torch.testing.assert_close(represent(encoder, x, "cls_mean"), torch.cat([classes[-1], patches], 1))
+        torch.testing.assert_close(tokens(encoder, x, everything), encoder.model.forward_features(x))
+        assert encoder.model.rope is not None and width(encoder, "last4") == 4 * 24
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "swin_tiny_patch4_window7_224"])

@@ -179,6 +179,10 @@ def test_timms_weights_come_from_its_cache(hub, tmp_path):
     assert (loaded.mean, loaded.test_size, loaded.name) == ((0.5,) * 3, 256, f"timm:{name}")
     assert timm.models.get_pretrained_cfg("mobilenetv4_conv_small").mean != loaded.mean  # those of the tag
     assert mv.load(f"timm:{name}", test_size=96).test_size == 96
+    bands = mv.load(f"timm:{name}", in_chans=5)
+    assert bands.mean == (0.5,) * 5 and "Adapted timm's first convolution from 3 channels to 5" in bands.note
+    colors = bands.encoder.model.conv_stem.weight / net.conv_stem.weight[:, [0, 1, 2, 0, 1]]
+    torch.testing.assert_close(colors, torch.full_like(colors, 3 / 5), rtol=1e-4, atol=0)
     again = mv.load(mv.export(loaded, "safetensors", tmp_path / "own.safetensors"))
     assert same(again, net) and (again.mean, again.test_size, again.note) == (loaded.mean, 256, "")
 

@@ -209,7 +209,7 @@ def attention(encoder: Encoder, x: Tensor) -> Tensor | None:
     model: Any = encoder.model
     blocks = getattr(model, "blocks", None)
     inner: Any = getattr(blocks[-1], "attn", None) if blocks is not None and len(blocks) else None
-    if not getattr(model, "has_class_token", False) or not hasattr(inner, "fused_attn"):
+    if getattr(model, "cls_token", None) is None or not hasattr(inner, "fused_attn"):
         return None
     heard: list[Tensor] = []
     fused, hook = inner.fused_attn, inner.attn_drop.register_forward_hook(lambda _, __, weights: heard.append(weights))
