@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import manyviews
-from manyviews import backbones, methods, objectives, recipes, views
+from manyviews import backbones, methods, objectives, recipes, views, weights
 from manyviews.errors import UserError
 from manyviews.evaluation import protocols
 from manyviews.regularizers import Regularized
@@ -414,6 +414,15 @@ def protocol_settings(page: Path) -> str:
     return table(["protocol", "settings"], (row for row in rows if row[1]))
 
 
+def format_table(page: Path) -> str:
+    """The ways to write an encoder."""
+    rows = (
+        [f"`{name}`", found.about[0].upper() + found.about[1:], "yes" if found.sizes else "-"]
+        for name, found in weights.FORMATS.items()
+    )
+    return table(["format", "what it is, and what loads it", "`--dynamic-size`"], rows)
+
+
 def verb_table(page: Path) -> str:
     from manyviews.cli import VERBS
 
@@ -466,6 +475,7 @@ PARTS: Mapping[str, Callable[..., str]] = {
     "protocols": protocol_table,
     "protocol-settings": protocol_settings,
     "verbs": verb_table,
+    "formats": format_table,
     "tree": tree,
     "source": source,
 }
