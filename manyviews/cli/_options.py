@@ -53,7 +53,7 @@ Stages = Annotated[
 NewFile = Annotated[Path, arg(metavar="FILE")]
 NewFolder = Annotated[Path, arg(metavar="FOLDER")]
 Json = Annotated[Path | None, arg(metavar="FILE", help="Also write the results to this file, as JSON; replaces it.")]
-Triple = tuple[float, float, float]
+PerChannel = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Hints:
     backbone: str | None = None
     num_heads: Annotated[int | None, arg(metavar="N")] = None
     test_size: Annotated[int | None, arg(metavar="PIXELS")] = None
-    mean: Triple | None = None
-    std: Triple | None = None
+    mean: PerChannel | None = None
+    std: PerChannel | None = None
 
 
 NO_HINTS = Hints()

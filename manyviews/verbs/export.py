@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from manyviews.errors import say
@@ -33,4 +34,6 @@ def export(weights: str | Path | Pretrained, format: str, out: str | Path, *, dy
 
 def exported(weights: str | Path | Pretrained, format: str, out: str | Path, *, dynamic_size: bool = False) -> Exported:
     """The same, with what is known about the file; nothing is printed."""
-    return write(loaded(weights), format, new_file(out), dynamic_size=dynamic_size)
+    ours = loaded(weights)
+    found = write(ours, format, new_file(out), dynamic_size=dynamic_size)
+    return replace(found, notes=(ours.note, *found.notes)) if ours.note else found

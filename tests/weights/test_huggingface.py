@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import manyviews as mv
+from tests.weights.test_recognize import refused
 
 transformers = pytest.importorskip("transformers")
 
@@ -88,3 +89,60 @@ def test_models_of_transformers(case, tmp_path):
     # The state dict of the model in memory has other names in some versions.
     torch.save(net.state_dict(), tmp_path / "pytorch_model.bin")
     torch.testing.assert_close(mv.load(tmp_path / "pytorch_model.bin").encoder(x), found.pooled)
+
+
+def test_shards_and_heads(tmp_path):
+    from transformers import ViTForImageClassification
+
+    torch.manual_seed(0)
+    net = ViTForImageClassification(transformers.ViTConfig(**VIT, intermediate_size=80)).eval()
+    net.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    loaded = mv.load(tmp_path)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.encoder(x), net.vit(x).last_hidden_state[:, 0], rtol=1e-4, atol=1e-5)
+    assert "took 'vit.' as vit_tiny" in loaded.note and "left out 2 tensors (classifier 2)" in loaded.note
+    assert "Assumed the mean and std of CIFAR-10 and images of 32 pixels" in loaded.note
+    next(tmp_path.glob("*-00002-*")).unlink()
+    refused(tmp_path, r"names \d+ files of weights, and model-00002-of-.* is not in the folder")
+
+
+def test_a_file_without_its_description(tmp_path):
+    """Weights tell neither the heads of an odd width nor the kind of DINOv3 whose biases are zero."""
+    net = make("vit")
+    torch.save(net.state_dict(), tmp_path / "elsewhere.pth")
+    refused(
+        tmp_path / "elsewhere.pth", "of width 48, and the weights do not tell how many heads it has: give num_heads"
+    )
+    assert mv.load(tmp_path / "elsewhere.pth", num_heads=4).encoder.embed_dim == 48
+    net = make("dinov3")
+    for biased in (True, False):
+        state = {
+            k: v if biased or ("q_proj" not in k and "v_proj" not in k) else 0 * v for k, v in net.state_dict().items()
+        }
+        torch.save(state, tmp_path / "dinov3.pth")
+        loaded = mv.load(tmp_path / "dinov3.pth", num_heads=4)
+        assert loaded.encoder.name == "vit_small_patch16_dinov3" + "_qkvb" * biased
+        assert "nothing was missing" in loaded.note
+
+
+def test_descriptions_that_cannot_be_true(tmp_path):
+    refused(tmp_path, "not a run folder")
+    config, weights = tmp_path / "config.json", tmp_path / "pytorch_model.bin"
+    config.write_text("{}")
+    refused(tmp_path, r"holds config\.json and no weights: model\.safetensors or pytorch_model\.bin belongs beside it")
+    torch.save(make("vit").state_dict(), weights)
+    for text, message in (
+        ("{", r"config\.json cannot be read as JSON"),
+        ("[]", "does not hold a JSON object"),
+        ('{"model_type": "vit"}', "cannot be understood"),
+        ('{"model_type": "vit", "num_attention_heads": 4, "hidden_act": "mish"}', "no vit with the activation 'mish'"),
+        ('{"architecture": "resnet18", "model_args": {"checkpoint_path": "/x"}}', "checkpoint_path"),
+        ('{"architecture": "resnet18"}', "do not fit resnet18's"),
+    ):
+        config.write_text(text)
+        refused(tmp_path, message)
+    config.write_text('{"model_type": "vit", "num_attention_heads": 4}')
+    (tmp_path / "preprocessor_config.json").write_text('{"rescale_factor": 0.1}')
+    refused(tmp_path, "pixels are scaled by 0.1, not by 1/255")
