@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from manyviews.errors import UserError, unknown
+
 if TYPE_CHECKING:
     import torch
 
@@ -52,11 +54,76 @@ def free_memory() -> int:
     return min(free)
 
 
+KINDS = ("cuda", "xpu", "mps", "cpu")
+"""Types of devices, the first that is there is taken: NVIDIA's or AMD's GPU, Intel's, Apple's, and the processor."""
+
+DEVICE = "MANYVIEWS_DEVICE"
+"""Environment variable: one of `KINDS` to take instead."""
+
+
 def device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
+    """The device to compute on: the first of `KINDS` that PyTorch sees, or the one that `MANYVIEWS_DEVICE` names.
+
+    Raises:
+        UserError: the variable holds another word, or a device that is not here.
+    """
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    asked = os.environ.get(DEVICE)
+    if not asked:
+        return torch.device(next(kind for kind in KINDS if available(kind)))
+    if asked not in KINDS:
+        raise unknown(f"device in the environment variable {DEVICE}", asked, KINDS)
+    if not available(asked):
+        raise UserError(f"{DEVICE}={asked}, and PyTorch {torch.__version__} sees no such device here: leave it unset.")
+    return torch.device(asked)
+
+
+def available(kind: str) -> bool:
+    """Whether PyTorch sees a device of this type here."""
+    import torch
+
+    if kind == "mps":
+        return torch.backends.mps.is_available()
+    return kind == "cpu" or bool((torch.cuda if kind == "cuda" else torch.xpu).is_available())
+
+
+def exact(device: torch.device | str) -> torch.device:
+    """The device itself if it computes in float64, else the CPU: Apple's GPUs and some of Intel's do not."""
+    import torch
+
+    device = torch.device(device)
+    lacks = device.type == "mps" or (
+        device.type == "xpu" and not getattr(torch.xpu.get_device_properties(device), "has_fp64", True)
+    )
+    return torch.device("cpu") if lacks else device
+
+
+def name(device: torch.device) -> str:
+    """The device, for people."""
+    import torch
+
+    if device.type in ("cuda", "xpu"):
+        found: str = (torch.cuda if device.type == "cuda" else torch.xpu).get_device_name(device)
+        return found
+    return "Apple's GPU" if device.type == "mps" else "this processor"
+
+
+def limits(device: torch.device) -> str | None:
+    """One line about what the device lacks; None if nothing that matters here."""
+    if device.type == "mps":
+        fallback = (
+            ""
+            if os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK") == "1"
+            else (" If an operation is missing, set PYTORCH_ENABLE_MPS_FALLBACK=1: the processor computes it then.")
+        )
+        return (
+            "Apple's GPU has no float64: what needs it is computed on the processor. It is not tested on such a "
+            f"machine; MANYVIEWS_DEVICE=cpu does without it.{fallback}"
+        )
+    if exact(device) != device:
+        return f"{name(device)} has no float64: what needs it is computed on the processor."
+    return None
 
 
 def describe(device: torch.device) -> str:
@@ -66,7 +133,7 @@ def describe(device: torch.device) -> str:
 
     threads = torch.get_num_threads()
     cpu = f"{threads} CPU thread{'s' * (threads > 1)}"
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    where = cpu if device.type == "cpu" else name(device)
     return (
         f"{where}, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
         f"torchvision {torchvision.__version__}"

@@ -33,10 +33,16 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
             lr = optim.schedule(optimizer, recipe.optimizer, recipe.data.batch_size, at)
             optimizer.zero_grad(set_to_none=True)
             parts = run.views(batch, at)
-            terms = backpropagate(method, parts, at, precision=recipe.step.precision, device=run.device)
+            terms = backpropagate(
+                method, parts, at, precision=run.precision, device=run.device, scale=run.scaling.scale
+            )
+            run.scaling.unscale(optimizer)
             method.before_update(at)
             norm = optim.clip(method, recipe.optimizer.clip)
-            optimizer.step()
-            method.after_update(at)
-            run.after(at, terms, norm, lr)
+            moved = run.scaling.step(optimizer)
+            if moved:
+                method.after_update(at)
+            else:
+                method.after_skip()
+            run.after(at, terms, norm, lr, moved)
         run.finish()

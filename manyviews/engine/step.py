@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from manyviews import distributed
-from manyviews.engine.precision import autocast, resolve
+from manyviews.engine.precision import Asked, autocast, resolve
 from manyviews.methods import Method
 from manyviews.types import Progress
 from manyviews.views import Views
@@ -20,8 +19,9 @@ def backpropagate(
     parts: Sequence[Callable[[], Views]],
     at: Progress,
     *,
-    precision: Literal["auto", "float32", "bfloat16"] = "float32",
+    precision: Asked = "float32",
     device: torch.device | None = None,
+    scale: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Leave the gradient of the method's loss, averaged over ranks, in its parameters' `grad`.
 
@@ -32,6 +32,8 @@ def backpropagate(
         at: progress of the run.
         precision: number format of the forward passes; "auto" leaves it to the device.
         device: device of the method; None asks its first parameter.
+        scale: applied to each term before its backward pass, such as `precision.Scaling.scale`. The gradient is then
+            that of the scaled loss; the returned values are not scaled.
 
     Returns:
         The value of each loss term, a scalar tensor without gradient, averaged over parts and not over ranks.
@@ -58,9 +60,11 @@ def backpropagate(
             if at_end:
                 pending.append(total)
             elif total.requires_grad:
-                total.backward()
+                (total if scale is None else scale(total)).backward()
             del total
         if pending:
-            torch.stack(pending).sum().backward()
+            total = torch.stack(pending).sum()
+            (total if scale is None else scale(total)).backward()
+            del total
     distributed.mean_gradients(method.parameters())
     return values

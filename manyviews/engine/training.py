@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from manyviews import checkpoint, distributed
+from manyviews import checkpoint, distributed, machine
 from manyviews.backbones import Encoder, protect
 from manyviews.data import Loader, Source
 from manyviews.engine import monitor, optim
@@ -24,6 +24,7 @@ from manyviews.engine.feed import feed
 from manyviews.engine.folder import SUMMARY, RunFolder
 from manyviews.engine.log import Log
 from manyviews.engine.meter import Meter
+from manyviews.engine.precision import Scaling, explain, resolve
 from manyviews.engine.stopping import Request, Stopped, watch
 from manyviews.errors import UserError, say
 from manyviews.methods import Method
@@ -40,6 +41,9 @@ from manyviews.views import Views
 def begin(method: Method, recipe: Recipe, source: Source, folder: RunFolder) -> Iterator[Training]:
     """Prepare a run, from its checkpoint if there is one: see `manyviews.engine.loop.train`."""
     device, first = distributed.start(), distributed.rank() == 0
+    for line in (machine.limits(device), explain(recipe.step.precision, device)) if first else ():
+        if line is not None:
+            say(line)
     with contextlib.ExitStack() as stack:
         if first:
             stack.enter_context(folder.lock())
@@ -58,7 +62,8 @@ def begin(method: Method, recipe: Recipe, source: Source, folder: RunFolder) -> 
         identity: dict[str, Any] = {"images": len(source), "steps": steps, "processes": distributed.world_size()}
         if recipe.data.holdout:  # the names decide which images are held out
             identity["names"] = source.naming
-        step, seconds = _restore(folder, method, optimizer, identity, loader)
+        scaling = Scaling(device, resolve(recipe.step.precision, device))
+        step, seconds = _restore(folder, method, optimizer, scaling, identity, loader)
         distributed.broadcast(method.state_dict().values())
         if recipe.step.compile:
             _compile(method)
@@ -69,7 +74,7 @@ def begin(method: Method, recipe: Recipe, source: Source, folder: RunFolder) -> 
         log = stack.enter_context(Log(folder, step, recipe.monitor.loggers)) if first else None
         update = stack.enter_context(progress("pretrain", quiet=not first))
         start = Start(step, seconds, identity)
-        run = Training(method, optimizer, device, recipe, loader, held, folder, start, stop, log, update)
+        run = Training(method, optimizer, scaling, device, recipe, loader, held, folder, start, stop, log, update)
         stack.push(run.save_after)
         stack.enter_context(contextlib.closing(run.batches))
         yield run
@@ -95,7 +100,9 @@ class Training:
     Attributes:
         method: the method, in training mode on the device.
         optimizer: the optimizer of its parameters.
+        scaling: the scaling of the loss.
         device: the device of this rank.
+        precision: the number format of the forward passes.
         step: optimizer steps taken so far.
         batches: this rank's batches of the steps to come, and the seconds that each was waited for.
     """
@@ -104,6 +111,7 @@ class Training:
         self,
         method: Method,
         optimizer: torch.optim.Optimizer,
+        scaling: Scaling,
         device: torch.device,
         recipe: Recipe,
         loader: Loader,
@@ -114,7 +122,8 @@ class Training:
         log: Log | None,
         update: Update,
     ) -> None:
-        self.method, self.optimizer, self.device = method, optimizer, device
+        self.method, self.optimizer, self.scaling, self.device = method, optimizer, scaling, device
+        self.precision = resolve(recipe.step.precision, device)
         self._recipe, self._loader, self._held, self._folder, self._start = recipe, loader, held, folder, start
         self._stop, self._log, self._update = stop, log, update
         self._steps, self._epoch = int(start.identity["steps"]), loader.steps_per_epoch
@@ -168,7 +177,7 @@ class Training:
 
         return [partial(make, part) for part in batch.chunk(recipe.step.accumulate)]
 
-    def after(self, at: Progress, terms: dict[str, Tensor], norm: Tensor, lr: float) -> None:
+    def after(self, at: Progress, terms: dict[str, Tensor], norm: Tensor, lr: float, moved: bool) -> None:
         """Finish a step: fetch the next batch, log, monitor, save and stop when it is time to.
 
         Args:
@@ -176,8 +185,16 @@ class Training:
             terms: value of each loss term, scalars on the device.
             norm: norm of the whole gradient, a scalar on the device.
             lr: learning rate.
+            moved: whether the parameters moved. Otherwise the gradient was not finite in float16.
         """
-        self._meter.add(terms, norm)
+        if moved:
+            self._meter.add(terms, norm)
+        elif self.scaling.factor < 1:
+            raise FloatingPointError(
+                f"The loss or its gradient is not finite in float16 at step {self.step}, however it is scaled. Use "
+                "--set step.precision=float32, or lower the learning rate, for example --set optimizer.lr="
+                f"{self._recipe.optimizer.lr / 3:.2g}; the last good checkpoint is in {self._folder.path}."
+            )
         self.step += 1
         if not self._stop:
             self._fetch()
@@ -204,6 +221,8 @@ class Training:
         """Write a checkpoint, unless this step has one or the weights are not finite: the last good one stays."""
         if self._log and self.step != self._saved_step and self._meter.finite():
             facts = self._start.identity | {"step": self.step, "seconds": self._seconds()}
+            if self.scaling.active:
+                facts["scaling"] = self.scaling.state()
             checkpoint.save(self._folder.checkpoint, self.method, self.optimizer, facts)
             self._saved_step = self.step
 
@@ -223,11 +242,18 @@ class Training:
                     "steps": self._steps,
                     "seconds": self._seconds(),
                     "device": str(self.device),
+                    "precision": self.precision,
+                    **({"skipped_steps": self.scaling.skipped} if self.scaling.active else {}),
                     "bad_images": len(bad),
                     "bad": bad[:100],
                     "last": self._row | {f"monitor/{k}": v for k, v in self._numbers.items()},
                 }
             )
+            if self.scaling.skipped:
+                say(
+                    f"{self.scaling.skipped} of {self._steps} steps were skipped, because their gradients were not "
+                    "finite in float16; the loss is scaled less after each."
+                )
             for where, reason in bad[:5]:
                 say(f"Skipped {where}: {reason}")
             if len(bad) > 5:
@@ -243,7 +269,14 @@ class Training:
             self._failure = error
 
     def _write_row(self, at: Progress, lr: float) -> None:
-        row = self._meter.read() | {"lr": lr, "epoch": self.step / self._epoch} | _momentum(self.method, at)
+        scaled = {}
+        if self.scaling.active:
+            scaled = {"loss_scale": self.scaling.factor, "skipped_steps": self.scaling.skipped}
+        if not self._meter.count:  # nothing but skipped steps
+            if self._log:
+                self._log.write({"step": self.step, **scaled})
+            return
+        row = self._meter.read() | {"lr": lr, "epoch": self.step / self._epoch} | _momentum(self.method, at) | scaled
         self._row = row
         if not math.isfinite(row["loss"] + row["grad_norm"]):
             what = "gradient" if math.isfinite(row["loss"]) else "loss"
@@ -339,13 +372,19 @@ def _momentum(method: Method, at: Progress) -> dict[str, float]:
 
 
 def _restore(
-    folder: RunFolder, method: Method, optimizer: torch.optim.Optimizer, identity: dict[str, Any], loader: Loader
+    folder: RunFolder,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    scaling: Scaling,
+    identity: dict[str, Any],
+    loader: Loader,
 ) -> tuple[int, float]:
     """Load the checkpoint, if there is one; the step to continue from, and the seconds spent so far."""
     step, seconds = 0, 0.0
     if folder.checkpoint.exists():
         facts = checkpoint.load(folder.checkpoint, method, optimizer)
         step, seconds = int(facts["step"]), float(facts["seconds"])
+        scaling.load(facts.get("scaling", {}))
         _check_identity(folder, facts, identity)
         processes = facts.get("processes", identity["processes"])
         within = step % loader.steps_per_epoch > 0

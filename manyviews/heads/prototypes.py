@@ -63,7 +63,10 @@ class DINOHead(nn.Module):
         self.last = _Directions(bottleneck_dim, prototypes, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.last(normalize(self.mlp(x), dim=-1))
+        z = self.mlp(x)
+        # The smallest length that `normalize` divides by is zero in float16.
+        z = z.to(torch.promote_types(z.dtype, self.last.weight.dtype))
+        found: Tensor = self.last(normalize(z, dim=-1))
         return found
 
 

@@ -104,6 +104,12 @@ class Method(nn.Module):
             if isinstance(part, Moving):
                 part.move(at)
 
+    def after_skip(self) -> None:
+        """Called instead of `after_update` when the gradient was not finite, so that the step did not count."""
+        for part in self.modules():
+            if isinstance(part, Moving):
+                part.forget()
+
 
 def paired(*kinds: View, target: str | None = None) -> tuple[View, ...]:
     """The view types themselves, when two views of the target type, by default of the first, can be compared.

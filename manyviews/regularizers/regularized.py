@@ -100,6 +100,9 @@ class Regularized(Method):
     def after_update(self, at: Progress) -> None:
         self.method.after_update(at)
 
+    def after_skip(self) -> None:
+        self.method.after_skip()
+
 
 def projection(z: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     """The projection itself; of a Gaussian, its mean."""

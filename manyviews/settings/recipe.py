@@ -120,7 +120,8 @@ class Step:
     of dropout.
 
     Attributes:
-        precision: "auto" uses bfloat16 where the device computes faster in it; see `MANYVIEWS_PRECISION`.
+        precision: "auto" uses bfloat16 where the device computes faster in it, and float16 with loss scaling on NVIDIA
+            GPUs that have only that; see `MANYVIEWS_PRECISION`.
         backward: "per_view" backpropagates each loss term as it is yielded, small views in groups that have fewer
             pixels than the largest view. "recompute" also recomputes every branch in the backward pass, for methods
             that couple the views. "joint" keeps everything until the end.
@@ -129,7 +130,7 @@ class Step:
         compile: whether the encoder is compiled.
     """
 
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     backward: Backward = "per_view"
     accumulate: int = 1
     sync_batchnorm: bool = True

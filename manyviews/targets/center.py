@@ -45,6 +45,9 @@ class Center(Moving):
         self.update(torch.stack(self._seen).mean(0))
         self._seen.clear()
 
+    def forget(self) -> None:
+        self._seen.clear()
+
     @torch.no_grad()
     def update(self, mean: Tensor) -> None:
         """Move toward the mean output, `dim`, averaged over all ranks."""

@@ -13,3 +13,6 @@ class Moving(nn.Module):
     def move(self, at: Progress) -> None:
         """Move: the step `at` is over, and the parameters have their new values."""
         raise NotImplementedError
+
+    def forget(self) -> None:
+        """Drop what was collected during a step that does not count, because its gradient was not finite."""

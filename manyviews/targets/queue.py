@@ -46,6 +46,9 @@ class Queue(Moving):
         self.enqueue(torch.cat(self._fresh))
         self._fresh.clear()
 
+    def forget(self) -> None:
+        self._fresh.clear()
+
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
         """Replace the oldest rows by the keys of all ranks, `b dim` on each, in the order of the ranks.

@@ -122,19 +122,33 @@ def test_a_run_leaves_its_encoder_its_log_and_its_plots(whole: mv.Run):
 
 
 # One method with a queue, and one with a center and layers that are frozen at first: everything that moves is saved.
-@pytest.mark.parametrize("recipe", ["moco_v2_tiny", "dino_tiny"])
-def test_an_interrupted_run_continues_to_the_same_bits(recipe: str, images: Path, tmp_path: Path, monkeypatch):
-    expected = pretrain(images, tmp_path / "expected", recipe)
+# In float16, one whose first gradients overflow: so are the scale of the loss and the count of what was skipped.
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [("moco_v2_tiny", {}), ("dino_tiny", {}), ("nnclr_tiny", {"step.precision": "float16"})],
+)
+def test_an_interrupted_run_continues_to_the_same_bits(
+    recipe: str, settings: dict, images: Path, tmp_path: Path, monkeypatch, capsys
+):
+    expected = pretrain(images, tmp_path / "expected", recipe, **settings)
+    said = capsys.readouterr().err
+    if settings:
+        skipped = expected.summary["skipped_steps"]
+        scales = {row["loss_scale"] for row in expected.log if "loss_scale" in row}
+        assert 0 < skipped < 6 and min(scales) == 2.0**16 / 2**skipped
+        assert "float16 with loss scaling, as step.precision asks" in said and f"{skipped} of " in said
+        assert all(math.isfinite(row["loss"]) for row in expected.log if "loss" in row)
     # A launcher may send again what the whole group of processes has received: twice counts once.
     monkeypatch.setattr(loop, "backpropagate", signalling(4, signal.SIGTERM, times=2))
     with pytest.raises(Stopped, match=rf"SIGTERM at step 4 of \d+, and saved: .*manyviews resume {tmp_path / 'parts'}"):
-        pretrain(images, tmp_path / "parts", recipe)
+        pretrain(images, tmp_path / "parts", recipe, **settings)
     monkeypatch.undo()
     assert mv.Run(str(tmp_path / "parts")).log[-1]["step"] == 4  # `show` says how far it came
     assert not (tmp_path / "parts" / ENCODER).exists()
     run = mv.resume(tmp_path / "parts")
     assert same(weights(expected), weights(run))
     assert same(expected.encoder.state_dict(), run.encoder.state_dict())
+    assert run.summary.get("skipped_steps") == expected.summary.get("skipped_steps")
     rows = [r["step"] for r in run.log if "loss" in r]
     assert rows == sorted(set(rows))  # no line twice
 
