@@ -15,7 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from manyviews import machine
 from manyviews.errors import UserError
+
+_BACKENDS = {"cuda": "cuda:nccl", "xpu": "xpu:xccl"}
 
 T = TypeVar("T")
 Module = TypeVar("Module", bound=torch.nn.Module)
@@ -37,20 +40,28 @@ def world_size() -> int:
 
 
 def start() -> torch.device:
-    """Join the process group that `torchrun` describes, if there is one, and return this process's device."""
-    cuda = torch.cuda.is_available()
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
-    if cuda:
-        if local >= torch.cuda.device_count():
+    """Join the process group that `torchrun` describes, if there is one, and return this process's device.
+
+    Raises:
+        UserError: a process without a device of its own, or several on an Apple GPU.
+    """
+    device, local = machine.device(), int(os.environ.get("LOCAL_RANK", "0"))
+    several = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and device.type == "mps":
+        raise UserError("PyTorch cannot connect processes on Apple's GPU: start one, or set MANYVIEWS_DEVICE=cpu.")
+    if device.type in _BACKENDS:
+        kind = torch.cuda if device.type == "cuda" else torch.xpu
+        if local >= kind.device_count():
             raise UserError(
-                f"Process {local} of this machine has no GPU of its own, as PyTorch sees {torch.cuda.device_count()}: "
+                f"Process {local} of this machine has no GPU of its own, as PyTorch sees {kind.device_count()}: "
                 "start fewer processes, or let each see all."
             )
-        torch.cuda.set_device(device)
-    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not active():
+        device = torch.device(device.type, local)
+        kind.set_device(device)
+    if several and not active():
         # Two backends: votes between processes go over the CPU, so that no step waits for its device.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=device if cuda else None)
+        backend = _BACKENDS.get(device.type)
+        dist.init_process_group(f"cpu:gloo,{backend}" if backend else "gloo", device_id=device if backend else None)
     return device
 
 
@@ -329,7 +340,7 @@ def sync_batchnorm(module: Module, device: torch.device) -> Module:
     """The module with every BatchNorm replaced by one that shares its statistics between ranks."""
     if world_size() == 1:
         return module
-    if device.type == "cuda":
+    if device.type in _BACKENDS:
         from timm.layers.norm_act import convert_sync_batchnorm  # also converts timm's norm-and-activation layers
 
         converted: Module = convert_sync_batchnorm(module)

@@ -6,7 +6,8 @@ import math
 import os
 import platform
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,6 +108,27 @@ def name(device: torch.device) -> str:
         found: str = (torch.cuda if device.type == "cuda" else torch.xpu).get_device_name(device)
         return found
     return "Apple's GPU" if device.type == "mps" else "this processor"
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """PyTorch's generators, of the CPU and of the device, begin at `seed`; afterwards they are as they were."""
+    import torch
+
+    several = {"cuda": torch.cuda, "xpu": torch.xpu}.get(device.type)
+    state = torch.mps.get_rng_state() if device.type == "mps" else None
+    try:
+        with torch.random.fork_rng([device] if several else [], device_type=device.type if several else "cuda"):
+            torch.default_generator.manual_seed(seed)
+            if several:
+                with several.device(device):
+                    several.manual_seed(seed)
+            if state is not None:
+                torch.mps.manual_seed(seed)
+            yield
+    finally:
+        if state is not None:
+            torch.mps.set_rng_state(state)
 
 
 def limits(device: torch.device) -> str | None:

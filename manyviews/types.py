@@ -45,8 +45,8 @@ class Canvases:
         b, c, h, w = pixels.shape
         start = torch.arange(b, device=pixels.device) * (c * h * w)
         if extent is None:
-            extent = torch.tensor([h, w]).to(pixels.device, non_blocking=True).expand(b, 2)
-        pitch = torch.tensor([h * w, w, 1]).to(pixels.device, non_blocking=True).expand(b, 3)
+            extent = torch.tensor([h, w]).to(pixels.device, non_blocking=pixels.is_cuda).expand(b, 2)
+        pitch = torch.tensor([h * w, w, 1]).to(pixels.device, non_blocking=pixels.is_cuda).expand(b, 3)
         return cls(pixels.contiguous().view(-1), start, extent.to(pixels.device), pitch, c, (h, w))
 
     @classmethod
@@ -163,8 +163,8 @@ class Batch:
         return Batch(f(self.index), self.canvases.map(f), {name: f(x) for name, x in self.columns.items()})
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`; asynchronous when its memory is pinned."""
-        return self.map(lambda x: x.to(device, non_blocking=True))
+        """The same batch on `device`; asynchronous when its memory is pinned, which it is for NVIDIA's GPUs alone."""
+        return self.map(lambda x: x.to(device, non_blocking=torch.device(device).type == "cuda"))
 
     def tensors(self) -> list[Tensor]:
         """Everything that takes memory."""

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from manyviews import machine
 from manyviews.errors import UserError, unknown
 from manyviews.evaluation.features import SMALL
 from manyviews.views import Draws
@@ -104,13 +105,14 @@ def corrupt(pixels: Tensor, kind: str, severity: int, index: Tensor | None = Non
     if severity == 0:
         return pixels
     index = torch.arange(len(pixels)) if index is None else index
+    there, pixels = pixels.device, pixels.to(machine.exact(pixels.device))
     draws = Draws(seed, 0, index.to(pixels.device)).at(kind)
     side = pixels.shape[-1]
     table, scale = (_SMALL, side / 32) if side <= SMALL else (_LARGE, side / 224)
     if kind == "jpeg":
-        return jpeg(pixels, torch.full((len(pixels),), table[kind][severity - 1]))
+        return jpeg(pixels, torch.full((len(pixels),), table[kind][severity - 1])).to(there)
     x = _OPERATIONS[kind](pixels.float() / 255, table[kind][severity - 1], scale, draws)
-    return (x.clamp(0, 1) * 255).round_().to(torch.uint8)
+    return (x.clamp(0, 1) * 255).round_().to(torch.uint8).to(there)
 
 
 # Each takes images (float32 `b 3 s s` in [0, 1]), the parameters of a severity, the scale of lengths, and draws.

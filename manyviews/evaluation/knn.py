@@ -57,7 +57,7 @@ def knn(
 
     def accuracy(k: int, temperature: float | None) -> float:
         best = vote(similarity[:, :k], labels[:, :k], classes, temperature)[:, 0]
-        return (best == test_y).double().mean().item()
+        return (best == test_y).cpu().double().mean().item()
 
     return KNN({k: accuracy(k, None) for k in ks}, {k: accuracy(k, temperature) for k in ks}, temperature)
 

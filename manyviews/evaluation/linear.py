@@ -195,7 +195,7 @@ class _Heads:
             logits = (self.standard(some) @ self.weight + self.bias).view(len(some), -1, self.classes)
             finite = logits.isfinite().all(2)
             right += ((logits.argmax(2) == labels[:, None]) & finite).sum(0)
-        return (right.double() / max(1, len(x))).tolist()
+        return [count / max(1, len(x)) for count in right.tolist()]
 
     def logits(self, x: Tensor, head: int) -> Tensor:
         """Logits of one head, `m classes`."""
@@ -217,7 +217,7 @@ def logistic_regression(task: Task, *, penalties: Sequence[float] = PENALTIES, i
     """
 
     def accuracy(logits: Tensor) -> float:
-        return (logits.argmax(1) == task.val_y).double().mean().item()
+        return (logits.argmax(1) == task.val_y).cpu().double().mean().item()
 
     def loss(logits: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(logits, y, reduction="sum")

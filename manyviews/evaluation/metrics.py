@@ -24,7 +24,7 @@ def hits(ranked: Tensor, y: Tensor, k: int = 1) -> Tensor:
 
 def top(ranked: Tensor, y: Tensor, k: int = 1) -> float:
     """Top-k accuracy in [0, 1]."""
-    return hits(ranked, y, k).double().mean().item()
+    return hits(ranked, y, k).cpu().double().mean().item()
 
 
 def per_class(right: Tensor, y: Tensor, classes: int) -> list[float | None]:

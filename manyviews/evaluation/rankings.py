@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from manyviews import machine
+
 KS = (1, 5, 10)
 
 
@@ -126,7 +128,8 @@ def ranks_of(relevant: Tensor, others: Tensor) -> Tensor:
     p, n = relevant.shape[1], others.shape[1]
     best = ascending(relevant).flip(1)
     ahead = n - torch.searchsorted(ascending(others), best.contiguous())  # as similar counts as ahead
-    return ahead.double() + torch.arange(1, p + 1, device=best.device)
+    ahead = ahead + torch.arange(1, p + 1, device=best.device)
+    return ahead.to(machine.exact(ahead.device)).double()
 
 
 def ascending(x: Tensor) -> Tensor:

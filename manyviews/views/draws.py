@@ -14,6 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from manyviews import machine
+
 
 def _signed(x: int) -> int:
     """The 64 bits of `x` as the signed integer that torch keeps them in."""
@@ -88,6 +90,8 @@ class Draws:
     def bits(self, name: str, n: int) -> Tensor:
         """int64, `b n`: 64 random bits each."""
         stream = _stream(int(self.seed), int(self.epoch), self.place, name)
+        if (away := self._away) is not None:
+            return away.bits(name, n).to(self.index.device)
         if _compiles(self.index):  # the same in one go, and not in thirty small operations
             from manyviews.views import hashing  # Numba takes half a second to import
 
@@ -96,6 +100,8 @@ class Draws:
 
     def uniform(self, name: str, n: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """float32, `b n`, uniform in [low, high): multiples of 2^-24, scaled."""
+        if (away := self._away) is not None:
+            return away.uniform(name, n, low, high).to(self.index.device)
         return between(_unit(self.bits(name, n)), low, high)
 
     def uniforms(self, columns: Mapping[str, int]) -> dict[str, Tensor]:
@@ -103,6 +109,8 @@ class Draws:
 
         Elsewhere than on a CPU one hash for all of them, of thirty small operations, takes the place of one for each.
         """
+        if (away := self._away) is not None:
+            return {name: u.to(self.index.device) for name, u in away.uniforms(columns).items()}
         if _compiles(self.index):
             return {name: self.uniform(name, n) for name, n in columns.items()}
         asked = tuple(columns.items())
@@ -119,7 +127,21 @@ class Draws:
 
     def permutation(self, name: str, n: int) -> Tensor:
         """int64, `b n`: each row an order of 0 ... n-1, all equally likely."""
+        if (away := self._away) is not None:
+            return away.permutation(name, n).to(self.index.device)
         return self.bits(name, n).argsort(1)
+
+    @property
+    def exact(self) -> Draws:
+        """The same draws on a device with float64 and integers of 64 bits: the CPU, if this one lacks them."""
+        where = machine.exact(self.index.device)
+        return self if where == self.index.device else replace(self, index=self.index.to(where))
+
+    @property
+    def _away(self) -> Draws | None:
+        """`exact`, if that is elsewhere."""
+        found = self.exact
+        return None if found is self else found
 
 
 def _compiles(index: Tensor) -> bool:

@@ -28,11 +28,13 @@ def draw_boxes(draws: Draws, extent: Tensor, area: tuple[float, float], ratio: t
     Returns:
         int64, `b 4`: top, left, height and width in pixels.
     """
+    there, draws = draws.index.device, draws.exact
+    extent = extent.to(draws.index.device)
     height, width, corner = _tries(draws, extent, area, ratio)
     # A central crop is as large as its ratio allows.
     h, w = extent.double().unbind(1)
     central = torch.stack([torch.minimum(h, w / ratio[0]), torch.minimum(w, h * ratio[1])], 1).round().long()
-    return _place(corner, extent, height, width, central)
+    return _place(corner, extent, height, width, central).to(there)
 
 
 def draw_blocks(draws: Draws, side: int, area: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
@@ -40,10 +42,11 @@ def draw_blocks(draws: Draws, side: int, area: tuple[float, float], ratio: tuple
 
     The square has the mean of the areas.
     """
+    there, draws = draws.index.device, draws.exact
     extent = torch.full_like(draws.index, side)[:, None].expand(-1, 2)
     height, width, corner = _tries(draws, extent, area, ratio)
     square = torch.full_like(extent, round(side * math.sqrt(sum(area) / 2)))
-    return _place(corner, extent, height, width, square)
+    return _place(corner, extent, height, width, square).to(there)
 
 
 def _tries(

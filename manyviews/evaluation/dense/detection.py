@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from manyviews import machine
 from manyviews.backbones import Encoder, patch_features, protect
 from manyviews.data.canvas import in_threads
 from manyviews.data.decode import BadImage
@@ -92,8 +93,7 @@ def detect(
     found = open_pictures(Path(data), masks)
     bad: Bad = list(found.bad)
     # The heads and torchvision's samplers draw from the global random state; it is restored.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with machine.seeded(seed, device):
         model, plain = _detector(encoder, len(found.classes), mean, std, masks, size, batch_norm, proposals)
         model.to(device)
         rate = lr if lr is not None else 1e-4 if plain else 0.02 * batch / 16

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from manyviews import machine
 from manyviews.adaptation.groups import Groups, groups_by_layer, groups_by_name
 from manyviews.backbones import Encoder, protect
 from manyviews.data.loader import Loader
@@ -312,13 +313,7 @@ def _mixing(mixup: float, cutmix: float, classes: int) -> _Mix:
 @contextmanager
 def _noise(key: str, device: torch.device) -> Iterator[None]:
     """Draws from the global generators depend on `key` alone; afterwards the generators are as they were."""
-    seed = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big")
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng([device] if on_gpu else []):
-        torch.default_generator.manual_seed(seed)
-        if on_gpu:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+    with machine.seeded(int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big"), device):
         yield
 
 
@@ -430,4 +425,4 @@ def _logits(model: nn.Module, batches: Iterable[Tensor], task: ImageTask) -> Ten
 def _accuracy(logits: Tensor, y: Tensor) -> float:
     """Accuracy in [0, 1]; a network that diverged predicts nothing."""
     right = (logits.argmax(1) == y) & logits.isfinite().all(1)
-    return right.double().mean().item()
+    return right.cpu().double().mean().item()

@@ -72,7 +72,7 @@ class MLP(FeatureProtocol):
         start = _fresh([d, *[hidden] * (self.layers - 1), task.classes], generator)
         nets = [[w.to(device, copy=True).requires_grad_() for w in start] for _ in lrs]
         groups = [{"params": net, "lr_scale": lr} for net, lr in zip(nets, lrs, strict=True)]
-        optimizer = torch.optim.AdamW(groups, weight_decay=_WEIGHT_DECAY, fused=True)
+        optimizer = torch.optim.AdamW(groups, weight_decay=_WEIGHT_DECAY, fused=device.type in ("cpu", "cuda"))
         masks = torch.Generator(device).manual_seed(seed)
 
         def backward(rows: Tensor) -> None:
@@ -126,4 +126,4 @@ def _classified(net: Sequence[Tensor], standard: Standardizer, x: Tensor) -> Ten
 
 def _accuracy(logits: Tensor, y: Tensor) -> float:
     """Accuracy in [0, 1]; a network that diverged predicts nothing."""
-    return ((logits.argmax(1) == y) & logits.isfinite().all(1)).double().mean().item()
+    return ((logits.argmax(1) == y) & logits.isfinite().all(1)).cpu().double().mean().item()

@@ -54,7 +54,7 @@ def by_class(
     items = F.normalize(train_x.float(), dim=1)[order]
     ends = torch.bincount(train_y, minlength=int(test_y.max()) + 1).cumsum(0).tolist()
     queries = F.normalize(test_x.float(), dim=1)
-    found = {k: queries.new_zeros(len(queries), dtype=torch.float64) for k in _names()}
+    found = {k: torch.zeros(len(queries), dtype=torch.float64) for k in _names()}
     done = 0
     for c in test_y.unique().tolist():
         first, last = (ends[c - 1] if c else 0), ends[c]
@@ -63,7 +63,7 @@ def by_class(
         for rows in (test_y == c).nonzero()[:, 0].split(max(1, _BLOCK // len(items))):
             similarity = queries[rows] @ items.T
             others = torch.cat([similarity[:, :first], similarity[:, last:]], 1)
-            ranks = ranks_of(similarity[:, first:last], others)
+            ranks, rows = ranks_of(similarity[:, first:last], others).cpu(), rows.cpu()
             found["mAP"][rows] = areas(ranks).mean(1)
             found["R-precision"][rows] = (ranks <= last - first).double().mean(1)
             for k in KS:
@@ -71,7 +71,7 @@ def by_class(
             done += len(rows)
             if task is not None:
                 task.tell(done, len(queries), f"query {done} of {len(queries)}")
-    return {name: values.cpu() for name, values in found.items()}
+    return found
 
 
 def _names() -> list[str]:

@@ -46,7 +46,7 @@ class Rotation(MetricProtocol):
         (train_x, train_y), (val_x, val_y), (test_x, turns) = map(_apart, (known.train_x, known.val_x, known.test_x))
         turned = Task(train_x, train_y, val_x, val_y, test_x, _TURNS)
         found = linear_probe(turned, lrs=self.lrs, weight_decays=self.weight_decays, seed=seed)
-        right = (found.logits.argmax(1) == turns).view(-1, _TURNS).double().cpu()
+        right = (found.logits.argmax(1) == turns).view(-1, _TURNS).cpu().double()
         details = {f"{90 * turn} degrees": share for turn, share in enumerate(right.mean(0).tolist())}
         interval = metrics.bootstrap(right.mean(1), seed)
         return Metric("accuracy of rotations", right.mean().item(), interval, details, found.setting)
