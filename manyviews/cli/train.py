@@ -29,6 +29,7 @@ from manyviews.cli._options import (
 from manyviews.errors import UserError, printable
 
 NewRun = Annotated[Path | None, arg(metavar="RUN")]
+Captions = Annotated[str | None, arg(metavar="FILE_OR_COLUMN")]
 
 
 def prepare(
@@ -126,7 +127,7 @@ def pretrain(
     epochs: Epochs = None,
     set: Settings = (),
     out: NewRun = None,
-    captions: Annotated[str | None, arg(metavar="FILE_OR_COLUMN")] = None,
+    captions: Captions = None,
     json: Json = None,
 ) -> None:
     """Pretrain a backbone on unlabeled images.
@@ -147,13 +148,30 @@ def pretrain(
     show_finished(run, json)
 
 
-def resume(run: RunFolder, /, json: Json = None) -> None:
-    """Continue an interrupted run exactly where it stopped.
+def resume(
+    run: RunFolder,
+    /,
+    data: str | None = None,
+    epochs: Epochs = None,
+    out: NewRun = None,
+    captions: Captions = None,
+    json: Json = None,
+) -> None:
+    """Continue an interrupted run exactly where it stopped, or train a run longer.
 
     For example:
       manyviews resume runs/first
+      manyviews resume runs/first --data /new/place/photos
+      manyviews resume runs/first --epochs 300 --out runs/longer
+
+    Args:
+        data: Where the images are now, if they were moved.
+        epochs: Start a new run of so many epochs from the weights of this one. Its optimizer and its schedule begin
+            anew.
+        out: A new folder for the new run; runs/<recipe>-<date> by default.
+        captions: Where the captions are now: see `manyviews pretrain --help`.
     """
-    show_finished(mv.resume(run), json)
+    show_finished(mv.resume(run, data, captions, epochs=epochs, out=out), json)
 
 
 def sweep(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -112,6 +112,10 @@ class RunFolder:
         found: dict[str, Any] = json.loads((self.path / SUMMARY).read_text(encoding="utf-8"))
         return found | {"last": _renamed(found.get("last", {}))}
 
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Write the data, the versions and the machine."""
+        write_text(self.path / RUN, json.dumps(dict(facts), indent=2))
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Complete the run."""
         write_text(self.path / SUMMARY, json.dumps(dict(summary), indent=2))
@@ -141,13 +145,16 @@ class RunFolder:
             held.release()
 
 
-def create(out: Path | None, recipe: Recipe, facts: Mapping[str, Any]) -> RunFolder:
+def create(
+    out: Path | None, recipe: Recipe, facts: Mapping[str, Any], start: Callable[[RunFolder], object] | None = None
+) -> RunFolder:
     """Make the folder of a new run and write its recipe and facts.
 
     Args:
         out: its path; None for `runs/<recipe>-<date>-<time>`, numbered if that is taken.
         recipe: every setting of the run.
         facts: JSON-able; the data, the versions, the machine.
+        start: writes what the run starts from into the folder, before it is one that can be resumed.
 
     Raises:
         UserError: the path is taken, or the folder cannot be made.
@@ -168,7 +175,9 @@ def create(out: Path | None, recipe: Recipe, facts: Mapping[str, Any]) -> RunFol
                 "--out."
             )
         raise UserError(f"{path} exists and is not an empty folder: give another --out.")
-    write_text(path / RUN, json.dumps(dict(facts), indent=2))
+    RunFolder(path).write_facts(facts)
+    if start is not None:
+        start(RunFolder(path))
     write_text(path / RECIPE, to_json(recipe))  # last: a folder with a recipe is a run that can be resumed
     return RunFolder(path)
 

@@ -60,8 +60,7 @@ def begin(method: Method, recipe: Recipe, source: Source, folder: RunFolder) -> 
         optimizer = optim.build(method, recipe.optimizer, device, recipe.adaptation)
         steps = max(1, round(recipe.epochs * loader.steps_per_epoch))
         identity: dict[str, Any] = {"images": len(source), "steps": steps, "processes": distributed.world_size()}
-        if recipe.data.holdout:  # the names decide which images are held out
-            identity["names"] = source.naming
+        identity["names"] = source.naming  # which decide, too, which images are held out
         scaling = Scaling(device, resolve(recipe.step.precision, device))
         step, seconds = _restore(folder, method, optimizer, scaling, identity, loader)
         distributed.broadcast(method.state_dict().values())
@@ -400,6 +399,8 @@ def _restore(
 
 def _check_identity(folder: RunFolder, saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises UserError when a checkpoint is of other images than there are now."""
+    if "images" not in saved:  # the weights of another run, from which this one starts
+        return
     if any(saved[k] != now[k] for k in ("images", "steps")):
         raise UserError(
             f"The run in {folder.path} was started on {saved['images']} images for {saved['steps']} steps, and now "
@@ -408,8 +409,8 @@ def _check_identity(folder: RunFolder, saved: dict[str, Any], now: dict[str, Any
     names = now.get("names")
     if saved.get("names", names) != names:
         raise UserError(
-            f"The run in {folder.path} was started on images of other names, some of which it held out: restore them, "
-            "or start a new run."
+            f"The run in {folder.path} was started on images of other names, or in another order: restore them, give "
+            "their new place as --data, or start a new run."
         )
 
 

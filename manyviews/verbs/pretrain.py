@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+import torch
 
 from manyviews import distributed, machine, recipes
 from manyviews.data import Reading, Source, load_canvases, mean_and_std, measured, read_as
@@ -61,17 +62,8 @@ def pretrain(
     check_sizes(method, chosen)
     folder = None
     if distributed.rank() == 0:
-        facts = {
-            "data": _address(data),
-            **({} if captions is None else {"captions": _address(captions)}),
-            "images": len(source),
-            "id": secrets.token_hex(8),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": machine.describe(device),
-            "processes": distributed.world_size(),
-        }
-        folder = create(None if out is None else Path(out), chosen, facts).path
-        _draw_views(folder, method, chosen, source)
+        folder = create(None if out is None else Path(out), chosen, facts_of(data, captions, source, device)).path
+        draw_views(folder, method, chosen, source)
     folder = cast(Path, distributed.share(folder))
     train(method, chosen, source, folder)
     return finish(folder)
@@ -149,6 +141,19 @@ def changed(recipe: str | Recipe, epochs: float | None, settings: Mapping[str, A
     return chosen
 
 
+def facts_of(data: Any, captions: Any, source: Source, device: torch.device) -> dict[str, Any]:
+    """What a new run's folder says of it, beside its recipe."""
+    return {
+        "data": address(data),
+        **({} if captions is None else {"captions": address(captions)}),
+        "images": len(source),
+        "id": secrets.token_hex(8),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine.describe(device),
+        "processes": distributed.world_size(),
+    }
+
+
 def finish(folder: Path) -> Run:
     """Plot a finished run, in the first process only."""
     if distributed.rank() == 0:
@@ -160,7 +165,7 @@ def finish(folder: Path) -> Run:
     return Run(folder)
 
 
-def _draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) -> None:
+def draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) -> None:
     """Draw every view of the first images. Looking at this picture saves many a wasted run."""
     canvases, _ = load_canvases(source.subset(np.arange(min(8, len(source)))), canvas_size(method, recipe))
     if len(canvases):
@@ -170,7 +175,7 @@ def _draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) ->
         plots.views(pictures, RunFolder(folder).plots / "views.png", recipe.data.mean, recipe.data.std)
 
 
-def _address(data: Any) -> str | None:
+def address(data: Any) -> str | None:
     """Where to find the images again; None for images in memory."""
     if isinstance(data, str) and (data.partition(":")[0] == "demo" or "://" in data):
         return "demo:train" if data == "demo" else data  # a folder named demo may be made later

@@ -1,45 +1,118 @@
-"""Continue an interrupted run."""
+"""Continue a run: one that was interrupted, or one that is to be trained longer."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from manyviews import distributed
+from manyviews import checkpoint, distributed
 from manyviews.data import read_as
 from manyviews.engine.build import build_method, check
-from manyviews.engine.folder import RunFolder
+from manyviews.engine.folder import RunFolder, create
 from manyviews.engine.loop import train
-from manyviews.errors import UserError
+from manyviews.engine.stopping import Stopped
+from manyviews.errors import UserError, say
+from manyviews.settings import override
 from manyviews.verbs._common import opened
-from manyviews.verbs.pretrain import finish
+from manyviews.verbs.pretrain import address, draw_views, facts_of, finish
 from manyviews.verbs.run import Run
 
 
-def resume(folder: str | Path, data: Any = None, captions: Any = None) -> Run:
-    """Continue an interrupted run. On one CPU thread it ends with the same bits as an uninterrupted run.
+def resume(
+    folder: str | Path,
+    data: Any = None,
+    captions: Any = None,
+    *,
+    epochs: float | None = None,
+    out: str | Path | None = None,
+) -> Run:
+    """Continue a run.
+
+    Without `epochs`, an interrupted run is continued exactly where it stopped. On one CPU thread it ends with the same
+    bits as an uninterrupted run. A finished run is returned as it is.
+
+    With `epochs`, a new run of so many epochs starts from the weights of this one, finished or not: from its last
+    checkpoint it takes the encoder, the heads, and all that moves (moving averages, queues, centers). The optimizer's
+    state is left behind, because it belongs to the rates at the end of a schedule, and the schedule begins anew with
+    its warm-up. The seed is one more, so that other views are drawn.
 
     Args:
         folder: the run's folder.
-        data: the images; if None, they are read from where they were when the run started.
+        data: the images; if None, they are read from where they were. An interrupted run needs the same images, of the
+            same names, and remembers their new place.
         captions: their captions, likewise.
+        epochs: passes over the images of a new run.
+        out: a new or empty folder for the new run; `runs/<recipe>-<date>` if None.
 
     Raises:
-        UserError: no run, other images, or another process is training in the folder.
+        UserError: no run, other images, no weights to start from, or another process is training in the folder.
     """
-    folder = Path(folder)
-    recipe, facts = RunFolder(folder).recipe, RunFolder(folder).facts
-    if data is None:
-        data = facts["data"]
-    if data is None:
-        raise UserError(f"The images of {folder} were given in memory: pass them to `resume(folder, data=...)` again.")
-    if RunFolder(folder).complete:
+    old = RunFolder(Path(folder))
+    facts = old.facts
+    if epochs is not None:
+        return _longer(old, data, captions, epochs, out)
+    if out is not None:
+        raise UserError("A run is continued in its own folder: for a new one in another --out, give its --epochs.")
+    images = _where(old, facts["data"]) if data is None else data
+    if old.complete:
         distributed.start()
-        return Run(folder) if (RunFolder(folder).plots / "loss.png").exists() else finish(folder)
-    captions = facts.get("captions") if captions is None else captions
-    source = read_as(opened(data, captions=captions), recipe.data.reading)
+        return Run(old.path) if (old.plots / "loss.png").exists() else finish(old.path)
+    recipe = old.recipe
+    source = opened(images, captions=facts.get("captions") if captions is None else captions)
+    source = read_as(source, recipe.data.reading)
     distributed.start()  # the check below depends on the number of processes
     check(recipe, source)
-    trained = RunFolder(folder).checkpoint.exists()
-    train(build_method(recipe, trained=trained), recipe, source, folder)
+    moved = None if data is None else address(data)
+
+    def remember() -> None:
+        if moved is not None and distributed.rank() == 0:
+            old.write_facts(facts | {"data": moved})
+
+    try:
+        train(build_method(recipe, trained=old.checkpoint.exists()), recipe, source, old.path)
+    except Stopped:  # so these are the right images
+        remember()
+        raise
+    remember()
+    return finish(old.path)
+
+
+def _longer(old: RunFolder, data: Any, captions: Any, epochs: float, out: str | Path | None) -> Run:
+    """A new run of so many epochs, from the weights of another."""
+    if not old.checkpoint.exists():
+        raise UserError(f"The run in {old.path} has no weights to start from yet: continue it without --epochs.")
+    data = _where(old, old.facts["data"]) if data is None else data
+    captions = old.facts.get("captions") if captions is None else captions
+    recipe = override(override(old.recipe, "epochs", epochs), "seed", (old.recipe.seed + 1) % 2**31)
+    source = read_as(opened(data, captions=captions), recipe.data.reading)
+    device = distributed.start()
+    check(recipe, source)
+    tensors, saved = checkpoint.load_tensors(old.checkpoint)
+    weights = {name: x for name, x in tensors.items() if name.startswith("method.")}
+    method = build_method(recipe, trained=True)
+    folder = None
+    if distributed.rank() == 0:
+        begun = {"run": str(old.path.absolute()), "id": old.facts.get("id"), "step": saved["step"]}
+        folder = create(
+            None if out is None else Path(out),
+            recipe,
+            facts_of(data, captions, source, device) | {"from": begun},
+            lambda new: checkpoint.save_tensors(new.checkpoint, weights, {"step": 0, "seconds": 0.0}),
+        ).path
+        say(
+            f"A new run of {epochs:g} epochs in {folder} starts from the weights of {old.path} at step "
+            f"{saved['step']}. Its optimizer begins anew, and so does the schedule, with its warm-up."
+        )
+        draw_views(folder, method, recipe, source)
+    folder = cast(Path, distributed.share(folder))
+    train(method, recipe, source, folder)
     return finish(folder)
+
+
+def _where(run: RunFolder, data: str | None) -> str:
+    """Where the run's images are. Raises UserError if they are not there."""
+    if data is None:
+        raise UserError(f"The images of {run.path} were given in memory: pass them again, as `resume(..., data=...)`.")
+    if Path(data).is_absolute() and not Path(data).exists():
+        raise UserError(f"The images of {run.path} are no longer in {data}: give their new place as --data.")
+    return data

@@ -62,11 +62,11 @@ class Run:
 
     # The verbs return runs themselves, so they are imported when they are called.
 
-    def resume(self) -> Run:
-        """Continue after an interruption: see `manyviews.resume`."""
+    def resume(self, data: Any = None, **options: Any) -> Run:
+        """Continue after an interruption, or with `epochs` as a new run: see `manyviews.resume`."""
         from manyviews.verbs.resume import resume
 
-        return resume(self.folder)
+        return resume(self.folder, data, **options)
 
     def evaluate(self, data: Any, test: Any = None, **options: Any) -> Report:
         """See `manyviews.evaluate`."""
@@ -74,11 +74,11 @@ class Run:
 
         return evaluate(self.folder, data, test, **options)
 
-    def embed(self, data: Any, out: str | Path) -> Path:
+    def embed(self, data: Any, out: str | Path, **options: Any) -> Path:
         """See `manyviews.embed`."""
         from manyviews.verbs.embed import embed
 
-        return embed(self.folder, data, out)
+        return embed(self.folder, data, out, **options)
 
     def export(self, format: str, out: str | Path) -> Path:
         """See `manyviews.export`."""

@@ -293,6 +293,59 @@ def test_other_images_are_noticed_on_resume(images: Path, tmp_path: Path, monkey
         mv.resume(tmp_path / "run", as_many)
 
 
+def test_a_run_whose_images_were_moved_continues_to_the_same_bits(
+    images: Path, whole: mv.Run, tmp_path: Path, monkeypatch
+):
+    shutil.copytree(images, tmp_path / "before")
+    monkeypatch.setattr(loop, "backpropagate", signalling(3, signal.SIGINT))
+    with pytest.raises(Stopped):
+        pretrain(tmp_path / "before", tmp_path / "run")
+    monkeypatch.undo()
+    (tmp_path / "before").rename(tmp_path / "after")
+    with pytest.raises(mv.UserError, match=r"no longer in .*before: .*--data"):
+        mv.resume(tmp_path / "run")
+    first = next((tmp_path / "after").rglob("*.png"))
+    first.rename(first.with_stem("another"))
+    with pytest.raises(mv.UserError, match="images of other names"):
+        mv.resume(tmp_path / "run", tmp_path / "after")
+    first.with_stem("another").rename(first)
+    run = mv.resume(tmp_path / "run", tmp_path / "after")
+    assert same(weights(whole), weights(run)) and run.facts["data"] == str(tmp_path / "after")
+
+
+def test_a_finished_run_is_trained_longer_as_a_new_one(whole: mv.Run, tmp_path: Path, monkeypatch, capsys):
+    """From all its weights, with a schedule and an optimizer of its own; after a kill, too."""
+    real, begun = loop.backpropagate, []
+
+    def backpropagate(method, *args, **kwargs):
+        begun.append({f"method.{k}": v.clone() for k, v in method.state_dict().items()})
+        if len(begun) == 1:
+            raise RuntimeError("killed before the first checkpoint")
+        return real(method, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "backpropagate", backpropagate)
+    with pytest.raises(RuntimeError, match="killed"):
+        mv.resume(whole.folder, epochs=1, out=tmp_path / "longer")
+    said = capsys.readouterr().err
+    assert f"A new run of 1 epochs in {tmp_path / 'longer'} starts from the weights of {whole.folder} at step" in said
+    run = mv.resume(tmp_path / "longer")
+    assert same(begun[0], {k: v for k, v in weights(whole).items() if k.startswith("method.")})
+    assert same(begun[0], begun[1])
+    assert run.facts["from"] == {
+        "run": str(whole.folder),
+        "id": whole.facts["id"],
+        "step": whole.summary["steps"],
+    }
+    assert run.summary["steps"] == len(begun) - 1 and run.recipe == override(
+        override(whole.recipe, "epochs", 1), "seed", whole.recipe.seed + 1
+    )
+    assert not same(weights(whole), weights(run))
+    with pytest.raises(mv.UserError, match="give its --epochs"):
+        mv.resume(whole.folder, out=tmp_path / "other")
+    with pytest.raises(mv.UserError, match="holds a run already"):
+        whole.resume(epochs=1, out=tmp_path / "longer")
+
+
 def test_images_in_memory_must_be_given_again_and_any_seed_can_be_trained_with(tmp_path: Path):
     run = pretrain(noise(64), tmp_path / "run", "simclr_tiny", seed=2**31 - 1, epochs=1)
     (run.folder / SUMMARY).unlink()
