@@ -9,22 +9,32 @@ from manyviews.cli._options import NO_HINTS, Hinted, Images, Json, NewFile, Weig
 from manyviews.errors import printable
 
 
-def embed(weights: Weights, data: Images, /, out: NewFile, hints: Hinted = NO_HINTS, json: Json = None) -> None:
-    """Write the features of every image to a Parquet file.
+def embed(
+    weights: Weights, data: Images, /, out: NewFile, map: bool = False, hints: Hinted = NO_HINTS, json: Json = None
+) -> None:
+    """Write the features of every image to a file: Parquet, CSV, NumPy or safetensors.
 
     For example:
       manyviews embed runs/first photos/ --out features.parquet
+      manyviews embed runs/first photos/ --out features.parquet --map
+      torchrun --nproc-per-node 8 -m manyviews embed runs/first photos/ --out features.npy
 
     Args:
-        out: A new Parquet file, with the columns id, embedding and, if there are labels, label.
+        out: A new file whose ending says the format: .parquet, .csv, .npz, or .npy or .safetensors, with the names of
+            the images in FILE.json beside it.
+        map: Add columns x and y, a map on which near images are alike, for a viewer of embeddings.
     """
-    import pyarrow.parquet as pq
+    from manyviews import distributed
+    from manyviews.verbs.embed import write
 
-    path = mv.embed(load(weights, hints), data, out)
-    images = pq.read_metadata(path).num_rows
-    print(f"Wrote the features of {images} images.")
-    wrote(path)
-    write_json(json, {"file": str(path), "images": images, "columns": pq.read_schema(path).names})
+    found = write(load(weights, hints), data, out, map=map)
+    if distributed.rank() == 0:
+        print(f"Wrote the features of {found.images} images.")
+        for note in found.notes:
+            print(printable(note))
+        wrote(found.path)
+        write_json(json, {"file": str(found.path), "images": found.images, "columns": found.columns})
+    distributed.stop()
 
 
 def duplicates(

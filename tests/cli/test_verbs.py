@@ -99,6 +99,9 @@ def test_pretrain_evaluate_embed_show(manyviews, photos: Path, tmp_path: Path):
     assert "untrained" in result.out and "pixels" in result.out
     assert (run / "evaluations" / "1" / "report.json").read_text() == (tmp_path / "report.json").read_text()
 
+    result = manyviews("evaluate", run, "--data", photos, "--protocol", "knn", "--no-baselines")
+    assert result.code == 0 and "untrained" not in result.out
+
     result = manyviews("embed", run, photos, "--out", tmp_path / "features.parquet")
     assert result.code == 0, result.err
     table = pq.read_table(tmp_path / "features.parquet").to_pydict()
@@ -110,6 +113,52 @@ def test_pretrain_evaluate_embed_show(manyviews, photos: Path, tmp_path: Path):
     assert manyviews("show", run).code == 0
     assert "data.batch_size=16" in manyviews("show", run, "--settings").out.splitlines()
     assert manyviews("resume", run).code == 0  # nothing is left to do
+    result = manyviews("resume", run, "--epochs", 0.5, "--out", tmp_path / "longer")
+    assert result.code == 0 and "starts from the weights of" in result.err
+    assert mv.Run(tmp_path / "longer").summary["steps"] > 0
+
+
+@pytest.mark.parametrize("ending", ["parquet", "CSV", "npz", "npy", "safetensors"])
+def test_features_are_written_as_the_ending_says(
+    ending: str, manyviews, run_folder: Path, photos: Path, tmp_path: Path, monkeypatch
+):
+    """In a form that other software reads, with a map of them; the labels are those of the folders."""
+    monkeypatch.setattr("manyviews.verbs.embed.lay_out", lambda x: (x[:, :2].numpy(), "its first dimensions"))
+    out, beside = tmp_path / f"f.{ending}", tmp_path / f"f.{ending}.json"
+    result = manyviews("embed", run_folder, photos, "--out", out, "--map", "--json", tmp_path / "said.json")
+    assert result.code == 0 and "x and y are a map by its first dimensions." in result.out, result.err
+    if ending == "parquet":
+        table = pq.read_table(out).to_pydict()
+        x = np.array(table["embedding"], np.float32)
+    elif ending == "CSV":
+        with out.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        table = {k: [row[k] for row in rows] for k in rows[0]}
+        x = np.array([table[f"e{i}"] for i in range(len(table) - 4)], np.float32).T
+    elif ending == "npz":
+        table = dict(np.load(out, allow_pickle=False))
+        x = table["embedding"]
+    else:
+        table = json.loads(beside.read_text())
+        x = np.load(out, allow_pickle=False) if ending == "npy" else load_tensors(out)[0]["embedding"].numpy()
+        assert str(beside) in result.out
+    loaded = mv.load(run_folder)
+    exact = extract(loaded.encoder, open_source(photos), test_size=32, mean=loaded.mean, std=loaded.std)
+    assert x.dtype == np.float32 and np.array_equal(x, exact.x.numpy())
+    assert list(table["id"]) == exact.ids and [name.split("/")[0] for name in table["id"]] == list(table["label"])
+    assert np.array_equal(np.array([table["x"], table["y"]], np.float32).T, x[:, :2])
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert said["images"] == 90 and set(said["columns"]) == {"id", "label", "embedding", "x", "y"}
+    if beside.exists():
+        out.unlink()
+        assert "exists already" in manyviews("embed", run_folder, photos, "--out", out).err
+
+
+def test_features_are_not_written_under_another_ending(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
+    for name in ("features.xlsx", "features"):
+        result = manyviews("embed", run_folder, photos, "--out", tmp_path / name)
+        assert result.code == 2 and ".parquet, .csv, .npz, .npy, .safetensors" in result.err
+        assert not (tmp_path / name).exists()
 
 
 def test_exports_compute_what_the_encoder_computes(manyviews, run_folder: Path, tmp_path: Path):
