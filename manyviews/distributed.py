@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -205,6 +206,41 @@ def share(x: T) -> T:
     box = [x]
     dist.broadcast_object_list(box, 0)
     return box[0]
+
+
+def later() -> Callable[[T], T]:
+    """`share` for an object that the first process takes long to find: the others wait as long as they live.
+
+    Every process calls this before the work, and what it returns after it.
+    """
+    if world_size() == 1:
+        return lambda x: x
+    # A group of its own: elsewhere a process that waits for minutes waits for one that hangs.
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+
+    def share_later(x: T) -> T:
+        box = [x]
+        dist.broadcast_object_list(box, 0, group=group)
+        return box[0]
+
+    return share_later
+
+
+def to_first(x: Tensor) -> Tensor:
+    """Rows of all ranks, in rank order, in the first process; elsewhere its own. Of any number, on the CPU, `n ...`."""
+    if world_size() == 1:
+        return x
+    shapes = collect(x.shape if len(x) else None)
+    if rank():
+        if len(x):
+            dist.send(x.contiguous(), 0)
+        return x
+    parts = [x] if len(x) else []
+    for other, shape in enumerate(shapes):
+        if other and shape is not None:
+            parts.append(x.new_empty(shape))
+            dist.recv(parts[-1], other)
+    return torch.cat(parts) if parts else x
 
 
 def collect(x: T) -> list[T]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from manyviews import distributed
+from manyviews.engine.precision import Scaling
 from tests.ranks import on_ranks
 
 CASES = {
@@ -49,8 +51,49 @@ def normalized() -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def test_batchnorm_of_two_ranks_is_that_of_one():
-    one, (first, second) = normalized(), on_ranks(normalized)
+def scaled() -> list[tuple[bool, float, float]]:
+    """Steps in float16 of which one overflows on the last rank alone: whether it counted, the scale, the weight."""
+    weight = nn.Parameter(torch.ones(()))
+    optimizer, scaling, found = torch.optim.SGD([weight], lr=0.125), Scaling(torch.device("cpu"), "float16"), []
+    for step in range(3):
+        last = distributed.rank() == distributed.world_size() - 1
+        weight.grad = scaling.scale(torch.tensor(torch.inf if step == 1 and last else 1.0))
+        distributed.mean_gradients([weight])
+        scaling.unscale(optimizer)
+        moved = scaling.step(optimizer)
+        found.append((moved, scaling.factor, weight.item()))
+    return found
+
+
+def passed() -> tuple[Tensor, str]:
+    """Rows of each rank in the first process, of which the second has none; and a word of the first."""
+    rank, tell = distributed.rank(), distributed.later()
+    rows = distributed.to_first(torch.full((0 if rank == 1 else 2, 3), rank, dtype=torch.float32))
+    return rows, tell("done" if rank == 0 else "")
+
+
+def everything() -> tuple[dict[str, dict[str, Tensor]], list[tuple[bool, float, float]], tuple[Tensor, str]]:
+    return normalized(), scaled(), passed()
+
+
+@pytest.fixture(scope="module")
+def both() -> list:
+    return on_ranks(everything)
+
+
+def test_ranks_skip_the_same_steps_in_float16(both: list):
+    steps = [(True, 2.0**16, 0.875), (False, 2.0**15, 0.875), (True, 2.0**15, 0.75)]
+    assert scaled() == both[0][1] == both[1][1] == steps
+
+
+def test_rows_and_words_pass_between_ranks(both: list):
+    rows, word = both[0][2]
+    assert torch.equal(rows, torch.zeros(2, 3)) and word == both[1][2][1] == "done"
+    assert passed()[1] == "done"
+
+
+def test_batchnorm_of_two_ranks_is_that_of_one(both: list):
+    one, first, second = normalized(), both[0][0], both[1][0]
     for name in CASES:
         loose = {"rtol": 2e-2, "atol": 2e-2} if name == "bfloat16" else {"rtol": 1e-4, "atol": 2e-5}
         for word, value in one[name].items():

@@ -44,6 +44,7 @@ def evaluate(
     labels: Labels = None,
     test_labels: TestLabels = None,
     shifted: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="DATA")] = (),
+    baselines: bool = True,
     hints: Hinted = NO_HINTS,
     seed: int = 0,
     seeds: Count = 1,
@@ -58,6 +59,7 @@ def evaluate(
       manyviews evaluate timm:resnet18 --data labeled/
       manyviews evaluate runs/vit --data labeled/ --protocol linear_augmented --features last4
       manyviews evaluate runs/first --data labeled/ --protocol finetune --set finetune.lrs=0.01,0.05
+      torchrun --nproc-per-node 8 -m manyviews evaluate runs/first --data imagenet/train --test imagenet/val
 
     Args:
         data: Labeled images: each first-level folder is a class, or see --labels.
@@ -68,9 +70,11 @@ def evaluate(
         set: Change a setting of a protocol, such as finetune.epochs=30.
         shifted: Labeled images of the same classes under other conditions, such as sketches, to test a probe that
             learned from DATA.
+        baselines: Evaluate an untrained encoder and raw pixels too.
         seed: Seed of the untrained encoder, of the protocols that draw, and of the intervals.
         seeds: How often each protocol that draws is run; its accuracy is the mean.
     """
+    from manyviews import distributed
     from manyviews.reporting import summary
 
     report = mv.evaluate(
@@ -85,9 +89,12 @@ def evaluate(
         others=shifted,
         seed=seed,
         seeds=seeds,
+        baselines=baselines,
     )
-    summary.show(report)
-    write_json(json, report.to_json())
+    if distributed.rank() == 0:
+        summary.show(report)
+        write_json(json, report.to_json())
+    distributed.stop()
 
 
 def transfer(

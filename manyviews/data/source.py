@@ -63,6 +63,7 @@ class Source:
         splits: splits of its data, of which it is one ("train", "val", "test"); empty if there are none, or if one was
             asked for.
         why_unlabeled: why there are no labels although there seem to be some, with the cure.
+        keep: where the pixels of item `i` are kept in memory by whoever reads it again and again.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Source:
     notes: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     why_unlabeled: str = ""
+    keep: Callable[[int], Any] | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -192,6 +194,7 @@ class Source:
             self.reading,
             self.notes,
             why_unlabeled=self.why_unlabeled,
+            keep=None if self.keep is None else partial(_chosen_item, self.keep, chosen),
         )
 
     def with_classes(self, classes: Sequence[str]) -> Source:

@@ -7,14 +7,15 @@ as those of k-NN (k = 20, temperature 0.1), or chosen on validation images.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from manyviews import distributed, machine
 from manyviews.backbones import Encoder, ExternalEncoder, Kind, width
 from manyviews.data.source import Source
 from manyviews.errors import UserError
@@ -33,7 +34,7 @@ from manyviews.evaluation.contract import (
     Task,
     check_seeds,
 )
-from manyviews.evaluation.features import Chosen, Features, check_finite, extract_all
+from manyviews.evaluation.features import Chosen, Features, Kept, check_finite, extract_all
 from manyviews.evaluation.linear import Standardizer
 from manyviews.evaluation.protocols import requested
 from manyviews.evaluation.protocols.shifted import Shifted
@@ -63,6 +64,10 @@ def evaluate(
     baselines: bool = True,
 ) -> Report:
     """Judge an encoder on labeled images, next to an untrained encoder and raw pixels.
+
+    Images are decoded once for all contenders, and kept in a quarter of the free memory for protocols that see them
+    under the same transform again. Several processes of a group share the reading, and get the same report: what
+    follows is computed in the first.
 
     Without test images, a stable hash of each image's name sends it to training (64 %), validation (16 %) or test
     (20 %). With test images, `source` becomes training (90 %) and validation (10 %). Where nothing is chosen on
@@ -121,6 +126,12 @@ def evaluate(
     repeats = {p: seeds if p.seeded else 1 for p in chosen}
     total = images + sum(cost[p] * repeats[p] for _, p in runs)
 
+    if any(not isinstance(p, FeatureProtocol) for p in chosen):
+        room = machine.free_memory() // 4
+        source = replace(source, keep=Kept(room * len(source) // images))
+        test = None if test is None else replace(test, keep=Kept(room * len(test) // images))
+    tell: Callable[[Report | None], Report | None] = distributed.later()
+
     def read(images: Source, before: int) -> dict[str, Features]:
         return extract_all(
             encoders,
@@ -131,10 +142,13 @@ def evaluate(
             device=device,
             cache=cache,
             progress=_within(progress, before, len(images), total, "reading images"),
+            shared=True,
         )
 
     seen = read(source, 0)
     held = seen if test is None else read(test, len(source))
+    if distributed.rank():
+        return cast(Report, tell(None))
     check_finite(seen["trained"].x)
     sets = Sets.of(source, test, seen, held, classes, device, multilabel=any(p.name == "multilabel" for p in chosen))
     notes += sets.leaks()
@@ -190,7 +204,7 @@ def evaluate(
         if baseline != "trained"
     }
     notes += [note for metric in found["trained"].measures.values() for note in metric.notes]
-    return Report(
+    report = Report(
         source=source.name,
         test=None if test is None else test.name,
         classes=tuple(classes),
@@ -205,6 +219,8 @@ def evaluate(
         features=features,
         notes=tuple(dict.fromkeys(notes)),
     )
+    tell(report)
+    return report
 
 
 def _run(protocol: Protocol, task: Task, images: ImageTask, test_y: Tensor, seed: int) -> Prediction | Metric:

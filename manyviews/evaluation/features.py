@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from manyviews import distributed
 from manyviews.backbones import Encoder, Kind, represent, width
 from manyviews.checkpoint import load_tensors, save_tensors
 from manyviews.data.canvas import in_threads, reading_ahead
@@ -76,6 +79,41 @@ def test_transform(image: Picture, size: int) -> np.ndarray:
     return np.ascontiguousarray(np.atleast_3d(np.asarray(image)).transpose(2, 0, 1))
 
 
+class Kept:
+    """Images under `test_transform` that stay in memory, so that an evaluation decodes each once: see `Source.keep`.
+
+    Args:
+        room: bytes they may take; further images are read again.
+    """
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._pixels: dict[tuple[int, int], np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, i: int) -> Place:
+        """The place of item `i`."""
+        return Place(self, i)
+
+    def get(self, i: int, size: int) -> np.ndarray | None:
+        """Its pixels at this size, if they are kept."""
+        return self._pixels.get((i, size))
+
+    def put(self, i: int, size: int, pixels: np.ndarray) -> None:
+        """Keep its pixels if there is room."""
+        with self._lock:
+            if pixels.nbytes <= self._room:
+                self._room -= pixels.nbytes
+                self._pixels[i, size] = pixels
+
+
+class Place(NamedTuple):
+    """Where the pixels of an image are kept."""
+
+    kept: Kept
+    i: int
+
+
 def test_images(source: Source, size: int, batch_size: int = 256) -> Iterator[tuple[Tensor, list[int], dict[int, str]]]:
     """The images of a source in its order, a batch at a time, the next batch decoding while one is in use.
 
@@ -86,10 +124,17 @@ def test_images(source: Source, size: int, batch_size: int = 256) -> Iterator[tu
 
     def read(i: int) -> np.ndarray | str:
         reached(i)
+        place: Place | None = None if source.keep is None else source.keep(i)
+        found = None if place is None else place.kept.get(place.i, size)
+        if found is not None:
+            return found
         try:
-            return test_transform(source.load(i), size)
+            found = test_transform(source.load(i), size)
         except BadImage as error:
             return error.reason
+        if place is not None:
+            place.kept.put(place.i, size, found)
+        return found
 
     starts = range(0, len(source), batch_size)
     batches = (range(start, min(start + batch_size, len(source))) for start in starts)
@@ -259,35 +304,52 @@ def extract_all(
     batch_size: int = 256,
     cache: Path | None = None,
     progress: Progress | None = None,
+    shared: bool = False,
 ) -> dict[str, Features]:
-    """`extract` for several encoders in one pass over the images, because decoding often costs the most."""
+    """`extract` for several encoders in one pass over the images, because decoding often costs the most.
+
+    With `shared`, all processes of the group call it, and each reads its share of the batches. The first has all
+    features, the same as of one process; the others have none.
+    """
+    first = not shared or distributed.rank() == 0
     files: dict[str, Path] = {}
-    if cache is not None:
+    if cache is not None and first:
         shown = f"{fingerprint(source)} {_stamps(source)} {_shown(source)}{test_size} {list(mean)} {list(std)}"
         files = {name: cache / f"{_digest(weights_digest(e) + shown)}.safetensors" for name, e in encoders.items()}
     found = {name: stored for name, file in files.items() if (stored := _load(file)) is not None}
     # An image that could not be read may be readable today, and rows must match the same images for all encoders.
     if any(stored[1:] != next(iter(found.values()))[1:] for stored in found.values()):
         found.clear()
-    missing = {name: encoder.to(device) for name, encoder in encoders.items() if name not in found}
+    names = [name for name in encoders if name not in found]
+    names = distributed.share(names) if shared else names
+    missing = {name: encoders[name].to(device) for name in names}
     if missing:
+        mine = _share(len(source), batch_size) if shared else range(len(source))
         parts: dict[str, list[Tensor]] = {name: [] for name in missing}
         index: list[int] = []
         bad: dict[int, str] = {}
-        for pixels, good, broken in test_images(source, test_size, batch_size):
-            index += good
-            bad |= broken
+        part = source if len(mine) == len(source) else source.subset(mine)
+        for pixels, good, broken in test_images(part, test_size, batch_size):
+            index += [mine[i] for i in good]
+            bad |= {mine[i]: reason for i, reason in broken.items()}
             if good:
                 x = normalize(pixels.to(device), mean, std)
                 with frozen(*missing.values()):
                     for name, encoder in missing.items():
                         parts[name].append(encoder(x).float().cpu())
             if progress is not None:
-                progress(len(index) + len(bad), len(source))
+                progress((len(index) + len(bad)) * len(source) // len(mine), len(source))
+        gathered = {name: torch.cat(p) if (p := parts.pop(name)) else torch.empty(0) for name in missing}
+        if shared:
+            everyone = distributed.collect((index, bad))
+            index = [i for some, _ in everyone for i in some]
+            bad = {i: reason for _, some in everyone for i, reason in some.items()}
+            gathered = {name: distributed.to_first(x) for name, x in gathered.items()}
         if not index:
             reason = f" (the first: {next(iter(bad.values()))})" if bad else ""
             raise UserError(f"None of the {len(source)} images of {source.name} could be read{reason}.")
-        if any(stored[1:] != (index, bad) for stored in found.values()):
+        changed = any(stored[1:] != (index, bad) for stored in found.values())
+        if distributed.share(changed) if shared else changed:
             for name in found:
                 files[name].unlink(missing_ok=True)
             return extract_all(
@@ -300,12 +362,20 @@ def extract_all(
                 batch_size=batch_size,
                 cache=cache,
                 progress=progress,
+                shared=shared,
             )
-        for name in missing:
-            found[name] = torch.cat(parts.pop(name)), index, bad
+        for name in missing if first else ():
+            found[name] = gathered[name], index, bad
             if name in files:
                 _save(files[name], *found[name])
-    return {name: _features(source, *found[name]) for name in encoders}
+    return {name: _features(source, *found[name]) for name in encoders} if first else {}
+
+
+def _share(n: int, batch_size: int) -> range:
+    """This rank's images of `n`: whole batches, in which images are encoded beside the same ones as in one process."""
+    batches, rank, world = math.ceil(n / batch_size), distributed.rank(), distributed.world_size()
+    start, stop = (min(n, batches * r // world * batch_size) for r in (rank, rank + 1))
+    return range(start, stop)
 
 
 _Stored = tuple[Tensor, list[int], dict[int, str]]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manyviews import machine
+from manyviews import distributed, machine
 from manyviews.checkpoint import check_new, write_text
 from manyviews.data import Reading, Source, measured, open_source, read_as
 from manyviews.errors import UserError, say
@@ -76,30 +77,50 @@ def tell(source: Source, notes: Iterable[str]) -> None:
 
 def preprocessing(weights: Pretrained) -> dict[str, Any]:
     """The arguments `test_size`, `mean`, `std` and `device` of everything that shows images to an encoder."""
+    device = machine.device()
+    lacks = machine.limits(device)
+    if lacks is not None and distributed.rank() == 0:
+        _say_once(lacks)
     return {
         "test_size": weights.test_size,
         "mean": weights.mean,
         "std": weights.std,
-        "device": machine.device(),
+        "device": device,
     }
 
 
-def features(weights: str | Path | Pretrained, source: Source, title: str = "embed") -> Features:
+@cache
+def _say_once(text: str) -> None:
+    say(text)
+
+
+def features(weights: str | Path | Pretrained, source: Source, title: str) -> Features:
     """Extract the features of all images, with a progress bar; unreadable images are reported on standard error.
 
     Raises:
         UserError: no image can be read, or features are not finite.
     """
-    from manyviews.evaluation.features import check_finite, extract
+    found = shared_features(weights, source, title, shared=False)
+    assert found is not None
+    return found
+
+
+def shared_features(
+    weights: str | Path | Pretrained, source: Source, title: str, shared: bool = True
+) -> Features | None:
+    """`features`, of which each process of a group reads its share: all in the first process, None in the others."""
+    from manyviews.evaluation.features import check_finite, extract_all
 
     found = loaded(weights)
     (source,) = seen_by(found, source)
-    with progress(title) as update:
-        seen = extract(found.encoder, source, progress=update, **preprocessing(found))
-    for where, reason in seen.bad:
+    with progress(title, quiet=shared and distributed.rank() > 0) as update:
+        seen = extract_all({title: found.encoder}, source, progress=update, shared=shared, **preprocessing(found))
+    if title not in seen:
+        return None
+    for where, reason in seen[title].bad:
         say(f"Skipped {where}: {reason}")
-    check_finite(seen.x)
-    return seen
+    check_finite(seen[title].x)
+    return seen[title]
 
 
 def new_file(out: str | Path) -> Path:

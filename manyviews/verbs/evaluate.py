@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from manyviews import checkpoint, evaluation
+from manyviews import checkpoint, distributed, evaluation
 from manyviews.data import Source
 from manyviews.engine.folder import RunFolder
 from manyviews.errors import say
@@ -40,6 +40,9 @@ def evaluate(
 ) -> Report:
     """Evaluate an encoder on labeled images, next to an untrained encoder and raw pixels.
 
+    Processes that `torchrun` started share the reading of the images and the encoding; the first does the rest, and
+    all return its report.
+
     Args:
         weights: a run folder or weights: see `load`.
         data: labeled images that the probes learn from.
@@ -65,6 +68,7 @@ def evaluate(
     Raises:
         UserError: bad input.
     """
+    distributed.start()
     chosen = requested(protocols, settings or {})
     source = opened(data, labels)
     if test is None and source.splits and not isinstance(data, Source):
@@ -83,7 +87,7 @@ def evaluate(
     projector = None
     if folder is not None and any(p.sees == "projector" for p in chosen):
         projector = projector_of(inner(Run(folder).method))
-    with progress("evaluate") as update:
+    with progress("evaluate", quiet=distributed.rank() > 0) as update:
         report = evaluation.evaluate(
             found.encoder,
             source,
@@ -101,7 +105,7 @@ def evaluate(
         )
     if found.note:
         report = replace(report, notes=(found.note, *report.notes))
-    if folder is not None:
+    if folder is not None and distributed.rank() == 0:
         try:
             where = _numbered(RunFolder(folder).evaluations)
             checkpoint.write_text(where / "report.json", report.to_json())

@@ -1,5 +1,7 @@
 import dataclasses
 import io
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +10,15 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
+from manyviews import distributed, machine
 from manyviews.backbones import Encoder
-from manyviews.data import BadImage, open_source
+from manyviews.data import BadImage, Source, open_source
 from manyviews.errors import UserError
-from manyviews.evaluation import Pixels, features
+from manyviews.evaluation import Pixels, evaluate, features, linear
 from manyviews.evaluation.features import encode, extract, extract_all, frozen, weights_digest
+from manyviews.verbs.embed import embed
+from manyviews.weights import Pretrained
+from tests.ranks import on_ranks
 
 LOOK = {"test_size": 12, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
 
@@ -260,3 +266,74 @@ def test_progress_ends_at_the_total(pictures):
     calls = []
     extract(Pixels(), pictures(10), batch_size=4, progress=lambda done, total: calls.append((done, total)), **LOOK)
     assert calls == [(4, 10), (8, 10), (10, 10)]
+
+
+# -- several processes, and images that are decoded once ---------------------------------------------------------------
+
+
+def _noise(count: int):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (count, 12, 12, 3), dtype=np.uint8)
+    pixels[1::2] //= 2
+    return pixels, np.arange(count) % 2
+
+
+def _damaged(count: int):
+    """Noise of which the ninth image cannot be read."""
+    source = open_source(_noise(count))
+
+    def read(i: int):
+        if i == 8:
+            raise BadImage("torn")
+        return source.read(i)
+
+    return dataclasses.replace(source, read=read)
+
+
+def _shared(folder: Path):
+    """What each process gets: features, through a cache too; a report; and a file."""
+    torch.manual_seed(3)
+    encoder = Encoder("resnet18", stem="small", channels=(4, 4, 8, 8)).eval()
+    source, look = _damaged(30), {**LOOK, "batch_size": 4, "cache": folder}
+    found = [extract_all({"a": encoder}, source, shared=True, **look)]
+    found.append(extract_all({"a": encoder, "b": Pixels()}, source, shared=True, **look))
+    few = extract_all({"a": encoder}, source.subset(range(3)), shared=True, **look)  # the second process has no batch
+    report = evaluate(encoder, open_source(_noise(40)), protocols=["knn", "copy_detection"], **LOOK)
+    weights = Pretrained(encoder, LOOK["mean"], LOOK["std"], 12, "net")
+    embed(weights, _noise(20), folder / f"{distributed.world_size()}.npy")
+    return found, few, report
+
+
+def test_two_processes_find_the_features_and_the_report_of_one(tmp_path: Path):
+    one, few, report = _shared(tmp_path / "one")
+    (first, first_few, told), (second, second_few, same) = on_ranks(_shared, tmp_path / "two")
+    assert second == [{}, {}] and second_few == {}
+    for mine, theirs in zip([*one, few], [*first, first_few], strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            assert torch.equal(mine[name].x, theirs[name].x)
+            assert (mine[name].ids, mine[name].bad) == (theirs[name].ids, theirs[name].bad)
+            assert mine[name].index.tolist() == theirs[name].index.tolist()
+    assert len(one[0]["a"].bad) == 1
+    assert told.to_dict() | {"seconds": 0} == same.to_dict() | {"seconds": 0} == report.to_dict() | {"seconds": 0}
+    assert np.array_equal(np.load(tmp_path / "two" / "2.npy"), np.load(tmp_path / "one" / "1.npy"))
+
+
+@pytest.mark.parametrize(("room", "times"), [(2**30, 1), (0, 5)])
+def test_an_evaluation_decodes_each_image_once(encoder, room: int, times: int, monkeypatch):
+    """For the network, its two baselines, and every protocol that sees images as the first pass does."""
+    source, decoded = open_source(_noise(60)), Counter()
+
+    def counted(source, i: int):
+        decoded[source.where(i)] += 1
+        return load(source, i)
+
+    load = Source.load
+    monkeypatch.setattr(Source, "load", counted)
+    monkeypatch.setattr(linear, "_STEPS", 5)
+    monkeypatch.setattr(machine, "free_memory", lambda: room * 4)
+    names = ["knn", "linear", "rotation", "linear_grid", "layers", "copy_detection"]
+    report = evaluate(encoder, source, protocols=names, **LOOK)
+    assert set(report.representations) == {"trained", "untrained", "pixels"}
+    assert len(decoded) == 60
+    assert (max(decoded.values()) == 1) if times == 1 else (max(decoded.values()) > times)
