@@ -251,7 +251,8 @@ class Loader:
 
 def _beside(batch: Batch, column: Tensor) -> Tensor:
     """A column on the batch's device, or in pinned memory on its way to a GPU."""
-    return (column.pin_memory() if torch.cuda.is_available() else column).to(batch.index.device, non_blocking=True)
+    column = column.pin_memory() if torch.cuda.is_available() else column
+    return column.to(batch.index.device, non_blocking=batch.index.is_cuda)
 
 
 def _near(canvases: Batch, device: torch.device | None) -> Batch:
