@@ -19,7 +19,7 @@ from manyviews.evaluation.features import frozen
 from manyviews.methods import Method
 from manyviews.regularizers import Regularized, kinds_of
 from manyviews.settings import Recipe
-from manyviews.views import Crop
+from manyviews.views import Composed, Crop
 
 
 def build_method(recipe: Recipe, *, trained: bool = False) -> Method:
@@ -67,7 +67,7 @@ def check_sizes(method: Method, recipe: Recipe) -> None:
     for size in sorted({recipe.test_size, *(kind.size for kind in kinds if isinstance(kind, Crop))}):
         with frozen(encoder):
             try:
-                found = encoder(torch.zeros(1, 3, size, size))
+                found = encoder(torch.zeros(1, encoder.channels, size, size))
             except UserError:
                 raise
             except Exception as e:  # timm's models assert, or fail somewhere inside
@@ -80,6 +80,31 @@ def check_sizes(method: Method, recipe: Recipe) -> None:
                 f"{encoder.name} does not give {encoder.embed_dim} features for each image: leave its settings for "
                 "pooling as they are."
             )
+
+
+def check_colors(method: Method, recipe: Recipe) -> list[str]:
+    """Sentences about changes of color that images of other channels than RGB do not have.
+
+    Raises:
+        UserError: a composition of augmentations has one of them as a part of its own.
+    """
+    channels = recipe.data.reading.count
+    if channels == 3:
+        return []
+    found = set[str]()
+    for kind in kinds_of(method, recipe):
+        names = kind.of_rgb if isinstance(kind, Crop) else ()
+        if isinstance(kind, Composed) and names:
+            raise UserError(
+                f"Images of {channels} channels have no {' and no '.join(names)}: choose the augmentations of "
+                f"{kind.name} without them."
+            )
+        found |= set(names)
+    if not found:
+        return []
+    return [
+        f"Left out of the views, because images of {channels} channels have no such colors: {', '.join(sorted(found))}."
+    ]
 
 
 def write_encoder(folder: RunFolder, encoder: Encoder, recipe: Recipe, step: int) -> None:

@@ -54,7 +54,7 @@ class MAE(Method):
         self.decoder = Decoder(
             encoder.embed_dim,
             encoder.grid(view.size),
-            3 * self.patch_size**2,
+            encoder.channels * self.patch_size**2,
             decoder_dim,
             decoder_depth,
             decoder_heads,

@@ -15,7 +15,7 @@ import torch
 
 from manyviews import distributed, machine, recipes
 from manyviews.data import Reading, Source, load_canvases, mean_and_std, measured, read_as
-from manyviews.engine.build import build_method, check, check_sizes
+from manyviews.engine.build import build_method, check, check_colors, check_sizes
 from manyviews.engine.folder import RunFolder, create
 from manyviews.engine.loop import train
 from manyviews.errors import UserError, say
@@ -60,6 +60,7 @@ def pretrain(
     check(chosen, source)
     method = build_method(chosen)
     check_sizes(method, chosen)
+    tell(source, check_colors(method, chosen))
     folder = None
     if distributed.rank() == 0:
         folder = create(None if out is None else Path(out), chosen, facts_of(data, captions, source, device)).path

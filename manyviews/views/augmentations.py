@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,9 @@ class Augmentation(ABC):
     Raises:
         UserError: a value out of its range.
     """
+
+    of_rgb: ClassVar[bool] = False
+    """Whether images of other channels than three pass through it unchanged."""
 
     p: float = 0.5
 
@@ -170,6 +174,8 @@ class HorizontalFlip(Augmentation):
 @dataclass(frozen=True)
 class Grayscale(Augmentation):
     """The luma in all channels."""
+
+    of_rgb: ClassVar[bool] = True
 
     p: float = 0.2
 
@@ -314,6 +320,8 @@ class Contrast(_Enhancement):
 @dataclass(frozen=True)
 class Saturation(_Enhancement):
     """A blend with the gray image; FixMatch's "Color". Parameters: the factor."""
+
+    of_rgb: ClassVar[bool] = True
 
     def apply(self, x: Tensor, parameters: Tensor) -> Tensor:
         return ops.adjust_saturation(x, parameters[:, 0])

@@ -72,6 +72,10 @@ class Composed(Crop):
     def is_plain(self) -> bool:
         return False  # augmentations may turn the image
 
+    @property
+    def of_rgb(self) -> tuple[str, ...]:
+        return tuple(a.name for a in self.augmentations if a.of_rgb)
+
     def applied(self, draws: Draws) -> Tensor:
         """Which augmentations a view gets: bool, `b K`, given the draws of that view."""
         k = len(self.augmentations)
@@ -147,6 +151,10 @@ class Strong(Crop):
     @property
     def is_plain(self) -> bool:
         return False  # operations may turn the image
+
+    @property
+    def of_rgb(self) -> tuple[str, ...]:
+        return tuple(a.name for a in self.augmentations if a.of_rgb)
 
     def paint(self, i: int, draws: Draws) -> Paint:
         drawn: list[tuple[Augmentation, Tensor, Tensor]] = []

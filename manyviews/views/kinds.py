@@ -82,6 +82,17 @@ class Crop(View):
         hooks = ("before", "transform")
         return all(getattr(type(self), hook) is getattr(Crop, hook) for hook in hooks)
 
+    @property
+    def of_rgb(self) -> tuple[str, ...]:
+        """Its changes that only images of three channels have."""
+        colors = [c for c in map(self.color_of, range(self.count)) if c is not None]
+        names = {
+            "saturation": any(c.jitter and c.saturation for c in colors),
+            "hue": any(c.jitter and c.hue for c in colors),
+            "grayscale": any(c.gray for c in colors),
+        }
+        return tuple(name for name, there in names.items() if there)
+
     def color_of(self, i: int) -> Color | None:
         """The color settings of view `i`."""
         return self.color[i] if isinstance(self.color, tuple) else self.color

@@ -56,7 +56,7 @@ class Maps(nn.Module):
             self.stride = min(strides[k] for k in self._stages)
         side = 4 * strides[-1]
         with frozen(encoder):
-            self.dim: int = self(torch.zeros(1, 3, side, side, device=_device(encoder))).shape[1]
+            self.dim: int = self(torch.zeros(1, encoder.channels, side, side, device=_device(encoder))).shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[-2] // self.stride, x.shape[-1] // self.stride
@@ -96,7 +96,7 @@ def stage_shapes(encoder: Encoder) -> list[tuple[int, int]]:
     for h, w in _PROBES:
         try:
             with frozen(encoder):
-                found = intermediates(encoder, torch.zeros(1, 3, h, w, device=_device(encoder)))
+                found = intermediates(encoder, torch.zeros(1, encoder.channels, h, w, device=_device(encoder)))
         except (AssertionError, RuntimeError, ValueError, UserError) as e:  # networks refuse a size in many ways
             failure = str(e).rstrip(".").splitlines()[0] if str(e) else type(e).__name__
             continue

@@ -112,7 +112,7 @@ def curve(found: Mapping[str, Linear], test_y: Tensor, seed: int) -> Metric:
 
 
 class _Parts(nn.Module):
-    """Several features of one forward pass, next to each other: `b 3 h w` to `b d`."""
+    """Several features of one forward pass, next to each other: `b c h w` to `b d`."""
 
     def __init__(self, encoder: Encoder, parts: Callable[[Tensor], dict[str, Tensor]]) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class _Parts(nn.Module):
     def columns(self, task: ImageTask) -> dict[str, slice]:
         """Columns of each."""
         with frozen(self):
-            parts = self.parts(torch.zeros(1, 3, task.size, task.size, device=task.device))
+            parts = self.parts(torch.zeros(1, self.encoder.channels, task.size, task.size, device=task.device))
         ends = torch.tensor([x.shape[1] for x in parts.values()]).cumsum(0).tolist()
         return {name: slice(a, b) for name, a, b in zip(parts, [0, *ends], ends, strict=False)}
 
