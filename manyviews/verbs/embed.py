@@ -77,12 +77,12 @@ def write(
     distributed.start()
     out = Path(out)
     ending = out.suffix.lower()
-    if ending not in _FORMATS:
-        raise UserError(f"The features are written as {', '.join(_FORMATS)}, by the ending of --out, not to {out}.")
     if distributed.rank() == 0:
         new_file(out)
         if ending in _BESIDE:
             check_new(_beside(out))
+    if ending not in _FORMATS:
+        raise UserError(f"The features are written as {', '.join(_FORMATS)}, by the ending of --out, not to {out}.")
     distributed.barrier()  # nobody begins what the first refuses
     source = opened(data, labels, split=ALL)
     tell = distributed.later()
