@@ -26,6 +26,7 @@ class Layout:
             the end of a name mark parts of one tensor, which `join` concatenates.
         library: the one library that uses these names; "" if several do.
         convert: from renamed weights to those in timm's names, where names alone do not do.
+        beside: the beginning of names that belong to the encoder and may lie beside its prefix instead of under it.
     """
 
     landmarks: tuple[str, ...]
@@ -33,6 +34,7 @@ class Layout:
     renames: Renames = ()
     library: str = ""
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    beside: str = ""
 
     def rename(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights in timm's names."""
@@ -564,7 +566,10 @@ _SWIN_QUERIES = (
 # The first layout whose landmarks are there counts: one with more of the same landmarks comes before one with fewer.
 LAYOUTS = (
     *(
-        Layout((query, _PROJECTION, query.partition("attention.")[0] + "lambda_1"), beit, _HF_BEIT, _HF)
+        # BEiT's last norm belongs to its pool, or to the head that predicts tokens.
+        Layout(
+            (query, _PROJECTION, f"{query.partition('attention.')[0]}lambda_1"), beit, _HF_BEIT, _HF, None, "layernorm."
+        )
         for query in (*_HF_QUERIES, _NEW_QUERY)
     ),
     *(Layout((query, _PROJECTION), vit, _HF_VIT, _HF) for query in (*_HF_QUERIES, _NEW_QUERY)),

@@ -110,6 +110,8 @@ def recognize(
         place = _alike(tensors, Encoder(backbone, **settings))
     family = family or (layout.library if layout else "")
     weights = {k.removeprefix(place): v for k, v in tensors.items() if k.startswith(place)}
+    beside = _beside(tensors, place, layout)
+    weights |= {name: tensors[k] for k, name in beside.items()}
     renamed = layout.rename(weights) if layout else weights
     if told and backbone is not None:
         encoder = Encoder.from_spec({"name": backbone, **settings})
@@ -117,7 +119,7 @@ def recognize(
         encoder = _fitting(renamed, layout, family, where, backbone, {**described, **settings}, settings)
     loaded = _load(encoder, _conversions(encoder, weights, renamed, layout, place), weights, where)
 
-    left = Counter(_part(k, place) for k in tensors if not k.startswith(place))
+    left = Counter(_part(k, place) for k in tensors if not k.startswith(place) and k not in beside)
     left += Counter(k.partition(".")[0] for k in loaded.unused)
     taken = place.removeprefix("state_dict.") if isinstance(found, Mapping) and "state_dict" in found else place
     notes = [f"took {f'{printable(taken, 60)!r}' if taken else 'its weights'} as {_words(encoder)}", _listed(left)]
@@ -198,6 +200,16 @@ def _place(tensors: Mapping[str, Tensor], where: str) -> tuple[str, Layout | Non
         names = ", ".join(f"'{printable(place, 60)}'" for place in (first, *others))
         raise UserError(f"{where} holds several encoders ({names}): save the state dict of one of them alone.")
     return first, layout
+
+
+def _beside(tensors: Mapping[str, Tensor], place: str, layout: Layout | None) -> dict[str, str]:
+    """Names of the encoder's weights that lie beside its prefix, with their names under it."""
+    before = place.removesuffix(".").rpartition(".")
+    parent = f"{before[0]}." if before[0] else ""
+    if layout is None or not layout.beside or not place:
+        return {}
+    found = {k: k.removeprefix(parent) for k in tensors if k.startswith(parent + layout.beside)}
+    return {k: name for k, name in found.items() if place + name not in tensors}
 
 
 def _alike(tensors: Mapping[str, Tensor], encoder: Encoder) -> str:

@@ -457,6 +457,22 @@ def test_attention_is_the_softmax_of_the_last_blocks_queries_and_keys(vit):
     assert pictures.attention(Encoder("resnet18", stem="small", channels=(4, 4, 8, 8)).eval(), x) is None
 
 
+def test_attention_of_rotary_transformers_turns_queries_and_keys():
+    from timm.layers import apply_rot_embed_cat
+
+    settings = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 4}
+    encoder = Encoder("vit_small_patch16_dinov3", **settings).eval()
+    x = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        found = pictures.attention(encoder, x)
+        tokens, rope = encoder.model._pos_embed(encoder.model.patch_embed(x))
+        block = encoder.model.blocks[0]
+        q, k, _ = block.attn.qkv(block.norm1(tokens)).reshape(3, 21, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        q, k = (torch.cat([t[:, :, :5], apply_rot_embed_cat(t[:, :, 5:], rope, half=True)], 2) for t in (q, k))
+        wanted = (q @ k.transpose(-2, -1) / 8**0.5).softmax(-1)[:, :, 0, 5:]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_components_are_principal_and_mean_the_same_in_every_image():
     x = torch.randn(4, 9, 7) * torch.tensor([9.0, 5, 3, 1, 1, 1, 1])
     found = pictures.components(x)

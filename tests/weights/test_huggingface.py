@@ -108,6 +108,18 @@ def test_shards_and_heads(tmp_path):
     refused(tmp_path, r"names \d+ files of weights, and model-00002-of-.* is not in the folder")
 
 
+def test_the_norm_of_beit_before_it_was_tuned_belongs_to_its_head(tmp_path):
+    config = transformers.BeitConfig(**VIT, use_mask_token=True, use_shared_relative_position_bias=True)
+    torch.manual_seed(0)
+    net = transformers.BeitForMaskedImageModeling(config).eval()
+    net.save_pretrained(tmp_path)
+    loaded, x = mv.load(tmp_path), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        wanted = net.layernorm(net.beit(x).last_hidden_state)[:, 1:]
+        torch.testing.assert_close(loaded.encoder.features(x).patches, wanted, rtol=1e-4, atol=1e-5)
+    assert "left out 3 tensors (lm_head 2, embeddings 1); nothing was missing" in loaded.note
+
+
 def test_a_file_without_its_description(tmp_path):
     """Weights tell neither the heads of an odd width nor the kind of DINOv3 whose biases are zero."""
     net = make("vit")
