@@ -182,7 +182,8 @@ def _write(source: Source, rows: range, size: int, encoding: str, file: Path, pr
     some = source.subset(rows)
     if encoding == "raw":
         found, bad = load_canvases(some, size, progress)
-        data, start, extent = found.canvases.pool, found.canvases.start, found.extent
+        canvases = found.canvases.alone()  # in the images' order, and not as threads were done with them
+        data, start, extent = canvases.pool, canvases.start, canvases.extent
         good = found.index.numpy() + rows.start
     else:
         data, start, extent, index, bad = _encoded(some, size, progress)

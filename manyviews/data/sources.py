@@ -85,7 +85,8 @@ def open_source(data: Any, labels: Any = None, captions: Any = None, split: str 
             raise UserError("The images that come with manyviews have labels of their own: leave --labels out.")
         if captions is not None:
             raise UserError("The images that come with manyviews have no captions: leave --captions out.")
-        return demo.source(data.partition(":")[2] or split or "train")
+        named = data.partition(":")[2] or split
+        return demo.source("train" if named in (None, ALL) else str(named))
     if isinstance(data, str | os.PathLike):
         address = str(data)
         before, colon, last = address.rpartition(":")

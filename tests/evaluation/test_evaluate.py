@@ -331,12 +331,6 @@ def test_bad_data_is_named_in_one_sentence(encoder, pictures, data, message):
     assert str(error.value).count(".") <= 3 and "\n" not in str(error.value)
 
 
-def test_folders_that_are_splits_are_not_taken_for_classes(encoder, pictures):
-    source = dataclasses.replace(pictures(40, classes=2), annotate=lambda: (np.arange(40) % 2, ["test", "train"]))
-    with pytest.raises(UserError, match="look like splits, not classes: give its folder 'train' as the images, and 't"):
-        judge(encoder, source)
-
-
 def test_a_diverged_encoder_is_named(pictures):
     encoder = Encoder("resnet18", stem="small", channels=(4, 4, 8, 8))
     torch.nn.init.constant_(encoder.model.conv1.weight, float("nan"))

@@ -57,7 +57,7 @@ def test_override_reaches_every_kind_of_place():
         ("optimizer.lr", "fast", "optimizer.lr must be float, not 'fast'"),
         ("epochs", "[1]", "epochs must be float"),
         ("data.batch_size", "1.5", "data.batch_size must be int, not 1.5"),
-        ("data.mean", "0.5", "data.mean must be"),
+        ("data.mean", "gray", "data.mean must be"),
         ("optimizer.name", "adam", "optimizer.name must be"),
         ("optimizer.weight_decay", "much", "must be Constant | Cosine | Linear | WarmupCosine | float, not 'much'"),
         ("monitor.loggers", "tensorbord", "monitor.loggers must be"),
