@@ -26,7 +26,7 @@ from manyviews.data.decode import BadImage, fault
 from manyviews.data.files import THREADS, File, names_below
 from manyviews.data.folder import ending_of, is_image
 from manyviews.data.formats import FORMATS, HEAD, UNREAD, by_ending, missing, sniff
-from manyviews.data.layout import ALL, find_splits, of_masks, stray_note, strays, without_wrapper
+from manyviews.data.layout import ALL, few, find_splits, of_masks, stray_note, strays, without_wrapper
 from manyviews.data.left import BY_CONTENT, HIDDEN, MASKS, SYSTEM, Left, is_system
 from manyviews.data.source import Labels, Source, as_labels
 from manyviews.errors import UserError
@@ -269,6 +269,8 @@ def opened(
             annotate = partial(archives.labels_of_folders, short)
             if outside := strays(short, [member for member in archives.names if member != REST]):
                 why = stray_note(outside)
+                if few(outside, archives.names):
+                    notes.append(why)
     source = Source(name, len(archives), archives.read, archives.keys.copy, annotate, archives.locate)
     source = replace(source, blocks=archives.blocks, window=archives.window, why_unlabeled=why)
     return replace(source, notes=(*left.notes(), *notes), splits=names), archives, short

@@ -17,7 +17,7 @@ import numpy as np
 
 from manyviews.data.decode import EXTENSIONS
 from manyviews.data.formats import HEAD, UNREAD, by_ending, missing, sniff
-from manyviews.data.layout import ALL, find_splits, of_masks, stray_note, strays
+from manyviews.data.layout import ALL, few, find_splits, of_masks, stray_note, strays
 from manyviews.data.left import (
     BROKEN_LINKS,
     BY_CONTENT,
@@ -51,7 +51,6 @@ CAPTION_NAMES = ("caption", "captions", "text")
 LOOKED = 4096
 """So many files are looked into when a folder is opened. Reading the heads of a million takes too long."""
 
-_FEW = 0.1  # strays beside class folders are a mistake if they are fewer than this share of the images
 
 _SPECIAL = frozenset([".parquet", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip", ".csv", ".jsonl"])
 
@@ -138,7 +137,7 @@ def open_folder(
         annotate = partial(_by_folder, images, shorts)
         if outside := strays(shorts, images):
             why = stray_note(outside)
-            if len(outside) < _FEW * len(images):
+            if few(outside, images):
                 notes.append(why)
     describe: Callable[[], Captions | None] = uncaptioned
     tables = [path for path in found.special if path.endswith(METADATA) and path.rpartition("/")[2] in METADATA]
@@ -476,8 +475,9 @@ def _read_csv(path: Path, root: Path, images: set[str], column: str) -> list[tup
     paths = {image for _, image, _ in found}
     missing = sorted(paths - images)
     if missing:
+        cure = "it is there, but cannot be read here" if (root / missing[0]).is_file() else ""
         raise UserError(
             f"{len(missing)} of the {len(paths)} paths in the {column}s file {path} are not images under {root}, the "
-            f"first is {missing[0]}; paths are relative to that folder."
+            f"first is {missing[0]}; {cure or 'paths are relative to that folder'}."
         )
     return found

@@ -145,6 +145,11 @@ def strays(short: dict[str, str], images: Sequence[str]) -> list[str]:
     return [image for image in images if image.rpartition("/")[0] in bare] if bare else []
 
 
+def few(found: Sequence[str], images: Sequence[str]) -> bool:
+    """Whether so few strays are a mistake, and not the way in which somebody keeps photos."""
+    return len(found) <= max(3, len(images) // 10)
+
+
 def stray_note(found: Sequence[str]) -> str:
     """Why there are no labels, with the cure."""
     if len(found) == 1:

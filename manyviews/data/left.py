@@ -43,7 +43,7 @@ class Left:
         """Count a file whose ending or content is that of a picture, which cannot be read here."""
         what = f"Left out {{n}} {ending} file{{s}} ({{first}})" if ending else "Left out {n} file{s} ({first})"
         if kind is None:
-            self.add(f"{what}: {UNREAD[ending]}, which is not read; convert to TIFF, PNG or JPEG.", name, count)
+            self.add(f"{what}: not read ({UNREAD[ending]}); convert {{them}} to TIFF, PNG or JPEG.", name, count)
         else:
             self.add(f"{what}: {kind.name} needs a package, run `{missing(kind)}`.", name, count)
 
