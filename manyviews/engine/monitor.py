@@ -92,7 +92,7 @@ def _read(source: Source, size: int) -> tuple[Tensor, Tensor | None]:
             pixels.append(batch)
             index += good
     labels = None if source.labels is None else torch.from_numpy(source.labels[index])
-    return torch.cat(pixels) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8), labels
+    return torch.cat(pixels) if pixels else torch.empty(0, source.reading.count, size, size, dtype=torch.uint8), labels
 
 
 def measure(method: Method, held: HeldOut, recipe: Recipe, device: torch.device) -> dict[str, float]:

@@ -58,9 +58,9 @@ def prepare(
         raise UserError("Only tiles overlap: give --tile too.")
     asked = Data(channels=channels, range=range, frames=frames, max_pixels=max_pixels or MAX_PIXELS)
     if tile is not None:
-        if (channels, range, canvas) != (3, "type", 256):
+        if (channels, range) != (3, "type"):
             raise UserError(
-                "Tiles keep all bands and values: leave out --channels, --range and --canvas, and give "
+                "Tiles keep all bands and values: leave out --channels and --range, and give "
                 "data.channels and data.range to the run that reads the tiles."
             )
         scenes = _scenes(data, labels)
