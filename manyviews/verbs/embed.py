@@ -133,7 +133,8 @@ def _csv(part: Path, columns: dict[str, Any]) -> None:
 
 def _npz(part: Path, columns: dict[str, Any]) -> None:
     with part.open("wb") as file:  # NumPy would add an ending to a path
-        np.savez(file, **{k: np.asarray(v) for k, v in columns.items()}, allow_pickle=False)
+        arrays: dict[str, Any] = {k: np.asarray(v) for k, v in columns.items()}
+        np.savez(file, **arrays)
 
 
 def _npy(part: Path, columns: dict[str, Any]) -> None:
