@@ -28,6 +28,7 @@ from torch import Tensor
 
 import manyviews
 from manyviews import backbones, methods, objectives, recipes, views, weights
+from manyviews.data import formats
 from manyviews.errors import UserError
 from manyviews.evaluation import protocols
 from manyviews.regularizers import Regularized
@@ -423,6 +424,19 @@ def format_table(page: Path) -> str:
     return table(["format", "what it is, and what loads it", "`--dynamic-size`"], rows)
 
 
+def image_table(page: Path) -> str:
+    """The kinds of image files that are read, and those that are not."""
+    rows = [
+        [one.name, " ".join(f"`{e}`" for e in one.endings), f"`{one.extra}`" if one.extra else "-", one.reads]
+        for one in formats.FORMATS
+    ]
+    by_kind: dict[str, list[str]] = {}
+    for ending, kind in formats.UNREAD.items():
+        by_kind.setdefault(kind, []).append(f"`{ending}`")
+    rows += [[kind, " ".join(endings), "", "not read"] for kind, endings in by_kind.items()]
+    return table(["kind", "endings", "extra", "what is read"], rows)
+
+
 def verb_table(page: Path) -> str:
     from manyviews.cli import VERBS
 
@@ -476,6 +490,7 @@ PARTS: Mapping[str, Callable[..., str]] = {
     "protocol-settings": protocol_settings,
     "verbs": verb_table,
     "formats": format_table,
+    "images": image_table,
     "tree": tree,
     "source": source,
 }
