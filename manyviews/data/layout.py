@@ -72,7 +72,7 @@ class Splits:
         """A sentence about what was taken and what was not; `counts` are images or files by split."""
         total = counts.total()
         if split == ALL:
-            return f"Took the images of {_joined([self.shown[k] for k in counts])} together ({total:,} {what}s)."
+            return f"Took {_joined([self.shown[k] for k in counts])} together ({total:,} {what}s)."
         others = [f"{self.shown[k]} ({counts[k]:,})" for k in counts if k != split]
         if not others:
             return f"Took {self.shown[split]} for a split, not a class."

@@ -172,7 +172,7 @@ def _open_path(path: Path, labels: Any, captions: Any, split: str | None) -> Sou
             table, texts = (None if file is None else _existing(file) for file in (labels, captions))
             return open_folder(path, found, table, texts, split)
         if is_pattern(str(path)) and not path.exists():
-            return _open_shards(_shards(str(path)), labels, captions, split)
+            return _open_shards(_shards(str(path)), labels, captions, split, whole=True)
         _existing(path)
         if _is_shard(path.name) or zipfile.is_zipfile(path):
             return _open_shards([local(path)], labels, captions, split)
@@ -187,7 +187,7 @@ def _open_url(url: str, labels: Any, captions: Any, split: str | None) -> Source
     fs, path = file_system(url)
     if isinstance(fs, LocalFileSystem):
         return _open_path(Path(path), labels, captions, split)
-    return _open_shards(_shards(url), labels, captions, split)
+    return _open_shards(_shards(url), labels, captions, split, whole=is_pattern(path))
 
 
 def _shards(where: str) -> list[File]:
@@ -215,8 +215,11 @@ def _by_ending(names: Sequence[str]) -> dict[str, list[str]]:
     return {kind: found for kind, found in by.items() if found}
 
 
-def _open_shards(files: list[File], labels: Any, captions: Any, split: str | None) -> Source:
-    """Parquet files if there are any, else tars, else zips; of one split, if their names are those of splits."""
+def _open_shards(files: list[File], labels: Any, captions: Any, split: str | None, whole: bool = False) -> Source:
+    """Parquet files if there are any, else tars, else zips; of one split, if their names are those of splits.
+
+    A pattern chooses files itself, so it gives all of them: `whole`.
+    """
     # The command line gives both as paths.
     label, caption = (None if name is None else str(name) for name in (labels, captions))
     left = Left()
@@ -224,7 +227,7 @@ def _open_shards(files: list[File], labels: Any, captions: Any, split: str | Non
     for ending, names in others:
         left.add(f"Left out {{n}} {ending} file{{s}} among the {kind[0]} files ({{first}}).", names[0], len(names))
     files = [file for file in files if file.name in set(kind[1])]
-    files, splits, notes, split = _of_split(files, split)
+    files, splits, notes, split = _of_split(files, split, whole)
     try:
         if kind[0] == _PARQUET[0]:
             from manyviews.data.parquet import open_parquet  # pyarrow takes a while to import
@@ -241,19 +244,21 @@ def _open_shards(files: list[File], labels: Any, captions: Any, split: str | Non
     return _noted(replace(source, notes=(*notes, *source.notes), splits=splits or source.splits), left)
 
 
-def _of_split(files: list[File], split: str | None) -> tuple[list[File], tuple[str, ...], list[str], str | None]:
+def _of_split(
+    files: list[File], split: str | None, whole: bool
+) -> tuple[list[File], tuple[str, ...], list[str], str | None]:
     """The files of a split, if their names are those of several; the splits; a note; and the split yet to be found."""
     below = names_below(files)
     found = find_splits_of_files(below)
     if found is None:
         return files, (), [], split
     address = str(files[0]).removesuffix(below[0]).rstrip("/")
-    chosen = found.choose(split, address)
+    chosen = found.choose(ALL if whole and split is None else split, address)
     taken = [file for file, name in zip(files, below, strict=True) if chosen in (ALL, found.of[name])]
     if split is not None:
         return taken, (), [], None
     counts = Counter(found.of[name] for name in below)
-    return taken, found.names, [found.note(chosen, counts, "file")], None
+    return taken, () if whole else found.names, [found.note(chosen, counts, "file")], None
 
 
 def _noted(source: Source, left: Left) -> Source:

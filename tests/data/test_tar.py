@@ -145,6 +145,8 @@ def test_patterns(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / f"{name}.tar").write_bytes(packed(samples([0])))
     assert open_source(tmp_path / "x").ids == ["a/000"] == open_source(f"{tmp_path}/x:test").ids
+    both = open_source(f"{tmp_path}/x/{{train,test}}/*.tar")  # a pattern chooses itself
+    assert len(both) == 2 and "together (2 files)" in both.notes[0]
     assert open_source(tmp_path / "x", split="all").ids == ["test/a/000", "train/a/000"]
 
 
