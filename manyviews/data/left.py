@@ -33,6 +33,7 @@ class Left:
         """Count `name`. The reason is a sentence with `{n}` and, behind a noun, `{s}`; cures follow a colon."""
         known = self._found.setdefault(reason, [0, name])
         known[0] += count
+        known[1] = min(known[1], name)  # the same one wherever folders are listed in another order
 
     def update(self, other: Mapping[str, Any], where: str = "") -> None:
         """Add the counts that `to_dict` gave elsewhere."""
