@@ -17,12 +17,8 @@ from manyviews.evaluation.features import test_transform as to_test_pixels
 from manyviews.weights import FORMATS, Pretrained, write
 from tests.weights.test_recognize import lively
 
-VIT = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3}
-NAMES = (
-    ("vit_tiny_patch16_224", VIT),
-    ("vit_small_patch16_dinov3_qkvb", VIT),
-    ("resnet18", {"channels": (8, 8, 16, 16)}),
-)
+VIT = {"img_size": 32, "patch_size": 8, "depth": 1, "embed_dim": 48, "num_heads": 3}
+PLAIN, DINOV3 = ("vit_tiny_patch16_224", VIT), ("vit_small_patch16_dinov3_qkvb", VIT)
 
 
 def weights(name, settings, size=32):
@@ -50,7 +46,7 @@ def near(found, wanted):
 # -- programs ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [("vit_tiny_patch16_224", VIT | {"in_chans": 13}), NAMES[1]])
+@pytest.mark.parametrize("case", [("vit_tiny_patch16_224", VIT | {"in_chans": 13}), DINOV3])
 @torch.no_grad()
 def test_graphs_of_their_own_size_resize_nothing(case, tmp_path):
     import onnx
@@ -78,7 +74,7 @@ def test_graphs_of_their_own_size_resize_nothing(case, tmp_path):
 def test_graphs_of_any_size(tmp_path):
     import onnxruntime
 
-    ours = weights(*NAMES[0])
+    ours = weights(*PLAIN)
     session = onnxruntime.InferenceSession(mv.export(ours, "onnx", tmp_path / "m.onnx", dynamic_size=True))
     for size in (32, 48):
         x = images(ours, size)
@@ -86,7 +82,7 @@ def test_graphs_of_any_size(tmp_path):
     swin = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)}
     for case, format, message in (
         (("swin_tiny_patch4_window7_224", swin), "onnx", "takes only images of 32 pixels"),
-        (NAMES[0], "torch", "--dynamic-size is for onnx, torch_export"),
+        (PLAIN, "torch", "--dynamic-size is for onnx, torch_export"),
     ):
         with pytest.raises(UserError, match=message):
             write(weights(*case), format, tmp_path / "none", dynamic_size=True)
@@ -95,7 +91,7 @@ def test_graphs_of_any_size(tmp_path):
 
 @torch.no_grad()
 def test_programs_of_pytorch(tmp_path):
-    ours = weights(*NAMES[0])
+    ours = weights(*PLAIN)
     x = images(ours, b=4)
     traced = write(ours, "torchscript", tmp_path / "m.pt")
     extra = {"manyviews.json": ""}
@@ -121,14 +117,14 @@ def test_a_program_that_computes_something_else_is_not_written(tmp_path, monkeyp
 
     monkeypatch.setattr(programs, "normalized", wrong)
     with pytest.raises(UserError, match="gives other features than the network: they differ by"):
-        write(weights(*NAMES[0]), "torchscript", tmp_path / "m.pt")
+        write(weights(*PLAIN), "torchscript", tmp_path / "m.pt")
     assert not list(tmp_path.iterdir())
 
 
 # -- folders and names ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [NAMES[1], ("resnet18", {"channels": (8, 8, 16, 16), "in_chans": 13})])
+@pytest.mark.parametrize("case", [DINOV3, ("resnet18", {"channels": (8, 8, 16, 16), "in_chans": 13})])
 @torch.no_grad()
 def test_the_hubs_folder_is_read_by_transformers_timm_and_here(case, tmp_path):
     from transformers import AutoImageProcessor, AutoModel
