@@ -139,9 +139,7 @@ class Encoder(nn.Module):
         if position == "sincos":
             self._fix_positions()
         if eps is not None:
-            part, value = ("", eps) if isinstance(eps, float) else eps
-            for norm in (m for m in self.model.get_submodule(part).modules() if isinstance(m, nn.LayerNorm)):
-                norm.eps = value
+            _set_epsilon(name, self.model, eps)
         quicken(self.model)
         protect(self.model)
 
@@ -440,6 +438,16 @@ def _create(name: str, pretrained: bool, settings: Mapping[str, Any]) -> tuple[d
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         wanted = f" with {given}" if given else ""
         raise UserError(f"timm cannot make the backbone {name}{wanted}: {why}") from e
+
+
+def _set_epsilon(name: str, model: nn.Module, eps: object) -> None:
+    """Set the epsilon of all layer norms, or of those in a part: (name of the part, epsilon)."""
+    part, value = eps if isinstance(eps, tuple) and len(eps) == 2 else ("", eps)
+    norms = [m for k, m in model.named_modules() if isinstance(m, nn.LayerNorm) and k.startswith(str(part))]
+    if not isinstance(value, float) or not value >= 0 or not norms:
+        raise UserError(f"Setting norm_eps of {name} must be a number, or the name of a part with layer norms and one.")
+    for norm in norms:
+        norm.eps = value
 
 
 def _small_stem(name: str, model: Any, stride: int, padding: int) -> None:

@@ -188,6 +188,13 @@ def _convnext(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**_act(config), **_eps(config, 1e-12, 1e-6, "head.norm")}
 
 
+def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
+    vision = config.get("vision_config", config)
+    act = {"act_layer": "gelu", **_act({"model_type": "clip", "hidden_act": "quick_gelu", **vision})}
+    heads = int(vision.get("num_attention_heads", 12))
+    return {"num_heads": heads, **act, **_eps(vision, 1e-5, 1e-5)}
+
+
 def _resnet(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, good in (("downsample_in_bottleneck", False), ("downsample_in_first_stage", False)):
         if config.get(key, good) != good:
@@ -204,5 +211,6 @@ _SETTINGS: dict[object, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "swin": _swin,
     **dict.fromkeys(("convnext", "convnextv2"), _convnext),
     "resnet": _resnet,
+    **dict.fromkeys(("clip", "clip_vision_model"), _clip),
 }
 """By transformers' name of the kind of model: the settings that its configuration tells and its weights do not."""

@@ -245,6 +245,20 @@ def clip(weights: Mapping[str, Tensor]) -> Ambiguous:
     )
 
 
+def transformers_clip(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    """CLIP's image encoder as transformers saves it, whose configuration tells the activation."""
+    width, _, patch, _ = weights["patch_embed.proj.weight"].shape
+    side = math.isqrt(weights["pos_embed"].shape[1] - 1)
+    return "vit_base_patch16_clip_224", {
+        "img_size": side * patch,
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": _blocks(weights, r"blocks\.(\d+)\."),
+        "mlp_ratio": _ratio(len(weights["blocks.0.mlp.fc1.weight"]), width),
+        "act_layer": None,
+    }
+
+
 def _giant(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     """DINOv2 with gates in its MLPs (SwiGLU)."""
     renamed = {
@@ -390,6 +404,12 @@ def unfolded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def batched(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """CLIP's class token and positions with timm's leading dimensions."""
+    found = {k: v.unflatten(0, (1, 1, -1)) if k == "cls_token" and v.ndim == 1 else v for k, v in weights.items()}
+    return {k: v[None] if k == "pos_embed" and v.ndim == 2 else v for k, v in found.items()}
+
+
 # timm's names of the layers of torchvision's blocks, by their number.
 _INVERTED = {
     1: (("conv", "bn1"),),
@@ -501,6 +521,17 @@ _HF_DINOV3_CONVNEXT = (
     (r"\.pointwise_conv(\d)\.", r".mlp.fc\1."),
     (r"^layer_norm\.", "head.norm."),
 )
+_HF_CLIP = (
+    (r"^embeddings\.class_embedding$", "cls_token"),
+    (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+    (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
+    (r"^pre_layrnorm\.", "norm_pre."),
+    (r"^post_layernorm\.", "norm."),
+    (r"^encoder\.layers\.", "blocks."),
+    (r"\.layer_norm(\d)\.", r".norm\1."),
+    *_qkv(r"\.self_attn\.", ".attn.qkv."),
+    (r"\.self_attn\.out_proj\.", ".attn.proj."),
+)
 _HF_RESNET: Renames = (
     (r"^embedder\.embedder\.convolution\.", "conv1."),
     (r"^embedder\.embedder\.normalization\.", "bn1."),
@@ -594,6 +625,13 @@ LAYOUTS = (
         resnet,
         _HF_RESNET,
         _HF,
+    ),
+    Layout(
+        ("encoder.layers.0.self_attn.q_proj.weight", "embeddings.class_embedding", "pre_layrnorm.weight"),
+        transformers_clip,
+        _HF_CLIP,
+        _HF,
+        batched,
     ),
     Layout(("layers.0.attn.qkv.weight", "patch_embed.projection.weight"), vit, _MM_VIT, "OpenMMLab"),
     Layout(("layers.0.attn.attn.in_proj_weight", "patch_embed.projection.weight"), vit, _MM_VIT, "OpenMMLab"),

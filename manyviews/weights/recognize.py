@@ -17,7 +17,7 @@ from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.errors import UserError, printable, unknown
-from manyviews.weights.layouts import FAMILIES, LAYOUTS, Ambiguous, Layout
+from manyviews.weights.layouts import FAMILIES, LAYOUTS, Ambiguous, Layout, clip
 
 # Words in the prefix of an encoder. What a method evaluates comes first; what only helps to train it comes last.
 _FIRST = {"ema", "teacher"}
@@ -248,6 +248,8 @@ def _fitting(
         return Encoder(backbone, **_channels(backbone, weights) | dict(settings))
     if name is None:
         raise UserError(f"{where} {why}.")
+    if {**inferred, **described}.get("act_layer", "") is None:
+        raise UserError(f"{where} holds {clip(weights)}.")
     if "embed_dim" in inferred and "num_heads" not in {**inferred, **described}:
         raise UserError(
             f"{where} holds a vision transformer of width {inferred['embed_dim']}, and the weights do not tell how "

@@ -392,6 +392,8 @@ def test_names_are_timms():
         ("resnet18.no_such_weights", {}, "Invalid pretrained tag"),
         ("resnet18", {"num_classes": 10}, "num_classes of resnet18 cannot be changed"),
         ("resnet18", {"features_only": True}, "features_only of resnet18 cannot be changed"),
+        ("convnext_atto", {"norm_eps": ("head.norm", "x")}, "norm_eps of convnext_atto must be a number"),
+        ("resnet18", {"norm_eps": 1e-5}, "norm_eps of resnet18 must be a number, or the name of a part with layer"),
         ("resnet18", {"norm_layer": torch.nn.GroupNorm}, "numbers, texts or tuples"),
         ("convnext_femto", {"stem": "small"}, "convnext_femto has no small stem"),
         ("resnet18", {"position": "sincos"}, "cannot have sine-cosine positions"),

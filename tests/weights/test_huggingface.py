@@ -25,6 +25,7 @@ MODELS = {
     ),
     "vit mae": ("ViTMAE", VIT | {"intermediate_size": 80, "mask_ratio": 0.0}),
     "ijepa": ("IJepa", VIT | {"intermediate_size": 80}),
+    "clip": ("CLIPVision", VIT | {"intermediate_size": 96, "hidden_act": "quick_gelu"}),
     "beit": ("Beit", VIT | {"intermediate_size": 80, "use_relative_position_bias": True}),
     "beit shared": (
         "Beit",
@@ -80,6 +81,8 @@ def test_models_of_transformers(case, tmp_path):
         pooled = last.mean(1)
     elif "pooler_output" in wanted and case != "vit" and case != "vit without bias":
         pooled = wanted.pooler_output.flatten(1)
+    if case == "clip":  # timm's last norm is for all tokens
+        pooled, last = wanted.pooler_output, net.post_layernorm(last)
     patches = last[:, loaded.encoder.features(x).prefix.shape[1] :]
     torch.testing.assert_close(found.pooled, pooled, rtol=1e-4, atol=1e-4)
     if "convnext" not in case:  # their last norm comes after the pool
@@ -118,6 +121,12 @@ def test_the_norm_of_beit_before_it_was_tuned_belongs_to_its_head(tmp_path):
         wanted = net.layernorm(net.beit(x).last_hidden_state)[:, 1:]
         torch.testing.assert_close(loaded.encoder.features(x).patches, wanted, rtol=1e-4, atol=1e-5)
     assert "left out 3 tensors (lm_head 2, embeddings 1); nothing was missing" in loaded.note
+
+
+def test_clip_without_its_description_asks(tmp_path):
+    torch.save({f"vision_model.{k}": v for k, v in make("clip").state_dict().items()}, tmp_path / "clip.pth")
+    refused(tmp_path / "clip.pth", "CLIP's image encoder, whose activation the weights do not tell: quickgelu")
+    assert mv.load(tmp_path / "clip.pth", num_heads=4, act_layer="quick_gelu").encoder.embed_dim == 48
 
 
 def test_a_file_without_its_description(tmp_path):
