@@ -152,7 +152,7 @@ def examine(raw: Raw, reading: Reading = RGB) -> Raster:
         return rasters.as_raster(found, frames)
 
 
-def count_frames(raw: Path | bytes) -> int:
+def count_frames(raw: Path | bytes, reading: Reading = RGB) -> int:
     """How many pictures a file holds; 1 for one that cannot be read."""
     try:
         with translated(raw):
@@ -163,14 +163,14 @@ def count_frames(raw: Path | bytes) -> int:
                     import tifffile
 
                     with tifffile.TiffFile(io.BytesIO(content)) as file:
-                        return rasters.tiff_layout(file, RGB).frames
+                        return rasters.tiff_layout(file, reading).frames
                 case "DICOM":
                     from pydicom import dcmread
 
                     header = dcmread(io.BytesIO(content), force=True, stop_before_pixels=True)
                     return int(header.get("NumberOfFrames", 1) or 1)
                 case _:
-                    return _opened(content, RGB)[1]
+                    return _opened(content, reading)[1]
     except BadImage:
         return 1
 
@@ -338,9 +338,10 @@ def _opened_tiff(content: bytes, reading: Reading, number: int | None) -> tuple[
             return image, 1
         if not able and (found := rasters.gray_tiff(image, reading, number, check)) is not None:
             return found, found.frames
-    except (OSError, SyntaxError, KeyError, ValueError, TypeError, struct.error):
+    except (OSError, SyntaxError, KeyError, ValueError, TypeError, struct.error) as error:
         if not able:
-            raise
+            cure = f"other kinds of TIFF need a package: run `{install('tiff')}`"
+            raise BadImage(f"a TIFF that Pillow does not read ({error}); {cure}") from None
     if not able:
         raise BadImage(f"a TIFF that Pillow does not read whole, which needs a package: run `{install('tiff')}`")
     raster = rasters.read_tiff(content, reading, number, check)

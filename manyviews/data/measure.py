@@ -286,7 +286,7 @@ def _frames(source: Source, i: int) -> int:
         raw = source.read(i)
     except BadImage:
         return 1
-    return count_frames(raw) if isinstance(raw, (bytes, Path)) and not _plain(raw) else 1
+    return count_frames(raw, source.reading) if isinstance(raw, (bytes, Path)) and not _plain(raw) else 1
 
 
 def _frame(source: Source, items: np.ndarray, numbers: np.ndarray, counts: np.ndarray, i: int) -> Raw:

@@ -215,7 +215,8 @@ class TiffLayout:
 def tiff_layout(file: Any, reading: Reading) -> TiffLayout:
     """What an open `tifffile.TiffFile` holds.
 
-    Several pages of one size are a stack of pictures, or the bands of one if just so many channels are asked for.
+    Several pages of one size are a stack of pictures, or the bands of one if just so many channels are asked for and
+    this is not the number of color or gray.
     Overviews, masks and a slide's label are no pictures of the stack.
     """
     if not len(file.pages):
@@ -233,12 +234,14 @@ def tiff_layout(file: Any, reading: Reading) -> TiffLayout:
     bands = [a for a in axes if a in "SC"]
     rest = [a for a in axes if a not in "SCYX"]
     size = dict(zip(axes, shape, strict=True))
-    if series.kind == "shaped" and not bands and len(rest) == 1 and len(axes) == 3 and reading.channels == shape[2]:
+    asked = reading.channels if reading.channels not in (1, 3) else 0
+    flat = series.kind == "shaped" and not bands and len(rest) == 1 and len(axes) == 3
+    if flat and (asked == shape[2] or shape[2] < MIN_SIDE):
         # NumPy arrays `h w bands` that were written without saying so: tifffile takes each row for a page.
         return TiffLayout(first, shape, 1, lambda k: np.asarray(series.asarray(maxworkers=1)))
     count = int(np.prod([size[a] for a in bands], dtype=int))
     frames = int(np.prod([size[a] for a in rest], dtype=int))
-    if count == 1 and frames > 1 and reading.channels == frames:
+    if count == 1 and frames > 1 and asked == frames:
         bands, rest, count, frames = rest, [], frames, 1
     order = [axes.index(a) for a in [*rest, "Y", "X", *bands]]
     picture = (size["Y"], size["X"], count)
@@ -282,7 +285,8 @@ def _plain_layout(file: Any, reading: Reading) -> TiffLayout:
     bands = first.samplesperpixel
     picture = (first.imagelength, first.imagewidth, bands)
     alike = all((p.imagelength, p.imagewidth, p.samplesperpixel) == picture for p in whole)
-    if bands == 1 and len(whole) > 1 and reading.channels == len(whole) and alike:
+    asked = reading.channels if reading.channels not in (1, 3) else 0
+    if bands == 1 and len(whole) > 1 and asked == len(whole) and alike:
         return TiffLayout(
             first,
             (*picture[:2], len(whole)),
@@ -394,11 +398,13 @@ class TiffParts:
             self.kept.move_to_end(index)
             return self.kept[index]
         key, file = self.key, self.page.parent.filehandle
-        if not self.page.databytecounts[index]:
+        # All of these may read the file, and so move its position.
+        offset, size, decode = self.page.dataoffsets[index], self.page.databytecounts[index], key.decode
+        if not size:
             return np.empty((0, 0, 0))
-        file.seek(self.page.dataoffsets[index])
-        segment, _, _ = key.decode(
-            file.read(self.page.databytecounts[index]),
+        file.seek(offset)
+        segment, _, _ = decode(
+            file.read(size),
             index,
             jpegtables=self.page.jpegtables,
             jpegheader=key.jpegheader,
@@ -640,8 +646,9 @@ def as_raster(image: Image.Image, frames: int = 1) -> Raster:
         return Raster(np.asarray(image)[..., None], image.format or "file", (0.0, 65535.0), frames=frames)
     if image.mode in ("I", "F"):
         values = np.asarray(image)[..., None]
-        wide = image.format == "PPM" and image.mode == "I"  # scaled to 16 bits by Pillow
-        return Raster(values, image.format or "file", (0.0, 65535.0) if wide else None, frames=frames)
+        if image.format == "PPM" and image.mode == "I":  # scaled to 16 bits by Pillow
+            return Raster(values.astype(np.uint16), "PPM", (0.0, 65535.0), frames=frames)
+        return Raster(values, image.format or "file", None, frames=frames)
     clear = "transparency" in image.info
     kept = {"L": "LA", "RGB": "RGBA", "P": "RGBA"} if clear else {"L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA"}
     mode = kept.get(image.mode, {"1": "L", "La": "LA", "PA": "RGBA", "RGBa": "RGBA"}.get(image.mode, "RGB"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -125,7 +125,7 @@ def tile(
         "overlap": overlap,
         "scenes": len(source),
         "names": source.naming,
-        "content": source.sample(),
+        "content": _stamps(source),
         "frames": source.reading.frames,
     }
     _begin(out, plan)
@@ -152,6 +152,22 @@ def tile(
     except Timeout:
         raise UserError(f"Another process is writing tiles to {out}: wait for it.") from None
     return cuts
+
+
+def _stamps(source: Source) -> str:
+    """A hash of the scenes' sizes and times: their content may be terabytes."""
+    digest = blake2b(digest_size=16)
+    for i in range(len(source)):
+        try:
+            raw = source.read(i)
+        except BadImage:
+            continue
+        raw = raw.raw if isinstance(raw, Frame) else raw
+        if not isinstance(raw, Path):
+            return source.sample()
+        with suppress(OSError):
+            digest.update(f"{raw.stat().st_size} {raw.stat().st_mtime_ns} ".encode())
+    return digest.hexdigest()
 
 
 def _begin(out: Path, plan: dict[str, Any]) -> None:

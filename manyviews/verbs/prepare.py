@@ -82,5 +82,5 @@ def _scenes(data: Any, labels: str | Path | None) -> Source:
     """Images to cut: as other verbs take them, or one file."""
     if isinstance(data, str | Path) and Path(data).is_file() and is_image(str(data)):
         path = Path(data)
-        return Source(path.stem, 1, partial(given, path), partial(given, [path.name]))
+        return Source(path.stem, 1, [path].__getitem__, partial(given, [path.name]))
     return opened(data, labels)

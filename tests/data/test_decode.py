@@ -4,19 +4,25 @@ import errno
 import io
 import os
 import struct
+import sys
 import tempfile
 import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
+import pillow_heif
+import pydicom
 import pytest
+import tifffile
 import torch
 from PIL import Image, PngImagePlugin
 from torchvision.transforms.v2 import functional as tv
 
 from manyviews.data.canvas import load_canvas, to_canvas
-from manyviews.data.decode import MAX_PIXELS, BadImage, decode
+from manyviews.data.decode import MAX_PIXELS, BadImage, Frame, count_frames, decode
 from manyviews.data.files import Unreachable
+from manyviews.data.reading import Reading
 from manyviews.data.source import Source
 
 
@@ -177,21 +183,248 @@ def test_sixteen_bit_color_is_scaled():
 
 
 @pytest.mark.parametrize(("scale", "kind"), [(1.0, "f4"), (255.0, "f4"), (65535.0, "f4"), (90000.0, "f4")])
-def test_float_white_is_recognized(scale, kind):
+def test_the_white_of_one_float_picture_is_guessed_with_a_warning(scale, kind):
     values = np.linspace(0, 1, 40).reshape(5, 8)
-    got = pixels(encode(Image.fromarray((values * scale).astype(kind)), "TIFF"))
+    with pytest.warns(UserWarning, match="guessed from one picture"):
+        got = pixels(encode(Image.fromarray((values * scale).astype(kind)), "TIFF"))
     np.testing.assert_allclose(got[..., 0], values * 255, atol=0.51)
 
 
-def test_float_that_is_not_finite_or_negative_is_black():
-    values = np.array([[np.nan, -3.0, 0.5, 1.0]] * 4, dtype=np.float32)
-    assert pixels(encode(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 0, 128, 255]
+def test_a_few_pixels_above_one_do_not_make_the_others_black():
+    values = np.random.default_rng(0).random((64, 64), dtype=np.float32)
+    values[0, 0] = 1.01
+    with pytest.warns(UserWarning, match="guessed"):
+        got = pixels(encode(Image.fromarray(values), "TIFF"))
+    assert len(np.unique(got)) == 256
+    np.testing.assert_allclose(got[1:, :, 0], values[1:] * 255, atol=0.51)
 
 
-def test_thirty_two_bit_integers_are_scaled():
-    values = (np.arange(40).reshape(5, 8) * 1680).astype(np.int32)  # up to 65520
-    got = pixels(encode(Image.fromarray(values), "TIFF"))
-    np.testing.assert_allclose(got[..., 0], values / 65535 * 255, atol=0.51)
+def test_values_without_meaning_are_zero_and_others_are_clipped():
+    values = np.array([[np.nan, -np.inf, -3.0, 0.5, 1.0, np.inf]] * 4, dtype=np.float32)
+    got, _ = decode(encode(Image.fromarray(values), "TIFF"), reading=Reading(range=(0, 1)))
+    assert np.asarray(got)[0, :, 0].tolist() == [0, 0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize("kind", ["<i2", ">i2", "<i4", "<u4", "<f2", "<f4", "<f8", ">u2"])
+def test_black_and_white_are_those_of_the_reading(kind):
+    """Hounsfield units and others, in both orders of bytes, through a lookup or blockwise."""
+    low, high = (0, 3000) if kind[1] == "u" else (-1000, 1000)
+    values = np.linspace(low - (low < 0) * 500, high + 500, 60).reshape(6, 10).astype(kind)
+    raw = tiff(values, byteorder=kind[0] if kind[0] in "<>" else "<")
+    got, _ = decode(raw, reading=Reading(1, (low, high)))
+    expected = np.rint((values.astype(float) - low) / (high - low) * 255).clip(0, 255)
+    np.testing.assert_array_equal(np.asarray(got), expected)
+
+
+def test_an_integer_picture_with_negative_values_keeps_its_levels():
+    values = (np.random.default_rng(0).random((64, 64)) * 4095 - 1024).astype(np.int16)
+    with pytest.warns(UserWarning, match="guessed"):
+        got = pixels(tiff(values))
+    assert len(np.unique(got)) > 250
+
+
+def test_twelve_bits_become_all_levels_with_a_range():
+    values = (np.random.default_rng(0).random((64, 64)) * 4095).astype(np.uint16)
+    raw = encode(Image.fromarray(values), "PNG")
+    assert np.asarray(decode(raw)[0]).max() == 16  # the default keeps the brightness
+    got = np.asarray(decode(raw, reading=Reading(range=(0, 4095)))[0])[..., 0]
+    np.testing.assert_array_equal(got, np.rint(values / 4095 * 255))
+
+
+# Channels
+
+
+def tiff(values, **options):
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, **options)
+    return file.getvalue()
+
+
+LAYOUTS = [
+    {"planarconfig": "contig"},
+    {"planarconfig": "separate", "tile": (16, 16), "compression": "zlib", "predictor": True, "bigtiff": True},
+    {"planarconfig": "contig", "compression": "zstd", "rowsperstrip": 5},
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", ["u1", "u2", "f4"])
+def test_all_bands_of_a_tiff(layout, kind):
+    values = (np.random.default_rng(0).random((40, 48, 13)) * 255).astype(kind)
+    stored = values if layout["planarconfig"] == "contig" else values.transpose(2, 0, 1).copy()
+    raw = tiff(stored, photometric="minisblack", **layout)
+    reading = Reading(13, (0, 255) if kind == "f4" else None)
+    got, size = decode(raw, reading=reading)
+    assert size == (40, 48)
+    assert got.dtype == np.uint8
+    np.testing.assert_array_equal(got, np.rint(values * (255 / {"u1": 255, "u2": 65535, "f4": 255}[kind])))
+    chosen, _ = decode(raw, reading=Reading((3, 2, 1), reading.range))
+    assert chosen.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(chosen), got[..., [3, 2, 1]])
+
+
+@pytest.mark.parametrize("stored", ["h w bands", "bands h w", "OME"])
+def test_pages_are_bands_if_so_many_channels_are_asked_for(stored):
+    """As tifffile writes an array of bands when nobody says what its axes are."""
+    values = np.random.default_rng(0).random((40, 48, 13), dtype=np.float32)
+    swapped = values.transpose(2, 0, 1).copy()
+    raw = tiff(values) if stored == "h w bands" else tiff(swapped)
+    raw = tiff(swapped, ome=True, metadata={"axes": "CYX"}) if stored == "OME" else raw
+    got, _ = decode(raw, reading=Reading(13, (0, 1)))
+    np.testing.assert_array_equal(got, np.rint(values * 255))
+
+
+@pytest.mark.parametrize(
+    ("bands", "options", "channels", "words"),
+    [
+        (8, {}, 3, "8 bands (uint8), where 3 channels are asked for: take all with data.channels=8"),
+        (4, {"photometric": "rgb", "extrasamples": ["unspecified"]}, 3, "4 bands"),  # near infrared is no opacity
+        (8, {}, 13, "8 bands (uint8), where 13 channels are asked for: set data.channels=8"),
+        (5, {}, (0, 7), "without the band 7"),
+    ],
+)
+def test_other_bands_than_asked_for_are_refused_with_the_cure(bands, options, channels, words):
+    values = np.random.default_rng(0).integers(0, 256, (20, 20, bands), dtype=np.uint8)
+    raw = tiff(values, **({"photometric": "minisblack", "planarconfig": "contig"} | options))
+    with pytest.raises(BadImage) as error:
+        decode(raw, reading=Reading(channels))
+    assert words in error.value.reason
+
+
+def test_gray_stays_one_channel_and_color_becomes_luma():
+    gray, color = noise(channels=1), noise()
+    one = Reading(1)
+    got, _ = decode(encode(Image.fromarray(gray), "PNG"), reading=one)
+    assert got.mode == "L"
+    np.testing.assert_array_equal(np.asarray(got), gray)
+    got, _ = decode(encode(Image.fromarray(color), "PNG"), reading=one)
+    np.testing.assert_allclose(np.asarray(got), color @ [0.299, 0.587, 0.114], atol=0.51)  # ITU-R BT.601
+    deep, _ = decode(tiff(color * np.uint16(257)), reading=one)  # 16 bits a channel, the same color
+    np.testing.assert_array_equal(np.asarray(deep), np.asarray(got))
+
+
+@pytest.mark.parametrize("kind", ["minisblack", "miniswhite"])
+def test_wide_gray_of_a_tiff_that_says_what_white_is(kind):
+    values = np.array([[0, 1000, 65535]] * 4, np.uint16).repeat(2, 1)
+    got = np.asarray(decode(tiff(values, photometric=kind), reading=Reading(1))[0])[0, ::2]
+    expected = np.array([0, 4, 255])
+    np.testing.assert_array_equal(got, expected if kind == "minisblack" else 255 - expected)
+
+
+def test_deep_color_of_png_keeps_its_lower_bits():
+    values = (np.random.default_rng(0).random((20, 30, 3)) * 4095).astype(np.uint16)
+    raw = png(30, 20, 16, 2, [row.astype(">u2").tobytes() for row in values])
+    got, _ = decode(raw, reading=Reading(range=(0, 4095)))
+    np.testing.assert_array_equal(np.asarray(got), np.rint(values / 4095 * 255))
+
+
+# Formats beyond Pillow's usual ones
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "HEIF", "JPEG XL"])
+def test_modern_formats_are_read_whatever_their_ending(kind, tmp_path):
+    image = np.repeat(np.repeat(noise(3, 4), 16, 0), 16, 1)
+    if kind == "HEIF":
+        pillow_heif.from_pillow(Image.fromarray(image)).save(tmp_path / "x.jpg", format="HEIF", quality=95, chroma=444)
+    elif kind == "JPEG XL":
+        (tmp_path / "x.jpg").write_bytes(imagecodecs.jpegxl_encode(image, lossless=True))
+    else:
+        Image.fromarray(image).save(tmp_path / "x.jpg", kind)
+    got = pixels(tmp_path / "x.jpg")
+    assert np.abs(got - image).mean() < 6
+
+
+@pytest.mark.parametrize("top", [255, 4095, 65535])
+@pytest.mark.parametrize("kind", [b"P5", b"P6"])
+def test_netpbm_of_any_depth(top, kind):
+    values = (np.random.default_rng(0).random((6, 8, 1 if kind == b"P5" else 3)) * top).astype(int)
+    raw = b"%b\n# made by hand\n8 6\n%d\n" % (kind, top) + values.astype(">u2" if top > 255 else "u1").tobytes()
+    np.testing.assert_allclose(pixels(raw), np.broadcast_to(values / top * 255, (6, 8, 3)), atol=1)
+
+
+def dicom(values, syntax="1.2.840.10008.1.2.1", **facts):
+    """A DICOM file of one picture, or of several if values has three axes."""
+    one = pydicom.Dataset()
+    one.file_meta = pydicom.dataset.FileMetaDataset()
+    one.file_meta.TransferSyntaxUID = syntax
+    one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
+    one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    one.Rows, one.Columns = values.shape[-2:]
+    one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
+    one.BitsAllocated, one.BitsStored, one.HighBit = 16, 12, 11
+    one.PixelRepresentation = int(values.dtype.kind == "i")
+    if values.ndim == 3:
+        one.NumberOfFrames = len(values)
+    for name, value in facts.items():
+        setattr(one, name, value)
+    one.PixelData = values.tobytes()
+    one["PixelData"].VR = "OW"
+    if syntax == "1.2.840.10008.1.2.4.70":
+        one.PixelData = pydicom.encaps.encapsulate([imagecodecs.ljpeg_encode(values, bitspersample=12)])
+        one["PixelData"].is_undefined_length = True
+    file = io.BytesIO()
+    one.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+STORED = np.random.default_rng(0).integers(0, 4096, (20, 30), dtype=np.uint16)
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.70"])  # raw, and lossless JPEG
+def test_dicom_takes_its_own_bits_and_knows_negatives(syntax):
+    got = np.asarray(decode(dicom(STORED, syntax), reading=Reading(1))[0])
+    np.testing.assert_array_equal(got, np.rint(STORED / 4095 * 255))
+    negative = dicom(STORED, syntax, PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(np.asarray(decode(negative, reading=Reading(1))[0]), 255 - got)
+
+
+def test_dicom_in_hounsfield_units():
+    raw = dicom(STORED, RescaleSlope=2, RescaleIntercept=-1024, PixelPaddingValue=int(STORED[0, 0]))
+    got = np.asarray(decode(raw, reading=Reading(1, (-160, 240)))[0])
+    expected = np.rint((2 * STORED.astype(float) - 1024 + 160) / 400 * 255).clip(0, 255)
+    expected[STORED[0, 0] == STORED] = 0  # padding
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("wanted", ["first", "middle", 4])
+@pytest.mark.parametrize("kind", ["TIFF", "OME", "DICOM", "GIF"])
+def test_pictures_of_a_stack(kind, wanted):
+    stack = np.stack([np.full((20, 24), 10 * k, np.uint16) for k in range(5)])
+    match kind:
+        case "TIFF":
+            raw = tiff(stack, photometric="minisblack")
+        case "OME":
+            raw = tiff(stack[:, None].repeat(3, 1), ome=True, metadata={"axes": "ZCYX"})
+        case "DICOM":
+            raw = dicom(stack)
+        case _:
+            frames = [Image.fromarray(x.astype(np.uint8)) for x in stack]
+            raw = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert count_frames(raw) == 5
+    one = Frame(raw, wanted) if isinstance(wanted, int) else raw
+    reading = Reading(range=(0, 255), frames=wanted if isinstance(wanted, str) else "first")
+    assert set(np.unique(np.asarray(decode(one, reading=reading)[0]))) == {{"first": 0, "middle": 20, 4: 40}[wanted]}
+
+
+@pytest.mark.parametrize(("hidden", "raw", "extra"), [("pillow_heif", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "heic")])
+def test_a_missing_package_is_named(hidden, raw, extra, monkeypatch):
+    monkeypatch.setattr("manyviews.data.formats.installed", lambda package: package != hidden)
+    assert f'pip install "manyviews[{extra}]"' in reason(raw + bytes(100))
+
+
+def test_a_tiff_without_tifffile_names_it_or_is_read_by_pillow(monkeypatch):
+    monkeypatch.setattr(sys.modules[decode.__module__], "installed", lambda package: False)
+    assert "manyviews[tiff]" in reason(
+        tiff(np.zeros((9, 9, 5), np.uint8), photometric="minisblack", planarconfig="contig")
+    )
+    values = LEVELS.astype(np.float32) / 65535
+    got, _ = decode(encode(Image.fromarray(values), "TIFF"), reading=Reading(1, (0, 1)))
+    np.testing.assert_array_equal(np.asarray(got), np.rint(values * 255))
+
+
+def test_a_cameras_raw_file_is_no_picture_of_its_thumbnail():
+    raw = tiff(np.zeros((9, 9, 3), np.uint8), photometric="rgb", extratags=[(50706, "B", 4, (1, 4, 0, 0), True)])
+    assert "raw picture" in reason(raw)
 
 
 # Orientation
@@ -295,6 +528,13 @@ def test_formats_that_run_programs_are_not_opened():
 def test_bomb_is_refused_before_its_pixels_are_read(limit, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # another library may have lifted Pillow's limit
     assert "bomb" in reason(png(20_000, 20_000, 8, 2, []))  # with its pixels missing: reading them would say so
+
+
+def test_the_limit_of_pixels_is_a_setting():
+    raw = png(300, 200, 8, 0, [bytes(300)] * 200)
+    with pytest.raises(BadImage, match=r"over 59,999 pixels.*raise data\.max_pixels"):
+        decode(raw, reading=Reading(max_pixels=59_999))
+    assert decode(raw, reading=Reading(max_pixels=60_000))[1] == (200, 300)
 
 
 def test_large_image_under_the_limit_is_no_bomb():
