@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from manyviews.checkpoint import load_tensors, save_tensors, write_text
-from manyviews.data.canvas import Progress, in_threads, load_canvas, load_canvases, reading_ahead, to_canvas
+from manyviews.data.canvas import Progress, decoded, in_threads, load_canvas, load_canvases, reading_ahead, to_canvas
 from manyviews.data.decode import BadImage, decode
 from manyviews.data.reading import Reading
 from manyviews.data.source import Captions, Labels, Source, uncaptioned
@@ -161,8 +161,7 @@ def _encode(source: Source, i: int, size: int) -> bytes:
     """
     raw = source.read(i)
     raw = raw.read_bytes() if isinstance(raw, Path) else raw
-    picture, _ = decode(raw, size, source.stored())
-    canvas = to_canvas(picture, size)
+    canvas = decoded(raw, size, source.stored())
     if isinstance(raw, bytes) and raw.startswith(_JPEG):
         file = Image.open(io.BytesIO(raw), formats=("JPEG",))
         there = (file.height, file.width) == canvas.shape[:2] and file.getexif().get(_ORIENTATION, 1) == 1
