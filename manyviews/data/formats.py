@@ -87,7 +87,13 @@ _JPEG_XL = (b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a")
 
 FORMATS = (
     Format("JPEG", (".jpg", ".jpeg", ".jpe", ".jfif"), _starts(b"\xff\xd8\xff"), "JPEG"),
-    Format("PNG", (".png", ".apng"), _starts(b"\x89PNG\r\n\x1a\n"), "PNG", reads="1 to 16 bits"),
+    Format(
+        "PNG",
+        (".png", ".apng"),
+        _starts(b"\x89PNG\r\n\x1a\n"),
+        "PNG",
+        reads="1 to 16 bits; 16-bit color with a range needs `tiff`",
+    ),
     Format("WebP", (".webp",), _webp, "WEBP"),
     Format("AVIF", (".avif", ".avifs"), _avif, "AVIF"),
     Format("GIF", (".gif",), _starts(b"GIF8"), "GIF"),

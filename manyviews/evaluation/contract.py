@@ -113,8 +113,8 @@ class ImageTask:
     trainval: Source
     test: Source
     size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     device: torch.device
     progress: Update | None = None
     projector: Projector | None = None
@@ -217,6 +217,7 @@ class Protocol(ABC):
         title: the name in tables.
         formerly: earlier names, which are still understood.
         sees: the most that it looks at.
+        in_color: whether it changes images in ways that only RGB has.
         seeded: whether the result depends on the seed. Such protocols are repeated with several seeds.
         passes: cost for the progress bar, in passes over all images; 0 for next to nothing.
 
@@ -229,6 +230,7 @@ class Protocol(ABC):
     formerly: ClassVar[tuple[str, ...]] = ()
     sees: ClassVar[Sees] = "images"
     seeded: ClassVar[bool] = False
+    in_color: ClassVar[bool] = False
     passes: ClassVar[int] = 1
 
     def __post_init__(self) -> None:

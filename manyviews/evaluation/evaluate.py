@@ -115,6 +115,10 @@ def evaluate(
                 f"The protocol '{p.name}' looks into the projector of a run: give its folder, without options for "
                 "weights from elsewhere."
             )
+        if p.in_color and len(mean) != 3:
+            raise UserError(
+                f"The protocol '{p.name}' changes colors, and images of {len(mean)} channels have none: leave it out."
+            )
     encoders, notes = _contenders(encoder, features, seed, chosen, baselines)
     classes, test, others = checked(source, test, others, [p.name for p in chosen])
     chosen += [Shifted(other) for other in others]
@@ -153,7 +157,6 @@ def evaluate(
     sets = Sets.of(source, test, seen, held, classes, device, multilabel=any(p.name == "multilabel" for p in chosen))
     notes += sets.leaks()
     test_y = sets.test_y
-    (red, green, blue), (r, g, b) = mean, std
 
     done, found = images, {}
     right: dict[str, dict[str, Tensor]] = {}
@@ -166,8 +169,8 @@ def evaluate(
             sets.trainval_images(name),
             sets.test_images(name),
             test_size,
-            (red, green, blue),
-            (r, g, b),
+            tuple(mean),
+            tuple(std),
             device,
             projector=projector if name == "trained" else None,
         )

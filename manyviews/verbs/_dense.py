@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from manyviews.backbones import Encoder
+from manyviews.data import RGB
 from manyviews.errors import UserError, say
 from manyviews.evaluation import untrained
 from manyviews.evaluation.contract import check_seed
@@ -36,6 +37,12 @@ def evaluated(
         raise UserError(f"{encoder.name} has no maps of features, which this needs: give an encoder that timm builds.")
     if not all(values.isfinite().all() for values in encoder.parameters()):
         raise UserError("The encoder's weights are not finite: the file is damaged, or its training diverged.")
+    if encoder.channels != 3:
+        raise UserError(
+            f"segment, detect and propagate read images as RGB, and {encoder.name} takes {encoder.channels} channels."
+        )
+    if found.reading is not None and found.reading.words != RGB.words:
+        say(f"This command reads images as {RGB.words}; the encoder learned from {found.reading.words}.")
     options = {k: v for k, v in preprocessing(found).items() if k != "test_size"} | dict(options)
     with progress(judge.__name__) as update:
         result = judge(encoder, Path(data), progress=update, **options)

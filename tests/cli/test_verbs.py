@@ -20,7 +20,7 @@ import manyviews as mv
 from manyviews import cli, recipes
 from manyviews.backbones import Encoder
 from manyviews.checkpoint import load_tensors, save_tensors
-from manyviews.data import open_source
+from manyviews.data import Reading, open_source
 from manyviews.evaluation import extract
 from manyviews.evaluation.features import test_transform as to_test_pixels
 from manyviews.settings import override
@@ -326,3 +326,24 @@ def test_report(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
     assert manyviews(*args).code == 2  # nothing is overwritten
     result = manyviews("report", tmp_path / "none", "--out", tmp_path / "other")
     assert result.code == 2 and "none" in result.err and not (tmp_path / "other").exists()
+
+
+def test_large_images_become_tiles_and_wide_ones_canvases(manyviews, tmp_path):
+    (tmp_path / "scans").mkdir()
+    levels = np.random.default_rng(0).integers(0, 4096, (150, 200), dtype=np.uint16)
+    levels[:100, :100] = 0
+    Image.fromarray(levels).save(tmp_path / "scans" / "a.png")
+    (tmp_path / "scans" / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    found = manyviews("prepare", "scans", "--out", "tiles", "--tile", 64, "--overlap", 8, "--json", "t.json")
+    assert found.code == 0, found.err
+    assert "11 tiles of 1 images in tiles." in found.out
+    assert "Left out 1 tiles that hold one value or no data." in found.out
+    assert "Left out torn.png: corrupt or truncated" in found.out
+    assert json.loads((tmp_path / "t.json").read_text())["images"] == 11
+    assert manyviews("prepare", "scans", "--out", "tiles", "--tile", 32).code == 2
+
+    found = manyviews("prepare", "tiles", "--out", "canvases", "--canvas", 32, "--channels", 1)
+    assert "little contrast: use --range auto, or --range 0,4095" in found.err
+    found = manyviews("prepare", "tiles", "--out", "bright", "--canvas", 32, "--channels", 1, "--range", "0,4095")
+    assert found.code == 0 and "Black is 0 and white 4095 (given): none" in found.err
+    assert open_source(tmp_path / "bright").reading == Reading(1, (0, 4095))

@@ -69,7 +69,8 @@ def test_tiles_put_together_are_the_scene(kind, tmp_path):
 def test_a_slide_is_cut_at_its_largest_level(tmp_path):
     """A pyramid in SubIFDs, as OME-TIFF has it, with tiles compressed as JPEG."""
     (tmp_path / "scenes").mkdir()
-    smooth = np.asarray(Image.fromarray(COLOR[::10, ::10].copy()).resize((256, 192), Image.Resampling.BICUBIC))
+    coarse = Image.fromarray(RNG.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((256, 192), Image.Resampling.BICUBIC))
     options = {"photometric": "rgb", "tile": (64, 64), "compression": "jpeg", "compressionargs": {"level": 95}}
     with tifffile.TiffWriter(tmp_path / "scenes" / "s.svs") as file:
         file.write(smooth, subifds=1, **options)

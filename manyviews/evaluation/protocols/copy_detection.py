@@ -156,6 +156,7 @@ class CopyDetection(MetricProtocol):
     name = "copy_detection"
     title = "copy detection"
     seeded = True
+    in_color = True
 
     copies: Count = 1000
     distractors: Count = 1000

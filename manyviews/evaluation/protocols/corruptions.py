@@ -39,6 +39,7 @@ class Corruptions(MetricProtocol):
     name = "corruptions"
     title = "corrupted images"
     seeded = True
+    in_color = True
 
     kinds: tuple[str, ...] = KINDS
     severities: Annotated[tuple[int, ...], _SEVERITY] = SEVERITIES
