@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 import manyviews as mv
-from manyviews.data import Reading, open_source, read_as
+from manyviews.data import open_source, read_as
+from manyviews.errors import UserError
 from manyviews.evaluation import test_transform as shown  # pytest would run it under its own name
 
 tifffile = pytest.importorskip("tifffile")
@@ -142,10 +143,5 @@ def test_a_run_measures_once_and_others_follow(tmp_path: Path, capfd):
     source = read_as(open_source(tmp_path / "test"), mv.load(run.folder).reading)
     expected = (np.clip((draw(0)[..., 0] * 0.5 - low) / (high - low), 0, 1) * 255).mean()
     assert np.asarray(source.load(source.ids.index("0.tif"))).mean() == pytest.approx(expected, abs=0.5)
-    assert isinstance(Reading.from_dict(reading_saved(run)), Reading)
-
-
-def reading_saved(run: mv.Run) -> dict:
-    from manyviews.checkpoint import load_tensors
-
-    return load_tensors(run.folder / "encoder.safetensors")[1]["reading"]
+    with pytest.raises(UserError, match="'corruptions' changes colors, and images of 1 channels have none"):
+        mv.evaluate(run.folder, tmp_path / "train", protocols=["corruptions"])
