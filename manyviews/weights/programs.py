@@ -142,14 +142,16 @@ def compare(weights: Pretrained, run: Callable[[Tensor], Tensor], sizes: Sequenc
     )
 
 
-def _shapes(encoder: Encoder, dynamic_size: bool) -> dict[int, Any]:
-    """The dimensions of a batch of images that may vary, for `torch.export`."""
+def _shapes(encoder: Encoder, size: int, dynamic_size: bool) -> dict[int, Any]:
+    """The dimensions of a batch of images of a size that may vary, for `torch.export`."""
     dim = torch.export.Dim
     found: dict[int, Any] = {0: dim("batch", min=1)}
     if dynamic_size:
         patch = encoder.patch_size if encoder.is_transformer else 1
         for axis, name in ((2, "rows"), (3, "columns")):
-            found[axis] = patch * dim(name, min=1, max=4096 // patch) if patch > 1 else dim(name, min=32, max=4096)
+            found[axis] = (
+                patch * dim(name, min=1, max=4096 // patch) if patch > 1 else dim(name, min=min(32, size), max=4096)
+            )
     return found
 
 
@@ -180,7 +182,12 @@ def _program(weights: Pretrained, dynamic_size: bool) -> tuple[Normalized, Tenso
     """The network, images to trace it with, dimensions that may vary, and sides of images to try."""
     model, encoder = normalized(weights, dynamic_size)
     images = torch.rand(_TRACED, encoder.channels, weights.test_size, weights.test_size)
-    return model, images, _shapes(encoder, dynamic_size), _other_sizes(weights, encoder, dynamic_size)
+    return (
+        model,
+        images,
+        _shapes(encoder, weights.test_size, dynamic_size),
+        _other_sizes(weights, encoder, dynamic_size),
+    )
 
 
 def onnx(weights: Pretrained, path: Path, dynamic_size: bool, facts: dict[str, Any]) -> Compared:
@@ -248,6 +255,10 @@ def torchscript(weights: Pretrained, path: Path, _size: bool, facts: dict[str, A
 def torch_export(weights: Pretrained, path: Path, dynamic_size: bool, facts: dict[str, Any]) -> Compared:
     """A program of torch.export. Its archive holds the facts in a file of its own."""
     model, images, shapes, sizes = _program(weights, dynamic_size)
+    # Strides make sizes depend on each other, which named dimensions do not allow; the sizes that are tried show that
+    # they vary.
+    convolutions = dynamic_size and not getattr(weights.encoder, "is_transformer", False)
+    shapes |= dict.fromkeys((2, 3), torch.export.Dim.AUTO) if convolutions else {}
     with _quiet(weights, "torch_export"), torch.no_grad():
         program = torch.export.export(model, (images,), dynamic_shapes={"images": shapes})
         with path.open("wb") as file:  # PyTorch warns of other names than *.pt2

@@ -100,6 +100,12 @@ def test_programs_of_pytorch(tmp_path):
     program = write(ours, "torch_export", tmp_path / "m.pt2", dynamic_size=True)
     near(torch.export.load(program.path).module()(x), features(ours, x))
     near(torch.export.load(program.path).module()(images(ours, 48)[:1] * 0), features(ours, images(ours, 48)[:1] * 0))
+    stages = weights("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}, 64)
+    program = write(stages, "torch_export", tmp_path / "stages.pt2", dynamic_size=True)
+    near(
+        torch.export.load(program.path).module()(images(stages, 96)[:2] * 0),
+        features(stages, images(stages, 96)[:2] * 0),
+    )
     for found in (traced, program):
         with pytest.raises(UserError, match=r"holds a .*program.*never run here"):
             mv.load(found.path)
