@@ -1,4 +1,4 @@
-"""Images from anywhere, decoded once, as batches of canvases."""
+"""Images from anywhere, as batches of canvases."""
 
 from manyviews.data.canvas import load_canvas, load_canvases, to_canvas
 from manyviews.data.decode import BadImage, decode
