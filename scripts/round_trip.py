@@ -69,7 +69,7 @@ MODELS: dict[str, tuple[str, int, Settings]] = {
     "levit": ("levit_128s", 224, {}),
     "mambaout": ("mambaout_femto", 64, {}),
     "metaformer": ("poolformer_s12", 64, {}),
-    "mlp_mixer": ("gmlp_ti16_224", 64, {"img_size": 64, "num_blocks": 3}),
+    "mlp_mixer": ("gmlp_ti16_224", 64, {"img_size": 64}),
     "mobilenetv3": ("lcnet_035", 64, {}),
     "mobilevit": ("mobilevit_xxs", 64, {}),
     "pit": ("pit_ti_224", 224, {}),
