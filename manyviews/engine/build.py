@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,9 +108,26 @@ def check_colors(method: Method, recipe: Recipe) -> list[str]:
     ]
 
 
+def trained_method(folder: RunFolder) -> tuple[Method, dict[str, Any]]:
+    """The method of a run, with all its heads, as the latest checkpoint has it, and the checkpoint's facts.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    method = build_method(folder.recipe, trained=True)
+    facts = checkpoint.load(folder.checkpoint, method)
+    return method.eval(), facts
+
+
 def write_encoder(folder: RunFolder, encoder: Encoder, recipe: Recipe, step: int) -> None:
     """Write the encoder alone, with everything that its use requires."""
-    facts = {
+    encoder = recipe.adaptation.finish(encoder)
+    checkpoint.save_tensors(folder.encoder, encoder.model.state_dict(), encoder_facts(encoder, recipe, step))
+
+
+def encoder_facts(encoder: Encoder, recipe: Recipe, step: int) -> dict[str, Any]:
+    """What the use of a trained encoder requires, as JSON can hold it."""
+    return {
         "encoder": encoder.spec,
         "mean": recipe.data.mean,
         "std": recipe.data.std,
@@ -118,4 +136,3 @@ def write_encoder(folder: RunFolder, encoder: Encoder, recipe: Recipe, step: int
         "recipe": recipe.name,
         "step": step,
     }
-    checkpoint.save_tensors(folder.encoder, recipe.adaptation.finish(encoder).model.state_dict(), facts)

@@ -112,6 +112,8 @@ def shared_features(
     from manyviews.evaluation.features import check_finite, extract_all
 
     found = loaded(weights)
+    if found.note and distributed.rank() == 0:
+        _say_once(found.note)
     (source,) = seen_by(found, source)
     with progress(title, quiet=shared and distributed.rank() > 0) as update:
         seen = extract_all({title: found.encoder}, source, progress=update, shared=shared, **preprocessing(found))

@@ -56,6 +56,8 @@ def resume(
     images = _where(old, facts["data"]) if data is None else data
     if old.complete:
         distributed.start()
+        if distributed.rank() == 0:
+            say(f"The run in {old.path} is finished: for more epochs, give --epochs and a new --out.")
         return Run(old.path) if (old.plots / "loss.png").exists() else finish(old.path)
     recipe = old.recipe
     source = opened(images, captions=facts.get("captions") if captions is None else captions)

@@ -7,10 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from manyviews import checkpoint
 from manyviews.backbones import Encoder
-from manyviews.engine.build import build_method
-from manyviews.engine.folder import RunFolder
+from manyviews.engine.build import trained_method
+from manyviews.engine.folder import RECIPE, RunFolder
 from manyviews.methods import Method
 from manyviews.settings import Recipe
 from manyviews.weights import load
@@ -21,12 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A folder in which a backbone was pretrained, or is being pretrained."""
+    """A folder in which a backbone was pretrained, or is being pretrained. Raises UserError for another folder."""
 
     folder: Path
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
+        if not (self.folder / RECIPE).is_file():
+            _ = RunFolder(self.folder).recipe  # says what is wrong
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -50,15 +51,13 @@ class Run:
 
     @property
     def encoder(self) -> Encoder:
-        """The pretrained encoder. Raises UserError while the run is unfinished."""
+        """The pretrained encoder, of an unfinished run as its last checkpoint has it. Raises UserError without one."""
         return cast(Encoder, load(self.folder).encoder)
 
     @property
     def method(self) -> Method:
         """The method with all its heads, from the latest checkpoint. Raises UserError when there is no checkpoint."""
-        method = build_method(self.recipe, trained=True)
-        checkpoint.load(RunFolder(self.folder).checkpoint, method)
-        return method.eval()
+        return trained_method(RunFolder(self.folder))[0]
 
     # The verbs return runs themselves, so they are imported when they are called.
 

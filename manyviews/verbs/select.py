@@ -180,9 +180,9 @@ def select(
     if len(set(names)) < 2 or len(set(names)) < len(names):
         raise UserError("Give two runs or more to select from, each of them once.")
     unfinished = [run for run in runs if RunFolder(Path(run)).started and not RunFolder(Path(run)).encoder.exists()]
-    if len(runs) - len(unfinished) >= 2:  # runs of a sweep that broke down have no encoder and never will
-        runs = [run for run in runs if run not in unfinished]
-        names = [str(run) for run in runs]
+    left_out = unfinished if len(runs) - len(unfinished) >= 2 else []  # as runs of a sweep that broke down
+    runs = [run for run in runs if run not in left_out]
+    names = [str(run) for run in runs]
     for run in runs:
         load(run)  # may refuse it, before hours of work; not kept, because all of them together can be large
     recipes = [RunFolder(Path(run)).recipe if Path(run).is_dir() else None for run in runs]
@@ -192,7 +192,7 @@ def select(
 
     found: list[Candidate] = []
     used = 0
-    notes = {f"{printable(str(run))} is not finished, and was left out.": None for run in unfinished}
+    notes = {f"{printable(str(run))} is not finished, and was left out.": None for run in left_out}
     settings = _settings(recipes)
     with progress("select") as update:
         for i, (run, recipe) in enumerate(zip(runs, recipes, strict=True)):

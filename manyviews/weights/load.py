@@ -16,6 +16,7 @@ from torch import nn
 from manyviews import checkpoint
 from manyviews.backbones import Encoder, ExternalEncoder, per_channel
 from manyviews.data import Reading
+from manyviews.engine.build import encoder_facts, trained_method
 from manyviews.engine.folder import RECIPE, RunFolder
 from manyviews.errors import UserError
 from manyviews.settings import CIFAR_MEAN, CIFAR_STD
@@ -136,9 +137,7 @@ def _of_file(path: Path, backbone: str | None, settings: dict[str, Any]) -> tupl
                 raise UserError(f"{path} holds {huggingface.CONFIG} and no weights: {usual} belongs beside it.")
             _ = folder.recipe  # raises an error for a folder that is no run
             if not folder.encoder.exists():
-                raise UserError(
-                    f"The run in {path} is not finished: continue it with `manyviews resume {quote(str(path))}`."
-                )
+                return _unfinished(folder, settings)
             path, name = folder.encoder, str(folder.encoder)
         parts = hub or [path]
     facts: dict[str, Any] = {}
@@ -179,6 +178,23 @@ def _of_file(path: Path, backbone: str | None, settings: dict[str, Any]) -> tupl
         guess = _Guess("" if {"mean", "std"} <= described.images.keys() else looks, "test_size" not in described.images)
         facts |= described.images
     return _seen(known.encoder, facts, guess, name, note)
+
+
+def _unfinished(folder: RunFolder, settings: dict[str, Any]) -> tuple[Pretrained, _Guess]:
+    """The encoder of a run that goes on, or was interrupted, as its last checkpoint has it."""
+    path = folder.path
+    again = f"continue it with `manyviews resume {quote(str(path))}`"
+    if not folder.checkpoint.exists():
+        raise UserError(f"The run in {path} is not finished, and has no checkpoint yet: wait for one, or {again}.")
+    if settings:
+        raise UserError(f"The run in {path} has its architecture: leave out {next(iter(settings))}.")
+    method, facts = trained_method(folder)
+    recipe = folder.recipe
+    encoder = recipe.adaptation.finish(method.kept_encoder)
+    steps = int(facts.get("steps", 0))
+    note = f"The run in {path} is not finished: its encoder is that of step {facts['step']}"
+    note += f" of {steps}; {again}." if steps else f"; {again}."
+    return _seen(encoder, encoder_facts(encoder, recipe, facts["step"]), _Guess(), str(folder.checkpoint), note)
 
 
 def _seen(encoder: Encoder, facts: Mapping[str, Any], guess: _Guess, name: str, note: str) -> tuple[Pretrained, _Guess]:

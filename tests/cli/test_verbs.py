@@ -278,8 +278,12 @@ def test_diagnose_and_select(manyviews, run_folder: Path, photos: Path, tmp_path
     assert result.code == 0, result.err
     assert json.loads((tmp_path / "s.json").read_text())["chosen"] in (str(run_folder), str(other))
     assert "broken is not finished, and was left out" in result.out
+    # Of two runs none is left out: one that goes on is taken as it is.
     result = manyviews("select", run_folder, broken)
-    assert result.code == 2 and "is not finished" in result.err
+    assert result.code == 0 and "left out" not in result.out, result.err
+    (broken / "checkpoint.safetensors").unlink()
+    result = manyviews("select", run_folder, broken)
+    assert result.code == 2 and "is not finished, and has no checkpoint yet" in result.err
 
 
 def test_segment_and_propagate(manyviews, run_folder: Path, tmp_path: Path):
