@@ -25,6 +25,7 @@ Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 _CHUNK = 16
+_SAMPLE = 32
 _AHEAD = 8  # blocks on their way
 
 T = TypeVar("T")
@@ -76,6 +77,12 @@ def decoded(raw: Raw, size: int, reading: Reading) -> np.ndarray:
     """An image before decoding as a canvas: see `load_canvas`."""
     image, _ = decode(raw, math.ceil(_CLOSE[0] * size), reading)
     return to_canvas(image, size)
+
+
+def sample(source: Source) -> list[int]:
+    """A few images, spread over the source, that tell how large all of them are."""
+    found: list[int] = np.linspace(0, len(source) - 1, min(_SAMPLE, len(source))).astype(int).tolist()
+    return found
 
 
 def largest(source: Source, size: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manyviews.data.canvas import Progress, hold_canvases, in_threads, largest, load_canvas, reading_ahead
+from manyviews.data.canvas import Progress, hold_canvases, in_threads, largest, load_canvas, reading_ahead, sample
 from manyviews.data.columns import Column, column, complete
 from manyviews.data.decode import BadImage
 from manyviews.data.order import nearby, order
@@ -19,8 +19,6 @@ from manyviews.data.source import Source
 from manyviews.errors import UserError
 from manyviews.machine import cores, free_memory
 from manyviews.types import Batch, Canvases
-
-_SAMPLE = 32  # images that tell how large all are
 
 
 class Loader:
@@ -122,7 +120,6 @@ class Loader:
     def _expected(self) -> float:
         """Bytes that all canvases take together, by those of a few images."""
         source = self.source
-        some = np.linspace(0, len(source) - 1, min(_SAMPLE, len(source))).astype(int).tolist()
 
         def size(i: int) -> int | None:
             try:
@@ -130,7 +127,7 @@ class Loader:
             except BadImage:
                 return None
 
-        with closing(in_threads(size, [some])) as found:
+        with closing(in_threads(size, [sample(source)])) as found:
             sizes = [n for n in next(found) if n is not None]
         return len(source) * float(np.mean(sizes or [largest(source, self.size)]))
 

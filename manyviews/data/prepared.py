@@ -30,7 +30,16 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from manyviews.checkpoint import load_tensors, save_tensors, write_text
-from manyviews.data.canvas import Progress, decoded, in_threads, load_canvas, load_canvases, reading_ahead, to_canvas
+from manyviews.data.canvas import (
+    Progress,
+    decoded,
+    in_threads,
+    load_canvas,
+    load_canvases,
+    reading_ahead,
+    sample,
+    to_canvas,
+)
 from manyviews.data.decode import BadImage, decode
 from manyviews.data.reading import Reading
 from manyviews.data.source import Captions, Labels, Source, uncaptioned
@@ -42,12 +51,11 @@ _JPEG, _ORIENTATION = b"\xff\xd8\xff", 0x0112
 _PLAN = "plan.json"
 _SHARD = 2**27  # bytes of pixels in a shard: a crash loses little, and files are few
 _VERSION = 5
-_SAMPLE = 32  # images that tell how large all are
 _RAW = 2**18  # bytes of a canvas, on average, from which on canvases are stored as JPEGs
 _QUALITY = 95
 
 
-def prepare(source: Source, out: Path, size: int = 256, progress: Progress | None = None) -> Path:
+def prepare(source: Source, out: Path, size: int = 800, progress: Progress | None = None) -> Path:
     """Decode a source's images to canvases in a folder, which `open_source` then opens.
 
     You may call it again after an interruption, and from several processes at once: finished shards stay, and each
@@ -143,7 +151,7 @@ def _begin(out: Path, plan: dict[str, Any], source: Source) -> dict[str, Any]:
 def _storage(source: Source, size: int) -> dict[str, Any]:
     """How canvases are stored, and how many make a shard, by the size of a few of them."""
     sizes, encoded = [], []
-    for i in np.linspace(0, len(source) - 1, min(_SAMPLE, len(source))).astype(int).tolist():
+    for i in sample(source):
         with suppress(BadImage):
             canvas = load_canvas(source, i, size)
             sizes.append(canvas.size)

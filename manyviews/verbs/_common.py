@@ -62,9 +62,8 @@ def seen_by(weights: Pretrained, *sources: Source, quiet: bool = False) -> list[
                 f"prepare the images with --channels {wanted.count}."
             )
         if weights.reading is not None and source.reading.words != wanted.words:
-            say(
-                f"{source.name}: its canvases hold {source.reading.words}, and the encoder learned from {wanted.words}."
-            )
+            held = source.reading.words
+            tell(source, [f"{source.name}: its canvases hold {held}, and the encoder learned from {wanted.words}."])
     return [source if source.canvases is not None else read_as(source, reading) for source in sources]
 
 

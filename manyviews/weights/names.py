@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def _sized(encoder: Encoder, size: int) -> dict[str, Tensor]:
     return {k: v.detach() for k, v in copied.state_dict().items()}
 
 
-def _renamed(state: dict[str, Tensor], pairs: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+def _renamed(state: Mapping[str, Tensor], pairs: Iterable[tuple[str, Any]]) -> dict[str, Tensor]:
     found = {}
     for k, v in state.items():
         for pattern, name in pairs:
@@ -157,10 +158,6 @@ def to_detectron2(encoder: Encoder) -> dict[str, Tensor]:
             f"detectron2 has no network like {encoder.name} with these settings: the format is for ResNets with "
             "their usual stem. Export to torch or timm."
         )
-    found: dict[str, Tensor] = {}
-    for k, v in model.state_dict().items():
-        for pattern, name in _DETECTRON2:
-            k = re.sub(pattern, name, k)
-        if not k.endswith("num_batches_tracked"):  # frozen norms do not count
-            found[k] = v.detach().cpu()
-    return found
+    renamed = _renamed(model.state_dict(), _DETECTRON2)
+    # Frozen norms do not count their batches.
+    return {k: v.detach().cpu() for k, v in renamed.items() if not k.endswith("num_batches_tracked")}
