@@ -33,6 +33,7 @@ from manyviews.regularizers import canvas_size
 from manyviews.schedules import value
 from manyviews.settings import Recipe
 from manyviews.targets import EMA
+from manyviews.threads import Threads
 from manyviews.types import Batch, Progress
 from manyviews.views import Views
 
@@ -73,7 +74,12 @@ def begin(method: Method, recipe: Recipe, source: Source, folder: RunFolder) -> 
         log = stack.enter_context(Log(folder, step, recipe.monitor.loggers)) if first else None
         update = stack.enter_context(progress("pretrain", quiet=not first))
         start = Start(step, seconds, identity)
-        run = Training(method, optimizer, scaling, device, recipe, loader, held, folder, start, stop, log, update)
+        threads = Threads() if device.type == "cpu" else None
+        if threads is not None:
+            stack.callback(threads.stop)
+        run = Training(
+            method, optimizer, scaling, device, recipe, loader, held, folder, start, stop, log, update, threads
+        )
         stack.push(run.save_after)
         stack.enter_context(contextlib.closing(run.batches))
         yield run
@@ -120,11 +126,12 @@ class Training:
         stop: Request,
         log: Log | None,
         update: Update,
+        threads: Threads | None,
     ) -> None:
         self.method, self.optimizer, self.scaling, self.device = method, optimizer, scaling, device
         self.precision = resolve(recipe.step.precision, device)
         self._recipe, self._loader, self._held, self._folder, self._start = recipe, loader, held, folder, start
-        self._stop, self._log, self._update = stop, log, update
+        self._stop, self._log, self._update, self._threads = stop, log, update, threads
         self._steps, self._epoch = int(start.identity["steps"]), loader.steps_per_epoch
         self._every = max(1, round(recipe.monitor.epochs * self._epoch)) if recipe.monitor.epochs else self._steps
         self.step = start.step
@@ -149,6 +156,7 @@ class Training:
         self._fetch()
         if distributed.anywhere(self._failure is not None):
             raise self._failure or UserError("Another process cannot read its images.")
+        self._choose_threads(Threads.begin)
         while self._batch is not None:
             # Dropout and the like draw from the step alone, so a resumed run draws what an uninterrupted one did.
             torch.manual_seed(_noise(self._recipe.seed, self.step, distributed.rank()))
@@ -197,6 +205,7 @@ class Training:
         self.step += 1
         if not self._stop:
             self._fetch()
+        self._choose_threads(Threads.step)
         last, stopping = self.step == self._steps, distributed.anywhere(bool(self._stop) or self._failure is not None)
         monitoring = self.step % self._every == 0 or last
         if self.step % self._recipe.monitor.steps == 0 or monitoring or stopping:
@@ -224,6 +233,8 @@ class Training:
                 facts["scaling"] = self.scaling.state()
             checkpoint.save(self._folder.checkpoint, self.method, self.optimizer, facts)
             self._saved_step = self.step
+            if self._threads is not None:
+                self._threads.restart()
 
     def save_after(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Save when a disk or a network fails: the weights are as sound as before."""
@@ -258,6 +269,11 @@ class Training:
             if len(bad) > 5:
                 say(f"Skipped {len(bad) - 5} more images: see {self._folder.path / SUMMARY}")
         distributed.barrier()
+
+    def _choose_threads(self, choose: Callable[[Threads], str | None]) -> None:
+        """Let the threads be chosen again, and say what changed. Each process of several chooses its own."""
+        if self._threads is not None and (text := choose(self._threads)) is not None and distributed.rank() == 0:
+            say(text)
 
     def _fetch(self) -> None:
         """Take the next batch. The ranks vote after it, so that none begins a step that another one cannot."""
@@ -302,6 +318,8 @@ class Training:
                 self._log.write({"step": self.step, "alarm": alarm})
                 say(f"Warning: {alarm}")
             self._meter.since += time.monotonic() - start  # this time is not training
+        if self._threads is not None:
+            self._threads.restart()
 
     def _seconds(self) -> float:
         return self._start.seconds + time.monotonic() - self._begun
