@@ -13,7 +13,7 @@ from manyviews.methods import Method
 from manyviews.settings import Recipe
 
 
-def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
+def train(method: Method, recipe: Recipe, source: Source, folder: Path, since: float | None = None) -> None:
     """Train in a run folder, from its checkpoint if there is one, until the recipe's last step.
 
     Args:
@@ -21,13 +21,14 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path) -> None:
         recipe: everything that decides the run except the images; `check` must have passed it.
         source: all the images; a fraction `recipe.data.holdout` is monitored and not trained on.
         folder: a run folder, made by `engine.folder.create`. It receives the log, the checkpoints and the encoder.
+        since: when the run's time began to count, on the monotonic clock; now if None.
 
     Raises:
         UserError: another process trains in the folder, or the data, the recipe and the checkpoint do not fit.
         Stopped: SIGINT or SIGTERM arrived; the checkpoint is written.
         FloatingPointError: the loss is no longer finite; the last good checkpoint is still there.
     """
-    with begin(method, recipe, source, RunFolder(folder)) as run:
+    with begin(method, recipe, source, RunFolder(folder), since) as run:
         method, optimizer = run.method, run.optimizer
         for at, batch in run.steps():
             lr = optim.schedule(optimizer, recipe.optimizer, recipe.data.batch_size, at)

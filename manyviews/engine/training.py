@@ -24,6 +24,7 @@ from manyviews.engine.feed import feed
 from manyviews.engine.folder import SUMMARY, RunFolder
 from manyviews.engine.log import Log
 from manyviews.engine.meter import Meter
+from manyviews.engine.plan import Early, Plan
 from manyviews.engine.precision import Scaling, explain, resolve
 from manyviews.engine.stopping import Request, Stopped, watch
 from manyviews.errors import UserError, say
@@ -37,10 +38,15 @@ from manyviews.threads import Threads
 from manyviews.types import Batch, Progress
 from manyviews.views import Views
 
+_END = 3.0  # seconds that a run with a budget keeps for writing its results
+
 
 @contextlib.contextmanager
-def begin(method: Method, recipe: Recipe, source: Source, folder: RunFolder) -> Iterator[Training]:
+def begin(
+    method: Method, recipe: Recipe, source: Source, folder: RunFolder, since: float | None = None
+) -> Iterator[Training]:
     """Prepare a run, from its checkpoint if there is one: see `manyviews.engine.loop.train`."""
+    since = time.monotonic() if since is None else since
     device, first = distributed.start(), distributed.rank() == 0
     for line in (machine.limits(device), explain(recipe.step.precision, device)) if first else ():
         if line is not None:
@@ -63,7 +69,9 @@ def begin(method: Method, recipe: Recipe, source: Source, folder: RunFolder) -> 
         identity: dict[str, Any] = {"images": len(source), "steps": steps, "processes": distributed.world_size()}
         identity["names"] = source.naming  # which decide, too, which images are held out
         scaling = Scaling(device, resolve(recipe.step.precision, device))
-        step, seconds = _restore(folder, method, optimizer, scaling, identity, loader)
+        early = folder.facts.get("early")
+        plan = Plan(steps, loader.steps_per_epoch, recipe.budget, early and Early(**early))
+        step, seconds = _restore(folder, method, optimizer, scaling, identity, loader, plan)
         distributed.broadcast(method.state_dict().values())
         if recipe.step.compile:
             _compile(method)
@@ -73,7 +81,7 @@ def begin(method: Method, recipe: Recipe, source: Source, folder: RunFolder) -> 
         stop = stack.enter_context(watch())  # a signal before this point has nothing to save
         log = stack.enter_context(Log(folder, step, recipe.monitor.loggers)) if first else None
         update = stack.enter_context(progress("pretrain", quiet=not first))
-        start = Start(step, seconds, identity)
+        start = Start(step, seconds, identity, plan, since)
         threads = Threads() if device.type == "cpu" else None
         if threads is not None:
             stack.callback(threads.stop)
@@ -92,11 +100,15 @@ class Start(NamedTuple):
         step: optimizer steps taken before.
         seconds: time spent before.
         identity: what a checkpoint must agree with: numbers of images, steps and processes, and the images' names.
+        plan: how far it goes.
+        since: when the time of the run began to count again, on the monotonic clock.
     """
 
     step: int
     seconds: float
     identity: dict[str, Any]
+    plan: Plan
+    since: float
 
 
 class Training:
@@ -132,18 +144,19 @@ class Training:
         self.precision = resolve(recipe.step.precision, device)
         self._recipe, self._loader, self._held, self._folder, self._start = recipe, loader, held, folder, start
         self._stop, self._log, self._update, self._threads = stop, log, update, threads
-        self._steps, self._epoch = int(start.identity["steps"]), loader.steps_per_epoch
-        self._every = max(1, round(recipe.monitor.epochs * self._epoch)) if recipe.monitor.epochs else self._steps
+        self._plan, self._epoch = start.plan, loader.steps_per_epoch
+        self._every = max(1, round(recipe.monitor.epochs * self._epoch)) if recipe.monitor.epochs else 0
         self.step = start.step
-        self.batches = _batches(loader, self.step, self._steps, device)
+        self.batches = _batches(loader, self.step, self._plan, device)
         self._batch: Batch | None = None
         self._failure: Exception | None = None
         self._meter = Meter(recipe.data.batch_size)
-        self._begun = self._saved_at = time.monotonic()
+        self._saved_at = self._ticked_at = time.monotonic()
+        self._ticked, self._paused = self.step, 0.0
         self._saved_step = -1
         self._seen = monitor.measurements(folder.rows)
         # A run that was killed between its last step and its end has logged everything already.
-        self._row, self._numbers = _logged(folder) if self.step == self._steps else ({}, {})
+        self._row, self._numbers = _logged(folder) if self.step >= self._plan.last else ({}, {})
         self._note, self._warned = "", False
         encoders = [m for m in method.modules() if isinstance(m, Encoder)]
         learning = [(e, [p for p in e.parameters() if p.requires_grad]) for e in encoders]
@@ -154,13 +167,14 @@ class Training:
         if self.step == 0:
             self._monitor()
         self._fetch()
+        self._ticked_at, self._paused = time.monotonic(), 0.0
         if distributed.anywhere(self._failure is not None):
             raise self._failure or UserError("Another process cannot read its images.")
         self._choose_threads(Threads.begin)
         while self._batch is not None:
             # Dropout and the like draw from the step alone, so a resumed run draws what an uninterrupted one did.
             torch.manual_seed(_noise(self._recipe.seed, self.step, distributed.rank()))
-            at = Progress(self.step, self._steps, self._epoch)
+            at = self._plan.at(self.step)
             for encoder, parameters in self._learning:
                 self._recipe.adaptation.before_step(encoder, parameters, at)
             yield at, self._batch
@@ -206,11 +220,17 @@ class Training:
         if not self._stop:
             self._fetch()
         self._choose_threads(Threads.step)
-        last, stopping = self.step == self._steps, distributed.anywhere(bool(self._stop) or self._failure is not None)
-        monitoring = self.step % self._every == 0 or last
+        self._tick()
+        last, stopping = (
+            self.step >= self._plan.last,
+            distributed.anywhere(bool(self._stop) or self._failure is not None),
+        )
+        monitoring = last or (self._every > 0 and self.step % self._every == 0)
+        if last:
+            self._batch = None
         if self.step % self._recipe.monitor.steps == 0 or monitoring or stopping:
             self._write_row(at, lr)
-        self._update(self.step, self._steps, self._note)
+        self._update(self.step, self._plan.last, self._note)
         if stopping:
             self.save()  # first: whoever stops a process may not wait for long
         if monitoring:
@@ -218,8 +238,8 @@ class Training:
         if stopping:
             distributed.barrier()  # a launcher may end all processes with the first that ends
             raise self._failure or Stopped(
-                f"stopped by {self._stop.signal or 'another process'} at step {self.step} of {self._steps}, and saved: "
-                f"continue with `manyviews resume {quote(str(self._folder.path))}`."
+                f"stopped by {self._stop.signal or 'another process'} at step {self.step} of {self._plan.last}, and "
+                f"saved: continue with `manyviews resume {quote(str(self._folder.path))}`."
             )
         if last or time.monotonic() - self._saved_at > 60 * self._recipe.monitor.checkpoint_minutes:
             self.save()
@@ -228,13 +248,13 @@ class Training:
     def save(self) -> None:
         """Write a checkpoint, unless this step has one or the weights are not finite: the last good one stays."""
         if self._log and self.step != self._saved_step and self._meter.finite():
-            facts = self._start.identity | {"step": self.step, "seconds": self._seconds()}
+            facts = self._start.identity | {"step": self.step, "seconds": self._seconds()} | self._plan.facts()
             if self.scaling.active:
                 facts["scaling"] = self.scaling.state()
+            start = time.monotonic()
             checkpoint.save(self._folder.checkpoint, self.method, self.optimizer, facts)
             self._saved_step = self.step
-            if self._threads is not None:
-                self._threads.restart()
+            self._rest(time.monotonic() - start)
 
     def save_after(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Save when a disk or a network fails: the weights are as sound as before."""
@@ -249,7 +269,7 @@ class Training:
             self._folder.write_summary(
                 {
                     "images": self._start.identity["images"],
-                    "steps": self._steps,
+                    "steps": self.step,
                     "seconds": self._seconds(),
                     "device": str(self.device),
                     "precision": self.precision,
@@ -261,7 +281,7 @@ class Training:
             )
             if self.scaling.skipped:
                 say(
-                    f"{self.scaling.skipped} of {self._steps} steps were skipped, because their gradients were not "
+                    f"{self.scaling.skipped} of {self.step} steps were skipped, because their gradients were not "
                     "finite in float16; the loss is scaled less after each."
                 )
             for where, reason in bad[:5]:
@@ -269,6 +289,25 @@ class Training:
             if len(bad) > 5:
                 say(f"Skipped {len(bad) - 5} more images: see {self._folder.path / SUMMARY}")
         distributed.barrier()
+
+    def _rest(self, seconds: float) -> None:
+        """So many seconds passed without training."""
+        self._meter.since += seconds
+        self._paused += seconds
+        if self._threads is not None:
+            self._threads.restart()
+
+    def _tick(self) -> None:
+        """With a budget, plan anew how many steps there will be."""
+        alone = distributed.world_size() == 1
+        # Seldom with several processes: they wait for each other here.
+        if not self._plan.timed or not (alone or self.step % self._recipe.monitor.steps == 0):
+            return
+        now = time.monotonic()
+        seconds = now - self._ticked_at - self._paused
+        self._plan.tick(self.step, self._seconds(), seconds / (self.step - self._ticked), seconds)
+        self._plan.agree(distributed.share(self._plan.last))
+        self._ticked, self._ticked_at, self._paused = self.step, now, 0.0
 
     def _choose_threads(self, choose: Callable[[Threads], str | None]) -> None:
         """Let the threads be chosen again, and say what changed. Each process of several chooses its own."""
@@ -317,12 +356,12 @@ class Training:
             for alarm in monitor.alarms(self._seen):
                 self._log.write({"step": self.step, "alarm": alarm})
                 say(f"Warning: {alarm}")
-            self._meter.since += time.monotonic() - start  # this time is not training
-        if self._threads is not None:
-            self._threads.restart()
+            seconds = time.monotonic() - start
+            self._plan.expect(self._every, seconds, seconds + _END)
+            self._rest(seconds)
 
     def _seconds(self) -> float:
-        return self._start.seconds + time.monotonic() - self._begun
+        return self._start.seconds + time.monotonic() - self._start.since
 
 
 def _loader(method: Method, recipe: Recipe, source: Source, train: Source, device: torch.device) -> Loader:
@@ -360,14 +399,14 @@ def _compile(method: Method) -> None:
             module.features = torch.compile(module.features)  # type: ignore[method-assign]
 
 
-def _batches(loader: Loader, step: int, steps: int, device: torch.device) -> Generator[tuple[Batch, float]]:
+def _batches(loader: Loader, step: int, plan: Plan, device: torch.device) -> Generator[tuple[Batch, float]]:
     """The batches of all steps from `step` on, across epochs, as `feed` gives them."""
-    while step < steps:
+    while step < plan.last:
         epoch, start = divmod(step, loader.steps_per_epoch)
         for batch in feed(loader.batches(epoch, start), device):
             yield batch
             step += 1
-            if step == steps:
+            if step >= plan.last:
                 return
 
 
@@ -395,6 +434,7 @@ def _restore(
     scaling: Scaling,
     identity: dict[str, Any],
     loader: Loader,
+    plan: Plan,
 ) -> tuple[int, float]:
     """Load the checkpoint, if there is one; the step to continue from, and the seconds spent so far."""
     step, seconds = 0, 0.0
@@ -403,6 +443,7 @@ def _restore(
         step, seconds = int(facts["step"]), float(facts["seconds"])
         scaling.load(facts.get("scaling", {}))
         _check_identity(folder, facts, identity)
+        plan.resume(step, facts)
         processes = facts.get("processes", identity["processes"])
         within = step % loader.steps_per_epoch > 0
         if distributed.rank() == 0 and within and loader.by_rank and processes != identity["processes"]:

@@ -196,6 +196,8 @@ class Recipe:
         method: a method's name, with the settings that differ from the paper's defaults.
         backbone: a timm name, with `Encoder`'s settings.
         epochs: passes over the images.
+        budget: seconds in which the run ends, whatever the machine does; `epochs` is then what is expected. None for
+            all epochs.
         regularizers: terms that are added to the method's loss.
         adaptation: which parts of the encoder learn, and how fast: see `manyviews.adaptation`.
         test_size: side in pixels at which the encoder is evaluated.
@@ -206,6 +208,7 @@ class Recipe:
     method: Component
     backbone: Component
     epochs: float
+    budget: float | None = None
     data: Data = Data()
     optimizer: Optimizer = Optimizer()
     step: Step = Step()
@@ -217,6 +220,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         require(0 < self.epochs < float("inf"), self, "epochs", "more than 0 and finite")
+        require(self.budget is None or 0 < self.budget < float("inf"), self, "budget", "more than 0 and finite")
         require(self.test_size >= 1, self, "test_size", "1 or more")
         require(0 <= self.seed < 2**31, self, "seed", "at least 0 and less than 2**31")
 

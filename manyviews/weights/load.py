@@ -191,7 +191,7 @@ def _unfinished(folder: RunFolder, settings: dict[str, Any]) -> tuple[Pretrained
     method, facts = trained_method(folder)
     recipe = folder.recipe
     encoder = recipe.adaptation.finish(method.kept_encoder)
-    steps = int(facts.get("steps", 0))
+    steps = int(facts.get("end", facts.get("steps", 0)))
     note = f"The run in {path} is not finished: its encoder is that of step {facts['step']}"
     note += f" of {steps}; {again}." if steps else f"; {again}."
     return _seen(encoder, encoder_facts(encoder, recipe, facts["step"]), _Guess(), str(folder.checkpoint), note)
