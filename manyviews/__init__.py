@@ -2,7 +2,7 @@
 
     import manyviews as mv
 
-    run = mv.pretrain("photos/", recipe="simclr_photos")
+    run = mv.pretrain("photos/")
     report = run.evaluate("labeled/")
     run.export("timm", "backbone/")
 
@@ -32,6 +32,7 @@ _VERBS = (
     "embed",
     "evaluate",
     "export",
+    "finish",
     "prepare",
     "pretrain",
     "propagate",

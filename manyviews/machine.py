@@ -110,6 +110,14 @@ def name(device: torch.device) -> str:
     return "Apple's GPU" if device.type == "mps" else "this processor"
 
 
+def wait(device: torch.device) -> None:
+    """Wait for everything that the device has been told to do, so that a time is that of the work."""
+    import torch
+
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """PyTorch's generators, of the CPU and of the device, begin at `seed`; afterwards they are as they were."""

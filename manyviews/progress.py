@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -10,6 +11,11 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from manyviews.errors import UserError
+
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_LENGTH = re.compile(rf"(?:{_NUMBER}d)?(?:{_NUMBER}h)?(?:{_NUMBER}m(?:in)?)?(?:{_NUMBER}s)?")
 
 _PATIENCE = 1.0  # seconds before anything is shown
 _EVERY = 10.0  # seconds between plain lines
@@ -92,3 +98,21 @@ def duration(seconds: float) -> str:
     if s < 3600:
         return f"{s // 60} min {s % 60} s" if s < 600 else f"{round(s / 60)} min"
     return f"{s // 3600} h {s % 3600 // 60} min"
+
+
+def seconds(length: str | float) -> float:
+    """The seconds of a length of time: "30m", "2h", "1h30m", "90s", or a number of seconds.
+
+    Raises:
+        UserError: other words, or nothing.
+    """
+    if isinstance(length, str):
+        match = _LENGTH.fullmatch(length.replace(" ", "").lower())
+        if match is None:
+            raise UserError(f"A length of time is such as 30m, 2h or 1h30m, not '{length}'.")
+        found = sum(float(n or 0) * unit for n, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))
+    else:
+        found = float(length)
+    if not 0 < found < float("inf"):
+        raise UserError(f"A length of time is more than 0 and finite, not '{length}'.")
+    return found

@@ -22,6 +22,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "prepare": train.prepare,
         "pretrain": train.pretrain,
         "resume": train.resume,
+        "finish": train.finish,
         "sweep": train.sweep,
         "demo": train.demo,
     },

@@ -123,7 +123,8 @@ def _tiles(folder: Path, json: Path | None) -> None:
 def pretrain(
     data: Training,
     /,
-    recipe: Recipe,
+    recipe: Recipe = "auto",
+    budget: Annotated[str | None, arg(metavar="TIME")] = None,
     epochs: Epochs = None,
     set: Settings = (),
     out: NewRun = None,
@@ -133,18 +134,22 @@ def pretrain(
     """Pretrain a backbone on unlabeled images.
 
     For example:
-      manyviews pretrain photos/ --recipe simclr_photos
+      manyviews pretrain photos/
+      manyviews pretrain photos/ --budget 2h --out runs/photos
+      manyviews pretrain photos/ --recipe byol_cifar10 --budget 30m
       manyviews pretrain photos.parquet --recipe byol_cifar10 --epochs 50 --out runs/first
       manyviews pretrain photos/ --recipe dino_cifar10 --set optimizer.lr=1e-3 --set method.views.local.count=6
       torchrun --nproc-per-node 8 -m manyviews pretrain imagenet/train --recipe byol_imagenet
 
     Args:
+        budget: How long the run may take, such as 30m or 2h. Its schedule ends in time, whatever else the machine does.
+            A recipe that is chosen by itself takes half an hour on a processor.
         set: Change a setting by its dotted path.
         out: A new folder for the run; runs/<recipe>-<date> by default.
         captions: For methods that read captions. For a folder, a CSV file of path,caption (by default, captions.csv in
             it); for Parquet or tar files, a column, or a member or field.
     """
-    run = mv.pretrain(data, recipe, epochs=epochs, settings=settings(set), out=out, captions=captions)
+    run = mv.pretrain(data, recipe, epochs=epochs, budget=budget, settings=settings(set), out=out, captions=captions)
     show_finished(run, json)
 
 
@@ -172,6 +177,28 @@ def resume(
         captions: Where the captions are now: see `manyviews pretrain --help`.
     """
     show_finished(mv.resume(run, data, captions, epochs=epochs, out=out), json)
+
+
+def finish(
+    run: RunFolder,
+    /,
+    steps: Annotated[int | None, arg(metavar="N")] = None,
+    data: str | None = None,
+    captions: Captions = None,
+    json: Json = None,
+) -> None:
+    """End an interrupted run early: its schedule runs out over a few more steps.
+
+    For example:
+      manyviews finish runs/first
+      manyviews finish runs/first --steps 500
+
+    Args:
+        steps: How many more steps; by default a tenth of those taken, and at least 20.
+        data: Where the images are now, if they were moved.
+        captions: Where the captions are now: see `manyviews pretrain --help`.
+    """
+    show_finished(mv.finish(run, steps, data, captions), json)
 
 
 def sweep(

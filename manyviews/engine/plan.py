@@ -17,10 +17,12 @@ class Early:
 
     Attributes:
         since: steps that the run had taken.
-        over: steps from there to the end.
+        of: steps that the schedule had been for.
+        over: steps from `since` to the end.
     """
 
     since: int
+    of: int
     over: int
 
 
@@ -54,10 +56,11 @@ class Plan:
 
     def at(self, step: int) -> Progress:
         """The progress before a step. After an early end was asked for, it goes faster than the steps."""
-        early = self._early
-        if early is not None and step >= early.since:
-            step = early.since + (step - early.since) * (self._steps - early.since) // early.over
-        return Progress(min(step, self._steps - 1), self._steps, self._per_epoch)
+        early, steps = self._early, self._steps
+        if early is not None:
+            gone = max(0, step - early.since)
+            step, steps = min(step, early.since) + gone * (early.of - early.since) // early.over, early.of
+        return Progress(min(step, steps - 1), steps, self._per_epoch)
 
     def expect(self, every: int, pause: float, reserve: float) -> None:
         """What else takes time: a pause of so many seconds after every so many steps, and the end."""

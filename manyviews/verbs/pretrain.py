@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,32 +20,42 @@ from manyviews.data import Reading, Source, load_canvases, mean_and_std, measure
 from manyviews.engine.build import build_method, check, check_colors, check_sizes
 from manyviews.engine.folder import RunFolder, create
 from manyviews.engine.loop import train
+from manyviews.engine.pace import measure
 from manyviews.errors import UserError, say
 from manyviews.methods import Method
-from manyviews.progress import progress
+from manyviews.progress import progress, seconds
 from manyviews.regularizers import canvas_size, inner
 from manyviews.reporting import plots
 from manyviews.reporting.views import titled, views_of
 from manyviews.settings import Data, Recipe, check_saved, override
 from manyviews.verbs._common import opened, tell
+from manyviews.verbs.choose import AUTO, BUDGET, announced, choose, within
 from manyviews.verbs.run import Run
+
+T = TypeVar("T")
 
 
 def pretrain(
     data: Any,
-    recipe: str | Recipe,
+    recipe: str | Recipe = AUTO,
     *,
     epochs: float | None = None,
+    budget: str | float | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     captions: Any = None,
 ) -> Run:
     """Pretrain a backbone on unlabeled images.
 
+    How long it will take on this machine is measured and said before it starts.
+
     Args:
         data: a folder, Parquet or tar files, a URL, a data set, arrays, or "demo": see `manyviews.data.open_source`.
-        recipe: a name (`manyviews list recipes`), or a recipe of your own.
+        recipe: a name (`manyviews list recipes`), or a recipe of your own. "auto" chooses by number and size of the
+            images, their channels, the device and the time, and says why.
         epochs: passes over the images; the recipe's if None.
+        budget: how long the run may take: "30m", "2h", or seconds. Its schedule then ends in time, whatever else the
+            machine does. Without it "auto" takes half an hour on a processor.
         settings: dotted paths and new values, such as `{"optimizer.lr": 0.1, "method.temperature": 0.2}`.
         out: a new or empty folder for the run; `runs/<recipe>-<date>` if None.
         captions: for methods that read them, if they are not where `manyviews.data.open_source` finds them.
@@ -52,10 +64,23 @@ def pretrain(
         UserError: bad input.
         engine.Stopped: interrupted by SIGINT or SIGTERM; the run is saved and can be resumed.
     """
-    chosen = changed(recipe, epochs, settings or {})
+    begun = time.monotonic()
+    limit = None if budget is None else seconds(budget)
+    if limit is not None and epochs is not None:
+        raise UserError("A run has either so many --epochs or a --budget of time: leave one of them out.")
+    chosen = changed(_BASE if recipe == AUTO else recipe, epochs, settings or {})
     source = opened(data, captions=captions)
     device = distributed.start()
     chosen, source = fitted(chosen, source)
+    if recipe == AUTO:
+        if limit is None and epochs is None and device.type == "cpu":
+            limit = BUDGET
+        make = partial(_like, chosen, epochs, settings or {})
+        chosen, text = _first(lambda: choose(make, source, device, limit, begun))
+        tell(source, [text])
+    elif limit is not None:
+        chosen, text = _first(lambda: within(chosen, measure(chosen, source, device), limit, begun))
+        tell(source, [text])
     # Check everything first: a run that cannot start must leave no folder behind.
     check(chosen, source)
     method = build_method(chosen)
@@ -66,8 +91,11 @@ def pretrain(
         folder = create(None if out is None else Path(out), chosen, facts_of(data, captions, source, device)).path
         draw_views(folder, method, chosen, source)
     folder = cast(Path, distributed.share(folder))
-    train(method, chosen, source, folder)
-    return finish(folder)
+    if limit is None:
+        expected = _first(lambda: announced(chosen, measure(chosen, source, device), device))
+        tell(source, [expected] if expected else [])
+    train(method, chosen, source, folder, begun if limit else None)
+    return conclude(folder)
 
 
 def fitted(recipe: Recipe, source: Source) -> tuple[Recipe, Source]:
@@ -142,6 +170,23 @@ def changed(recipe: str | Recipe, epochs: float | None, settings: Mapping[str, A
     return chosen
 
 
+_BASE = "photos_cpu_small"  # says how images are read before one is chosen
+
+
+def _like(base: Recipe, epochs: float | None, settings: Mapping[str, Any], name: str, suits: dict[str, Any]) -> Recipe:
+    """The recipe of that name with settings that suit the images, and those that were given; it reads like `base`."""
+    recipe = changed(name, epochs, {**suits, **settings})
+    alike = {field: getattr(base.data, field) for field in ("channels", "range", "mean", "std")}
+    seen = {k: v for k, v in base.backbone.settings.items() if k == "in_chans"}
+    backbone = replace(recipe.backbone, settings={**recipe.backbone.settings, **seen})
+    return replace(recipe, data=replace(recipe.data, **alike), backbone=backbone)
+
+
+def _first(compute: Callable[[], T]) -> T:
+    """What the first process computes, in all of them."""
+    return cast(T, distributed.share(compute() if distributed.rank() == 0 else None))
+
+
 def facts_of(data: Any, captions: Any, source: Source, device: torch.device) -> dict[str, Any]:
     """What a new run's folder says of it, beside its recipe."""
     return {
@@ -155,7 +200,7 @@ def facts_of(data: Any, captions: Any, source: Source, device: torch.device) -> 
     }
 
 
-def finish(folder: Path) -> Run:
+def conclude(folder: Path) -> Run:
     """Plot a finished run, in the first process only."""
     if distributed.rank() == 0:
         try:

@@ -14,7 +14,7 @@ from manyviews.engine.stopping import Stopped
 from manyviews.errors import UserError, say
 from manyviews.settings import override
 from manyviews.verbs._common import opened
-from manyviews.verbs.pretrain import address, draw_views, facts_of, finish
+from manyviews.verbs.pretrain import address, conclude, draw_views, facts_of
 from manyviews.verbs.run import Run
 
 
@@ -58,7 +58,7 @@ def resume(
         distributed.start()
         if distributed.rank() == 0:
             say(f"The run in {old.path} is finished: for more epochs, give --epochs and a new --out.")
-        return Run(old.path) if (old.plots / "loss.png").exists() else finish(old.path)
+        return Run(old.path) if (old.plots / "loss.png").exists() else conclude(old.path)
     recipe = old.recipe
     source = opened(images, captions=facts.get("captions") if captions is None else captions)
     source = read_as(source, recipe.data.reading)
@@ -76,7 +76,7 @@ def resume(
         remember()
         raise
     remember()
-    return finish(old.path)
+    return conclude(old.path)
 
 
 def _longer(old: RunFolder, data: Any, captions: Any, epochs: float, out: str | Path | None) -> Run:
@@ -108,7 +108,7 @@ def _longer(old: RunFolder, data: Any, captions: Any, epochs: float, out: str | 
         draw_views(folder, method, recipe, source)
     folder = cast(Path, distributed.share(folder))
     train(method, recipe, source, folder)
-    return finish(folder)
+    return conclude(folder)
 
 
 def _where(run: RunFolder, data: str | None) -> str:

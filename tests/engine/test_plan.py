@@ -1,6 +1,7 @@
 """Plans: a budget that is kept whatever the machine does, and an early end."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -38,8 +39,8 @@ def test_a_budget_is_kept_and_its_schedule_runs_out(pace: Callable[[float], floa
     spent, progress = spend(plan, pace, every=250, pause=4.0)
     assert 0.95 * 590 < spent <= 591
     assert progress[0] == 0 and progress[-1] > 0.99
-    assert max(b - a for a, b in zip(progress, progress[1:], strict=False)) < 0.02
-    assert min(b - a for a, b in zip(progress, progress[1:], strict=False)) > -0.02
+    assert max(b - a for a, b in pairwise(progress)) < 0.02
+    assert min(b - a for a, b in pairwise(progress)) > -0.02
     rates = [WarmupCosine(warmup=2)(plan.at(step)) for step in range(0, plan.last, 50)]
     assert max(rates) > 0.99 and rates[-1] < 0.01
 
@@ -57,7 +58,7 @@ def test_without_a_budget_there_are_as_many_steps_as_planned() -> None:
 
 
 def test_an_early_end_runs_the_schedule_out() -> None:
-    plan = Plan(1000, 10, early=Early(since=400, over=60))
+    plan = Plan(1000, 10, early=Early(since=400, of=1000, over=60))
     assert plan.last == 460
     assert [plan.at(i).step for i in (0, 399, 400, 430, 459)] == [0, 399, 400, 700, 990]
 

@@ -1,0 +1,143 @@
+"""How long a run will take on this machine: measured before it starts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from manyviews import distributed, machine
+from manyviews.backbones import protect
+from manyviews.data import Source, load_canvases
+from manyviews.data.canvas import sample
+from manyviews.engine import monitor, optim
+from manyviews.engine.build import build_method
+from manyviews.engine.precision import resolve
+from manyviews.engine.step import backpropagate
+from manyviews.evaluation.features import frozen
+from manyviews.methods import Method
+from manyviews.regularizers import canvas_size
+from manyviews.settings import Recipe
+from manyviews.threads import Threads
+from manyviews.types import Batch, Progress
+from manyviews.views import Views
+
+PATIENCE = 4.0
+"""Seconds of measuring, or one step of a part of a batch if that takes longer."""
+
+_FEW = 8  # images in the first step, which also compiles and allocates
+_SHORT = 20.0  # seconds of a whole run that need no better estimate
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What the parts of a run cost on this machine.
+
+    Attributes:
+        step: seconds of a step.
+        monitoring: seconds of one measurement on held-out images.
+        decoding: seconds before the first step.
+        steps_per_epoch: steps of one pass over the images.
+        measured: steps that were measured.
+    """
+
+    step: float
+    monitoring: float
+    decoding: float
+    steps_per_epoch: int
+    measured: int
+
+    def seconds(self, recipe: Recipe) -> float:
+        """Seconds of the whole run."""
+        rounds = 2 + (recipe.epochs / recipe.monitor.epochs if recipe.monitor.epochs else 0)
+        return self.decoding + recipe.epochs * self.steps_per_epoch * self.step + rounds * self.monitoring
+
+    def epochs(self, recipe: Recipe, seconds: float) -> float:
+        """The epochs that fit into so many seconds."""
+        each = self.steps_per_epoch * self.step
+        each += self.monitoring / recipe.monitor.epochs if recipe.monitor.epochs else 0
+        return max(0.0, seconds - self.decoding - 2 * self.monitoring) / each
+
+
+def measure(recipe: Recipe, source: Source, device: torch.device) -> Pace | None:
+    """Take a few steps of the recipe with a method of their own, on a few of the images.
+
+    None for several processes, whose steps wait for each other, and for views that need more than pixels.
+    """
+    images = len(monitor.hold_out(source, recipe.data.holdout)[0])
+    with machine.seeded(recipe.seed, device):
+        method = build_method(recipe, trained=True)
+        needed = {column for view in method.views for column in view.needs} - {"pixels", "extent"}
+        if needed or distributed.world_size() > 1:
+            return None
+        begun = time.monotonic()
+        chosen = sample(source)
+        few, _ = load_canvases(source.subset(chosen), canvas_size(method, recipe))
+        decoding = (time.monotonic() - begun) * len(source) / len(chosen)
+        if not len(few):
+            return None
+        threads = Threads()
+        if device.type == "cpu":
+            threads.begin()
+        try:
+            per_epoch = max(1, images // recipe.data.batch_size)
+            step, measured = _step(method, recipe, few, images, device, per_epoch)
+            pixels = min(len(source), monitor.MOST)
+            monitoring = _monitoring(method, recipe, device, pixels) if recipe.data.holdout else 0.0
+        finally:
+            threads.stop()
+    return Pace(step, monitoring, decoding, per_epoch, measured)
+
+
+def _step(
+    method: Method, recipe: Recipe, few: Batch, images: int, device: torch.device, per_epoch: int
+) -> tuple[float, int]:
+    """Seconds of a step, and how many steps they were measured in."""
+    method.begin(images)
+    method = method.to(device).to(memory_format=torch.channels_last).train()
+    protect(method)
+    optimizer = optim.build(method, recipe.optimizer, device, recipe.adaptation)
+    data, precision = recipe.data, resolve(recipe.step.precision, device)
+
+    def take(size: int) -> float:
+        """Seconds of a step with so many images."""
+        start, at = time.monotonic(), Progress(0, max(1, round(recipe.epochs * per_epoch)), per_epoch)
+        batch = few[torch.arange(size) % len(few)].to(device)
+        optimizer.zero_grad(set_to_none=True)
+
+        def views() -> Views:
+            return Views(batch, method.views, recipe.seed, 0, data.mean, data.std, backward=recipe.step.backward)
+
+        backpropagate(method, [views], at, precision=precision, device=device)
+        method.before_update(at)
+        optimizer.step()
+        method.after_update(at)
+        machine.wait(device)
+        return time.monotonic() - start
+
+    whole = data.batch_size
+    size = min(_FEW, whole)
+    take(size)
+    guess = take(size) * whole / size
+    size = max(size, min(whole, round(whole * PATIENCE / 4 / max(1e-9, guess))))
+    begun, found = time.monotonic(), list[float]()
+    while len(found) < 5 and (not found or time.monotonic() - begun < PATIENCE):
+        found.append(take(size) * whole / size)
+        if found[-1] * recipe.epochs * per_epoch < _SHORT:
+            break
+    # The first step of a size allocates.
+    return median(found[1:] or found), len(found)
+
+
+def _monitoring(method: Method, recipe: Recipe, device: torch.device, images: int) -> float:
+    """Seconds of encoding so many images of the test size, and of little else."""
+    encoder = method.kept_encoder
+    x = torch.zeros(_FEW, encoder.channels, recipe.test_size, recipe.test_size, device=device)
+    with frozen(encoder):
+        encoder(x)
+        start = time.monotonic()
+        encoder(x)
+        machine.wait(device)
+    return (time.monotonic() - start) * images / _FEW
