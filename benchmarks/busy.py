@@ -1,10 +1,13 @@
-"""How fast a run is beside other processes: alone, two at once, and beside a process that takes one core.
+"""Beside other processes: how fast a run is, and whether one with a budget ends in time.
 
-python benchmarks/busy.py [--data data] [--before CHECKOUT] [--rounds 3] [--out benchmarks/busy.json]
+python benchmarks/busy.py [--data data] [--before CHECKOUT] [--rounds 3] [--budgets 10m ...] [--out busy.json]
 
-About five minutes a round on two cores, Linux. Each case starts `manyviews pretrain` as a user would, without any
-setting of threads, on CIFAR-10, and reads the speeds in the run's log after its first 20 seconds. With --before, another
-checkout of this project takes turns with this one.
+Linux, two cores. About five minutes a round. Each case starts `manyviews pretrain` as a user would, without any setting
+of threads, on CIFAR-10: alone, two at once, and beside a process that takes one core. Speeds are those of the run's log
+after its first 20 seconds. With --before, another checkout of this project takes turns with this one.
+
+--budgets are runs of `manyviews pretrain clothing10_192.zip --budget TIME`, alone, and beside a process that begins to
+take one core after a third of the time. What is measured is the time of the whole command.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ from pathlib import Path
 
 import _bench
 import torch
+
+import manyviews as mv
+from manyviews.progress import seconds
 
 SKIPPED, MEASURED = 20.0, 40.0
 """Seconds that a case is given before it is measured, and in which it is."""
@@ -76,6 +82,40 @@ def speeds(tree: Path, recipe: str, runs: int, busy: int, data: Path) -> list[fl
                 process.wait()
 
 
+def budget(text: str, busy: bool, data: Path) -> dict[str, float]:
+    """Seconds that were promised, and that the command took."""
+    promised = seconds(text)
+    with tempfile.TemporaryDirectory() as place:
+        out, begun = Path(place) / "run", time.monotonic()
+        words = ["pretrain", str(data / "clothing10_192.zip"), "--budget", text, "--out", str(out)]
+        environment = {k: v for k, v in os.environ.items() if not k.endswith("NUM_THREADS")}
+        run = subprocess.Popen(
+            [sys.executable, "-m", "manyviews", *words],
+            env={**environment, "CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        other = None
+        if busy:
+            time.sleep(promised / 3)
+            other = subprocess.Popen([sys.executable, "-c", BUSY])
+        try:
+            run.wait()
+            took = time.monotonic() - begun
+        finally:
+            if other is not None:
+                other.kill()
+                other.wait()
+        recipe = mv.Run(out).recipe
+        summary = mv.Run(out).summary or {}
+        return {
+            "promised": promised,
+            "took": round(took, 1),
+            "expected_epochs": recipe.epochs,
+            "steps": summary["steps"],
+        }
+
+
 CASES = {"alone": (1, 0), "two runs": (2, 0), "beside a busy process": (1, 1)}
 """Runs side by side, and busy processes beside them."""
 
@@ -86,6 +126,7 @@ def main() -> None:
     options.add_argument("--before", type=Path)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--recipes", nargs="*", default=RECIPES)
+    options.add_argument("--budgets", nargs="*", default=[])
     options.add_argument("--out", type=Path)
     asked = options.parse_args()
     trees = {"now": Path(__file__).resolve().parents[1]} | ({"before": asked.before.resolve()} if asked.before else {})
@@ -98,7 +139,12 @@ def main() -> None:
                     cases[case][name].append(sum(speeds(tree, recipe, runs, busy, asked.data.resolve())))
                     print(f"{recipe}, {case}, {name}: {cases[case][name][-1]:.0f} images/s", flush=True)
         found[recipe] = cases
-    _bench.write(asked.out, {**_bench.facts(torch.device("cpu")), "images_per_second": found})
+    kept = {}
+    for text in asked.budgets:
+        for busy in (False, True):
+            kept[f"{text}, {'beside a busy process' if busy else 'alone'}"] = measured = budget(text, busy, asked.data)
+            print(f"{text}, {'beside a busy process' if busy else 'alone'}: {measured}", flush=True)
+    _bench.write(asked.out, {**_bench.facts(torch.device("cpu")), "images_per_second": found, "budgets": kept})
 
 
 if __name__ == "__main__":

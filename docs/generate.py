@@ -192,21 +192,23 @@ def told(recipe: str) -> Told:
 
 
 def recipe_table(page: Path) -> str:
-    """A row for each recipe of the page's method or regularizer, and the commands of two of them."""
+    """A row for each recipe of the page's method, regularizer or family, and the commands of some of them."""
     names = recipes_of(page.stem)
     rows = []
     for name in names:
         recipe, says = recipes.get(name), told(name)
         words = [f"`{name}`", says.what, recipe.backbone.name, f"{recipe.epochs:g}", str(recipe.data.batch_size)]
         rows.append([*words, linked(page, says.expectation) or "-"])
-    shown = [n for size in ("cifar10", "photos", "imagenet", "rescue") for n in names if n.endswith(f"_{size}")]
+    shown = [n for size in ("cifar10", "photos", "cpu_small", "imagenet", "rescue") for n in names if n.endswith(f"_{size}")]
     commands = "\n".join(told(name).command for name in shown[:3] if told(name).command)
     head = ["recipe", "what it is", "backbone", "epochs", "batch", "hardware and expectation"]
     return table(head, rows) + f"\n\n```bash\n{commands}\n```"
 
 
 def recipes_of(name: str) -> list[str]:
-    """The recipes of a method in the order of its file, or those that have a regularizer."""
+    """The recipes of a method in the order of its file, those that have a regularizer, or those of a file of recipes."""
+    if name == "photos":
+        return [r for r in recipes.names() if r.startswith(f"{name}_")]
     if name in methods.names():
         found = [r for r in recipes.names() if recipes.get(r).method.name == name]
     else:

@@ -217,8 +217,8 @@ def sweep(
     """Train with several values of a setting, and plot how sensitive the result is to it.
 
     For example:
-      manyviews sweep photos/ --recipe simclr_photos --vary method.temperature=0.05,0.1,0.2 --out sweeps/temperature
-      manyviews sweep photos/ --recipe simclr_photos --set "regularizers=(Rescue(0.75),)" --out sweeps/rescue \\
+      manyviews sweep photos/ --recipe photos_cpu_small --vary method.temperature=0.05,0.1,0.2 --out sweeps/temperature
+      manyviews sweep photos/ --recipe photos_cpu_small --set "regularizers=(Rescue(0.75),)" --out sweeps/rescue \\
         --baseline "regularizers=()" --vary regularizers.rescue.scale=0.25,0.5,0.75,1
 
     Args:

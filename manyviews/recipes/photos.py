@@ -26,10 +26,10 @@ def _cpu(size: int, test_size: int, epochs: float, backbone: Component) -> Recip
     )
 
 
-def cpu_tiny() -> Recipe:
+def cpu_thumbnails() -> Recipe:
     """Images of about 32 pixels on a processor: SimCLR, a ResNet of four blocks that starts at half resolution.
 
-    manyviews pretrain cifar10/train --recipe photos_cpu_tiny --budget 30m
+    manyviews pretrain cifar10/train --recipe photos_cpu_thumbnails --budget 30m
     """
     recipe = _cpu(32, 48, 50, common.CPU_RESNET)
     return replace(recipe, data=replace(recipe.data, canvas=32))
@@ -65,10 +65,10 @@ def _gpu(size: int, test_size: int, epochs: float, backbone: Component) -> Recip
     )
 
 
-def gpu_tiny() -> Recipe:
+def gpu_thumbnails() -> Recipe:
     """Images of about 32 pixels on a GPU: SimCLR, ResNet-18 at full resolution.
 
-    manyviews pretrain cifar10/train --recipe photos_gpu_tiny
+    manyviews pretrain cifar10/train --recipe photos_gpu_thumbnails
 
     Not run by us.
     """

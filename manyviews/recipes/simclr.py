@@ -6,7 +6,7 @@ from manyviews.recipes import _common as common
 from manyviews.regularizers import Rescue
 from manyviews.schedules import WarmupCosine
 from manyviews.settings import CIFAR_MEAN, CIFAR_STD, Component, Data, Monitor, Optimizer, Recipe, Step
-from manyviews.views import MOCO_V2, Global
+from manyviews.views import Global
 
 # What two CPU cores learn most from in minutes: chosen on validation images (docs/log.md).
 _CPU_METHOD = Component(
@@ -47,32 +47,6 @@ def rescue() -> Recipe:
     Expected linear top-1 on ImageNet: 70.2, 1.1 above none. Not run by us.
     """
     return replace(imagenet(), regularizers=(Rescue(scale=0.75, k=128),))
-
-
-def photos() -> Recipe:
-    """SimCLR for a few thousand photos of one's own: ResNet-18, 128-pixel views, 200 epochs.
-
-    manyviews pretrain photos/ --recipe simclr_photos
-
-    Minutes on a GPU, hours on a CPU. What to expect depends on the photos: `manyviews evaluate` says.
-    """
-    return Recipe(
-        name="simclr",
-        method=Component(
-            "simclr",
-            {
-                "view": Global(2, size=128, area=(0.2, 1.0), color=MOCO_V2),
-                "hidden_dim": 512,
-                "temperature": 0.2,
-            },
-        ),
-        backbone=Component("resnet18"),
-        epochs=200,
-        data=Data(batch_size=256),
-        optimizer=Optimizer("adamw", lr=1e-3, weight_decay=0.01),
-        monitor=Monitor(epochs=10),
-        test_size=160,
-    )
 
 
 def cifar10() -> Recipe:

@@ -45,7 +45,7 @@ def names(source: Source, device: torch.device) -> list[str]:
     """The recipes that suit these images and this device, the one that takes the longest first."""
     where = "cpu" if device.type == "cpu" else "gpu"
     if short_side(source) <= TINY:
-        return [f"photos_{where}_tiny"]
+        return [f"photos_{where}_thumbnails"]
     return [f"photos_{where}_medium", f"photos_{where}_small"]
 
 

@@ -46,7 +46,7 @@ def test_a_batch_suits_the_images(images: int) -> None:
 def test_the_recipe_follows_size_number_and_device() -> None:
     small, large = open_source(noise(40)), open_source(noise(4, 200))
     gpu = torch.device("cuda")
-    assert choose.names(small, CPU) == ["photos_cpu_tiny"]
+    assert choose.names(small, CPU) == ["photos_cpu_thumbnails"]
     assert choose.names(large, CPU)[-1] == "photos_cpu_small"
     assert choose.names(large, gpu)[-1] == "photos_gpu_small"
     assert set(choose.names(small, gpu) + choose.names(large, gpu)) < set(recipes.names())
@@ -114,7 +114,7 @@ def test_a_recipe_is_chosen_and_ends_in_time(tmp_path: Path, capfd: pytest.Captu
     run = mv.pretrain(noise(60), budget=6, settings=settings, out=tmp_path / "run")
     spent = time.monotonic() - begun
     said = capfd.readouterr().err
-    assert "Recipe photos_cpu_tiny, for 60 images of about 32 pixels" in said
+    assert "Recipe photos_cpu_thumbnails, for 60 images of about 32 pixels" in said
     assert run.recipe.budget == 6 and run.recipe.data.batch_size == 8
     assert run.summary is not None and spent < 12  # what it takes to import and to plot is not known before
     rates = [row["lr"] for row in run.log if "lr" in row]
