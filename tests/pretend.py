@@ -86,6 +86,7 @@ def apple(monkeypatch: Any) -> Iterator[None]:
     """On a machine with an Apple GPU."""
     monkeypatch.setattr(machine, "available", lambda kind: kind in ("mps", "cpu"))
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.zeros(1))
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: None)
     for name in ("set_rng_state", "manual_seed"):
         monkeypatch.setattr(torch.mps, name, lambda state: None)
     swap = torch.__future__.get_swap_module_params_on_conversion()

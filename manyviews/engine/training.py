@@ -270,6 +270,7 @@ class Training:
                 {
                     "images": self._start.identity["images"],
                     "steps": self.step,
+                    "epochs": self.step / self._epoch,
                     "seconds": self._seconds(),
                     "device": str(self.device),
                     "precision": self.precision,
