@@ -49,7 +49,7 @@ def start() -> torch.device:
     device, local = machine.device(), int(os.environ.get("LOCAL_RANK", "0"))
     several = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and device.type == "mps":
-        raise UserError("PyTorch cannot connect processes on Apple's GPU: start one, or set MANYVIEWS_DEVICE=cpu.")
+        raise UserError("PyTorch cannot connect processes on Apple's GPU: start one, or use --device cpu.")
     if device.type in _BACKENDS:
         kind = torch.cuda if device.type == "cuda" else torch.xpu
         if local >= kind.device_count():

@@ -23,7 +23,13 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
+    if len(names) > _MANY and kind in _LISTED:
+        return UserError(f"There is no {kind} '{name}'.{hint} `manyviews list {kind}s` lists all {len(names)}.")
     return UserError(f"There is no {kind} '{name}'.{hint} Known: {', '.join(names)}.")
+
+
+_MANY = 40  # names, more than which are no help in a sentence
+_LISTED = ("backbone", "method", "protocol", "recipe", "view")  # kinds that `manyviews list` lists
 
 
 def printable(text: object, most: int | None = None) -> str:

@@ -62,6 +62,21 @@ DEVICE = "MANYVIEWS_DEVICE"
 """Environment variable: one of `KINDS` to take instead."""
 
 
+@contextmanager
+def using(kind: str | None) -> Iterator[None]:
+    """Compute on a device of this type, one of `KINDS`, while the context lasts; None changes nothing."""
+    before = os.environ.get(DEVICE)
+    if kind is not None:
+        os.environ[DEVICE] = kind  # processes that are started meanwhile compute there too
+    try:
+        yield
+    finally:
+        if kind is not None:
+            os.environ.pop(DEVICE)
+            if before is not None:
+                os.environ[DEVICE] = before
+
+
 def device() -> torch.device:
     """The device to compute on: the first of `KINDS` that PyTorch sees, or the one that `MANYVIEWS_DEVICE` names.
 
@@ -76,7 +91,11 @@ def device() -> torch.device:
     if asked not in KINDS:
         raise unknown(f"device in the environment variable {DEVICE}", asked, KINDS)
     if not available(asked):
-        raise UserError(f"{DEVICE}={asked}, and PyTorch {torch.__version__} sees no such device here: leave it unset.")
+        there = ", ".join(kind for kind in KINDS if available(kind))
+        raise UserError(
+            f"PyTorch {torch.__version__} sees no device '{asked}' here, only {there}: choose one of these, or leave "
+            f"out --device and {DEVICE}."
+        )
     return torch.device(asked)
 
 
@@ -149,7 +168,7 @@ def limits(device: torch.device) -> str | None:
         )
         return (
             "Apple's GPU has no float64: what needs it is computed on the processor. It is not tested on such a "
-            f"machine; MANYVIEWS_DEVICE=cpu does without it.{fallback}"
+            f"machine; --device cpu does without it.{fallback}"
         )
     if exact(device) != device:
         return f"{name(device)} has no float64: what needs it is computed on the processor."

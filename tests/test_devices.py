@@ -95,7 +95,7 @@ def test_the_device_is_the_one_that_is_there_or_that_is_asked_for(monkeypatch):
     assert machine.device() == MPS and machine.exact(MPS) == torch.device("cpu")
     monkeypatch.setenv(machine.DEVICE, "cpu")
     assert machine.device() == torch.device("cpu") == machine.exact("cpu")
-    for word, says in (("mpx", "Did you mean 'mps'"), ("cuda", "sees no such device here")):
+    for word, says in (("mpx", "Did you mean 'mps'"), ("cuda", "sees no device 'cuda' here, only mps, cpu")):
         monkeypatch.setenv(machine.DEVICE, word)
         with pytest.raises(mv.UserError, match=says):
             machine.device()

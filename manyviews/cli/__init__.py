@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
-
-import tyro
 
 # Nothing heavy is imported here: `manyviews --help` answers at once.
-from manyviews.cli import evaluate, show, train, use
-from manyviews.cli._options import check_json
+import manyviews as mv
+from manyviews import machine
+from manyviews.cli import _nearest, _parser, evaluate, show, train, use
+from manyviews.cli._options import DEVICE, check_json
 from manyviews.cli._options import settings as _settings
-from manyviews.errors import UserError, printable, unknown
+from manyviews.errors import UserError, printable
 
 __all__ = ["GROUPS", "VERBS", "_settings", "main"]
 
@@ -54,19 +53,25 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
 VERBS: dict[str, Callable[..., None]] = {name: verb for group in GROUPS.values() for name, verb in group.items()}
 
 
+WITHOUT_DEVICE = {"prepare", "export", "show", "list"}
+"""Verbs that compute nothing on a device that could be chosen."""
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command. Exits with 0, with 2 after bad input, and with 1 after a failure or an interruption."""
-    args = sys.argv[1:] if args is None else args
+    args = list(sys.argv[1:] if args is None else args)
     try:
+        if args[:1] == ["help"]:
+            args = [*args[1:2], "--help"]
         if not args or args[0] in ("-h", "--help"):
             print(_overview())
             sys.exit(0 if args else 2)
+        if args[0] == "--version":
+            print(f"manyviews {mv.__version__}")
+            sys.exit(0)
         if args[0] not in VERBS:
-            raise unknown("verb", args[0], VERBS)
-        for flag, value in zip(args, [*args[1:], ""], strict=True):
-            if flag == "--json" or flag.startswith("--json="):
-                check_json(Path(flag.partition("=")[2] or value))  # before hours of work, not after them
-        tyro.cli(VERBS[args[0]], prog=f"manyviews {args[0]}", args=args[1:])
+            raise UserError(_nearest.verb(args[0], VERBS))
+        _run(args[0], args[1:])
     except UserError as e:
         print(printable(f"manyviews: {e}"), file=sys.stderr)
         sys.exit(2)
@@ -82,6 +87,19 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
+def _run(name: str, args: Sequence[str]) -> None:
+    """Run a verb with the words after it."""
+    verb, more = VERBS[name], [] if name in WITHOUT_DEVICE else [DEVICE]
+    if {"-h", "--help"} & {*(args[: args.index("--")] if "--" in args else args)}:
+        print(_parser.help_of(name, verb, more), end="")
+        sys.exit(0)
+    given = _parser.parse(name, verb, args, more)
+    if given.get("json") is not None:
+        check_json(given["json"])  # before hours of work, not after them
+    with machine.using(given.pop(DEVICE.name, None)):
+        _parser.call(verb, given)
+
+
 def _overview() -> str:
     """Every verb and what it does, in a line each, by purpose."""
     lines = ["Self-supervised visual pretraining: a folder of unlabeled images in, a backbone out.", ""]
@@ -89,4 +107,4 @@ def _overview() -> str:
     for title, verbs in GROUPS.items():
         lines += ["", f"{title}:"]
         lines += [f"  {name:10} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in verbs.items()]
-    return "\n".join([*lines, "", "`manyviews VERB --help` shows examples."])
+    return "\n".join([*lines, "", "`manyviews VERB --help` shows examples and every option."])

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from tyro.conf import Positional, UseAppendAction, arg
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import manyviews as mv
 
 # Nothing heavy is imported here: `manyviews --help` answers at once.
+from manyviews.cli._parser import Arg, Argument
 from manyviews.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -29,36 +28,49 @@ _TRAINING = (
 )
 _LABELS = "For a folder, a CSV file of path,label; for Parquet or tar files, a column, or a member or field."
 
-Weights = Annotated[Positional[str], arg(metavar="RUN_OR_WEIGHTS", help=_WEIGHTS)]
-Training = Annotated[Positional[str], arg(metavar="DATA", help=_TRAINING)]
-Images = Annotated[
-    Positional[str],
-    arg(metavar="DATA", help="A folder of images, or Parquet or tar files: see `manyviews pretrain --help`."),
+Weights = Annotated[str, Arg("RUN_OR_WEIGHTS", _WEIGHTS)]
+Training = Annotated[str, Arg("DATA", _TRAINING)]
+Images = Annotated[str, Arg("DATA", "A folder of images, or Parquet or tar files: see `manyviews pretrain --help`.")]
+Scenes = Annotated[Path, Arg("DATA")]
+DataSet = Annotated[str | None, Arg("DATA")]
+Labels = Annotated[Path | None, Arg("FILE_OR_COLUMN", _LABELS)]
+TestLabels = Annotated[Path | None, Arg("FILE_OR_COLUMN", "The same for the test images.")]
+RunFolder = Annotated[Path, Arg("RUN", "The folder of the run.")]
+RunFolders = Annotated[tuple[Path, ...], Arg("RUN")]
+Recipe = Annotated[str, Arg("NAME", "Name of the recipe: see `manyviews list recipes`.")]
+Epochs = Annotated[float | None, Arg("N", "Passes over the images. By default, the recipe's number.")]
+BatchSize = Annotated[int | None, Arg("N", "Images per step, as --set data.batch_size=N.")]
+LearningRate = Annotated[
+    float | None,
+    Arg("RATE", "Base learning rate, which optimizer.lr_scaling scales with the batch; as --set optimizer.lr=RATE."),
 ]
-Scenes = Annotated[Positional[Path], arg(metavar="DATA")]
-Labels = Annotated[Path | None, arg(metavar="FILE_OR_COLUMN", help=_LABELS)]
-TestLabels = Annotated[Path | None, arg(metavar="FILE_OR_COLUMN", help="The same for the test images.")]
-RunFolder = Annotated[Positional[Path], arg(metavar="RUN", help="The folder of the run.")]
-RunFolders = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")]
-Recipe = Annotated[str, arg(metavar="NAME", help="Name of the recipe: see `manyviews list recipes`.")]
-Epochs = Annotated[float | None, arg(metavar="N", help="Passes over the images, instead of the recipe's.")]
-Settings = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PATH=VALUE")]
-Protocols = Annotated[str, arg(metavar="NAME,NAME,...")]
-Count = Annotated[int, arg(metavar="N")]
-Pixels = Annotated[int, arg(metavar="PIXELS")]
+Settings = Annotated[tuple[str, ...], Arg("PATH=VALUE", repeat=True)]
+Protocols = Annotated[str, Arg("NAME,NAME,...")]
+Count = Annotated[int, Arg("N")]
+Pixels = Annotated[int, Arg("PIXELS")]
 Stages = Annotated[
     tuple[int, ...] | None,
-    arg(metavar="N N ...", help="Stages of the network, counted from the back as -1, -2; several are concatenated."),
+    Arg("N", "Stages of the network, counted from the back as -1, -2; several are concatenated."),
 ]
-NewFile = Annotated[Path, arg(metavar="FILE")]
-NewFolder = Annotated[Path, arg(metavar="FOLDER")]
-Json = Annotated[Path | None, arg(metavar="FILE", help="Also write the results to this file, as JSON; replaces it.")]
-PerChannel = tuple[float, ...]
+NewFile = Annotated[Path, Arg("FILE")]
+NewFolder = Annotated[Path, Arg("FOLDER")]
+Json = Annotated[Path | None, Arg("FILE", "Also write the results to this file, as JSON. An older file is replaced.")]
+Values = Annotated[tuple[float, ...] | None, Arg("X")]
+
+DEVICE = Argument(
+    "device",
+    Literal["cpu", "cuda", "mps", "xpu"],
+    many=False,
+    default=None,
+    positional=False,
+    arg=Arg(help="Where to compute: mps is Apple's GPU, xpu Intel's. By default, a GPU if PyTorch sees one."),
+)
+"""An option of every verb that computes: see `manyviews.machine.using`."""
 
 
 @dataclass(frozen=True)
 class Hints:
-    """Facts that a file of weights from elsewhere may not record.
+    """Options for weights of other libraries, which may not record these.
 
     Attributes:
         backbone: Timm's name of the architecture, if the weights do not tell it.
@@ -68,15 +80,14 @@ class Hints:
         std: Standard deviation of each channel that images are divided by.
     """
 
-    backbone: str | None = None
-    num_heads: Annotated[int | None, arg(metavar="N")] = None
-    test_size: Annotated[int | None, arg(metavar="PIXELS")] = None
-    mean: PerChannel | None = None
-    std: PerChannel | None = None
+    backbone: Annotated[str | None, Arg("NAME")] = None
+    num_heads: Annotated[int | None, Arg("N")] = None
+    test_size: Annotated[int | None, Arg("PIXELS")] = None
+    mean: Values = None
+    std: Values = None
 
 
 NO_HINTS = Hints()
-Hinted = Annotated[Hints, arg(name="")]
 
 
 def load(weights: str, hints: Hints) -> str | Pretrained:
@@ -101,6 +112,28 @@ def settings(pairs: tuple[str, ...], flag: str = "--set", example: str = "optimi
         if "=" not in pair:
             raise UserError(f"{flag} takes path=value, such as {example}, not '{pair}'.")
     return dict(pair.split("=", 1) for pair in pairs)
+
+
+def with_short(pairs: tuple[str, ...], **short: Any) -> dict[str, Any]:
+    """Settings by dotted path, those that have an option of their own among them.
+
+    Raises:
+        UserError: a pair without "=", or a setting that both say.
+    """
+    found: dict[str, Any] = dict(settings(pairs))
+    for name, value in short.items():
+        path = _SHORT[name]
+        if value is None:
+            continue
+        if path in found:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} and --set {path} both set {path}: leave one of them out.")
+        found[path] = value
+    return found
+
+
+_SHORT = {"batch_size": "data.batch_size", "lr": "optimizer.lr", "seed": "seed", "epochs": "epochs"}
+"""Settings of a recipe that have an option of their own."""
 
 
 def wrote(path: Path | str) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, UseAppendAction, arg
-
 import manyviews as mv
 from manyviews.cli._options import (
     NO_HINTS,
     Count,
-    Hinted,
+    DataSet,
+    Hints,
     Images,
     Json,
     Labels,
@@ -30,24 +29,25 @@ from manyviews.cli._options import (
     show_dense,
     write_json,
 )
+from manyviews.cli._parser import Arg
 from manyviews.errors import UserError
 
 
 def evaluate(
     weights: Weights,
     /,
-    data: str,
-    test: str | None = None,
+    data: Annotated[str, Arg("DATA")],
+    test: DataSet = None,
     protocol: Protocols = "knn,linear",
-    features: Literal["pooled", "last4", "cls_mean"] = "pooled",
-    set: Settings = (),
     labels: Labels = None,
     test_labels: TestLabels = None,
-    shifted: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="DATA")] = (),
     baselines: bool = True,
-    hints: Hinted = NO_HINTS,
     seed: int = 0,
     seeds: Count = 1,
+    features: Literal["pooled", "last4", "cls_mean"] = "pooled",
+    set: Settings = (),
+    shifted: Annotated[tuple[str, ...], Arg("DATA", repeat=True)] = (),
+    hints: Hints = NO_HINTS,
     json: Json = None,
 ) -> None:
     """Evaluate an encoder on labeled images, next to an untrained encoder and raw pixels.
@@ -63,16 +63,16 @@ def evaluate(
 
     Args:
         data: Labeled images: each first-level folder is a class, or see --labels.
-        test: Labeled images to test on; a fifth of DATA by default.
+        test: Labeled images to test on. By default, the test images of DATA if it has splits, else a fifth of it.
         protocol: Protocols, separated by commas: see `manyviews list protocols`.
-        features: Features of a vision transformer: the pooled ones, the class tokens of the last four blocks, or the
-            class token and the mean patch token.
-        set: Change a setting of a protocol, such as finetune.epochs=30.
-        shifted: Labeled images of the same classes under other conditions, such as sketches, to test a probe that
-            learned from DATA.
         baselines: Evaluate an untrained encoder and raw pixels too.
         seed: Seed of the untrained encoder, of the protocols that draw, and of the intervals.
         seeds: How often each protocol that draws is run; its accuracy is the mean.
+        features: Features of a vision transformer: the pooled ones, the class tokens of the last four blocks, or the
+            class token and the mean patch token.
+        set: Change a setting of a protocol, such as finetune.epochs=30: see `manyviews list protocols NAME`.
+        shifted: Labeled images of the same classes under other conditions, such as sketches, to test a probe that
+            learned from DATA.
     """
     from manyviews import distributed
     from manyviews.reporting import summary
@@ -99,15 +99,15 @@ def evaluate(
 
 def transfer(
     weights: Weights,
-    suite: Annotated[Positional[Path], arg(metavar="SUITE")],
+    suite: Annotated[Path, Arg("SUITE")],
     /,
     out: NewFolder,
     protocol: Protocols = "linear",
-    set: Settings = (),
     baselines: bool = True,
-    hints: Hinted = NO_HINTS,
     seed: int = 0,
     seeds: Count = 1,
+    set: Settings = (),
+    hints: Hints = NO_HINTS,
     json: Json = None,
 ) -> None:
     """Evaluate an encoder on many labeled sets, in one table.
@@ -121,10 +121,10 @@ def transfer(
             pets_train.parquet and pets_test.parquet.
         out: A folder for the reports. The same command again continues an interrupted suite.
         protocol: Protocols that classify, separated by commas: see `manyviews list protocols`.
-        set: Change a setting of a protocol, such as finetune.epochs=30.
         baselines: Evaluate an untrained encoder and raw pixels too.
         seed: Seed of the untrained encoder, of the protocols that draw, and of the intervals.
         seeds: How often each protocol that draws is run; its accuracy is the mean.
+        set: Change a setting of a protocol, such as finetune.epochs=30: see `manyviews list protocols NAME`.
     """
     from manyviews.reporting import summary
 
@@ -151,8 +151,8 @@ def segment(
     lrs: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     ignore: int | None = None,
     baseline: bool = True,
-    hints: Hinted = NO_HINTS,
     seed: int = 0,
+    hints: Hints = NO_HINTS,
     json: Json = None,
 ) -> None:
     """Train a linear layer on frozen patch features to segment images, and report its mIoU.
@@ -191,19 +191,19 @@ def detect(
     masks: bool = False,
     size: Pixels = 800,
     epochs: Count = 12,
-    lr: float | None = None,
-    batch: Count = 16,
+    batch_size: Count = 16,
+    lr: Annotated[float | None, Arg("RATE")] = None,
     batch_norm: Literal["batch", "running"] = "batch",
     proposals: Count = 512,
     baseline: bool = False,
-    hints: Hinted = NO_HINTS,
     seed: int = 0,
+    hints: Hints = NO_HINTS,
     json: Json = None,
 ) -> None:
     """Fine-tune a Faster or Mask R-CNN on a copy of the encoder, and report COCO's average precision.
 
     For example:
-      manyviews detect runs/first cells/ --size 160 --epochs 6 --batch 4 --proposals 64
+      manyviews detect runs/first cells/ --size 160 --epochs 6 --batch-size 4 --proposals 64
       manyviews detect runs/first coco/ --masks
 
     Args:
@@ -211,8 +211,8 @@ def detect(
         masks: Segment every object, too (COCO's format only).
         size: Short side of the images in pixels.
         epochs: Passes over the images.
+        batch_size: Images per step.
         lr: Peak learning rate; by default 0.02 for a batch of 16, and 1e-4 with AdamW for transformers.
-        batch: Images per step.
         batch_norm: Normalize with the statistics of the batch, or with the running ones.
         proposals: How many proposals are sampled from each image.
         baseline: Fine-tune an untrained encoder too.
@@ -228,7 +228,7 @@ def detect(
         size=size,
         epochs=epochs,
         lr=lr,
-        batch=batch,
+        batch=batch_size,
         batch_norm=batch_norm,
         proposals=proposals,
         seed=seed,
@@ -244,8 +244,8 @@ def propagate(
     frames: Count = 7,
     radius: Count = 12,
     baseline: bool = True,
-    hints: Hinted = NO_HINTS,
     seed: int = 0,
+    hints: Hints = NO_HINTS,
     json: Json = None,
 ) -> None:
     """Follow the objects of a video's first frame by nearest patch features, and report DAVIS's J&F.
@@ -278,8 +278,8 @@ def diagnose(
     data: Images,
     /,
     images: Count = 10_000,
-    hints: Hinted = NO_HINTS,
     seed: int = 0,
+    hints: Hints = NO_HINTS,
     json: Json = None,
 ) -> None:
     """Describe an encoder's features without labels: dimensions, spread, collapse.
@@ -300,10 +300,10 @@ def diagnose(
 def select(
     runs: RunFolders,
     /,
-    data: str | None = None,
+    data: DataSet = None,
     by: Literal["rankme", "lidar", "alpha_req", "auc"] = "rankme",
-    oracle: Annotated[str | None, arg(metavar="DATA")] = None,
-    test: str | None = None,
+    oracle: DataSet = None,
+    test: DataSet = None,
     labels: Labels = None,
     test_labels: TestLabels = None,
     seed: int = 0,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from fnmatch import fnmatch
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
-
 import manyviews as mv
+from manyviews.cli._about import about
 from manyviews.cli._options import (
     Count,
+    DataSet,
     Images,
     Json,
     Labels,
@@ -20,6 +21,7 @@ from manyviews.cli._options import (
     write_json,
     wrote,
 )
+from manyviews.cli._parser import Arg
 from manyviews.errors import UserError, printable
 
 
@@ -48,9 +50,9 @@ def report(
     runs: RunFolders,
     /,
     out: NewFolder,
-    data: str | None = None,
+    data: DataSet = None,
     labels: Labels = None,
-    queries: Annotated[str | None, arg(metavar="DATA")] = None,
+    queries: DataSet = None,
     images: Count = 10_000,
     seed: int = 0,
     json: Json = None,
@@ -93,28 +95,38 @@ def subspaces(run: RunFolder, data: Images, /, out: NewFolder, labels: Labels = 
 
 
 def list_(
-    what: Positional[Literal["methods", "recipes", "views", "protocols", "backbones"]],
+    what: Annotated[Literal["methods", "recipes", "views", "protocols", "backbones"], Arg("KIND")],
+    name: Annotated[str | None, Arg("NAME")] = None,
     /,
-    match: str = "*",
+    match: Annotated[str, Arg("PATTERN")] = "*",
     json: Json = None,
 ) -> None:
-    """List methods, recipes, views, protocols or backbones.
+    """List methods, recipes, views, protocols or backbones, or say everything about one of them.
 
     For example:
       manyviews list recipes
-      manyviews list backbones --match "vit_*"
+      manyviews list recipes simclr_photos
+      manyviews list backbones "vit_*"
 
     Args:
-        what: What to list.
-        match: List only names that match this pattern.
+        what: methods, recipes, views, protocols or backbones.
+        name: Say everything about this one: what it is, its settings, and what to type. A pattern lists what matches.
+        match: List only names that match this pattern, such as "vit_*".
     """
-    found = {k: v for k, v in _catalog(what, match).items() if fnmatch(k, match)}
-    if not found:
-        raise UserError(f"There are no {what} that match '{match}'.")
-    wide = max(map(len, found))
-    for name, words in found.items():
-        print(f"{name:{wide}}  {words}".rstrip())
-    write_json(json, found)
+    if name is not None and not set(name) & set("*?["):
+        lines, found = about(what, name)
+        print("\n".join(lines))
+        write_json(json, found)
+        return
+    pattern = match if name is None else name
+    listed = {k: v for k, v in _catalog(what, pattern).items() if fnmatch(k, pattern)}
+    if not listed:
+        raise UserError(f"There are no {what} that match '{pattern}'.")
+    wide = max(map(len, listed))
+    for key, words in listed.items():
+        print(f"{key:{wide}}  {words}".rstrip())
+    print(f"\n`manyviews list {what} NAME` says more about one.", file=sys.stderr)
+    write_json(json, listed)
 
 
 def _catalog(what: str, match: str) -> dict[str, str]:

@@ -6,15 +6,16 @@ from json import loads
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import UseAppendAction, arg
-
 import manyviews as mv
 from manyviews.cli._options import (
+    BatchSize,
     Count,
+    DataSet,
     Epochs,
     Images,
     Json,
     Labels,
+    LearningRate,
     NewFolder,
     Pixels,
     Recipe,
@@ -24,12 +25,14 @@ from manyviews.cli._options import (
     facts,
     settings,
     show_finished,
+    with_short,
     write_json,
 )
+from manyviews.cli._parser import Arg
 from manyviews.errors import UserError, printable
 
-NewRun = Annotated[Path | None, arg(metavar="RUN")]
-Captions = Annotated[str | None, arg(metavar="FILE_OR_COLUMN")]
+NewRun = Annotated[Path | None, Arg("RUN")]
+Captions = Annotated[str | None, Arg("FILE_OR_COLUMN")]
 
 
 def prepare(
@@ -37,14 +40,14 @@ def prepare(
     /,
     out: NewFolder,
     canvas: Pixels = 800,
-    labels: Labels = None,
-    channels: Annotated[str, arg(metavar="N_OR_BANDS")] = "3",
-    range: Annotated[str, arg(metavar="RANGE")] = "type",
-    frames: Literal["first", "middle", "all"] = "first",
-    max_pixels: Annotated[int | None, arg(metavar="N")] = None,
-    tile: Annotated[int | None, arg(metavar="PIXELS")] = None,
-    overlap: Pixels = 0,
     verify: bool = False,
+    labels: Labels = None,
+    channels: Annotated[str, Arg("N_OR_BANDS")] = "3",
+    range: Annotated[str, Arg("RANGE")] = "type",
+    frames: Literal["first", "middle", "all"] = "first",
+    max_pixels: Annotated[int | None, Arg("N")] = None,
+    tile: Annotated[int | None, Arg("PIXELS")] = None,
+    overlap: Pixels = 0,
     json: Json = None,
 ) -> None:
     """Decode images once, to canvases on disk, so that later runs decode nothing; or cut large ones into tiles.
@@ -60,13 +63,13 @@ def prepare(
         out: A new folder, or one that the same command began. The same command continues it, again or several times
             at once.
         canvas: Longest short side of the canvases in pixels: 800 are as many as views of 224 pixels can use.
+        verify: Read everything that was written again, and compare checksums.
         channels: The recipe's data.channels: 3 for RGB, 1 for gray, another number, or bands from 0, such as 3,2,1.
         range: The recipe's data.range, for files of more than 8 bits: type, auto, or two numbers, such as 0,4095.
         frames: Which picture of a file that holds several.
         max_pixels: Leave out larger images; by default those over 179 million pixels, or 2 billion with --tile.
         tile: Cut images into squares of this side, with all their values, instead of making canvases.
         overlap: Pixels that neighboring tiles share.
-        verify: Read everything that was written again, and compare checksums.
     """
     from manyviews.data import verify as damaged
     from manyviews.progress import progress
@@ -124,10 +127,13 @@ def pretrain(
     data: Training,
     /,
     recipe: Recipe = "auto",
-    budget: Annotated[str | None, arg(metavar="TIME")] = None,
+    budget: Annotated[str | None, Arg("TIME")] = None,
     epochs: Epochs = None,
-    set: Settings = (),
     out: NewRun = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    seed: Annotated[int | None, Arg("N")] = None,
+    set: Settings = (),
     captions: Captions = None,
     json: Json = None,
 ) -> None:
@@ -138,26 +144,29 @@ def pretrain(
       manyviews pretrain photos/ --budget 2h --out runs/photos
       manyviews pretrain photos/ --recipe byol_cifar10 --budget 30m
       manyviews pretrain photos.parquet --recipe byol_cifar10 --epochs 50 --out runs/first
-      manyviews pretrain photos/ --recipe dino_cifar10 --set optimizer.lr=1e-3 --set method.views.local.count=6
+      manyviews pretrain photos/ --recipe dino_cifar10 --lr 1e-3 --set method.views.local.count=6
       torchrun --nproc-per-node 8 -m manyviews pretrain imagenet/train --recipe byol_imagenet
 
     Args:
         budget: How long the run may take, such as 30m or 2h. Its schedule ends in time, whatever else the machine does.
             A recipe that is chosen by itself takes half an hour on a processor.
-        set: Change a setting by its dotted path.
-        out: A new folder for the run; runs/<recipe>-<date> by default.
+        out: A new folder for the run. By default, runs/<recipe>-<date>.
+        seed: Seed of the initial weights, the order of the images and the views, as --set seed=N.
+        set: Change any other setting by its dotted path: see `manyviews list recipes NAME`.
         captions: For methods that read captions. For a folder, a CSV file of path,caption (by default, captions.csv in
             it); for Parquet or tar files, a column, or a member or field.
     """
-    run = mv.pretrain(data, recipe, epochs=epochs, budget=budget, settings=settings(set), out=out, captions=captions)
+    changed = with_short(set, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+    changed.pop("epochs" if epochs is not None else "", None)
+    run = mv.pretrain(data, recipe, epochs=epochs, budget=budget, settings=changed, out=out, captions=captions)
     show_finished(run, json)
 
 
 def resume(
     run: RunFolder,
     /,
-    data: str | None = None,
-    epochs: Epochs = None,
+    data: DataSet = None,
+    epochs: Annotated[float | None, Arg("N")] = None,
     out: NewRun = None,
     captions: Captions = None,
     json: Json = None,
@@ -173,7 +182,7 @@ def resume(
         data: Where the images are now, if they were moved.
         epochs: Start a new run of so many epochs from the weights of this one. Its optimizer and its schedule begin
             anew.
-        out: A new folder for the new run; runs/<recipe>-<date> by default.
+        out: A new folder for that new run. By default, runs/<recipe>-<date>.
         captions: Where the captions are now: see `manyviews pretrain --help`.
     """
     show_finished(mv.resume(run, data, captions, epochs=epochs, out=out), json)
@@ -182,7 +191,7 @@ def resume(
 def finish(
     run: RunFolder,
     /,
-    steps: Annotated[int | None, arg(metavar="N")] = None,
+    steps: Annotated[int | None, Arg("N")] = None,
     data: str | None = None,
     captions: Captions = None,
     json: Json = None,
@@ -205,10 +214,12 @@ def sweep(
     data: Training,
     /,
     recipe: Recipe,
-    vary: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="PATH=VALUE,VALUE,...")],
+    vary: Annotated[tuple[str, ...], Arg("PATH=VALUE,VALUE,...", repeat=True)],
     out: NewFolder,
     seeds: Count = 3,
     epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
     set: Settings = (),
     baseline: Settings = (),
     metric: Literal["knn", "linear", "rankme"] | None = None,
@@ -222,12 +233,12 @@ def sweep(
         --baseline "regularizers=()" --vary regularizers.rescue.scale=0.25,0.5,0.75,1
 
     Args:
-        vary: A setting and its values, one setting at a time.
+        vary: A setting and its values. Several settings are varied one at a time.
         out: The sweep's folder. The same command again continues an interrupted sweep.
-        seeds: How many runs each value gets.
-        set: Change a setting of all runs.
-        baseline: Change a setting of the runs to compare with.
-        metric: Metric on held-out training images; by default k-NN if there are labels, else the effective rank.
+        seeds: Trainings for each value, with seeds 0, 1, ...
+        set: Change a setting of all trainings.
+        baseline: Train with this setting too, and draw its result as a line to compare with.
+        metric: Metric on held-out training images. By default, k-NN if there are labels, else the effective rank.
     """
     from manyviews.reporting import summary
     from manyviews.settings import parse
@@ -240,6 +251,7 @@ def sweep(
             raise UserError(f"--vary takes path=value,value, such as {example}, not '{path}={text}'.")
         return found
 
+    changed = with_short(set, epochs=epochs, batch_size=batch_size, lr=lr)
     varied = settings(vary, "--vary", example)
     if len(varied) < len(vary):  # only the last of two would count, as with --set
         raise UserError(f"--vary names a setting several times: give all of its values at once, such as {example}.")
@@ -249,8 +261,7 @@ def sweep(
         {k: values(k, v) for k, v in varied.items()},
         out,
         seeds=seeds,
-        epochs=epochs,
-        settings=settings(set),
+        settings=changed,
         baseline=settings(baseline, "--baseline") or None,
         metric=metric,
     )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import manyviews as mv
-from manyviews.cli._options import NO_HINTS, Hinted, Images, Json, NewFile, Weights, load, write_json, wrote
+from manyviews.cli._options import NO_HINTS, Hints, Images, Json, NewFile, Weights, load, write_json, wrote
+from manyviews.cli._parser import Arg
 from manyviews.errors import printable
 
 
 def embed(
-    weights: Weights, data: Images, /, out: NewFile, map: bool = False, hints: Hinted = NO_HINTS, json: Json = None
+    weights: Weights, data: Images, /, out: NewFile, map: bool = False, hints: Hints = NO_HINTS, json: Json = None
 ) -> None:
     """Write the features of every image to a file: Parquet, CSV, NumPy or safetensors.
 
@@ -43,7 +44,7 @@ def duplicates(
     /,
     out: NewFile,
     threshold: float = 0.95,
-    hints: Hinted = NO_HINTS,
+    hints: Hints = NO_HINTS,
     json: Json = None,
 ) -> None:
     """List groups of images that are nearly the same to an encoder.
@@ -68,20 +69,23 @@ def duplicates(
 def export(
     weights: Weights,
     /,
-    format: Literal[
-        "safetensors",
-        "timm",
-        "huggingface",
-        "onnx",
-        "torch",
-        "torchvision",
-        "detectron2",
-        "torchscript",
-        "torch_export",
+    format: Annotated[
+        Literal[
+            "safetensors",
+            "timm",
+            "huggingface",
+            "onnx",
+            "torch",
+            "torchvision",
+            "detectron2",
+            "torchscript",
+            "torch_export",
+        ],
+        Arg("FORMAT"),
     ],
     out: NewFile,
     dynamic_size: bool = False,
-    hints: Hinted = NO_HINTS,
+    hints: Hints = NO_HINTS,
     json: Json = None,
 ) -> None:
     """Write the encoder in a format that other software loads.
