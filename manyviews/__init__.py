@@ -61,6 +61,7 @@ _STAGES = (
     "recipes",
     "reporting",
     "schedules",
+    "sklearn",
     "targets",
     "views",
     "weights",

@@ -19,6 +19,7 @@ from manyviews.data.files import File, Unreachable, file_system, find, is_patter
 from manyviews.data.folder import is_image, open_folder, scan
 from manyviews.data.layout import ALL, SPLITS, find_splits_of_files, split_of
 from manyviews.data.left import Left, listed
+from manyviews.data.loose import are_paths, open_paths
 from manyviews.data.memory import is_array, open_arrays, open_dataset
 from manyviews.data.prepared import MANIFEST, open_prepared
 from manyviews.data.source import Source, as_captions, given
@@ -51,6 +52,7 @@ def open_source(data: Any, labels: Any = None, captions: Any = None, split: str 
       fsspec. The files are not copied; read parts stay in memory for a while. See `Loader` for the order;
     - a data set as in torchvision, `dataset[i] -> (PIL image or uint8 array, label)`, without a transform, or as in
       Hugging Face, whose items are dicts with `image` or `img` and perhaps `label`, or a dict of such by split;
+    - a list of paths of images, with `labels`, one for each;
     - uint8 arrays or tensors, `n h w 3`, `n 3 h w` or `n h w`, with `labels`, or a tuple (images, labels);
     - "demo" or "demo:test", the training or test images that come with the package;
     - a source.
@@ -99,10 +101,12 @@ def open_source(data: Any, labels: Any = None, captions: Any = None, split: str 
         return _open_mapping(data, labels, split)
     if split not in (None, ALL):
         raise UserError(f"Images in memory have no splits: leave '{split}' out.")
-    if isinstance(data, tuple) and len(data) == 2 and labels is None:
+    if isinstance(data, tuple) and len(data) == 2 and labels is None and not are_paths(data):
         return open_arrays(*data)
     if is_array(data):
         return open_arrays(data, labels)
+    if are_paths(data):
+        return open_paths(data, labels)
     if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
         return open_dataset(data)
     if hasattr(data, "__iter__"):

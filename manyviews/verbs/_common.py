@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manyviews import distributed, machine
+from manyviews import distributed
 from manyviews.checkpoint import check_new, write_text
-from manyviews.data import Reading, Source, measured, open_source, read_as
+from manyviews.data import Source, open_source
 from manyviews.errors import UserError, say
 from manyviews.progress import progress
 from manyviews.weights import Pretrained, load
+from manyviews.weights.showing import preprocessing as preprocessing
+from manyviews.weights.showing import say_once
+from manyviews.weights.showing import seen_by as seen_by
+from manyviews.weights.showing import tell as tell
 
 if TYPE_CHECKING:
     from manyviews.evaluation import Features
@@ -37,62 +38,6 @@ def loaded(weights: str | Path | Pretrained) -> Pretrained:
     return weights if isinstance(weights, Pretrained) else load(weights)
 
 
-def seen_by(weights: Pretrained, *sources: Source, quiet: bool = False) -> list[Source]:
-    """Sources whose files are read as the encoder learned to see them, all of them alike.
-
-    Weights that do not say so get as many channels as they take. Black and white of files that have none of their own
-    are measured on the first source, and told unless `quiet`.
-
-    Raises:
-        UserError: canvases of other channels than the encoder takes.
-    """
-    wanted = weights.reading or Reading(len(weights.mean))
-    reading = wanted
-    for source in sources:
-        if source.canvases is None:
-            reading, notes = measured(source, wanted, cure="manyviews prepare --range {}")
-            tell(source, [] if quiet else notes)
-            break
-    for source in sources:
-        if source.canvases is None:
-            continue
-        if source.reading.count != wanted.count:
-            raise UserError(
-                f"The canvases of {source.name} have {source.reading.words}, and the encoder takes {wanted.words}: "
-                f"prepare the images with --channels {wanted.count}."
-            )
-        if weights.reading is not None and source.reading.words != wanted.words:
-            held = source.reading.words
-            tell(source, [f"{source.name}: its canvases hold {held}, and the encoder learned from {wanted.words}."])
-    return [source if source.canvases is not None else read_as(source, reading) for source in sources]
-
-
-def tell(source: Source, notes: Iterable[str]) -> None:
-    """Print what there is to say about images, in the first process only."""
-    if os.environ.get("RANK", "0") == "0":  # as torchrun says
-        for note in notes:
-            say(note)
-
-
-def preprocessing(weights: Pretrained) -> dict[str, Any]:
-    """The arguments `test_size`, `mean`, `std` and `device` of everything that shows images to an encoder."""
-    device = machine.device()
-    lacks = machine.limits(device)
-    if lacks is not None and distributed.rank() == 0:
-        _say_once(lacks)
-    return {
-        "test_size": weights.test_size,
-        "mean": weights.mean,
-        "std": weights.std,
-        "device": device,
-    }
-
-
-@cache
-def _say_once(text: str) -> None:
-    say(text)
-
-
 def features(weights: str | Path | Pretrained, source: Source, title: str) -> Features:
     """Extract the features of all images, with a progress bar; unreadable images are reported on standard error.
 
@@ -112,7 +57,7 @@ def shared_features(
 
     found = loaded(weights)
     if found.note and distributed.rank() == 0:
-        _say_once(found.note)
+        say_once(found.note)
     (source,) = seen_by(found, source)
     with progress(title, quiet=shared and distributed.rank() > 0) as update:
         seen = extract_all({title: found.encoder}, source, progress=update, shared=shared, **preprocessing(found))

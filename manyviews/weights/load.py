@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from torch import nn
 
 from manyviews import checkpoint
@@ -52,6 +53,27 @@ class Pretrained:
     name: str
     note: str = ""
     reading: Reading | None = None
+
+    def embed(self, images: Any, *, unreadable: Literal["refuse", "nan"] = "refuse") -> np.ndarray:
+        """The features of images: float32, `n d`, a row for each, in their order. Nothing is written.
+
+        Images are read, resized and cropped as in an evaluation (`evaluation.features.test_transform`), on the device
+        that every verb takes. Work of more than a moment shows its progress on standard error.
+
+        Args:
+            images: uint8 or floats in [0, 1], as an array `n h w c` or a tensor `n c h w`, or one image without `n`; a
+                PIL image; a path; a list of any of these; a NumPy array or pandas column of paths; or whatever
+                `manyviews.data.open_source` reads, such as a folder, in the order of its source's `ids`.
+            unreadable: "refuse" raises an error that names the images that cannot be read; "nan" gives them rows of
+                NaN, and says how many there are.
+
+        Raises:
+            UserError: images that cannot be read, arrays of another type, shape or range, or features that are not
+                finite.
+        """
+        from manyviews.weights.embedding import embed
+
+        return embed(self, images, unreadable)
 
 
 def load(
