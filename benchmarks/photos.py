@@ -3,10 +3,10 @@
 python benchmarks/photos.py [--data data] [--out benchmarks/photos.json] [--weights FILE ...] [--cases clothes:10:0 ...]
 
 Hours; the same command continues. First the machine must be idle: the recipe that `--recipe auto` takes for each set
-and time is chosen, with the epochs that fit, as `manyviews pretrain --budget` does it. Then each case (SET:MINUTES:SEED)
-is trained for these epochs on one thread, so that two of them, started in two shells with other --cases and --out,
-share two cores. k-NN and a linear probe are of the test images, with the last checkpoint. --weights are files of other
-networks to compare with, such as ImageNet's.
+and time is chosen, with the epochs that fit, as `manyviews pretrain --budget` does it. Then each case,
+SET:MINUTES:SEED, is trained for these epochs on one thread, so that two of them, started in two shells with other
+--cases and --out, share two cores. k-NN and a linear probe are of the test images, with the last checkpoint.
+--weights are files of other networks to compare with, such as ImageNet's.
 
 The sets: clothes, 3,068 photographs of ten kinds of garment as people take them, and 372 to test; dogs, 1,500 of ten
 breeds, and 500 to test; objects, 5,000 of CIFAR-10's training images, and its 10,000 test images.

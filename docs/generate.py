@@ -199,14 +199,15 @@ def recipe_table(page: Path) -> str:
         recipe, says = recipes.get(name), told(name)
         words = [f"`{name}`", says.what, recipe.backbone.name, f"{recipe.epochs:g}", str(recipe.data.batch_size)]
         rows.append([*words, linked(page, says.expectation) or "-"])
-    shown = [n for size in ("cifar10", "photos", "cpu_small", "imagenet", "rescue") for n in names if n.endswith(f"_{size}")]
+    sizes = ("cifar10", "photos", "cpu_small", "imagenet", "rescue")
+    shown = [n for size in sizes for n in names if n.endswith(f"_{size}")]
     commands = "\n".join(told(name).command for name in shown[:3] if told(name).command)
     head = ["recipe", "what it is", "backbone", "epochs", "batch", "hardware and expectation"]
     return table(head, rows) + f"\n\n```bash\n{commands}\n```"
 
 
 def recipes_of(name: str) -> list[str]:
-    """The recipes of a method in the order of its file, those that have a regularizer, or those of a file of recipes."""
+    """The recipes of a method in the order of its file, those with a regularizer, or those of a file of recipes."""
     if name == "photos":
         return [r for r in recipes.names() if r.startswith(f"{name}_")]
     if name in methods.names():

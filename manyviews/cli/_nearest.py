@@ -10,6 +10,7 @@ from manyviews.errors import printable
 _VERBS = {
     "pretrain": "train training fit learn run start new ssl",
     "resume": "continue restart proceed carry-on",
+    "finish": "stop end complete conclude abort kill early-stop",
     "sweep": "search tune grid ablate hpo vary",
     "demo": "try example quickstart hello",
     "prepare": "decode tile cache preprocess convert-images shard",
@@ -33,6 +34,7 @@ _OPTIONS = {
     "batch-size": "bs b batch minibatch batchsize images-per-batch",
     "device": "gpu cuda cpu mps xpu accelerator use-gpu no-cuda",
     "lr": "learning-rate rate step-size",
+    "budget": "time max-time time-limit hours minutes duration",
     "epochs": "epoch n-epochs num-epochs max-epochs e passes",
     "seed": "random-seed random-state rng",
     "out": "output output-dir out-dir outdir output-folder save-dir save-path save-to dest destination folder o dir",
@@ -93,11 +95,7 @@ _WORDS_ELSEWHERE = {
 _OWN = "{option} belongs to the settings of the run, which {verb} keeps: start another run with `manyviews pretrain`."
 _REFUSED = {
     ("sweep", "seed"): "A sweep sets the seeds 0, 1, ... itself: choose how many with --seeds.",
-    ("resume", "batch-size"): _OWN,
-    ("resume", "lr"): _OWN,
-    ("resume", "seed"): _OWN,
-    ("resume", "set"): _OWN,
-    ("resume", "recipe"): _OWN,
+    **{(verb, name): _OWN for verb in ("resume", "finish") for name in ("batch-size", "lr", "seed", "set", "recipe")},
 }
 _EXAMPLES = {"batch-size": "finetune.batch=128", "lr": "finetune.lrs=0.01,0.05", "epochs": "finetune.epochs=30"}
 _BY_ITSELF = "{verb} chooses by itself how many images it looks at at once, so it has no {option}."

@@ -148,6 +148,8 @@ def pretrain(
       torchrun --nproc-per-node 8 -m manyviews pretrain imagenet/train --recipe byol_imagenet
 
     Args:
+        recipe: Name of the recipe: see `manyviews list recipes`. auto chooses one for the images, the machine and the
+            time, and says why.
         budget: How long the run may take, such as 30m or 2h. Its schedule ends in time, whatever else the machine does.
             A recipe that is chosen by itself takes half an hour on a processor.
         out: A new folder for the run. By default, runs/<recipe>-<date>.
@@ -157,8 +159,8 @@ def pretrain(
             it); for Parquet or tar files, a column, or a member or field.
     """
     changed = with_short(set, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
-    changed.pop("epochs" if epochs is not None else "", None)
-    run = mv.pretrain(data, recipe, epochs=epochs, budget=budget, settings=changed, out=out, captions=captions)
+    passes = changed.pop("epochs", None)
+    run = mv.pretrain(data, recipe, epochs=passes, budget=budget, settings=changed, out=out, captions=captions)
     show_finished(run, json)
 
 
@@ -192,7 +194,7 @@ def finish(
     run: RunFolder,
     /,
     steps: Annotated[int | None, Arg("N")] = None,
-    data: str | None = None,
+    data: DataSet = None,
     captions: Captions = None,
     json: Json = None,
 ) -> None:
@@ -203,7 +205,7 @@ def finish(
       manyviews finish runs/first --steps 500
 
     Args:
-        steps: How many more steps; by default a tenth of those taken, and at least 20.
+        steps: Steps until it ends; by default a tenth of those taken, and at least 20.
         data: Where the images are now, if they were moved.
         captions: Where the captions are now: see `manyviews pretrain --help`.
     """

@@ -151,8 +151,8 @@ def test_short_options_are_settings(manyviews, monkeypatch):
     monkeypatch.delenv(machine.DEVICE, raising=False)
     line = "pretrain x --recipe simclr_cpu --epochs 2 --batch-size 8 --lr 0.1 --seed 3 --set a.b=c --device cpu"
     assert manyviews(*line.split()).code == 0
-    short = {"epochs": 2.0, "data.batch_size": 8, "optimizer.lr": 0.1, "seed": 3}
-    assert given["settings"] == {"a.b": "c", **short} and given["device"] == "cpu"
+    short = {"data.batch_size": 8, "optimizer.lr": 0.1, "seed": 3}
+    assert given["settings"] == {"a.b": "c", **short} and given["epochs"] == 2 and given["device"] == "cpu"
     assert with_short(("a=b",), lr=None) == {"a": "b"}
 
 

@@ -58,7 +58,8 @@ def test_the_examples_in_the_help_work(manyviews, verb: str, monkeypatch):
         if name in ("pretrain", "sweep"):
             varied = [v.split(",")[0] for v in given.get("vary", ())]
             for more in (varied, given.get("baseline", ())):
-                recipe = recipes.get("photos_cpu_small" if given["recipe"] == "auto" else given["recipe"])
+                name = given.get("recipe", "auto")
+                recipe = recipes.get("photos_cpu_small" if name == "auto" else name)
                 for path, value in cli._settings((*given.get("set", ()), *more)).items():
                     recipe = override(recipe, path, value)
 
