@@ -178,7 +178,7 @@ def test_commands_parse(
         return
     ((verb, given),) = calls
     if verb == "pretrain":
-        chosen = recipes.get("photos_cpu_small" if given["recipe"] == "auto" else given["recipe"])
+        chosen = recipes.get("photos_cpu_small" if given.get("recipe", "auto") == "auto" else given["recipe"])
         for path, value in cli._settings(given.get("set", ())).items():
             chosen = override(chosen, path, value)
         recipes.resolve(chosen)

@@ -50,7 +50,7 @@ def _method(name: str) -> About:
     settings = {f"method.{n}": _default(value) for n, value in own.items()}
     lines = [name, "", text, *_settings(settings, words), "", "Recipes:"]
     lines += [f"  {n:24} {recipes.describe(n).splitlines()[0]}" for n in using]
-    sizes = ("_photos", "_cpu", "_demo", "_cifar10", "")  # what most people can run comes first
+    sizes = ("_photos", "_cpu_small", "_cpu", "_demo", "_cifar10", "")  # what most people can run comes first
     example = next((n for size in sizes for n in using if n.endswith(size)), "NAME")
     lines += _type(f"manyviews pretrain DATA --recipe {example}", f"manyviews list recipes {example}")
     return lines, {"name": name, "text": text, "settings": settings, "recipes": using}

@@ -105,7 +105,7 @@ def list_(
 
     For example:
       manyviews list recipes
-      manyviews list recipes simclr_photos
+      manyviews list recipes photos_cpu_small
       manyviews list backbones "vit_*"
 
     Args:

@@ -169,7 +169,7 @@ def test_a_chosen_device_is_forgotten_afterwards(monkeypatch):
 def test_list_says_everything_about_one(manyviews, tmp_path):
     for kind, name, words in (
         ("recipes", "simclr_demo", ("data.batch_size=128", "pretrain DATA --recipe simclr_demo", "minutes on two CPU")),
-        ("methods", "simclr", ("method.temperature=0.1", "simclr_photos", "Chen et al. 2020")),
+        ("methods", "simclr", ("method.temperature=0.1", "photos_cpu_small", "Chen et al. 2020")),
         ("views", "Cutout", ("hole=(0.2, 0.4)", "hole's fraction")),
         ("protocols", "finetune", ("finetune.epochs=(30, 50)", "--protocol finetune --set finetune.")),
         ("backbones", "resnet18", ("timm:resnet18.", "backbone.pretrained=true")),
