@@ -41,10 +41,10 @@ _LONG = 3600.0  # seconds of a run on a processor for which a shorter way is nam
 _FEW = 10.0  # epochs in which little is learned
 
 
-def names(source: Source, device: torch.device) -> list[str]:
-    """The recipes that suit these images and this device, the one that takes the longest first."""
+def names(side: int, device: torch.device) -> list[str]:
+    """The recipes that suit images of that short side and this device, the one that takes the longest first."""
     where = "cpu" if device.type == "cpu" else "gpu"
-    if short_side(source) <= TINY:
+    if side <= TINY:
         return [f"photos_{where}_thumbnails"]
     return [f"photos_{where}_medium", f"photos_{where}_small"]
 
@@ -77,12 +77,12 @@ def choose(
         budget: seconds of the run; None for the recipe's epochs.
         begun: when the run began, on the monotonic clock.
     """
-    images = len(hold_out(source, 0.05)[0])
-    found = [make(name, {"data.batch_size": batch_size(images)}) for name in names(source, device)]
+    images, side = len(hold_out(source, 0.05)[0]), short_side(source)
+    found = [make(name, {"data.batch_size": batch_size(images)}) for name in names(side, device)]
     here = (
         machine.name(device) if device.type != "cpu" else f"no GPU and {_count(torch.get_num_threads(), 'CPU thread')}"
     )
-    why = f"{_count(len(source), 'image')} of about {short_side(source)} pixels and {here}"
+    why = f"{_count(len(source), 'image')} of about {side} pixels and {here}"
     if budget is None:
         recipe = found[0] if len(source) >= MANY else found[-1]
         return recipe, f"Recipe {recipe.name}, for {why}."

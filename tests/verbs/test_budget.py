@@ -43,9 +43,10 @@ def test_a_batch_suits_the_images(images: int) -> None:
     assert images < 16 or images // batch >= 2
 
 
-def test_the_recipe_follows_size_number_and_device() -> None:
-    small, large = open_source(noise(40)), open_source(noise(4, 200))
+def test_the_recipe_follows_size_and_device() -> None:
     gpu = torch.device("cuda")
+    small, large = (choose.short_side(open_source(noise(4, side))) for side in (32, 200))
+    assert (small, large) == (32, 200)
     assert choose.names(small, CPU) == ["photos_cpu_thumbnails"]
     assert choose.names(large, CPU)[-1] == "photos_cpu_small"
     assert choose.names(large, gpu)[-1] == "photos_gpu_small"
