@@ -217,17 +217,15 @@ class Training:
                 f"{self._recipe.optimizer.lr / 3:.2g}; the last good checkpoint is in {self._folder.path}."
             )
         self.step += 1
-        if not self._stop:
-            self._fetch()
         self._choose_threads(Threads.step)
         self._tick()
-        last, stopping = (
-            self.step >= self._plan.last,
-            distributed.anywhere(bool(self._stop) or self._failure is not None),
-        )
-        monitoring = last or (self._every > 0 and self.step % self._every == 0)
+        last = self.step >= self._plan.last
         if last:
             self._batch = None
+        elif not self._stop:
+            self._fetch()
+        stopping = distributed.anywhere(bool(self._stop) or self._failure is not None)
+        monitoring = last or (self._every > 0 and self.step % self._every == 0)
         if self.step % self._recipe.monitor.steps == 0 or monitoring or stopping:
             self._write_row(at, lr)
         self._update(self.step, self._plan.last, self._note)
