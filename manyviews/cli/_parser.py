@@ -133,17 +133,14 @@ def parse(name: str, verb: Verb, args: Sequence[str], more: Sequence[Argument] =
 
 
 def call(verb: Verb, given: Mapping[str, Any]) -> None:
-    """Call a verb with its arguments by name, as `parse` returns them."""
-    known = {a.name: a for a in arguments(verb)}
-    named = {k: v for k, v in given.items() if k in known and not known[k].part}
-    for part in {a.part for a in known.values() if a.part}:
-        default = inspect.signature(verb).parameters[part].default
-        named[part] = dataclasses.replace(default, **{k: v for k, v in given.items() if known[k].part == part})
-    positional = []
-    for a in known.values():
-        if a.positional:
-            positional.append(named.pop(a.name, a.default))
-    verb(*positional, **named)
+    """Call a verb with its arguments by name, as `parse` returns them, and the defaults of all others."""
+    parameters, parts = inspect.signature(verb).parameters, {a.name: a.part for a in arguments(verb)}
+    values = {name: parameter.default for name, parameter in parameters.items()}
+    for name, value in given.items():
+        part = parts[name]
+        values[part or name] = dataclasses.replace(values[part], **{name: value}) if part else value
+    before = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_ONLY]
+    verb(*(values.pop(name) for name in before), **values)
 
 
 def _missing(name: str, verb: Verb, missing: Sequence[Argument], bare: bool) -> str:

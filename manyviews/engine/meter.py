@@ -52,6 +52,14 @@ class Meter:
         terms = {f"loss/{k}": v for k, v in found.items()} if len(found) > 1 else {}
         return {"loss": sum(found.values())} | terms | {"grad_norm": norm} | speed
 
+    def now(self) -> tuple[float, float] | None:
+        """Images per second and loss of this rank since the last reading; None right after it. The host waits once."""
+        if not self.count:
+            return None
+        losses = [x.float() for name, x in self.sums.items() if name != "grad_norm"]
+        loss = float(torch.stack(losses).sum()) / self.count
+        return self.count * self.batch / max(1e-9, time.monotonic() - self.since), loss
+
     def finite(self) -> bool:
         """Whether everything since the last log line is finite."""
         return not self.sums or bool(torch.stack(list(self.sums.values())).isfinite().all())

@@ -228,7 +228,7 @@ class Training:
         monitoring = last or (self._every > 0 and self.step % self._every == 0)
         if self.step % self._recipe.monitor.steps == 0 or monitoring or stopping:
             self._write_row(at, lr)
-        self._update(self.step, self._plan.last, self._note)
+        self._update(self.step, self._plan.last, self._words)
         if stopping:
             self.save()  # first: whoever stops a process may not wait for long
         if monitoring:
@@ -338,12 +338,17 @@ class Training:
                 f"--set optimizer.lr={self._recipe.optimizer.lr / 3:.2g}; the last good checkpoint is in "
                 f"{self._folder.path}."
             )
-        self._note = f"{row['images_per_second']:.0f} images/s, loss {row['loss']:.3f}"
+        self._note = _words(row["images_per_second"], row["loss"])
         if self._log:
             self._log.write({"step": self.step, **row})
             if not self._warned and (text := _many_bad(self._loader, self.step - self._start.step)):
                 say(text)
                 self._warned = True
+
+    def _words(self) -> str:
+        """Speed and loss since the last row of the log, or of that row: whoever shows them asks every few seconds."""
+        now = self._meter.now()
+        return self._note if now is None else _words(*now)
 
     def _monitor(self) -> None:
         """Measure the encoder on held-out images, log the numbers, and warn of collapse."""
@@ -361,6 +366,10 @@ class Training:
 
     def _seconds(self) -> float:
         return self._start.seconds + time.monotonic() - self._start.since
+
+
+def _words(speed: float, loss: float) -> str:
+    return f"{speed:.0f} images/s, loss {loss:.3f}"
 
 
 def _loader(method: Method, recipe: Recipe, source: Source, train: Source, device: torch.device) -> Loader:

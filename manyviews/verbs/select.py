@@ -17,7 +17,7 @@ from manyviews.engine.folder import RunFolder
 from manyviews.errors import UserError, printable, unknown
 from manyviews.evaluation.contract import check_seed
 from manyviews.evaluation.unlabeled.diagnosis import HEALTHY, Diagnosis, diagnose
-from manyviews.progress import Update, progress
+from manyviews.progress import Note, Update, progress
 from manyviews.settings import Recipe, differences
 from manyviews.verbs._common import opened, preprocessing, seen_by
 from manyviews.weights import Pretrained, load
@@ -312,7 +312,7 @@ def _warnings(found: Sequence[Candidate], recipes: Sequence[Recipe | None]) -> l
 def _share(update: Update, i: int, of: int, name: str) -> Update:
     """Progress of one run among several."""
 
-    def step(done: int, total: int, note: str = "") -> None:
-        update(_TICKS * i + _TICKS * done // max(1, total), _TICKS * of, printable(name, _SHOWN))
+    def step(done: float, total: float, note: Note = "") -> None:
+        update(_TICKS * i + int(_TICKS * done / max(1, total)), _TICKS * of, printable(name, _SHOWN))
 
     return step
