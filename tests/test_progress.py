@@ -2,6 +2,7 @@
 
 import re
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_a_line_comes_at_the_start_and_every_half_minute(clock, capsys):
             update(step, 1000)
             seen += [step] * len(shown(capsys))
     assert seen[0] <= 2 and seen[1] <= 12
-    assert max(b - a for a, b in zip(seen, seen[1:], strict=False)) <= 30 and len(seen) < 15
+    assert max(b - a for a, b in pairwise(seen)) <= 30 and len(seen) < 15
 
 
 def test_work_that_reports_nothing_is_shown_too(monkeypatch, capsys):

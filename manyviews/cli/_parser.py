@@ -139,8 +139,8 @@ def call(verb: Verb, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         part = parts[name]
         values[part or name] = dataclasses.replace(values[part], **{name: value}) if part else value
-    before = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_ONLY]
-    verb(*(values.pop(name) for name in before), **values)
+    before = [values.pop(name) for name, p in parameters.items() if p.kind is p.POSITIONAL_ONLY]
+    verb(*before, **values)
 
 
 def _missing(name: str, verb: Verb, missing: Sequence[Argument], bare: bool) -> str:
