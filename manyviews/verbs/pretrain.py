@@ -23,7 +23,7 @@ from manyviews.engine.loop import train
 from manyviews.engine.pace import measure
 from manyviews.errors import UserError, say
 from manyviews.methods import Method
-from manyviews.progress import progress, seconds
+from manyviews.progress import outer, progress, seconds
 from manyviews.regularizers import canvas_size, inner
 from manyviews.reporting import plots
 from manyviews.reporting.views import titled, views_of
@@ -91,7 +91,7 @@ def pretrain(
         folder = create(None if out is None else Path(out), chosen, facts_of(data, captions, source, device)).path
         draw_views(folder, method, chosen, source)
     folder = cast(Path, distributed.share(folder))
-    if limit is None:
+    if limit is None and outer() is None:  # a larger work has said how long all of it takes
         expected = _first(lambda: announced(chosen, measure(chosen, source, device), device))
         tell(source, [expected] if expected else [])
     train(method, chosen, source, folder, begun if limit else None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -15,13 +17,15 @@ from manyviews.checkpoint import write_text
 from manyviews.data import Source, open_source
 from manyviews.engine.folder import RunFolder
 from manyviews.engine.monitor import FEWEST, hold_out
+from manyviews.engine.pace import Pace, measure
 from manyviews.errors import UserError, say
 from manyviews.evaluation.features import fingerprint
 from manyviews.evaluation.unlabeled.spectrum import COLLAPSED
+from manyviews.progress import Outer, duration, within
 from manyviews.reporting import plots
 from manyviews.settings import Recipe, override, to_json
 from manyviews.verbs._common import claim
-from manyviews.verbs.pretrain import changed, pretrain
+from manyviews.verbs.pretrain import changed, fitted, pretrain
 from manyviews.verbs.resume import resume
 from manyviews.verbs.run import Run
 
@@ -119,18 +123,18 @@ def sweep(
     distributed.start()  # the first of several processes makes the folder
     _begin(folder, data, wanted)
 
+    trainings = _trainings(folder, wanted, seeds)
+    left = _Left(trainings)
+    left.tell(data, base)
     found: list[tuple[str, str, list[Run]]] = []
     done: dict[str, Run] = {}  # by recipe: points of two settings may be the same run
-    for i, (path, value, setting) in enumerate(wanted):
+    for path, value, setting in wanted:
         runs = []
         for seed in range(seeds):
-            seeded = override(setting, "seed", seed)
-            key = to_json(seeded)
+            key = to_json(override(setting, "seed", seed))
             if key not in done:
-                where = folder / f"{_name(path, value)}-seed{seed}-{blake2b(key.encode(), digest_size=3).hexdigest()}"
-                if distributed.rank() == 0:
-                    say(f"Sweep: {path or 'baseline'} {value}, seed {seed} ({i + 1} of {len(wanted)})")
-                done[key] = _train(data, seeded, where)
+                with left.training(key, f"{path or 'baseline'} {value}, seed {seed}"):
+                    done[key] = _train(data, *trainings[key])
             runs.append(done[key])
         found.append((path, str(value), runs))
 
@@ -147,6 +151,81 @@ def sweep(
         write_text(folder / "sweep.json", json.dumps(result.to_dict(), indent=2))
         plots.sweep(result.to_dict(), folder / "sweep.png")
     return result
+
+
+def _trainings(
+    folder: Path, wanted: Sequence[tuple[str, Any, Recipe]], seeds: int
+) -> dict[str, tuple[Recipe, Path]]:
+    """Every training once, by its recipe, with its folder."""
+    found: dict[str, tuple[Recipe, Path]] = {}
+    for path, value, setting in wanted:
+        for seed in range(seeds):
+            seeded = override(setting, "seed", seed)
+            key = to_json(seeded)
+            name = f"{_name(path, value)}-seed{seed}-{blake2b(key.encode(), digest_size=3).hexdigest()}"
+            found.setdefault(key, (seeded, folder / name))
+    return found
+
+
+class _Left:
+    """How long a sweep takes yet: at the pace measured before it, corrected by how long its trainings took.
+
+    Args:
+        trainings: every training by its recipe, as `_trainings` gives them.
+    """
+
+    def __init__(self, trainings: Mapping[str, tuple[Recipe, Path]]) -> None:
+        self._total, self._number = len(trainings), 0
+        finished = distributed.share([key for key, (_, where) in trainings.items() if RunFolder(where).complete])
+        self._todo = {key: recipe for key, (recipe, _) in trainings.items() if key not in finished}
+        self._pace: Pace | None = None
+        self._spent = self._expected = 0.0
+
+    def tell(self, data: Any, base: Recipe) -> None:
+        """Say how many trainings there are, and how long they take."""
+        text = f"Sweep: {self._total} training{'s' * (self._total > 1)}"
+        if len(self._todo) < self._total:
+            text += f", {self._total - len(self._todo)} of them finished before"
+        if self._todo:
+            recipe, source = fitted(base, open_source(data))
+            self._pace = measure(recipe, source, distributed.start())
+            seconds = self._seconds()
+            text += "; how long they take is said after the first" if seconds is None else ""
+            text += "" if seconds is None else f": about {duration(seconds)} on this machine"
+        _say(f"{text}.")
+
+    @contextmanager
+    def training(self, key: str, what: str) -> Iterator[None]:
+        """The training of this recipe, with words on what it varies."""
+        self._number += 1
+        title = f"sweep {self._number} of {self._total}"
+        recipe = self._todo.get(key)
+        if recipe is None:  # finished before
+            yield
+            return
+        seconds = self._seconds()
+        _say(f"S{title[1:]}: {what}{'' if seconds is None else f'; about {duration(seconds)} left of the sweep'}.")
+        del self._todo[key]
+        begun = time.monotonic()
+        with within(Outer(title, self._seconds(), "pretrain")):
+            yield
+        self._spent += time.monotonic() - begun
+        self._expected += self._cost(recipe)
+
+    def _cost(self, recipe: Recipe) -> float:
+        """The seconds of a training at the measured pace; if none could be measured, its epochs."""
+        return recipe.epochs if self._pace is None else self._pace.seconds(recipe)
+
+    def _seconds(self) -> float | None:
+        """The seconds of all that is to be done; None if nobody knows."""
+        if self._pace is None and not self._spent:
+            return None
+        return sum(map(self._cost, self._todo.values())) * (self._spent / self._expected if self._spent else 1.0)
+
+
+def _say(text: str) -> None:
+    if distributed.rank() == 0:
+        say(text)
 
 
 def _train(data: Any, recipe: Recipe, where: Path) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,11 @@ def test_a_sweep_trains_every_value_once_and_continues(pictures: Path, tmp_path:
         return capsys.readouterr().err
 
     found = run()
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert re.search(r"^Sweep: 4 trainings: about \d+ s on this machine\.$", said, re.MULTILINE), said
+    for i in range(1, 5):  # each of them says what it is, and how long the rest takes
+        assert re.search(rf"^Sweep {i} of 4: .*, seed [01]; about \d+ s left of the sweep\.$", said, re.MULTILINE), said
+    assert "epochs take about" not in said  # which a run alone says
     assert "rescue.scale" in printed and "baseline" in printed and "sweep.png" in printed
     points, baseline = found["points"], found["baseline"]
     assert [(p["setting"], p["value"]) for p in points] == [
@@ -66,6 +71,7 @@ def test_a_sweep_trains_every_value_once_and_continues(pictures: Path, tmp_path:
 
     stamps = {p: p.stat().st_mtime_ns for p in out.glob("*/summary.json")}
     assert run() == found and stamps == {p: p.stat().st_mtime_ns for p in stamps}
+    assert "Sweep: 4 trainings, 4 of them finished before." in capsys.readouterr().err
     assert "holds another sweep" in refused(epochs=2)
     Image.new("RGB", (32, 32)).save(pictures / "dark" / "0.png")
     assert "holds another sweep" in refused()
