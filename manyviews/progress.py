@@ -220,7 +220,8 @@ def _lines(state: _State) -> Iterator[Update]:
 
     def show() -> None:
         nonlocal due, lines
-        words = [f"{state.title}: {state.counted or ('nothing to count yet' if lines else 'started')}", state.left, state.note]
+        begun = "nothing to count yet" if lines else "started"
+        words = [f"{state.title}: {state.counted or begun}", state.left, state.note]
         print(printable(", ".join(w for w in words if w)), file=sys.stderr, flush=True)
         due, lines = time.monotonic() + _EVERY[lines > 0], lines + 1
 

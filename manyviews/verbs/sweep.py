@@ -153,9 +153,7 @@ def sweep(
     return result
 
 
-def _trainings(
-    folder: Path, wanted: Sequence[tuple[str, Any, Recipe]], seeds: int
-) -> dict[str, tuple[Recipe, Path]]:
+def _trainings(folder: Path, wanted: Sequence[tuple[str, Any, Recipe]], seeds: int) -> dict[str, tuple[Recipe, Path]]:
     """Every training once, by its recipe, with its folder."""
     found: dict[str, tuple[Recipe, Path]] = {}
     for path, value, setting in wanted:
