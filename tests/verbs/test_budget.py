@@ -47,7 +47,7 @@ def test_the_recipe_follows_size_and_device() -> None:
     gpu = torch.device("cuda")
     small, large = (choose.short_side(open_source(noise(4, side))) for side in (32, 200))
     assert (small, large) == (32, 200)
-    assert choose.names(small, CPU) == ["photos_cpu_thumbnails"]
+    assert choose.names(small, CPU) == ["photos_cpu_small"]
     assert choose.names(large, CPU)[-1] == "photos_cpu_small"
     assert choose.names(large, gpu)[-1] == "photos_gpu_small"
     assert set(choose.names(small, gpu) + choose.names(large, gpu)) < set(recipes.names())
@@ -115,7 +115,7 @@ def test_a_recipe_is_chosen_and_ends_in_time(tmp_path: Path, capfd: pytest.Captu
     run = mv.pretrain(noise(60), budget=6, settings=settings, out=tmp_path / "run")
     spent = time.monotonic() - begun
     said = capfd.readouterr().err
-    assert "Recipe photos_cpu_thumbnails, for 60 images of about 32 pixels" in said
+    assert "Recipe photos_cpu_small, for 60 images of about 32 pixels" in said
     assert run.recipe.budget == 6 and run.recipe.data.batch_size == 8
     assert run.summary is not None and spent < 12  # what it takes to import and to plot is not known before
     rates = [row["lr"] for row in run.log if "lr" in row]
