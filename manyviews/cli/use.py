@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import manyviews as mv
 from manyviews.cli._options import NO_HINTS, Hints, Images, Json, NewFile, Weights, load, write_json, wrote
 from manyviews.cli._parser import Arg
 from manyviews.errors import printable
@@ -43,27 +42,39 @@ def duplicates(
     data: Images,
     /,
     out: NewFile,
-    threshold: float = 0.95,
+    threshold: float | None = None,
     hints: Hints = NO_HINTS,
     json: Json = None,
 ) -> None:
-    """List groups of images that are nearly the same to an encoder.
+    """List groups of images that look like copies of one image, with a page of their pictures.
+
+    Features propose pairs and a second look at pixels confirms them. Every two images of a group were found to be the
+    same. Nothing is deleted or moved.
 
     For example:
       manyviews duplicates runs/first photos/ --out duplicates.csv
-      manyviews duplicates runs/first photos/ --threshold 0.98 --out duplicates.csv
 
     Args:
-        out: A new CSV file, with the columns group, id, keep (yes for one image of each group) and similarity.
-        threshold: Cosine similarity above which two images count as the same. The protocol copy_detection measures a
-            good one.
+        out: A new CSV file, with the columns group, id, similarity, pixels, mirrored and identical. The page is beside
+            it: duplicates.html.
+        threshold: Cosine similarity of features from which pixels are compared. By default planted copies of the images
+            choose it.
     """
-    groups = mv.duplicates(load(weights, hints), data, out, threshold)
-    images = sum(len(g.ids) for g in groups)
-    extra = images - len(groups)
-    print(f"{images} images are in {len(groups)} groups of near-duplicates: {extra} could be removed.")
-    wrote(out)
-    write_json(json, {"file": str(out), "groups": [{"ids": g.ids, "similarity": g.similarity} for g in groups]})
+    from manyviews.verbs.duplicates import find
+
+    found = find(load(weights, hints), data, out, threshold)
+    images, count = sum(len(g.ids) for g in found.groups), len(found.groups)
+    if count:
+        groups = "1 group" if count == 1 else f"{count:,} groups"
+        print(f"{images:,} of {found.images:,} images look like copies of one another, in {groups}. Look at these:")
+    else:
+        print(f"No two of {found.images:,} images look like copies of one another.")
+    if found.between:
+        pairs = "1 more pair is" if len(found.between) == 1 else f"{len(found.between):,} more pairs are"
+        print(f"{pairs} the same, but not the same as the other images of a group: see the end of the page.")
+    wrote(found.page)
+    wrote(found.table)
+    write_json(json, found.to_dict())
 
 
 def export(

@@ -1,35 +1,134 @@
-"""List images that are nearly the same."""
+"""List groups of images that look like copies of one image."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from manyviews import checkpoint, machine
 from manyviews.data.layout import ALL
-from manyviews.evaluation.unlabeled import duplicates as copies
-from manyviews.verbs._common import features, new_file, opened
+from manyviews.errors import UserError, say
+from manyviews.evaluation.features import check_finite, extract_all
+from manyviews.evaluation.unlabeled import copies
+from manyviews.evaluation.unlabeled import duplicates as same
+from manyviews.progress import progress
+from manyviews.reporting import groups as pages
+from manyviews.verbs._common import loaded, new_file, opened, preprocessing, seen_by
 from manyviews.weights import Pretrained
+
+_COPIES = 512
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Images that look like copies of one image.
+
+    Attributes:
+        groups: groups of images of which every two are the same, the largest first.
+        between: positions of pairs that are the same but not in one group.
+        calibration: what planted copies tell.
+        images: number of images that were looked at.
+        table: the CSV file.
+        page: the page to look at.
+    """
+
+    groups: list[same.Group]
+    between: list[tuple[int, int]]
+    calibration: same.Calibration
+    images: int
+    table: Path
+    page: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {
+            "file": str(self.table),
+            "page": str(self.page),
+            "images": self.images,
+            "groups": [
+                {"ids": g.ids, "similarity": g.similarity, "pixels": g.pixels, "pairs": [asdict(p) for p in g.pairs]}
+                for g in self.groups
+            ],
+            "pairs_between_groups": len(self.between),
+            "calibration": asdict(self.calibration),
+        }
 
 
 def duplicates(
-    weights: str | Path | Pretrained, data: Any, out: str | Path, threshold: float = 0.95
-) -> list[copies.Group]:
-    """List groups of images that are nearly the same in a CSV file: `group`, `id`, `keep`, `similarity`.
+    weights: str | Path | Pretrained, data: Any, out: str | Path, threshold: float | None = None
+) -> list[same.Group]:
+    """List groups of images that look like copies of one image, in a CSV file and on a page with their pictures.
+
+    Features propose pairs and pixels confirm them. Every two images of a group were found to be the same. Nothing is
+    deleted or moved.
 
     Args:
         weights: a run folder or weights: see `manyviews.load`.
         data: images: see `manyviews.data.open_source`.
-        out: a new file.
-        threshold: cosine similarity of features above which two images count as the same, in (0, 1).
+        out: a new file; the page is beside it, with the ending .html.
+        threshold: cosine similarity of features above which pixels are compared, in (0, 1); None to choose it by
+            planted copies of the images.
 
     Returns:
         The groups: see `manyviews.evaluation.unlabeled.duplicates`.
 
     Raises:
-        UserError: bad input, `out` exists, or the threshold is so low that nearly all images are the same.
+        UserError: bad input, `out` or the page exists, or there are too many pairs to look at.
     """
+    return find(weights, data, out, threshold).groups
+
+
+def find(weights: str | Path | Pretrained, data: Any, out: str | Path, threshold: float | None = None) -> Duplicates:
+    """`duplicates`, with everything that was found."""
     out = new_file(out)
-    groups = copies.duplicates(features(weights, opened(data, split=ALL), "duplicates"), threshold, machine.device())
-    checkpoint.write_text(out, copies.to_csv(groups))
-    return groups
+    if out.suffix.lower() in (".html", ".htm"):
+        raise UserError(f"--out names the table, and the page is beside it: give {out.with_suffix('.csv')}.")
+    page = new_file(out.with_suffix(".html"))
+    if threshold is not None and not 0 < threshold < 1:
+        raise UserError(f"The threshold of near-duplicates must be above 0 and below 1, not {threshold:g}.")
+    encoder = loaded(weights)
+    if encoder.note:
+        say(encoder.note)
+    (source,) = seen_by(encoder, opened(data, split=ALL))
+    both = {"features": encoder.encoder, "grays": same.Gray()}
+    how = preprocessing(encoder)
+    with progress("duplicates") as update:
+        seen = extract_all(both, source, progress=update, **how)
+    for where, reason in seen["features"].bad:
+        say(f"Skipped {where}: {reason}")
+    check_finite(seen["features"].x)
+    rows = _chosen(len(seen["features"]))
+    copied = copies.copies_of(source, seen["features"].index[rows].tolist(), _SEED)
+    with progress("planted copies") as update:
+        planted = extract_all(both, copied, progress=update, **how)
+    calibration = same.calibrate(
+        source,
+        seen["features"],
+        seen["grays"],
+        copied,
+        planted["features"],
+        planted["grays"],
+        rows,
+        threshold,
+        machine.device(),
+    )
+    say(calibration.words)
+    pairs = same.proposed(seen["features"], seen["grays"], calibration.limits, machine.device())
+    with progress("second look") as update:
+        pairs = same.confirmed(pairs, source, seen["features"].index, update)
+    groups, between = same.grouped(seen["features"], pairs, source)
+    found = Duplicates(groups, between, calibration, len(seen["features"]), out, page)
+    checkpoint.write_text(page, pages.render(source, groups, between, len(seen["features"]), calibration.words))
+    checkpoint.write_text(out, same.to_csv(groups))
+    return found
+
+
+def _chosen(n: int) -> torch.Tensor:
+    """Rows to copy: int64, at most 512; each of few images several times, so that all kinds of copies occur."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(_SEED))
+    times = min(len(copies.KINDS), -(-_COPIES // n))
+    return order.repeat_interleave(times)[:_COPIES]

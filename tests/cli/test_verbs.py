@@ -234,17 +234,23 @@ def test_duplicates(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
     shutil.copytree(photos / "red", folder / "red")
     shutil.copy(photos / "red" / "3.png", folder / "copy.png")
     found = tmp_path / "duplicates.csv"
-    args = ("duplicates", run_folder, folder, "--threshold", 0.999999, "--out", found, "--json", tmp_path / "d.json")
+    args = ("duplicates", run_folder, folder, "--out", found, "--json", tmp_path / "d.json")
     result = manyviews(*args)
     assert result.code == 0, result.err
+    assert "2 of 31 images look like copies of one another, in 1 group." in result.out
+    assert "planted copies are found" in result.err and str(tmp_path / "duplicates.html") in result.out
     with found.open(newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
-    group = next(row["group"] for row in rows if row["id"] == "copy.png")
-    assert "red/3.png" in [row["id"] for row in rows if row["group"] == group]
-    assert [row["keep"] for row in rows].count("yes") == len(json.loads((tmp_path / "d.json").read_text())["groups"])
+    assert [(row["group"], row["id"], row["identical"]) for row in rows] == [
+        ("1", "copy.png", "yes"),
+        ("1", "red/3.png", "yes"),
+    ]
+    assert json.loads((tmp_path / "d.json").read_text())["groups"][0]["ids"] == ["copy.png", "red/3.png"]
+    assert "red/3.png" in (tmp_path / "duplicates.html").read_text(encoding="utf-8")
     assert manyviews(*args).code == 2  # nothing is overwritten
-    result = manyviews("duplicates", run_folder, folder, "--threshold", 1.5, "--out", tmp_path / "other.csv")
-    assert result.code == 2 and "1.5" in result.err and not (tmp_path / "other.csv").exists()
+    for out, threshold, says in (("other.csv", 1.5, "1.5"), ("page.html", 0.9, "page.csv")):
+        result = manyviews("duplicates", run_folder, folder, "--threshold", threshold, "--out", tmp_path / out)
+        assert result.code == 2 and says in result.err and not (tmp_path / out).exists()
 
 
 def test_transfer(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
