@@ -26,7 +26,17 @@ from manyviews.data.decode import BadImage, fault
 from manyviews.data.files import THREADS, File, names_below
 from manyviews.data.folder import ending_of, is_image
 from manyviews.data.formats import FORMATS, HEAD, UNREAD, by_ending, missing, sniff
-from manyviews.data.layout import ALL, few, find_splits, of_masks, stray_note, strays, without_wrapper
+from manyviews.data.layout import (
+    ALL,
+    doubt,
+    few,
+    find_splits,
+    of_masks,
+    stray_note,
+    strays,
+    top_folders,
+    without_wrapper,
+)
 from manyviews.data.left import BY_CONTENT, HIDDEN, MASKS, SYSTEM, Left, is_system
 from manyviews.data.source import Labels, Source, as_labels
 from manyviews.errors import UserError
@@ -261,7 +271,7 @@ def opened(
             indices = [_chosen(index, short) for index in indices]
             name = f"{name}:{chosen}"
     archives = make(indices)
-    annotate, why = archives.labels, ""
+    annotate, why, doubts, by_folder = archives.labels, "", "", False
     if all(value is None for value in archives.values):
         if _own_folders(indices, short):
             why = "each archive has one folder of its own, and these are not taken for classes."
@@ -271,8 +281,11 @@ def opened(
                 why = stray_note(outside)
                 if few(outside, archives.names):
                     notes.append(why)
+            else:
+                by_folder, doubts = True, doubt(top_folders(short, folders))
     source = Source(name, len(archives), archives.read, archives.keys.copy, annotate, archives.locate)
     source = replace(source, blocks=archives.blocks, window=archives.window, why_unlabeled=why)
+    source = replace(source, by_folder=by_folder, doubt=doubts)
     return replace(source, notes=(*left.notes(), *notes), splits=names), archives, short
 
 

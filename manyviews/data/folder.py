@@ -17,7 +17,7 @@ import numpy as np
 
 from manyviews.data.decode import EXTENSIONS
 from manyviews.data.formats import HEAD, UNREAD, by_ending, missing, sniff
-from manyviews.data.layout import ALL, few, find_splits, of_masks, stray_note, strays
+from manyviews.data.layout import ALL, doubt, few, find_splits, of_masks, stray_note, strays, top_folders
 from manyviews.data.left import (
     BROKEN_LINKS,
     BY_CONTENT,
@@ -26,6 +26,7 @@ from manyviews.data.left import (
     HIDDEN_FOLDERS,
     LOCKED,
     MASKS,
+    NO_PICTURES,
     OURS,
     SYSTEM,
     TWICE,
@@ -126,7 +127,7 @@ def open_folder(
                 name = f"{name}:{chosen}"
     elif split not in (None, ALL):
         raise UserError(f"Leave ':{split}' out, or --labels: a labels file says itself which images to take.")
-    why = ""
+    why, doubts, by_folder = "", "", False
     if labels is not None:
         named = _read_labels(labels, root, set(known))
         images = sorted(named)
@@ -139,6 +140,8 @@ def open_folder(
             why = stray_note(outside)
             if few(outside, images):
                 notes.append(why)
+        else:
+            by_folder, doubts = True, doubt(top_folders(shorts, folders))
     describe: Callable[[], Captions | None] = uncaptioned
     tables = [path for path in found.special if path.endswith(METADATA) and path.rpartition("/")[2] in METADATA]
     if captions is not None:
@@ -149,7 +152,7 @@ def open_folder(
         rows = _Metadata(root, tables, images, notes)
         if (values := rows.column(LABEL_NAMES)) is not None:
             lacking = sum(value is None for value in values)
-            annotate, why = partial(as_labels, values), ""
+            annotate, why, doubts, by_folder = partial(as_labels, values), "", "", False
             if lacking:
                 why = (
                     f"{lacking:,} of {len(images):,} images have no label in {tables[0]}: add them, or remove the file."
@@ -161,7 +164,8 @@ def open_folder(
     read = partial(_path, str(root), images)
     where = images.__getitem__ if splits or split else None
     source = Source(name, len(images), read, identify, annotate, where, describe=describe)
-    return replace(source, notes=(*found.left.notes(), *notes), splits=splits, why_unlabeled=why)
+    source = replace(source, notes=(*found.left.notes(), *notes), splits=splits, why_unlabeled=why)
+    return replace(source, by_folder=by_folder, doubt=doubts)
 
 
 def _none() -> None:
@@ -345,10 +349,14 @@ def _look_inside(root: Path, found: Found) -> None:
     if len(found.images) <= LOOKED:
         for path in found.images:
             try:
-                if not os.stat(root / path).st_size:
-                    found.left.add(EMPTY, path)
+                with open(root / path, "rb") as file:
+                    head = file.read(HEAD)
             except OSError:
                 continue  # said when it is read
+            if not head:
+                found.left.add(EMPTY, path)
+            elif sniff(head) is None:
+                found.left.add(NO_PICTURES, path)
 
 
 def _path(root: str, files: list[str], i: int) -> Path:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from manyviews.data.left import listed
 from manyviews.errors import UserError
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -23,6 +24,27 @@ _MASKS = frozenset(
 _BY_NAME = {name: split for split, names in SPLITS.items() for name in names}
 _YEAR = re.compile(r"[-_ ]?\d+$")  # as in train2017
 _DEEPEST = 3  # folders above the splits, at most
+
+# Folders that keep photographs, and are no classes: dates, cameras' and phones' folders, and what people call the rest.
+_MONTH = (
+    r"(jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?|nov(ember)?"
+    r"|dec(ember)?)"
+)
+_DATE = r"(19|20)\d\d([-_. ]?(0\d|1[0-2])([-_. ]?([0-2]\d|3[01]))?)?"
+_KEPT = re.compile(
+    rf"{_DATE}([-_ ].*)?|.*[-_ (]{_DATE[:-1]}|(0?\d|[12]\d|3[01])[-_.](0?\d|1[0-2])[-_.](19|20)\d\d.*"
+    rf"|{_MONTH}([-_ ]*(19|20)?\d\d)?|(19|20)\d\d[-_ ]*{_MONTH}.*"
+    r"|dcim|[1-9]\d\d(canon|apple|msdcf|_?pana|nikon|n[dz]\w+|olymp|_?fuji|gopro|media|casio|leica|eos\w*|andro|cloud)\w*"
+    r"|img([-_ ]?\d+)?|dsc[fn]?([-_ ]?\d+)?|camera( roll| uploads)?|screenshots?"
+    r"|(whatsapp|signal|telegram|instagram|facebook|snapchat)( images| photos| pictures)?|bluetooth|downloads?"
+    r"|(my |all |saved |new |old |other |more )?(photos?|pictures|pics|images?|imgs?|albums?|files|stuff|scans?)"
+    r"|(new|untitled) folder( ?\(?\d+\)?)?|untitled|misc(ellaneous)?|various|unsorted|unlabell?ed|to ?sort|temp|tmp"
+    r"|backups?|exports?|imports?|edited|originals?|raws?|jpe?gs?|pngs?|heics?|favou?rites|inbox|others?"
+    r"|(batch|part|set|folder|album|roll|film|disc|cd|dvd|card|chunk|upload|backup|export|import|scan)[-_ ]?\d+"
+)
+_MOSTLY = 0.5  # of the folders
+_NEARLY_ALL = 0.95  # of the images
+_HANDFUL = 2  # images
 
 
 def split_of(folder: str) -> str | None:
@@ -158,6 +180,36 @@ def stray_note(found: Sequence[str]) -> str:
         f"{len(found):,} images lie outside of the class folders (the first: {found[0]}), so there are no labels: move "
         "them."
     )
+
+
+def doubt(counts: Mapping[str, int]) -> str:
+    """Why folders are probably no classes, in words that follow "because"; empty if they may well be.
+
+    Args:
+        counts: number of images of each first-level folder.
+    """
+    total = sum(counts.values())
+    if len(counts) < 2 or not total:
+        return ""
+    kept = [name for name in counts if _KEPT.fullmatch(name.strip().lower())]
+    if len(kept) > _MOSTLY * len(counts):
+        which = "they" if len(kept) == len(counts) else "most"
+        return f"{which} are named as people keep photographs, not by what they show ({listed(sorted(kept))})"
+    largest = max(counts, key=lambda name: counts[name])
+    if counts[largest] > _NEARLY_ALL * total:
+        return f"{100 * counts[largest] // total} % of its images are in one folder ({largest})"
+    tiny = sum(count <= _HANDFUL for count in counts.values())
+    if len(counts) > 10 and tiny > _MOSTLY * len(counts):
+        return f"{tiny} of the {len(counts)} hold one or two images"
+    return ""
+
+
+def top_folders(short: Mapping[str, str], images: Mapping[str, int]) -> Counter[str]:
+    """Images by first-level folder, from a shorter path and the number of images of each folder."""
+    found = Counter[str]()
+    for folder, name in short.items():
+        found[name.partition("/")[0]] += images.get(folder, 0)
+    return found
 
 
 def _called(names: Collection[str]) -> str:

@@ -58,6 +58,7 @@ class Left:
             reason.replace("{n}", f"{count:,}")
             .replace("{s}", "" if count == 1 else "s")
             .replace("{them}", "it" if count == 1 else "them")
+            .replace("{no_s}", "s" if count == 1 else "")
             .replace("{are}", "is" if count == 1 else "are")
             .replace("{first}", name if count == 1 else f"the first: {name}")
             for reason, (count, name) in self._found.items()
@@ -73,6 +74,7 @@ OURS = "Left out {n} folder{s} of runs, sweeps or pages ({first})."
 TWICE = "Left out {n} link{s} to folders that are read already ({first})."
 MASKS = "Left out {n} image{s} in folders of masks ({first}), beside a folder of images."
 EMPTY = "{n} image{s} {are} empty ({first}) and cannot be used."
+NO_PICTURES = "{n} file{s} with a picture's ending hold{no_s} something else ({first}) and cannot be used."
 BY_CONTENT = "Took {n} file{s} as images by content, not by name ({first})."
 UNKNOWN = "Left out {n} file{s} without a picture's ending ({first}): only a sample was read, with few images in it."
 ENCRYPTED = "Left out {n} encrypted image{s} ({first}): unpack the archive with its password."

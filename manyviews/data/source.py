@@ -63,6 +63,8 @@ class Source:
         splits: splits of its data, of which it is one ("train", "val", "test"); empty if there are none, or if one was
             asked for.
         why_unlabeled: why there are no labels although there seem to be some, with the cure.
+        by_folder: whether its labels are the names of folders.
+        doubt: why these folders are probably no classes, in words that follow "because"; empty if they may well be.
         keep: where the pixels of item `i` are kept in memory by whoever reads it again and again.
     """
 
@@ -81,6 +83,8 @@ class Source:
     notes: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     why_unlabeled: str = ""
+    by_folder: bool = False
+    doubt: str = ""
     keep: Callable[[int], Any] | None = None
 
     def __len__(self) -> int:
@@ -194,6 +198,8 @@ class Source:
             self.reading,
             self.notes,
             why_unlabeled=self.why_unlabeled,
+            by_folder=self.by_folder,
+            doubt=self.doubt,
             keep=None if self.keep is None else partial(_chosen_item, self.keep, chosen),
         )
 

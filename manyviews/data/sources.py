@@ -168,7 +168,7 @@ def _open_path(path: Path, labels: Any, captions: Any, split: str | None) -> Sou
             if canvases or ((path / PLAN).is_file() and not (path / TILES).is_file()):
                 raise UserError(f"{path} is not finished: run `manyviews prepare` with the same arguments again.")
             found = scan(path)
-            shards = [f for f in found.special if _is_shard(f)]
+            shards = [f for f in found.special if is_shard(f)]
             if shards and not found.images:
                 return _noted(_open_shards([local(path / f) for f in shards], labels, captions, split), found.left)
             for ending, names in _by_ending(shards).items():
@@ -178,7 +178,7 @@ def _open_path(path: Path, labels: Any, captions: Any, split: str | None) -> Sou
         if is_pattern(str(path)) and not path.exists():
             return _open_shards(_shards(str(path)), labels, captions, split, whole=True)
         _existing(path)
-        if _is_shard(path.name) or zipfile.is_zipfile(path):
+        if is_shard(path.name) or zipfile.is_zipfile(path):
             return _open_shards([local(path)], labels, captions, split)
     except PermissionError as error:
         raise UserError(f"There is no permission to read {error.filename or path}.") from None
@@ -196,7 +196,7 @@ def _open_url(url: str, labels: Any, captions: Any, split: str | None) -> Source
 
 def _shards(where: str) -> list[File]:
     found = find(where)
-    shards = [file for file in found if _is_shard(file.name)]
+    shards = [file for file in found if is_shard(file.name)]
     if not shards:
         raise UserError(
             f"{where} holds no .tar, .zip or .parquet file (the first of {len(found)} is {found[0].name}); single "
@@ -208,14 +208,15 @@ def _shards(where: str) -> list[File]:
 _PARQUET, _TAR, _ZIP = (".parquet",), (".tar", *COMPRESSED), (".zip",)
 
 
-def _is_shard(name: str) -> bool:
+def is_shard(name: str) -> bool:
+    """Whether a file of this name holds images: Parquet, tar or zip."""
     return name.lower().endswith((*_PARQUET, *_TAR, *_ZIP))
 
 
 def _by_ending(names: Sequence[str]) -> dict[str, list[str]]:
     """Names of shards by their kind, the one that is taken first: Parquet, tar, zip."""
     by = {kind[0]: [name for name in names if name.lower().endswith(kind)] for kind in (_PARQUET, _TAR, _ZIP)}
-    by[_ZIP[0]] += [name for name in names if not _is_shard(name)]  # a zip under another name
+    by[_ZIP[0]] += [name for name in names if not is_shard(name)]  # a zip under another name
     return {kind: found for kind, found in by.items() if found}
 
 

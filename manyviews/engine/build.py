@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,6 +34,36 @@ def build_method(recipe: Recipe, *, trained: bool = False) -> Method:
     encoder = Encoder(recipe.backbone.name, **({**settings, "pretrained": False} if trained else settings))
     method = methods.get(recipe.method.name)(recipe.adaptation.begin(encoder), **recipe.method.settings)
     return Regularized(method, recipe.regularizers, recipe.step.accumulate) if recipe.regularizers else method
+
+
+FEW = 500
+"""Images below which a run is told that it can learn little."""
+
+
+def with_fitting_batch(recipe: Recipe, source: Source) -> Recipe:
+    """The recipe with a smaller batch if it has fewer images: the largest power of two for which there are enough.
+
+    The recipe itself if there are too few for any batch: `check` says so.
+    """
+    share = distributed.world_size() * recipe.step.accumulate
+    images = len(monitor.hold_out(source, recipe.data.holdout)[0])
+    if images >= recipe.data.batch_size or images < 2 * share:
+        return recipe
+    return replace(recipe, data=replace(recipe.data, batch_size=share * 2 ** int(math.log2(images // share))))
+
+
+def cautions(recipe: Recipe, source: Source) -> list[str]:
+    """Sentences about images that are few, and about folders that are or are not taken as classes."""
+    found = []
+    if len(source) < FEW:
+        found.append(
+            f"{source.name} has {len(source)} images, and fewer than {FEW} teach an encoder little more than colors "
+            "and textures. Weights that saw many others know more: use them as they are (timm:resnet18), or start from "
+            "them (--set backbone.pretrained=true)."
+        )
+    if len(monitor.hold_out(source, recipe.data.holdout)[1]) and (text := monitor.classes_note(source, recipe)):
+        found.append(text)
+    return found
 
 
 def check(recipe: Recipe, source: Source) -> None:

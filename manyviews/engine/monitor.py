@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews.data import Source, load_canvases, split
+from manyviews.data.left import listed
 from manyviews.evaluation import alignment, encode, knn, rankme, spread, test_images, uniformity
 from manyviews.evaluation.features import frozen
 from manyviews.evaluation.unlabeled.spectrum import COLLAPSED, describe
@@ -45,6 +46,28 @@ def hold_out(source: Source, fraction: float) -> tuple[Source, Source]:
     return source.subset(parts["train"]), source.subset(parts["watch"][:MOST])
 
 
+def uses_classes(source: Source, recipe: Recipe) -> bool:
+    """Whether labels are measured with, if there are any: not where folders are probably no classes."""
+    wanted = recipe.monitor.classes
+    return not source.by_folder or wanted == "yes" or (wanted == "auto" and not source.doubt)
+
+
+def classes_note(source: Source, recipe: Recipe) -> str:
+    """A sentence about folders that are, or are not, taken as classes, and how to change it; empty without folders."""
+    names = source.classes
+    if not source.by_folder or names is None or len(names) < 2:
+        return ""
+    if uses_classes(source, recipe):
+        shown = f"its {len(names)} folders ({listed(names)}) are classes for the accuracy while training"
+        return f"{source.name}: {shown}; --set monitor.classes=no leaves it out."
+    if not source.doubt:
+        return ""
+    return (
+        f"{source.name}: its folders are not taken as classes while training, because {source.doubt}. If they are "
+        "classes: --set monitor.classes=yes."
+    )
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """The images on which a run is monitored, in memory.
@@ -72,7 +95,7 @@ def prepare(train: Source, held: Source, recipe: Recipe, canvas: int) -> HeldOut
     if len(pixels) < FEWEST:
         return None
     train_pixels, train_labels = pixels[:0], None
-    if labels is not None and len(labels.unique()) > 1:
+    if labels is not None and len(labels.unique()) > 1 and uses_classes(held, recipe):
         train_pixels, train_labels = _read(train.subset(_spread_out(len(train), MOST)), recipe.test_size)
     batch, _ = load_canvases(held.subset(_spread_out(len(held), _PAIRS)), canvas)
     if train_labels is None:

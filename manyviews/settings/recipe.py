@@ -148,12 +148,15 @@ class Monitor:
         epochs: epochs between measurements on held-out images; 0 for the start and the end only.
         steps: steps between log lines.
         checkpoint_minutes: minutes between checkpoints. One is also written at the end and after an interruption.
+        classes: whether the images' folders are the classes of the k-NN and linear accuracies; "auto" where they look
+            like classes. Labels of other kinds always are.
         loggers: programs that receive the numbers, in addition to the run folder's log.
     """
 
     epochs: float = 5
     steps: int = 20
     checkpoint_minutes: float = 10
+    classes: Literal["auto", "yes", "no"] = "auto"
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
 
     def __post_init__(self) -> None:

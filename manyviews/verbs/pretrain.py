@@ -17,7 +17,7 @@ import torch
 
 from manyviews import distributed, machine, recipes
 from manyviews.data import Reading, Source, load_canvases, mean_and_std, measured, read_as
-from manyviews.engine.build import build_method, check, check_colors, check_sizes
+from manyviews.engine.build import build_method, cautions, check, check_colors, check_sizes, with_fitting_batch
 from manyviews.engine.folder import RunFolder, create
 from manyviews.engine.loop import train
 from manyviews.engine.pace import measure
@@ -72,6 +72,14 @@ def pretrain(
     source = opened(data, captions=captions)
     device = distributed.start()
     chosen, source = fitted(chosen, source)
+    if isinstance(recipe, str) and recipe != AUTO and "data.batch_size" not in (settings or {}):
+        asked = chosen.data.batch_size
+        chosen = with_fitting_batch(chosen, source)
+        if chosen.data.batch_size < asked:
+            tell(
+                source,
+                [f"A batch has {chosen.data.batch_size} images, not {asked}: there are not as many to train on."],
+            )
     if recipe == AUTO:
         if limit is None and epochs is None and device.type == "cpu":
             limit = BUDGET
@@ -85,7 +93,7 @@ def pretrain(
     check(chosen, source)
     method = build_method(chosen)
     check_sizes(method, chosen)
-    tell(source, check_colors(method, chosen))
+    tell(source, [*check_colors(method, chosen), *cautions(chosen, source)])
     folder = None
     if distributed.rank() == 0:
         folder = create(None if out is None else Path(out), chosen, facts_of(data, captions, source, device)).path
