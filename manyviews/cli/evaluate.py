@@ -42,6 +42,7 @@ def evaluate(
     labels: Labels = None,
     test_labels: TestLabels = None,
     baselines: bool = True,
+    min_per_class: Annotated[int | None, Arg("N")] = None,
     seed: int = 0,
     seeds: Count = 1,
     features: Literal["pooled", "last4", "cls_mean"] = "pooled",
@@ -66,6 +67,7 @@ def evaluate(
         test: Labeled images to test on. By default, the test images of DATA if it has splits, else a fifth of it.
         protocol: Protocols, separated by commas: see `manyviews list protocols`.
         baselines: Evaluate an untrained encoder and raw pixels too.
+        min_per_class: Leave out classes with fewer training images, at least 10. By default they are refused.
         seed: Seed of the untrained encoder, of the protocols that draw, and of the intervals.
         seeds: How often each protocol that draws is run; its accuracy is the mean.
         features: Features of a vision transformer: the pooled ones, the class tokens of the last four blocks, or the
@@ -90,6 +92,7 @@ def evaluate(
         seed=seed,
         seeds=seeds,
         baselines=baselines,
+        min_per_class=min_per_class,
     )
     if distributed.rank() == 0:
         summary.show(report)
@@ -104,6 +107,7 @@ def transfer(
     out: NewFolder,
     protocol: Protocols = "linear",
     baselines: bool = True,
+    min_per_class: Annotated[int | None, Arg("N")] = None,
     seed: int = 0,
     seeds: Count = 1,
     set: Settings = (),
@@ -117,11 +121,12 @@ def transfer(
       manyviews transfer runs/first sets/ --protocol linear,finetune --seeds 3 --out transfer/tuned
 
     Args:
-        suite: A folder that holds each set: pets/train/<class> and pets/test/<class>, or pets/<class>, or
-            pets_train.parquet and pets_test.parquet.
+        suite: A folder that holds each set: pets/train/<class> and pets/test/<class>, or pets/<class>, or pets.zip, or
+            pets_train.parquet and pets_test.parquet. Or one such set.
         out: A folder for the reports. The same command again continues an interrupted suite.
         protocol: Protocols that classify, separated by commas: see `manyviews list protocols`.
         baselines: Evaluate an untrained encoder and raw pixels too.
+        min_per_class: Leave out classes with fewer training images, at least 10. By default they are refused.
         seed: Seed of the untrained encoder, of the protocols that draw, and of the intervals.
         seeds: How often each protocol that draws is run; its accuracy is the mean.
         set: Change a setting of a protocol, such as finetune.epochs=30: see `manyviews list protocols NAME`.
@@ -137,6 +142,7 @@ def transfer(
         seed=seed,
         seeds=seeds,
         baselines=baselines,
+        min_per_class=min_per_class,
     )
     summary.show_transfer(found.table(), found.notes)
     write_json(json, found.to_dict())
@@ -306,6 +312,7 @@ def select(
     test: DataSet = None,
     labels: Labels = None,
     test_labels: TestLabels = None,
+    min_per_class: Annotated[int | None, Arg("N")] = None,
     seed: int = 0,
     json: Json = None,
 ) -> None:
@@ -320,10 +327,21 @@ def select(
         runs: Folders of finished runs.
         data: Images to compute the criterion on; by default those that the runs were trained on.
         by: The criterion: a number that needs no labels.
+        min_per_class: Leave out classes of the oracle with fewer images, at least 10. By default they are refused.
         oracle: Labeled images, to measure how well the choice agrees with accuracy.
         test: Labeled images to test the accuracy on; a fifth of the oracle by default.
         seed: Seed of the views and of the intervals.
     """
-    found = mv.select(runs, data, by=by, oracle=oracle, test=test, labels=labels, test_labels=test_labels, seed=seed)
+    found = mv.select(
+        runs,
+        data,
+        by=by,
+        oracle=oracle,
+        test=test,
+        labels=labels,
+        test_labels=test_labels,
+        seed=seed,
+        min_per_class=min_per_class,
+    )
     print(found.text())
     write_json(json, found.to_json())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from manyviews.data.left import listed
 from manyviews.data.source import Source, no_labels, unlabeled
 from manyviews.data.split import split
 from manyviews.errors import UserError
@@ -18,6 +19,8 @@ from manyviews.evaluation.unlabeled.duplicates import across
 
 FEWEST = 10
 """Images that a class must have."""
+
+_NAMED = 20  # classes in a message
 
 
 @dataclass(frozen=True)
@@ -151,11 +154,59 @@ def check_labels(source: Source, fewest: int = 1) -> list[str]:
             "at least two classes."
         )
     if counts.min() < fewest:
+        rare = [(classes[k], count) for k, count in zip(numbers, counts, strict=True) if count < fewest]
+        have, them = ("has", "it") if len(rare) == 1 else ("have", "them")
         raise UserError(
-            f"The class '{classes[numbers[counts.argmin()]]}' of {source.name} has {counts.min()} images; an "
-            f"evaluation needs at least {fewest} per class: add some, or leave out the class."
+            f"{_classes(rare)} of {source.name} {have} fewer than {fewest} images, and an evaluation needs as many: "
+            f"add some, or leave {them} out with --min-per-class {fewest}."
         )
     return classes
+
+
+def frequent(sources: Sequence[Source], fewest: int | None) -> tuple[list[Source], str]:
+    """Sources without the classes that have fewer images than that in the first, and a sentence about these classes.
+
+    Args:
+        sources: training images, and others of the same classes.
+        fewest: images that a class must have; None to leave nothing out.
+
+    Raises:
+        UserError: `fewest` is below 10, or images have several labels.
+    """
+    if fewest is None:
+        return list(sources), ""
+    if fewest < FEWEST:
+        raise UserError(f"--min-per-class must be {FEWEST} or more, as an evaluation needs {FEWEST} images of a class.")
+    first = sources[0]
+    if first.several:
+        raise UserError("--min-per-class is for images with one label each.")
+    if first.labels is None or first.classes is None:
+        raise UserError(no_labels(first))
+    counts = np.bincount(first.labels, minlength=len(first.classes))
+    rare = [(name, count) for name, count in zip(first.classes, counts.tolist(), strict=True) if 0 < count < fewest]
+    if not rare:
+        return list(sources), ""
+    names = {name for name, _ in rare}
+    kept = [name for name, count in zip(first.classes, counts, strict=True) if count >= fewest]
+    found = [_without(source, names) for source in sources]
+    found[0] = found[0].with_classes(kept)
+    lost = sum(map(len, sources)) - sum(map(len, found))
+    return found, f"Left out {lost} images: {_classes(rare)} of {first.name} with fewer than {fewest} images."
+
+
+def _without(source: Source, names: Collection[str]) -> Source:
+    """The images of other classes than these."""
+    labels, classes = source.labels, source.classes
+    if labels is None or classes is None:
+        return source
+    gone = np.array([name in names for name in classes])
+    return source.subset(np.flatnonzero(~gone[labels]))
+
+
+def _classes(rare: Sequence[tuple[str, int]]) -> str:
+    """Classes with their numbers of images, the smallest first: all of them up to a sensible number."""
+    shown = listed((f"{name} ({count})" for name, count in sorted(rare, key=lambda item: (item[1], item[0]))), _NAMED)
+    return f"1 class, {shown}," if len(rare) == 1 else f"{len(rare)} classes ({shown})"
 
 
 def check_targets(source: Source) -> list[str]:

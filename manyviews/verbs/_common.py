@@ -33,6 +33,19 @@ def opened(data: Any, labels: Any = None, captions: Any = None, split: str | Non
     return replace(source, notes=())
 
 
+def own_test(data: Any, source: Source) -> Source | None:
+    """The test images of data in splits, else its validation images; None if there are none."""
+    part = next((part for part in ("test", "val") if part in source.splits), None)
+    return None if part is None or isinstance(data, Source) else opened(data, split=part)
+
+
+def doubted(source: Source) -> None:
+    """Warn that folders that were asked for as classes are probably none."""
+    if source.doubt:
+        note = f"{source.name}: its folders are used as classes, although {source.doubt}; --labels gives others."
+        tell(source, [note])
+
+
 def loaded(weights: str | Path | Pretrained) -> Pretrained:
     """Load weights from a path; return weights that are already loaded as they are."""
     return weights if isinstance(weights, Pretrained) else load(weights)

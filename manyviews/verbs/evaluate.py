@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from manyviews import checkpoint, distributed, evaluation
-from manyviews.data import Source
 from manyviews.engine.folder import RunFolder
 from manyviews.errors import say
 from manyviews.evaluation import Protocol, Report
 from manyviews.evaluation.protocols import requested
 from manyviews.evaluation.protocols.projector_layers import projector_of
+from manyviews.evaluation.sets import frequent
 from manyviews.progress import progress
 from manyviews.regularizers import inner
 from manyviews.reporting import plots
-from manyviews.verbs._common import loaded, opened, preprocessing, seen_by
+from manyviews.verbs._common import doubted, loaded, opened, own_test, preprocessing, seen_by, tell
 from manyviews.verbs.run import Run
 from manyviews.weights import Pretrained
 
@@ -37,6 +37,7 @@ def evaluate(
     seed: int = 0,
     seeds: int = 1,
     baselines: bool = True,
+    min_per_class: int | None = None,
 ) -> Report:
     """Evaluate an encoder on labeled images, next to an untrained encoder and raw pixels.
 
@@ -61,6 +62,7 @@ def evaluate(
         seed: seed of the untrained encoder, of the protocols that draw, and of the intervals.
         seeds: how often each protocol that draws is run; its accuracy is the mean.
         baselines: whether to evaluate an untrained encoder and raw pixels too.
+        min_per_class: leave out classes with fewer images in `data`, at least 10; None to refuse them.
 
     Returns:
         A report. It is also written to the run folder's `evaluations` when `weights` is a run folder.
@@ -71,16 +73,17 @@ def evaluate(
     distributed.start()
     chosen = requested(protocols, settings or {})
     source = opened(data, labels)
-    if test is None and source.splits and not isinstance(data, Source):
-        # Validation images stand in for test images where there are none.
-        part = next((part for part in ("test", "val") if part in source.splits), None)
-        held = None if part is None else opened(data, split=part)
-        if held is not None:
-            say(f"The test images are {held.name} ({len(held):,} images).")
-    else:
-        held = None if test is None else opened(test, test_labels)
-    found = loaded(weights)
+    held = own_test(data, source) if test is None else opened(test, test_labels)
+    if held is not None and test is None:
+        tell(held, [f"The test images are {held.name} ({len(held):,} images)."])
     further = [opened(other) for other in others]
+    (source, *more), left_out = frequent([source, *([] if held is None else [held]), *further], min_per_class)
+    held, further = (None, more) if held is None else (more[0], more[1:])
+    if left_out:
+        tell(source, [left_out])
+    else:
+        doubted(source)
+    found = loaded(weights)
     source, *more = seen_by(found, source, *([] if held is None else [held]), *further)
     held, further = (None, more) if held is None else (more[0], more[1:])
     folder = Path(weights) if isinstance(weights, (str, os.PathLike)) and Path(weights).is_dir() else None
@@ -103,8 +106,8 @@ def evaluate(
             progress=update,
             **preprocessing(found),
         )
-    if found.note:
-        report = replace(report, notes=(found.note, *report.notes))
+    notes = [note for note in (found.note, left_out) if note]
+    report = replace(report, notes=(*notes, *report.notes))
     if folder is not None and distributed.rank() == 0:
         try:
             where = _numbered(RunFolder(folder).evaluations)

@@ -16,10 +16,11 @@ from manyviews.data import Source
 from manyviews.engine.folder import RunFolder
 from manyviews.errors import UserError, printable, unknown
 from manyviews.evaluation.contract import check_seed
+from manyviews.evaluation.sets import frequent
 from manyviews.evaluation.unlabeled.diagnosis import HEALTHY, Diagnosis, diagnose
 from manyviews.progress import Note, Update, progress
 from manyviews.settings import Recipe, differences
-from manyviews.verbs._common import opened, preprocessing, seen_by
+from manyviews.verbs._common import opened, preprocessing, seen_by, tell
 from manyviews.weights import Pretrained, load
 
 CRITERIA: dict[str, Callable[[Mapping[str, float | None]], float]] = {
@@ -150,6 +151,7 @@ def select(
     viewed: int = 1_000,
     views: int = 10,
     seed: int = 0,
+    min_per_class: int | None = None,
 ) -> Selection:
     """Rank runs by a number that needs no labels, computed on the same images for all runs.
 
@@ -169,6 +171,7 @@ def select(
         viewed: how many of them are seen in several views, for LiDAR.
         views: how many views each of these gets.
         seed: seed of the views and of the probes.
+        min_per_class: see `manyviews.evaluate`, for `oracle`.
 
     Raises:
         UserError: fewer than two runs, no such criterion, an unfinished run, or no images that all runs share.
@@ -189,6 +192,10 @@ def select(
     source = opened(_shared(runs) if data is None else data)
     train = None if oracle is None else opened(oracle, labels)
     held = None if test is None else opened(test, test_labels)
+    if train is not None:
+        (train, *rest), rare = frequent([train, *([] if held is None else [held])], min_per_class)
+        held = rest[0] if rest else None
+        tell(train, [rare] if rare else [])
 
     found: list[Candidate] = []
     used = 0

@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from manyviews.checkpoint import write_text
+from manyviews.data import Source
+from manyviews.data.folder import is_image
+from manyviews.data.layout import SPLITS, split_in, split_of
+from manyviews.data.left import is_system, listed
+from manyviews.data.sources import is_shard
 from manyviews.errors import UserError, say
 from manyviews.evaluation import Report
 from manyviews.evaluation.contract import MetricProtocol, check_seeds
 from manyviews.evaluation.features import fingerprint, weights_digest
 from manyviews.evaluation.protocols import requested
-from manyviews.evaluation.sets import FEWEST, check_labels
-from manyviews.verbs._common import claim, loaded, opened
+from manyviews.evaluation.sets import FEWEST, check_labels, frequent
+from manyviews.verbs._common import claim, doubted, loaded, opened, own_test
 from manyviews.verbs.evaluate import evaluate
 from manyviews.weights import Pretrained
-
-_TRAIN = ("train", "training")
-_TEST = ("test", "testing", "val", "valid", "validation")
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def transfer(
     seed: int = 0,
     seeds: int = 1,
     baselines: bool = True,
+    min_per_class: int | None = None,
 ) -> Transfer:
     """Evaluate an encoder on every set of a suite: see `manyviews.evaluate`.
 
@@ -105,14 +108,16 @@ def transfer(
     Args:
         weights: a run folder or weights: see `manyviews.load`.
         suite: a folder that holds a set in each folder or Parquet file (see `find_sets`), or a dict of sets by name.
-            A set is anything that `manyviews.evaluate` takes as data, or a pair of training and test data. Arrays
-            with labels are `((images, labels),)`.
+            A set in splits is tested on its test images, else on its validation images. A set is anything that
+            `manyviews.evaluate` takes as data, or a pair of training and test data. Arrays with labels are
+            `((images, labels),)`.
         out: a folder for `transfer.json` and, in `sets`, a report of each set; new or of the same suite.
         protocols: names from `manyviews list protocols` that classify, such as "linear" and "finetune".
         settings: see `manyviews.evaluate`.
         seed: see `manyviews.evaluate`.
         seeds: see `manyviews.evaluate`.
         baselines: whether to evaluate an untrained encoder and raw pixels too.
+        min_per_class: see `manyviews.evaluate`.
 
     Raises:
         UserError: bad input, no set in the suite, or another suite in `out`.
@@ -128,7 +133,7 @@ def transfer(
     measures = [p.name for p in requested(protocols, settings or {}) if isinstance(p, MetricProtocol)]
     if measures:
         raise UserError(f"A suite's table shows accuracies, and '{measures[0]}' measures something else: use evaluate.")
-    sources = {name: tuple(map(opened, s if isinstance(s, tuple) else (s,))) for name, s in sets.items()}
+    sources = {name: _parts(name, given, min_per_class) for name, given in sets.items()}
     for source, *tests in sources.values():
         classes = check_labels(source, fewest=FEWEST)
         for test in tests:
@@ -170,39 +175,82 @@ def transfer(
 def find_sets(folder: Path) -> dict[str, Any]:
     """Find the labeled sets in a folder.
 
-    `pets/train` and `pets/test` (or `val`), or `pets_train.parquet` and `pets_test.parquet`, are the set "pets" with
-    its own test images. `pets/<class>/*.jpg` or `pets.parquet` is a set that is split into training and test images.
+    A set is a folder of images by class, in splits or not; a zip, tar or Parquet file; or files whose names differ in
+    that of their split, `pets_train.parquet` and `pets_test.parquet`. Splits have the names that
+    `manyviews.data.layout` knows. A folder that is one set itself, or an archive, is a suite of this one set.
 
     Raises:
         UserError: the folder holds no set.
     """
-    if not folder.is_dir():
+    if not folder.exists():
         raise UserError(f"There is no folder {folder} that holds a labeled set in each of its folders.")
+    if not folder.is_dir():
+        return {_stem(folder.name) if is_shard(folder.name) else folder.stem: folder}
     found: dict[str, Any] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+    files: dict[str, list[Path]] = {}
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    folders = [path for path in inside if path.is_dir() and not is_system(path.name)]
+    if folders and _is_one_set(folders):
+        say(f"{folder} is taken for one set: its folders are splits or classes ({listed(p.name for p in folders)}).")
+        return {folder.resolve().name: folder}
+    for path in folders:
+        found[path.name] = path
+    for path in inside:
+        if path.is_file() and is_shard(path.name):
+            stem = _stem(path.name)
+            name = _SPLIT.sub("_", stem).strip("_") if split_in(stem) else stem
+            files.setdefault(name or stem, []).append(path)
+    for name, paths in files.items():
+        parts = {split_in(_stem(path.name)): path for path in paths}
+        test = parts.get("test", parts.get("val"))
+        pair = "train" in parts and test is not None
+        found.setdefault(name, (parts["train"], test) if pair else paths[0])
+        if pair or len(paths) == 1:
             continue
-        if path.is_dir():
-            parts = {p.name.lower(): p for p in path.iterdir() if p.is_dir()}
-            found[path.name] = _pair(parts) or path
-        elif path.suffix == ".parquet":
-            name, _, part = path.stem.rpartition("_")
-            if part.lower() not in (*_TRAIN, *_TEST) or not name:
-                found[path.stem] = path
-            elif name not in found:
-                own = [p for p in folder.glob("*.parquet") if p.stem.rpartition("_")[0] == name]
-                found[name] = _pair({p.stem.rpartition("_")[2].lower(): p for p in own}) or path
+        for path in paths[1:]:
+            found.setdefault(_stem(path.name), path)
     if not found:
         raise UserError(
             f"{folder} holds no labeled set: make a folder for each set there, with a folder for each class in it."
         )
-    return found
+    return dict(sorted(found.items()))
 
 
-def _pair(parts: Mapping[str, Path]) -> tuple[Path, Path] | None:
-    """The training part and the test part; without a test part, the validation part stands in for it."""
-    train, test = (next((parts[p] for p in names if p in parts), None) for names in (_TRAIN, _TEST))
-    return None if train is None or test is None else (train, test)
+_WORDS = "|".join(name for names in SPLITS.values() for name in names)
+_SPLIT = re.compile(rf"[-_. ]*(?<![a-z])({_WORDS})(?![a-z])[-_. ]*", re.IGNORECASE)
+
+
+def _stem(name: str) -> str:
+    """The name of a file of images without its endings."""
+    for ending in (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst"):
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return name.rpartition(".")[0]
+
+
+def _is_one_set(folders: Sequence[Path]) -> bool:
+    """Whether these folders are the splits of one set, or its classes, and not sets themselves."""
+    splits = {split_of(path.name) for path in folders}
+    if "train" in splits and len(splits - {None}) > 1:
+        return True
+    return all(not any(p.is_dir() for p in path.iterdir()) and any(map(_is_image, path.iterdir())) for path in folders)
+
+
+def _is_image(path: Path) -> bool:
+    return is_image(path.name)
+
+
+def _parts(name: str, given: Any, fewest: int | None) -> tuple[Source, ...]:
+    """The images that a set learns from, and its test images if it has any; says which they are."""
+    sources = [opened(part) for part in (given if isinstance(given, tuple) else (given,))]
+    if len(sources) == 1 and (held := own_test(given, sources[0])) is not None:
+        sources.append(held)
+    sources, note = frequent(sources, fewest)
+    test = f"tests on {sources[1].name} ({len(sources[1]):,})" if len(sources) > 1 else "tests on a fifth of them"
+    say(f"{name}: learns from {sources[0].name} ({len(sources[0]):,} images), {test}.{' ' + note if note else ''}")
+    if not note:
+        doubted(sources[0])
+    return tuple(sources)
 
 
 def _row(name: str, protocol: str, report: Report) -> dict[str, Any]:
