@@ -466,13 +466,12 @@ def tree(page: Path) -> str:
 
 
 def source(page: Path, name: str) -> str:
-    """A class as it stands in the repository, without its docstring."""
+    """A class as it stands in the repository, without its docstring, or a function with it."""
     module, _, attribute = name.rpartition(".")
     kind = getattr(importlib.import_module(module), attribute)
     lines = inspect.getsource(kind).splitlines()
     body = ast.parse("\n".join(lines)).body[0]
-    assert isinstance(body, ast.ClassDef)
-    if ast.get_docstring(body):
+    if isinstance(body, ast.ClassDef) and ast.get_docstring(body):
         first = body.body[0]
         del lines[first.lineno - 1 : (first.end_lineno or first.lineno) + 1]
     return "\n".join(["```python", *lines, "```"])

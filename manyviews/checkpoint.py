@@ -56,13 +56,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder that becomes `out` at the end of the block.
 
-    `out` may be an empty folder. If the block fails, nothing is left of it.
+    `out` may be an empty folder. If the block fails, nothing is left of it. Everything in it gets the permissions of
+    new files and folders, whatever the libraries that wrote it gave.
     """
     out = out.resolve() if out.is_symlink() else out
     part = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
     try:
         yield part
-        part.chmod(0o777 & ~_umask())
+        _share(part)
         if out.exists():  # it may be a mount or the working directory, so it stays
             for found in sorted(part.iterdir()):
                 shutil.move(found, out / found.name)
@@ -70,6 +71,14 @@ def new_folder(out: Path) -> Iterator[Path]:
             part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _share(folder: Path) -> None:
+    """Give a folder and its content the permissions that the umask leaves: temporary ones are private."""
+    umask = _umask()
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 _ASKING = threading.Lock()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -62,9 +63,13 @@ def test_files_are_as_open_as_other_new_files(tmp_path: Path):
     before = os.umask(0o027)
     try:
         checkpoint.write_text(tmp_path / "file", "x")
+        with checkpoint.new_folder(tmp_path / "new") as part:
+            (part / "inside").mkdir(mode=0o700)
+            os.close(tempfile.mkstemp(dir=part / "inside", prefix="model")[0])  # as safetensors writes a file
     finally:
         os.umask(before)
-    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    modes = {path.name[:5]: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {"file": 0o640, "new": 0o750, "insid": 0o750, "model": 0o640}
 
 
 def test_links_stay_and_their_targets_are_replaced(tmp_path: Path):

@@ -57,14 +57,21 @@ class Features:
         return len(self.x)
 
 
+def short_side(size: int) -> int:
+    """The short side that an image gets before its central square of `size` is taken: `size * 256 / 224`.
+
+    Up to `SMALL` it is `size` itself, so that a square image is shown whole, at its native size if it has it.
+    """
+    return size if size <= SMALL else int(size * 256 / 224)
+
+
 def test_transform(image: Picture, size: int) -> np.ndarray:
     """An image as the encoder's input in an evaluation: uint8 `c size size`.
 
-    Above `SMALL`: short side to `size * 256 / 224`, bicubic and antialiased, then the central square of `size`. Up to
-    `SMALL`: short side to `size` itself, so that a square image is shown whole, at its native size if it has it; other
-    images are cropped to the central square. The same pixels as torchvision's `Resize` and `CenterCrop` on a PIL image.
+    Its short side becomes `short_side(size)`, bicubic and antialiased; then the central square of `size` is taken. The
+    same pixels as torchvision's `Resize` and `CenterCrop` on a PIL image.
     """
-    short = size if size <= SMALL else int(size * 256 / 224)
+    short = short_side(size)
     if isinstance(image, np.ndarray):
         return np.concatenate([test_transform(Image.fromarray(band), size) for band in np.moveaxis(image, 2, 0).copy()])
     width, height = image.size

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
 from manyviews.backbones import Encoder
 from manyviews.engine.folder import ENCODER, RECIPE, RunFolder
 from manyviews.errors import UserError, printable
+from manyviews.evaluation.features import short_side
 from manyviews.weights.load import Pretrained
+from manyviews.weights.pixels import pixels
 
 _UNKNOWN = "unknown"
 
@@ -20,7 +23,7 @@ def card(weights: Pretrained) -> str:
     """
     encoder = weights.encoder
     assert isinstance(encoder, Encoder)
-    run = _run(weights)
+    run = run_of(weights)
     about = {} if run is None else run.facts
     recipe = None if run is None else run.recipe
     ended = None if run is None else run.summary
@@ -41,11 +44,8 @@ def card(weights: Pretrained) -> str:
         "License of the images": _UNKNOWN,
         "Weights before training": _UNKNOWN
         if recipe is None
-        else "timm's"
-        if recipe.backbone.settings.get("pretrained")
-        else "random",
+        else {True: "timm's", False: "random"}.get(start := recipe.backbone.settings.get("pretrained", False), start),
     }
-    reading = [] if weights.reading is None else [f"Image files are read as {_cell(weights.reading)}."]
     return "\n".join(
         [
             "---",
@@ -69,9 +69,7 @@ def card(weights: Pretrained) -> str:
             "",
             "## Images",
             "",
-            f"The encoder takes {weights.test_size} x {weights.test_size} pixels of {encoder.channels} channels, "
-            f"in [0, 1], less the mean {_list(weights.mean)}, divided by the standard deviation {_list(weights.std)}.",
-            *reading,
+            *_images(weights, encoder),
             "",
             "## Use",
             "",
@@ -95,7 +93,7 @@ def card(weights: Pretrained) -> str:
     )
 
 
-def _run(weights: Pretrained) -> RunFolder | None:
+def run_of(weights: Pretrained) -> RunFolder | None:
     """The run that the encoder is from."""
     path = Path(weights.name)
     if path.name != ENCODER or not (path.parent / RECIPE).exists():
@@ -106,6 +104,37 @@ def _run(weights: Pretrained) -> RunFolder | None:
     except UserError:
         return None
     return run
+
+
+def _images(weights: Pretrained, encoder: Encoder) -> list[str]:
+    """How an image becomes the encoder's input."""
+    size, short = weights.test_size, short_side(weights.test_size)
+    return [
+        f"The encoder takes {size} x {size} pixels of {encoder.channels} channels, in [0, 1], less the mean "
+        f"{_list(weights.mean)}, divided by the standard deviation {_list(weights.std)}. Resize an image so that its "
+        f"short side has {short} pixels (bicubic, antialiased), and take the central square of {size}.",
+        *([] if weights.reading is None else [f"Image files are read as {_cell(weights.reading)}."]),
+        *([] if encoder.channels != 3 else ["", *steps(weights)]),
+    ]
+
+
+def steps(weights: Pretrained) -> list[str]:
+    """The same for RGB files of 8 bits, as a program in Pillow and NumPy: a block of Markdown."""
+    mean, std = (", ".join(f"{v:.6g}" for v in values) for values in (weights.mean, weights.std))
+    return [
+        "```python",
+        "import numpy as np",
+        "from PIL import Image, ImageOps",
+        "",
+        "",
+        *inspect.getsource(pixels).rstrip().splitlines(),
+        "",
+        "",
+        f"mean, std = np.float32([{mean}]), np.float32([{std}])",
+        f'x = (pixels("photo.jpg", {weights.test_size}, {short_side(weights.test_size)}) - mean[:, None, None]) '
+        "/ std[:, None, None]",
+        "```",
+    ]
 
 
 def _numbers(run: RunFolder | None) -> list[str]:

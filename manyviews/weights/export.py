@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manyviews import checkpoint
+from manyviews import __version__, checkpoint
 from manyviews.backbones import Encoder, ExternalEncoder
 from manyviews.errors import UserError, unknown
-from manyviews.evaluation.features import SMALL
+from manyviews.evaluation.features import SMALL, short_side
 from manyviews.weights import programs
-from manyviews.weights.card import card
+from manyviews.weights.card import card, run_of
 from manyviews.weights.load import Pretrained
 
 
@@ -80,11 +80,16 @@ def write(weights: Pretrained, format: str, out: Path, *, dynamic_size: bool = F
 def facts(weights: Pretrained) -> dict[str, Any]:
     """The settings that a user of the tensors needs, as JSON."""
     reading = {} if weights.reading is None else {"reading": weights.reading.to_dict()}
+    run = run_of(weights)
+    recipe = {} if run is None else {"recipe": run.recipe.name}
     return {
         "encoder": _own(weights).spec,
         "mean": weights.mean,
         "std": weights.std,
         "test_size": weights.test_size,
+        "library": "manyviews",
+        "version": __version__,
+        **recipe,
         **reading,
     }
 
@@ -148,6 +153,7 @@ def _timm(weights: Pretrained, out: Path, _: bool) -> Exported:
     """A folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
     with checkpoint.new_folder(out) as part:
         notes = _write_timm(weights, part)
+        checkpoint.write_text(part / "README.md", card(weights))
     return Exported(out, notes)
 
 
@@ -157,7 +163,7 @@ def _huggingface(weights: Pretrained, out: Path, _: bool) -> Exported:
     shown = {
         "image_processor_type": "TimmWrapperImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": round(weights.test_size / _crop(weights))},
+        "size": {"shortest_edge": short_side(weights.test_size)},
         "do_center_crop": True,
         "crop_size": size,
         "resample": 3,  # bicubic

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from manyviews.backbones import Encoder
 from manyviews.errors import UserError, printable
+from manyviews.evaluation.features import short_side
 from manyviews.weights.load import Pretrained
 
 FACTS = "manyviews.json"
@@ -225,17 +226,25 @@ def onnx(weights: Pretrained, path: Path, dynamic_size: bool, facts: dict[str, A
 
     found = compare(weights, run, sizes)
     kind = {3: "RGB images", 1: "gray images"}.get(images.shape[1], f"images of {images.shape[1]} bands")
+    size, short = weights.test_size, short_side(weights.test_size)
+    told = {
+        "mean": weights.mean,
+        "std": weights.std,
+        "size": size,
+        "resize": short,
+        "interpolation": "bicubic",
+        "channels": images.shape[1],
+        "range": (0, 1),
+        "features": weights.encoder.embed_dim,
+        "preprocessing": f"{kind} with a short side of {short} pixels, bicubic and antialiased, cropped to the central "
+        f"{size} x {size}, in [0, 1], float32, b c h w; the graph subtracts the mean and divides by the std",
+        "difference": f"{found.difference:.3g}",
+        "scale": f"{found.scale:.3g}",
+        **{k: facts[k] for k in ("library", "version", "recipe") if k in facts},
+        "manyviews": facts,
+    }
     program.model.metadata_props.update(
-        {
-            "mean": json.dumps(weights.mean),
-            "std": json.dumps(weights.std),
-            "size": str(weights.test_size),
-            "channels": str(images.shape[1]),
-            "preprocessing": f"{kind} in [0, 1], float32, b c h w; the graph subtracts the mean and divides by the std",
-            "difference": f"{found.difference:.3g}",
-            "scale": f"{found.scale:.3g}",
-            "manyviews": json.dumps(facts),
-        }
+        {k: value if isinstance(value, str) else json.dumps(value) for k, value in told.items()}
     )
     program.save(path, external_data=False)
     return found

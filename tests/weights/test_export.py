@@ -1,6 +1,8 @@
 """Exported files, loaded by the software that they are for, give the encoder's features."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from manyviews.data import Reading
 from manyviews.errors import UserError
 from manyviews.evaluation.features import test_transform as to_test_pixels
 from manyviews.weights import FORMATS, Pretrained, write
+from manyviews.weights.card import card
+from manyviews.weights.export import facts
 from tests.weights.test_recognize import lively
 
 VIT = {"img_size": 32, "patch_size": 8, "depth": 1, "embed_dim": 48, "num_heads": 3}
@@ -64,10 +68,42 @@ def test_graphs_of_their_own_size_resize_nothing(case, tmp_path):
     assert (told["size"], told["channels"]) == ("32", str(ours.encoder.channels)) and "in [0, 1]" in told[
         "preprocessing"
     ]
+    assert session.get_modelmeta().custom_metadata_map == told
+    assert (told["library"], told["version"], "recipe" in told) == ("manyviews", mv.__version__, False)
     assert 0 <= found.difference < 1e-4 * found.scale and float(told["difference"]) == pytest.approx(
         found.difference, 0.01
     )
     assert "greatest difference" in found.notes[0]
+
+
+@pytest.mark.parametrize("size", [32, 96])  # shown whole, and cropped from a short side of 109
+def test_the_documented_program_gives_the_features_of_embed(size, tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    image = Image.effect_mandelbrot((150, 121), (-2, -1.5, 1, 1.5), 100).convert("RGB")
+    image = Image.merge("RGB", [band.rotate(90 * k) for k, band in enumerate(image.split())])
+    (turned := Image.Exif())[0x0112] = 6
+    image.save(tmp_path / "photos" / "a.jpg", exif=turned)
+    image.putalpha(image.getchannel("G"))
+    image.resize((80, 200)).save(tmp_path / "photos" / "b.png")
+    image.convert("P").save(tmp_path / "photos" / "c.gif", transparency=0)
+    image.convert("L").save(tmp_path / "photos" / "d.jpg")
+    names = ["a.jpg", "b.png", "c.gif", "d.jpg"]
+    ours = weights("resnet18", {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}, size)
+    mv.embed(ours, tmp_path / "photos", tmp_path / "features.npy")
+    assert json.loads((tmp_path / "features.npy.json").read_text())["id"] == names
+    mv.export(ours, "onnx", tmp_path / "backbone.onnx")
+    told = (Path(__file__).parents[2] / "docs" / "weights.md").read_text().partition("## Features elsewhere")[2]
+    program = "\n".join(re.findall(r"```python\n(.*?)```", told, re.DOTALL))
+    asked = '["photos/a.jpg", "photos/b.jpg"]'
+    assert asked in program
+    monkeypatch.chdir(tmp_path)
+    exec(program.replace(asked, f"{[f'photos/{name}' for name in names]}"), found := {})
+    near(found["features"], torch.from_numpy(np.load(tmp_path / "features.npy")))
+
+    steps = re.search(r"```python\n(import numpy.*?)```", card(ours), re.DOTALL)[1]
+    exec(steps.replace("photo.jpg", "photos/a.jpg"), found := {})
+    with torch.no_grad():
+        near(ours.encoder(torch.from_numpy(found["x"])[None]), torch.from_numpy(np.load(tmp_path / "features.npy")[:1]))
 
 
 @torch.no_grad()
@@ -162,12 +198,12 @@ def test_the_hubs_folder_is_read_by_transformers_timm_and_here(case, tmp_path):
 
 def test_the_card_of_a_run_has_its_recipe_and_its_numbers(tmp_path):
     import shutil
-    from pathlib import Path
 
     run = Path(shutil.copytree(Path(__file__).parents[1] / "data" / "run_93ea1ef", tmp_path / "a|b_run"))
     loaded = mv.load(run)
     native = Pretrained(Encoder("resnet18", channels=(8, 8, 8, 8)), loaded.mean, loaded.std, 32, loaded.name)
     text = (mv.export(native, "huggingface", tmp_path / "hub") / "README.md").read_text()
+    assert facts(native)["recipe"] == mv.Run(run).recipe.name
     for wanted in (
         "# a\\|b\\_run",
         "| Method | byol |",
