@@ -6,6 +6,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from manyviews.backbones.convolution import protect, quicken
 from manyviews.backbones.positions import sincos
+from manyviews.checkpoint import load_tensors
 from manyviews.errors import UserError, printable
 
 
@@ -84,7 +86,8 @@ class Encoder(nn.Module):
             with a padding of 2, which makes the first map two pixels larger: what solo-learn trains on CIFAR. "bare" is
             "small" without an activation after it: what is left of lightly's own ResNet in a Sequential of its parts.
             All are as wide as the first stage.
-        pretrained: start from timm's weights, downloaded when they are not in its cache.
+        pretrained: start from timm's weights, downloaded when they are not in its cache; or from those of a safetensors
+            file with timm's names, by its path.
         position: positions of a vision transformer's patches: "learned", or "sincos", which is fixed.
         timm_kwargs: further settings for timm, such as `img_size`, `patch_size`, `in_chans`, `drop_path_rate`,
             `channels`; numbers, texts and tuples, so that they can be saved. With another `in_chans` than 3, timm's
@@ -114,19 +117,20 @@ class Encoder(nn.Module):
         name: str = "resnet18",
         *,
         stem: Literal["native", "half", "small", "padded", "bare"] = "native",
-        pretrained: bool = False,
+        pretrained: bool | str = False,
         position: Literal["learned", "sincos"] = "learned",
         **timm_kwargs: Any,
     ) -> None:
         super().__init__()
         _check_settings(name, timm_kwargs)
-        if pretrained and (stem, position) != ("native", "learned"):
+        file = Path(pretrained) if isinstance(pretrained, str) else None
+        if pretrained is True and (stem, position) != ("native", "learned"):
             raise UserError(f"{name} has pretrained weights for its native stem and learned positions only.")
-        self.name, self.pretrained = name, pretrained
+        self.name, self.pretrained = name, bool(pretrained)
         self.stays: tuple[str, ...] = ()
         self.spec = {"name": name, "stem": stem, "position": position, **timm_kwargs}
         eps = timm_kwargs.pop("norm_eps", None)
-        self.timm_kwargs, self.model = _create(name, pretrained, timm_kwargs)
+        self.timm_kwargs, self.model = _create(name, pretrained is True, timm_kwargs)
         self.channels: int = timm_kwargs.get("in_chans", 3)
         self.patch_dim: int = self.model.num_features
         self.embed_dim: int = getattr(self.model, "head_hidden_size", None) or self.patch_dim
@@ -142,6 +146,8 @@ class Encoder(nn.Module):
             _set_epsilon(name, self.model, eps)
         quicken(self.model)
         protect(self.model)
+        if file is not None:
+            self.load_weights(load_tensors(file)[0])
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Encoder:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from manyviews.checkpoint import write_atomically
@@ -17,6 +19,7 @@ from manyviews.evaluation import Report, test_transform
 from manyviews.evaluation.protocols import title
 from manyviews.evaluation.report import NAMES
 from manyviews.reporting.text import ends, unmathed
+from manyviews.reporting.words import named
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,13 +77,15 @@ def loss(rows: Rows, path: Path) -> Path:
         top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1, 1))
         top.plot(*_series(rows, "loss"), color=_COLORS["trained"], linewidth=1.5, label="loss")
         for name in terms:
-            top.plot(*_series(rows, name), linewidth=1, alpha=0.8, label=unmathed(name.removeprefix("loss/")))
+            top.plot(
+                *_series(rows, name), linewidth=1, alpha=0.8, label=unmathed(named(name)[0].removeprefix("loss: "), 40)
+            )
         if terms:
             top.legend()
         top.set_title("loss")
         for axes, name in ((middle, "lr"), (bottom, "images_per_second")):
             axes.plot(*_series(rows, name), color=_COLORS["pixels"], linewidth=1.2)
-            axes.set_title({"lr": "learning rate", "images_per_second": "images per second"}[name])
+            axes.set_title({"lr": "learning rate", "images_per_second": "training images per second"}[name])
             axes.set_ylim(bottom=0)
         bottom.set_xlabel("step")
     return path
@@ -89,9 +94,13 @@ def loss(rows: Rows, path: Path) -> Path:
 def monitor(rows: Rows, path: Path) -> Path:
     """Measurements on held-out images, by step: accuracies, effective rank, and geometry on the sphere."""
     groups = {
-        "held-out accuracy": {"knn": "k-NN", "linear": "linear"},
-        "RankMe": {"rankme": "effective rank"},
-        "on the sphere": {"spread": "spread", "alignment": "alignment", "uniformity": "uniformity"},
+        "accuracy on images held out of training": {"knn": "nearest neighbors (k-NN)", "linear": "linear probe"},
+        "dimensions that the features use (RankMe)": {"rankme": "RankMe"},
+        "features on the sphere": {
+            "spread": "spread: 0 is collapse",
+            "alignment": "distance between views (alignment)",
+            "uniformity": "evenness (uniformity): 0 is collapse",
+        },
     }
     found = {
         title: lines
@@ -118,9 +127,9 @@ def spectrum(report: Report, path: Path) -> Path:
             values = np.array(found.singular_values)
             values = values[values > 1e-8 * values.max(initial=1e-300)]
             if name != "pixels" and len(values):
-                label = f"{NAMES[name]}, RankMe {found.rankme:.1f} of {found.dim}"
+                label = f"{NAMES[name]}: about {found.rankme:.0f} of {found.dim} (RankMe)"
                 axes.loglog(np.arange(1, len(values) + 1), values / values[0], color=_COLORS[name], label=label)
-        axes.set_title("spectrum of the features")
+        axes.set_title("how strongly the features use each dimension")
         axes.set_xlabel("dimension")
         axes.set_ylabel("singular value, relative")
         axes.legend()
@@ -169,7 +178,7 @@ def knn_by_k(report: Report, path: Path) -> Path:
         axes.set_xscale("log")
         axes.set_xticks(list(points), [str(k) for k in points], minor=False)
         axes.minorticks_off()
-        axes.set_title("k-NN")
+        axes.set_title("accuracy by the number of neighbors that vote (k-NN)")
         axes.set_xlabel("neighbors")
         axes.set_ylabel("accuracy, %")
         axes.legend(fontsize=7)
@@ -201,30 +210,60 @@ def nearest(report: Report, path: Path, source: Source, test: Source | None = No
     return path
 
 
-def views(pictures: Sequence[tuple[str, Tensor]], path: Path, mean: Sequence[float], std: Sequence[float]) -> Path:
-    """A grid of training views: a row for each image, a column for each view.
+def views(
+    pictures: Sequence[tuple[str, Tensor]],
+    path: Path,
+    mean: Sequence[float],
+    std: Sequence[float],
+    originals: Sequence[Image.Image] = (),
+    heading: str = "",
+) -> Path:
+    """A grid of training views: a row for each image, a column for each view, in their true relative sizes.
 
     Args:
         pictures: title and normalized pixels (float32 `b c h w`) of each view; up to 8 images are shown.
         path: path of the PNG file.
         mean: mean of each channel that was subtracted.
         std: standard deviation of each channel that was divided by.
+        originals: the whole images in RGB, for a first column.
+        heading: a line above the grid.
     """
-    count, columns = min(8, len(pictures[0][1])), len(pictures)
+    count, first = min(8, len(pictures[0][1])), int(bool(originals))
+    columns = first + len(pictures)
     cell = 4 + max(x.shape[-1] for _, x in pictures)
     sheet = np.ones((cell * count, cell * columns, 3), dtype=np.float32)
-    with _figure(path, 1.3 * columns, 1.3 * count + 0.3) as figure:
-        axes = figure.subplots()
-        for j, (title, x) in enumerate(pictures):
+    titles = [_lines(title, 17) + f"\n{x.shape[-1]} px" for title, x in pictures]
+    above = _lines(heading, 16 * columns)
+    # Inches: of a cell, of the titles, of the heading.
+    inch, low, high = 1.3, 0.14 * max(t.count("\n") + 1 for t in titles) + 0.08, 0.16 * (above.count("\n") + 1) + 0.1
+    high *= bool(heading)
+    width, height = inch * columns, inch * count + low + high
+    with _figure(path, width, height, layout=None) as figure:
+        axes = figure.add_axes((0, 0, 1, inch * count / height))
+        for j, ((_, x), title) in enumerate(zip(pictures, titles, strict=True), first):
             side = x.shape[-1]
             margin = (cell - side) // 2
             for i, picture in enumerate(in_colors(x[:count], mean, std)):
                 top, left = cell * i + margin, cell * j + margin
                 sheet[top : top + side, left : left + side] = picture
-            axes.text(cell * (j + 0.5), -2, unmathed(title), size=8, ha="center", va="bottom")
+            axes.text(cell * (j + 0.5), -1, title, size=8, ha="center", va="bottom")
         axes.imshow(sheet)
+        for i, image in enumerate(originals[:count]):
+            longest = max(image.size) / (cell - 4)
+            right, down = image.width / longest / 2, image.height / longest / 2
+            x0, y0 = cell / 2 - 0.5, cell * (i + 0.5) - 0.5
+            axes.imshow(image, extent=(x0 - right, x0 + right, y0 + down, y0 - down))
+        if originals:
+            axes.text(cell / 2, -1, "original", size=8, ha="center", va="bottom", weight="bold")
+        axes.set(xlim=(-0.5, cell * columns - 0.5), ylim=(cell * count - 0.5, -0.5))
         axes.axis("off")
+        figure.text(0.08 / width, 1 - 0.06 / height, above, size=9, va="top")
     return path
+
+
+def _lines(text: str, width: int) -> str:
+    """Text of other people in lines of at most `width` letters."""
+    return "\n".join(textwrap.wrap(unmathed(text, 400), width))
 
 
 def in_colors(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
@@ -248,7 +287,11 @@ def sweep(found: Mapping[str, Any], path: Path) -> Path:
     """
     settings = list(dict.fromkeys(p["setting"] for p in found["points"]))
     scale = 1 if found["metric"] == "rankme" else 100
-    title = {"knn": "held-out k-NN, %", "linear": "held-out linear probe, %", "rankme": "RankMe"}[found["metric"]]
+    title = {
+        "knn": "nearest neighbors (k-NN) on held-out images, %",
+        "linear": "linear probe on held-out images, %",
+        "rankme": "dimensions in use (RankMe)",
+    }[found["metric"]]
 
     def summary(point: Mapping[str, Any]) -> tuple[float, float]:
         scores = scale * np.array(point["scores"])
@@ -294,7 +337,9 @@ def _number(text: str) -> float | None:
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+def _figure(
+    path: Path, width: float, height: float, layout: Literal["constrained"] | None = "constrained"
+) -> Iterator[Figure]:
     """An empty figure of this size in inches, written to `path` at the end of the block."""
     # Not pyplot: it keeps figures alive and may open windows.
     from matplotlib import rc_context
@@ -303,7 +348,7 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     with rc_context(_STYLE), warnings.catch_warnings():
         # The font may lack the letters of a class name; it draws boxes instead.
         warnings.filterwarnings("ignore", message="Glyph")
-        figure = Figure(figsize=(width, height), layout="constrained", dpi=130)
+        figure = Figure(figsize=(width, height), layout=layout, dpi=130)
         yield figure
         write_atomically(path, lambda part: figure.savefig(part, format="png"))
 

@@ -13,7 +13,7 @@ from manyviews.errors import UserError, say
 from manyviews.progress import progress
 from manyviews.weights import Pretrained, load
 from manyviews.weights.showing import preprocessing as preprocessing
-from manyviews.weights.showing import say_once
+from manyviews.weights.showing import say_once as say_once
 from manyviews.weights.showing import seen_by as seen_by
 from manyviews.weights.showing import tell as tell
 

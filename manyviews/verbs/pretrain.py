@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-import numpy as np
 import torch
 
 from manyviews import distributed, machine, recipes
-from manyviews.data import Reading, Source, load_canvases, mean_and_std, measured, read_as
+from manyviews.data import Reading, Source, mean_and_std, measured, read_as
 from manyviews.engine.build import build_method, cautions, check, check_colors, check_sizes, with_fitting_batch
 from manyviews.engine.folder import RunFolder, create
 from manyviews.engine.loop import train
@@ -26,11 +25,12 @@ from manyviews.methods import Method
 from manyviews.progress import outer, progress, seconds
 from manyviews.regularizers import canvas_size, inner
 from manyviews.reporting import plots
-from manyviews.reporting.views import titled, views_of
+from manyviews.reporting.views import drawn, titled, views_of, words_of
 from manyviews.settings import Data, Recipe, check_saved, override
-from manyviews.verbs._common import opened, tell
+from manyviews.verbs._common import opened, say_once, tell
 from manyviews.verbs.choose import AUTO, BUDGET, announced, choose, within
 from manyviews.verbs.run import Run
+from manyviews.verbs.start import started
 
 T = TypeVar("T")
 
@@ -166,13 +166,17 @@ def changed(recipe: str | Recipe, epochs: float | None, settings: Mapping[str, A
 
     Raises:
         UserError: no such recipe or setting (with the nearest name), or a value of the wrong type or that JSON cannot
-            hold.
+            hold; or weights to start from that cannot be read.
     """
     chosen = recipes.get(recipe) if isinstance(recipe, str) else recipe
     if epochs is not None:
         chosen = override(chosen, "epochs", epochs)
     for path, value in settings.items():
         chosen = override(chosen, path, value)
+    if "backbone.pretrained" in settings:
+        chosen, note = started(chosen, settings)
+        if note and distributed.rank() == 0:
+            say_once(note)
     chosen = recipes.resolve(chosen)
     check_saved(chosen)
     return chosen
@@ -220,13 +224,17 @@ def conclude(folder: Path) -> Run:
 
 
 def draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) -> None:
-    """Draw every view of the first images. Looking at this picture saves many a wasted run."""
-    canvases, _ = load_canvases(source.subset(np.arange(min(8, len(source)))), canvas_size(method, recipe))
-    if len(canvases):
-        found = views_of(inner(method), canvases, recipe)
-        pictures = [(titled(kind, i, len(xs)), x) for kind, xs in found.items() for i, x in enumerate(xs)]
-        RunFolder(folder).plots.mkdir()
-        plots.views(pictures, RunFolder(folder).plots / "views.png", recipe.data.mean, recipe.data.std)
+    """Draw images from all over the set, and every view of them. Looking at this picture saves many a wasted run."""
+    canvases, originals = drawn(source, 8, canvas_size(method, recipe), recipe.seed)
+    if not len(canvases):
+        return
+    plain, shown = inner(method), []
+    words, found = words_of(plain), views_of(plain, canvases, recipe)
+    for kind, xs in found.items():
+        shown += [(titled(words[kind], i, len(xs)), x) for i, x in enumerate(xs)]
+    RunFolder(folder).plots.mkdir()
+    heading = f"{len(canvases)} of {len(source)} images, drawn at random, and what {recipe.method.name} makes of them"
+    plots.views(shown, RunFolder(folder).plots / "views.png", recipe.data.mean, recipe.data.std, originals, heading)
 
 
 def address(data: Any) -> str | None:
