@@ -227,7 +227,7 @@ def onnx(weights: Pretrained, path: Path, dynamic_size: bool, facts: dict[str, A
     found = compare(weights, run, sizes)
     kind = {3: "RGB images", 1: "gray images"}.get(images.shape[1], f"images of {images.shape[1]} bands")
     size, short = weights.test_size, short_side(weights.test_size)
-    told = {
+    told: dict[str, Any] = {
         "mean": weights.mean,
         "std": weights.std,
         "size": size,

@@ -1,6 +1,7 @@
 """What the page says, and that nothing in people's data can harm it. Its looks and moves are tested in a browser."""
 
 import dataclasses
+import inspect
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from manyviews import recipes
+from manyviews import methods, recipes
 from manyviews.backbones import Encoder
 from manyviews.data import open_source
 from manyviews.data.folder import PAGE
@@ -23,9 +24,13 @@ from manyviews.engine.build import build_method
 from manyviews.errors import UserError
 from manyviews.evaluation import Metric, evaluate
 from manyviews.evaluation.features import Features
+from manyviews.evaluation.unlabeled.spectrum import describe
+from manyviews.regularizers import inner
 from manyviews.reporting import embedding_map
 from manyviews.reporting.page import atlas, gather, pictures, write
 from manyviews.reporting.page.render import embedded
+from manyviews.reporting.words import named
+from manyviews.views import Crop
 
 from .conftest import stored, untrained_run
 
@@ -127,7 +132,7 @@ def test_names_and_labels_are_text_and_never_markup(page):
     assert "{{ 7*7 }}" in "".join(parsed.words)
     assert not re.search("[\u202e\x1b\x07]", html)
     scripts = [p.read_text(encoding="utf-8") for p in page.parent.glob("map/*.js")]
-    assert len(scripts) == 3 and all(s.isascii() and "<" not in s for s in scripts)
+    assert len(scripts) == 4 and all(s.isascii() and "<" not in s for s in scripts)
     content = json.loads(scripts[0].partition(" = ")[2].rstrip(";\n"))
     assert content.keys() >= {"positions"} or HOSTILE in content["names"]
 
@@ -226,6 +231,20 @@ def test_curves_are_in_the_order_in_which_to_read_them(tmp_path):
     assert found[0]["lines"] == [{"run": 0, "x": [2], "y": [2.0]}]  # what is not finite is left out
     assert found[1]["lines"][0]["y"] == [25.0]
     assert not found[3]["noisy"]  # a schedule is what it is
+    assert [c["more"] for c in found] == [False] * 4 + [True]
+
+
+def test_every_number_that_is_logged_has_words():
+    """A term or measurement without them would be shown under its name in the code."""
+    numbers = {f"monitor/{k}" for k in describe(torch.randn(40, 8))} | {"monitor/projection_spread", "monitor/knn"}
+    assert {k for k in numbers if named(k)[1] == "As logged."} == set()
+    for name in methods.names():
+        built = inner(build_method(recipes.get(f"{name}_tiny")))
+        terms = set(re.findall(r'"(\w+)": .*[(*]', inspect.getsource(type(built).loss)))
+        terms |= {k.name for k in built.views if isinstance(k, Crop) and k.name != "composed"}
+        terms |= set(re.findall(r'loss\["(\w+)"\]', inspect.getsource(type(built).loss))) - {"where"}
+        unknown = {k for k in terms - {"where", "hide", "caption"} if named(f"loss/{k}")[1] == "A term of the loss."}
+        assert not unknown, f"{name}: {unknown}"
 
 
 @pytest.mark.parametrize(
@@ -290,7 +309,12 @@ def test_several_runs_share_their_raw_pixels_only_if_these_are_the_same(tmp_path
     stored(tmp_path / "b", 2, only(report, "knn", source="others"))
     found = gather.accuracies(runs, [both[0], gather.evaluated(tmp_path / "b")[0]])
     assert [r["label"] for r in found["protocols"][0]["rows"]][-2:] == ["raw pixels (a)", "raw pixels (b)"]
-    assert "evaluated on different images" in found["remarks"][0]
+    assert "evaluated on different images" in found["unlike"][0]
+    reports = [both[0], gather.evaluated(tmp_path / "b")[0], None]
+    count = report.images["test"]
+    assert gather.unlike(1, "abc", reports).startswith(f"Evaluated on {count} test images of others in 3 classes, and ")
+    assert f"a on {count} test images of" in gather.unlike(1, "abc", reports)
+    assert gather.unlike(0, "abc", [both[0], both[1], None]) == gather.unlike(2, "abc", reports) == ""
 
 
 def test_measures_are_shown_without_accuracies_too(tmp_path, report):
@@ -488,14 +512,15 @@ def test_views_are_shown_by_kind_and_in_their_true_proportions(tmp_path, photos)
     method = build_method(recipe)
     saver = pictures.Pictures(tmp_path)
     found = pictures.views(recipe, method, open_source(photos), saver)
-    assert [k["kind"] for k in found] == ["image", *(k.name for k in method.views)]
+    assert [k["kind"] for k in found] == ["original", "large crop", "small crop", "crop with a hole"]
+    assert [k["side"] for k in found] == [None, 32, 16, 32]
     assert [len(k["columns"]) for k in found[1:]] == [k.count for k in method.views]
     column = np.asarray(Image.open(tmp_path / found[0]["columns"][0]["src"]).convert("RGBA"))
     shown = column[: column.shape[1], :, 3] > 128
     assert shown.any(1).sum() > shown.any(0).sum()  # 24 pixels high, 20 wide
     recipe = recipes.get("mae_tiny")
     found = pictures.views(recipe, build_method(recipe), open_source(photos), saver)
-    assert [k["kind"] for k in found] == ["image", "global", "seen"]
+    assert [k["kind"] for k in found] == ["original", "large crop", "what the encoder sees"]
     seen = np.asarray(Image.open(tmp_path / found[2]["columns"][0]["src"]).convert("RGB"))
     gray = (255 * np.array(recipe.data.mean)).round()
     assert 0.5 < (np.abs(seen - gray).max(-1) < 8).mean() < 0.8  # 3/4 of the patches; WebP blurs their edges

@@ -248,7 +248,7 @@ def test_a_tap_picks_an_image(page):
 
 def test_all_charts_of_training_show_the_moment_one_points_at(page):
     found = page()
-    loss, norm = (found.locator("[data-chart=curve]", has_text=t) for t in ("Loss", "Gradient norm"))
+    loss, norm = (found.locator("[data-chart=curve]", has_text=t) for t in ("Loss", "Size of the gradient"))
     found.uncheck("#curve-smooth")
     loss.first.locator("svg").focus()
     found.keyboard.press("Home")

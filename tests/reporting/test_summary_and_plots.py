@@ -11,9 +11,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
+from manyviews.data import open_source
 from manyviews.errors import printable
 from manyviews.reporting import plots, summary
 from manyviews.reporting.text import unmathed
+from manyviews.reporting.views import drawn
 from manyviews.settings import Component, Recipe, override
 
 from .conftest import HOSTILE, stored, untrained_run
@@ -166,6 +168,22 @@ def test_views_are_shown_in_true_colors(tmp_path, monkeypatch):
     for i, picture in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
         np.testing.assert_allclose(sheet[12 * i + 2 : 12 * i + 10, 2:10], picture, atol=1e-6)
         np.testing.assert_allclose(sheet[12 * i + 4 : 12 * i + 8, 16:20], picture[:4, :4], atol=1e-6)
+
+
+def test_views_are_of_images_from_all_over_the_set_beside_their_originals(tmp_path):
+    """A set that is sorted by class has one class in its first images."""
+    whole = np.zeros((40, 12, 24, 3), dtype=np.uint8)
+    whole[20:, ..., 0] = 200
+    batch, originals = drawn(open_source(whole), 8, 16, seed=0)
+    assert len(batch) == len(originals) == 8 and {x.size for x in originals} == {(24, 12)}
+    reds = {np.asarray(x)[0, 0, 0] for x in originals}
+    assert reds == {0, 200} and batch.index.unique().numel() == 8
+    for i, image in enumerate(originals):
+        assert batch.canvases.image(i)[0, 0, 0] == np.asarray(image)[0, 0, 0]
+    x = torch.rand(8, 1, 8, 8)
+    path = plots.views([("a view", x)] * 2, tmp_path / "views.png", (0.5,), (0.5,), originals, "from $all over$")
+    first = np.asarray(Image.open(path).convert("RGB"))[-1300:, :160]
+    assert (first == (200, 0, 0)).all(-1).any() and (first == 0).all(-1).any()
 
 
 def test_a_run_is_shown_with_its_latest_evaluation_or_says_how_to_go_on(report, tmp_path, capsys):

@@ -139,12 +139,15 @@ def _numbers(runs: Sequence[Any], names: Sequence[str]) -> Facts:
     """Everything on the page that needs no image."""
     about = [gather.run_facts(run, name) for run, name in zip(runs, names, strict=True)]
     found = [gather.evaluated(run.folder) for run in runs]
-    for facts, (evaluated, remarks) in zip(about, found, strict=True):
-        facts |= {"verdict": None, "tone": "plain", "spectra": [], "numbers": [], "measured": []}
+    reports = [evaluated for evaluated, _ in found]
+    for i, (facts, (evaluated, remarks)) in enumerate(zip(about, found, strict=True)):
+        facts |= {"verdict": None, "tone": "plain", "spectra": [], "numbers": [], "measured": [], "measured_on": ""}
+        facts["unlike"] = gather.unlike(i, names, reports)
         facts["warnings"] += remarks
         if evaluated is None:
             continue
         report, parts = evaluated
+        facts["measured_on"] = gather.measured_on(runs[i], report)
         facts["verdict"] = printable(report.verdict).replace(" %", "\N{NO-BREAK SPACE}%")
         facts["tone"] = gather.tone(report.verdict)
         facts["spectra"] = [
@@ -164,7 +167,7 @@ def _numbers(runs: Sequence[Any], names: Sequence[str]) -> Facts:
     return {
         "runs": about,
         "curves": gather.curves(runs),
-        "accuracy": gather.accuracies(about, [evaluated for evaluated, _ in found]),
+        "accuracy": gather.accuracies(about, reports),
         "settings": gather.settings(runs),
     }
 
@@ -199,12 +202,18 @@ def _views_and_subspaces(runs: Sequence[Any], source: Source | None, where: _Whe
 def _what_encoders_see(
     runs: Sequence[Any], names: Sequence[str], source: Source, queries: Source | None, where: _Where
 ) -> Facts:
-    """The map, the galleries and the patches of the finished runs; or "why_not", why there are none."""
-    finished = [i for i, run in enumerate(runs) if run.summary is not None]
-    if not finished:
-        return {"why_not": "No run is finished yet: there is no encoder to show."}
+    """The map, the galleries and the patches of the runs with an encoder; or "why_not", why there are none.
+
+    An unfinished run has the encoder of its last checkpoint.
+    """
+    encoders = {}
+    for i, run in enumerate(runs):
+        with contextlib.suppress(UserError):
+            encoders[i] = run.encoder
+    able = list(encoders)
+    if not able:
+        return {"why_not": "No run has a checkpoint yet: there is no encoder to show."}
     chosen = source if len(source) <= where.most else source.subset(spread_out(len(source), where.most))
-    encoders = {i: runs[i].encoder for i in finished}
 
     def seen(images: Source, i: int, cache: Path | None) -> Features:
         recipe, progress = runs[i].recipe, where.progress
@@ -219,13 +228,13 @@ def _what_encoders_see(
             progress=None if progress is None else lambda done, total: progress(done, total, f"features: {names[i]}"),
         )
 
-    known = maps.atlas(chosen, [seen(chosen, i, runs[i].folder / "features") for i in finished], where.device)
+    known = maps.atlas(chosen, [seen(chosen, i, runs[i].folder / "features") for i in able], where.device)
     if len(known.source) < 2:
         return {"why_not": "Fewer than two images could be read: there is nothing to compare."}
     if not all(x.isfinite().all() for x in known.x):
         return {"why_not": "An encoder's features are not finite: its weights are damaged, or its training diverged."}
-    own = None if queries is None else (queries, [seen(queries, i, None) for i in finished])
-    drawn = maps.draw_map(known, [names[i] for i in finished], where.page, where.seed, where.progress)
+    own = None if queries is None else (queries, [seen(queries, i, None) for i in able])
+    drawn = maps.draw_map(known, [names[i] for i in able], where.page, where.seed, where.progress)
     some = spread_out(len(known.source), _PATCHED).tolist()
     sets = [("images of the map", [(known.source, i) for i in some])]
     if queries is not None:
@@ -233,7 +242,7 @@ def _what_encoders_see(
     patches = []
     for title, images in sets:
         rows = []
-        for i in finished:
+        for i in able:
             with contextlib.suppress(UserError):  # some networks have no map of features
                 rows.append(
                     {"run": i, **pictures.patches(encoders[i], images, runs[i].recipe, where.device, where.pictures)}
@@ -241,7 +250,7 @@ def _what_encoders_see(
         if rows:
             patches.append({"title": title, "images": [where.pictures.of(*one) for one in images], "rows": rows})
     return {
-        "runs": finished,
+        "runs": able,
         "source": printable(source.name, 100),
         "total": len(source),
         "map": drawn,

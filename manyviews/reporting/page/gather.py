@@ -18,6 +18,7 @@ from manyviews.evaluation import protocols as registry
 from manyviews.evaluation.report import COLLAPSED_SPREAD, NAMES, Report, percent
 from manyviews.reporting import summary
 from manyviews.reporting.text import MOST_CLASSES, ends
+from manyviews.reporting.words import LOSS, PROTOCOLS, capital, named
 
 Facts = dict[str, Any]
 
@@ -25,51 +26,26 @@ MOST_POINTS = 1000
 """How many points a curve has at most. A longer one keeps the least and the greatest value of each stretch."""
 
 _DIGITS = 6
+_NAMED = 3  # other runs that a card names
 
-# Curves in their order: name in the log, title, factor, unit, logarithmic axis or not, and how to read it.
-_CURVES: tuple[tuple[str, str, float, str, bool, str], ...] = (
-    ("loss", "Loss", 1, "", False, "What training minimizes. It may fall while the features get worse."),
-    (
-        "monitor/knn",
-        "Held-out k-NN",
-        100,
-        "%",
-        False,
-        "Do nearest neighbors of held-out images share their label?",
-    ),
-    (
-        "monitor/linear",
-        "Held-out linear probe",
-        100,
-        "%",
-        False,
-        "Accuracy of a ridge regression on held-out images.",
-    ),
-    (
-        "monitor/rankme",
-        "RankMe",
-        1,
-        "",
-        False,
-        "Roughly how many dimensions features use. Compare it within one run.",
-    ),
-    ("monitor/spread", "Spread", 1, "", False, "1: features are even over the sphere. 0: they collapsed to one point."),
-    (
-        "monitor/alignment",
-        "Alignment",
-        1,
-        "",
-        False,
-        "Distance between two views of an image. Low is good if the features stay spread out.",
-    ),
-    ("monitor/uniformity", "Uniformity", 1, "", False, "Lower means more evenly spread. 0 means collapse."),
-    ("lr", "Learning rate", 1, "", False, "It peaks after the warm-up."),
-    ("momentum", "Momentum of the target", 1, "", False, "The share of itself that the target keeps in a step."),
-    ("grad_norm", "Gradient norm", 1, "", True, "A sudden jump is a warning of trouble."),
-    ("images_per_second", "Throughput", 1, "images/s", False, "Training images per second."),
-    ("data_wait", "Waiting for images", 100, "% of the time", False, "If high, decoding is slower than training."),
+# Curves in their order: name in the log, factor, unit, logarithmic axis or not. Terms of the loss come before "lr".
+_CURVES: tuple[tuple[str, float, str, bool], ...] = (
+    ("loss", 1, "", False),
+    ("monitor/knn", 100, "%", False),
+    ("monitor/linear", 100, "%", False),
+    ("monitor/rankme", 1, "", False),
+    ("monitor/spread", 1, "", False),
+    ("monitor/alignment", 1, "", False),
+    ("monitor/uniformity", 1, "", False),
+    ("lr", 1, "", False),
+    ("momentum", 1, "", False),
+    ("grad_norm", 1, "", True),
+    ("images_per_second", 1, "images/s", False),
+    ("data_wait", 100, "% of the time", False),
 )
 _NOISY = {"loss", "grad_norm", "images_per_second", "data_wait"}
+_FIRST = {key for key, *_ in _CURVES} - {"momentum"}
+_LABELED = {"monitor/knn", "monitor/linear"}
 _FLOORS = {"monitor/spread": COLLAPSED_SPREAD}
 _NOT_CURVES = {"step", "epoch", "alarm", "monitor/dim", "monitor/projection_dim"}
 
@@ -79,15 +55,16 @@ def run_facts(run: Any, name: str) -> Facts:
 
     Returns:
         "name", "quoted" (the folder, quoted for a shell), "what" (one line), "facts" (pairs), "warnings" (sentences),
-        "missing" (pairs of what is missing and the command that adds it), "steps_per_epoch" (None when unknown).
+        "missing" (pairs of what is missing and the command that adds it), "unfinished" (or not), "steps_per_epoch"
+        (None when unknown).
     """
     recipe, ended, log = run.recipe, run.summary, run.log
     where, about = shlex.quote(printable(run.folder)), summary.facts_of(run)
     method, backbone = recipe.method.name, recipe.backbone.name
     missing = []
     if ended is None:
-        missing.append((f"It is {about['state']}.", f"manyviews resume {where}"))
-    elif not any((run.folder / "evaluations").glob("*/report.json")):
+        missing.append((f"It is {about['state']}. To continue it:", f"manyviews resume {where}"))
+    if not any((run.folder / "evaluations").glob("*/report.json")):
         missing.append(("It has not been evaluated yet.", f"manyviews evaluate {where} --data LABELED_IMAGES"))
     shown = ("data", "recipe", "machine", "state", "time", "speed", "loss", "left out")
     started = run.facts.get("started")
@@ -102,6 +79,7 @@ def run_facts(run: Any, name: str) -> Facts:
         ],
         "warnings": list(_warnings(log, ended)),
         "missing": missing,
+        "unfinished": ended is None,
         "steps_per_epoch": _steps_per_epoch(log),
     }
 
@@ -122,21 +100,22 @@ def curves(runs: Sequence[Any]) -> list[Facts]:
 
     Returns:
         For each chart "id", "title", "unit", "log", "hint", "floor" (values below it mean collapse; or None), "noisy"
-        (may be smoothed) and "lines", each with "run" (its number), "x" (steps) and "y". Numbers that are not finite
-        are left out.
+        (may be smoothed), "more" (of less interest) and "lines", each with "run" (its number), "x" (steps) and "y".
+        Numbers that are not finite are left out.
     """
     logs = [run.log for run in runs]
     logged = list(dict.fromkeys(name for log in logs for row in log for name in row if name not in _NOT_CURVES))
-    terms = sorted(name for name in logged if name.startswith("loss/"))
-    charts: list[tuple[str, str, float, str, bool, str]] = []
-    for key, title, factor, unit, log, hint in _CURVES:
-        if key == "lr":
-            charts += [(t, f"Loss: {t.removeprefix('loss/')}", 1, "", False, "A term of the loss.") for t in terms]
-        charts.append((key, title, factor, unit, log, hint))
+    terms = sorted(name for name in logged if name.startswith(LOSS))
+    charts: list[tuple[str, float, str, bool]] = []
+    for chart in _CURVES:
+        charts += [(term, 1, "", False) for term in terms] if chart[0] == "lr" else []
+        charts.append(chart)
     known = {key for key, *_ in charts}
-    charts += [(key, key, 1, "", False, "As logged.") for key in logged if key not in known]
+    charts += [(key, 1, "", False) for key in logged if key not in known]
+    others = len({_held_out(run) for run in runs}) > 1
     found = []
-    for key, title, factor, unit, log, hint in charts:
+    for key, factor, unit, log in charts:
+        title, hint = named(key)
         lines: list[Facts] = [
             {"run": i, "x": x, "y": y}
             for i, rows in enumerate(logs)
@@ -146,10 +125,18 @@ def curves(runs: Sequence[Any]) -> list[Facts]:
         if key == "loss" and len({run.recipe.method.name for run in runs}) > 1:
             hint = "Each method has its own: do not compare them."
             log = all(min(line["y"]) > 0 for line in lines)
+        if key in _LABELED and others and len(lines) > 1:
+            hint += " These runs held out other images, so do not compare the curves with each other."
         if lines:
-            chart = {"id": key, "title": printable(title, 40), "unit": unit, "log": log, "hint": hint, "lines": lines}
-            found.append(chart | {"floor": _FLOORS.get(key), "noisy": key in _NOISY or key.startswith("loss/")})
+            chart_of = {"id": key, "title": capital(title), "unit": unit, "log": log, "hint": hint, "lines": lines}
+            chart_of["more"] = key not in _FIRST and not key.startswith(LOSS)
+            found.append(chart_of | {"floor": _FLOORS.get(key), "noisy": key in _NOISY or key.startswith(LOSS)})
     return found
+
+
+def _held_out(run: Any) -> tuple[Any, ...]:
+    """What decides which images of a run are held out."""
+    return run.facts.get("data"), run.facts.get("images"), run.recipe.data.holdout
 
 
 def _points(rows: Sequence[Mapping[str, Any]], key: str, factor: float) -> tuple[list[float], list[float]] | None:
@@ -182,7 +169,10 @@ def _warnings(log: Sequence[Mapping[str, Any]], ended: Mapping[str, Any] | None)
     held = [(r["monitor/knn"], r["step"]) for r in seen if _finite(r.get("monitor/knn"))]
     if held and max(held)[0] - held[-1][0] > 0.05:
         best, step = max(held)
-        yield f"Held-out k-NN was best at step {step} ({percent(best)}) and {percent(held[-1][0])} at the end."
+        yield (
+            f"Accuracy of nearest neighbors on held-out images was best at step {step} ({percent(best)}) and "
+            f"{percent(held[-1][0])} at the end."
+        )
     bad = sum(isinstance(row.get("loss"), str) for row in log)
     if bad:
         yield f"The loss was not finite in {bad} of the log's lines. A lower learning rate may help."
@@ -250,8 +240,49 @@ def setting(report: Report) -> tuple[Any, ...]:
 
 
 def title(protocol: str) -> str:
-    """Title of a protocol."""
-    return registry.title(protocol).replace("_", " ")
+    """Title of a protocol, in words where it has an abbreviation."""
+    return re.sub(r"\bk-NN\b", "nearest neighbors (k-NN)", registry.title(protocol).replace("_", " "))
+
+
+def hint(protocol: str) -> str:
+    """What a protocol does, in plain words or in the first line of its description; "" if it is not known here."""
+    if protocol in PROTOCOLS:
+        return PROTOCOLS[protocol]
+    found = registry.known().get(registry.canonical(protocol))
+    return "" if found is None else (found.__doc__ or "").strip().partition("\n")[0]
+
+
+def measured_on(run: Any, report: Report) -> str:
+    """Sentences about the images that the numbers of a run's card come from."""
+    others = any("monitor/knn" in row or "monitor/linear" in row for row in run.log)
+    return f"Measured on {summary.conditions(report)}" + others * (
+        " The accuracies under Training are other numbers: they come from images held out of training."
+    )
+
+
+def unlike(i: int, names: Sequence[str], reports: Sequence[Evaluated | None]) -> str:
+    """A sentence about the other runs whose numbers come from other images; "" if there are none."""
+    mine = reports[i]
+    if mine is None:
+        return ""
+    others = [
+        (name, found[0])
+        for name, found in zip(names, reports, strict=True)
+        if found is not None and setting(found[0]) != setting(mine[0])
+    ]
+    if not others:
+        return ""
+    told = "; ".join(f"{name} on {_test_images(report)}" for name, report in others[:_NAMED])
+    more = f"; and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+    return (
+        f"Evaluated on {_test_images(mine[0])}, and other runs on other images ({told}{more}): compare these numbers "
+        "with this run's own baselines alone."
+    )
+
+
+def _test_images(report: Report) -> str:
+    what = printable(report.test or report.source, 60)
+    return f"{report.images['test']} test images of {what} in {len(report.classes)} classes"
 
 
 def accuracies(runs: Sequence[Facts], reports: Sequence[Evaluated | None]) -> Facts:
@@ -264,8 +295,9 @@ def accuracies(runs: Sequence[Facts], reports: Sequence[Evaluated | None]) -> Fa
     Returns:
         "protocols" and "measures", lists of "id", "title" and "rows". A row has "run", "kind" ("trained",
         "untrained", "pixels"), "label", "value", "low" and "high" (percent, or a measure's own unit; None without an
-        interval); rows of measures also have "details". "remarks" are sentences. "by_class" and "by_k" are charts or
-        None.
+        interval); rows of measures also have "details". "on" says the
+        test images of a row. "remarks" are sentences, and "unlike" those about different images. "by_class" and "by_k"
+        are charts or None.
     """
     there = {i: found for i, found in enumerate(reports) if found is not None}
     several = len(runs) > 1
@@ -285,16 +317,16 @@ def accuracies(runs: Sequence[Facts], reports: Sequence[Evaluated | None]) -> Fa
             label = runs[i]["name"]
         elif several and (kind != "pixels" or len(pixels) > 1):
             label = f"{label.removesuffix(' encoder')} ({runs[i]['name']})"
-        row = {"run": i, "kind": kind, "label": printable(label, 80)}
+        row = {"run": i, "kind": kind, "label": printable(label, 80), "on": _test_images(there[i][0])}
         for p, score in part["scores"].items():
-            chart = protocols.setdefault(p, {"id": p, "title": title(p), "rows": []})
+            chart = protocols.setdefault(p, {"id": p, "title": title(p), "hint": hint(p), "rows": []})
             chart["rows"].append(row | score)
         for p, measure in part["measures"].items():
             chart = measures.setdefault(p, {"id": p, "title": title(p), "name": measure["name"], "rows": []})
             chart["rows"].append(row | measure)
-    remarks = []
+    remarks, differ = list[str](), list[str]()
     if len({setting(report) for report, _ in there.values()}) > 1:
-        remarks.append(
+        differ.append(
             "These runs were evaluated on different images: compare each with its own baselines, not with other runs."
         )
     for i, (report, _) in there.items():
@@ -306,6 +338,7 @@ def accuracies(runs: Sequence[Facts], reports: Sequence[Evaluated | None]) -> Fa
         "protocols": list(protocols.values()),
         "measures": list(measures.values()),
         "remarks": remarks,
+        "unlike": differ,
         "by_class": _by_class(runs, there),
         "by_k": _by_k(order, there),
     }
@@ -386,7 +419,9 @@ def _seeds(values: Sequence[float], digits: int) -> str:
 
 
 def _words(setting: Mapping[str, float]) -> str:
-    return ", ".join(f"{printable(k, 40)} {v:g}" for k, v in setting.items())
+    return ", ".join(
+        f"{'learning rate' if k == 'lr' else printable(k, 40).replace('_', ' ')} {v:g}" for k, v in setting.items()
+    )
 
 
 def _curve(details: Mapping[str, float]) -> Facts | None:

@@ -305,11 +305,11 @@
     },
     by_k(figure) {
       const lines = facts.accuracy.by_k;
-      new Lines(figure, { title: "k-NN by the number of neighbors", log: false, canLog: false, logX: true, xValues: lines[0].x, height: 14, group: alone(), xName: () => "k", named: (s) => (s.kind === "trained" ? "" : s.kind), lines: () => lines.map((l) => ({ ...l, name: `${name(l.run)}, ${l.kind}` })) });
+      new Lines(figure, { title: "Accuracy by the number of neighbors", log: false, canLog: false, logX: true, xValues: lines[0].x, height: 14, group: alone(), xName: () => "neighbors", named: (s) => (s.kind === "trained" ? "" : s.kind), lines: () => lines.map((l) => ({ ...l, name: `${name(l.run)}, ${l.kind}` })) });
     },
     spectrum(figure) {
       new Lines(figure, {
-        title: "Singular values", log: true, logX: true, height: 17, group: alone(), xName: () => "dimension", named: (s) => (s.kind === "trained" ? "" : s.kind),
+        title: "Strength by dimension", log: true, logX: true, height: 17, group: alone(), xName: () => "dimension", named: (s) => (s.kind === "trained" ? "" : s.kind),
         lines: () => facts.runs.flatMap((r, run) => r.spectra.map((s) => ({ run, name: `${r.name}, ${s.kind}`, kind: s.kind, x: s.x, y: s.y }))),
       });
     },
@@ -407,7 +407,7 @@
       this.names = names.split("\n");
       this.labels = labels ? unpack(labels, Uint16Array) : null;
       const kinds = [["cluster", "by cluster"]];
-      if (this.labels) kinds.unshift(["label", "by class"], ["predicted", "by k-NN, right or wrong"]);
+      if (this.labels) kinds.unshift(["label", "by class"], ["predicted", "by neighbors: right or wrong"]);
       $("#map-color").append(...kinds.map(([v, text]) => el("option", { value: v }, text)));
       this.shown = new Uint8Array(this.n).fill(1);
       await this.show(0);
@@ -645,7 +645,7 @@
       if (i < 0) { card.replaceChildren(); return; }
       const size = Math.round(rem() * 6), lines = [];
       if (this.labels) lines.push(el("b", {}, el("bdi", {}, this.info.classes[this.labels[i]])));
-      if (this.map.predicted) { const right = this.map.predicted[i] === this.labels[i]; lines.push(el("span", { class: right ? "dim" : "predicted" }, `${right ? "k-NN agrees" : `k-NN says ${this.info.classes[this.map.predicted[i]]}`}, ${Math.round(this.map.share[i] / 2.55)} % of the votes`)); }
+      if (this.map.predicted) { const right = this.map.predicted[i] === this.labels[i]; lines.push(el("span", { class: right ? "dim" : "predicted" }, `${right ? "Its neighbors agree" : `Its neighbors say ${this.info.classes[this.map.predicted[i]]}`}, ${Math.round(this.map.share[i] / 2.55)} % of the votes`)); }
       lines.push(el("span", { class: "name" }, el("bdi", {}, this.names[i])));
       const near = [...this.nearby(i)].map((j) => el("button", { type: "button", title: this.names[j] + (this.labels ? `, ${this.info.classes[this.labels[j]]}` : ""), onclick: () => { this.pick(j); this.center(j); } }, this.small(j, Math.round(rem() * 3.4))));
       const focused = card.contains(document.activeElement);

@@ -14,15 +14,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from manyviews.backbones import Encoder, patch_features
-from manyviews.data import BadImage, Source, load_canvases, spread_out
-from manyviews.data.decode import as_rgb
+from manyviews.data import BadImage, Source
 from manyviews.data.measure import with_reading
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen, normalize, test_transform
 from manyviews.methods import Method
 from manyviews.regularizers import canvas_size
 from manyviews.reporting.plots import in_colors
-from manyviews.reporting.views import titled, views_of
+from manyviews.reporting.views import drawn, titled, views_of, words_of
 from manyviews.settings import Recipe
 
 Facts = dict[str, Any]
@@ -90,29 +89,33 @@ def label(source: Source, i: int) -> str | None:
 
 
 def views(recipe: Recipe, method: Method, source: Source, pictures: Pictures) -> list[Facts]:
-    """The views of a method: for each kind of view its "kind", "count" and "columns".
+    """The views of a method: for each kind of view its "kind", in words, "count", "side" in pixels, and "columns".
 
-    Each column is one picture with a "title": this view of a few images, one below the other, at their true relative
-    size. The first kind is the image itself. Patches that the method hides are gray.
+    Each column is one picture with a "title": this view of a few images from all over the set, one below the other, at
+    their true relative size. The first kind is the original image, without a "side". Patches that the method hides are
+    gray.
     """
     source = with_reading(source, recipe.data.reading)
-    canvases, _ = load_canvases(source.subset(spread_out(len(source), _ROWS)), canvas_size(method, recipe))
+    canvases, originals = drawn(source, _ROWS, canvas_size(method, recipe), recipe.seed)
     if not len(canvases):
         return []
-    found, data = views_of(method, canvases, recipe), recipe.data
+    words, found, data = words_of(method), views_of(method, canvases, recipe), recipe.data
     cell = max(x.shape[-1] for xs in found.values() for x in xs)
-    whole = []
-    for k in range(len(canvases)):
-        x = as_rgb(canvases.canvases.image(k).permute(1, 2, 0).numpy())
-        longest = max(x.size)
-        whole.append(np.asarray(x.resize((max(1, cell * x.width // longest), max(1, cell * x.height // longest)))))
-    groups = [{"kind": "image", "count": 1, "columns": [{"title": "image", **pictures.save(_column(whole, cell))}]}]
+    side = cell * max(1, 96 // cell)  # as large as `_column` shows the largest view
+    whole = [np.asarray(ImageOps.contain(x, (side, side), Image.Resampling.BICUBIC)) for x in originals]
+    first = pictures.save(_column(whole, side))
+    groups: list[Facts] = [
+        {"kind": "original", "count": 1, "side": None, "columns": [{"title": "original", **first, "small": False}]}
+    ]
     for kind, xs in found.items():
         columns = [
-            {"title": titled(kind, i, len(xs)), **pictures.save(_column(_pixels(x, data.mean, data.std), cell))}
+            {
+                "title": titled(words[kind], i, len(xs)),
+                **pictures.save(_column(_pixels(x, data.mean, data.std), cell)),
+            }
             for i, x in enumerate(xs)
         ]
-        groups.append({"kind": kind, "count": len(xs), "columns": columns})
+        groups.append({"kind": words[kind], "count": len(xs), "side": xs[0].shape[-1], "columns": columns})
     return groups
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from manyviews.reporting.words import capital
+
 HERE = Path(__file__).parent
 
 
@@ -24,7 +26,12 @@ def render(facts: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": "{:.1f}".format, "two": "{:.2f}".format, "thousands": "{:,}".format}
+    environment.filters |= {
+        "percent": "{:.1f}".format,
+        "two": "{:.2f}".format,
+        "thousands": "{:,}".format,
+        "capital": capital,
+    }
     policy = {
         "default-src": "'none'",
         # In some browsers, pages from disk have no origin: there, file: works and 'self' does not.
