@@ -219,7 +219,7 @@ class Protocol(ABC):
         sees: the most that it looks at.
         in_color: whether it changes images in ways that only RGB has.
         seeded: whether the result depends on the seed. Such protocols are repeated with several seeds.
-        passes: cost for the progress bar, in passes over all images; 0 for next to nothing.
+        passes: passes over all images, for the time left; 0 for none. See `products` for work on features.
 
     Raises:
         UserError: a setting is out of its range.
@@ -242,6 +242,17 @@ class Protocol(ABC):
             for limit in (extra for extra in get_args(hints[name])[1:] if isinstance(extra, Range)):
                 if value == () or not all(map(limit.holds, value if isinstance(value, tuple) else (value,))):
                     raise UserError(f"The setting {self.name}.{name} must be {limit.words}, not {value}.")
+
+    def products(self, rows: int, tests: int, dims: int, classes: int) -> float:
+        """About how many multiplications a run takes with features, for the time left; 0 for next to nothing.
+
+        Args:
+            rows: training features.
+            tests: test features.
+            dims: their dimensions.
+            classes: number of classes.
+        """
+        return 0.0
 
     @abstractmethod
     def run(self, task: Any, seed: int) -> Prediction | Metric:

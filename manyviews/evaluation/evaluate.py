@@ -38,9 +38,10 @@ from manyviews.evaluation.features import Chosen, Features, Kept, check_finite, 
 from manyviews.evaluation.linear import Standardizer
 from manyviews.evaluation.protocols import requested
 from manyviews.evaluation.protocols.shifted import Shifted
+from manyviews.evaluation.remaining import Part, Remaining
 from manyviews.evaluation.report import Report, Score
 from manyviews.evaluation.sets import Sets, checked
-from manyviews.progress import Update
+from manyviews.progress import Note, Update
 
 
 def evaluate(
@@ -124,11 +125,16 @@ def evaluate(
     chosen += [Shifted(other) for other in others]
     runs = [(name, p) for name in encoders for p in chosen if _suits(p, name)]
 
-    # Progress is counted in images: all of them are read once, then each run costs some passes.
     images = len(source) + (len(test) if test is not None else 0)
-    cost = {p: max(1, p.passes * len(source)) for p in chosen}
     repeats = {p: seeds if p.seeded else 1 for p in chosen}
-    total = images + sum(cost[p] * repeats[p] for _, p in runs)
+    rows, tests = (len(source), len(test)) if test is not None else (len(source) * 4 // 5, len(source) // 5)
+    dims = {name: _dims(module, features, test_size, len(mean)) for name, module in encoders.items()}
+    parts = [
+        Part(p.name, float(p.passes * len(source)), p.products(rows, tests, dims[name], len(classes)))
+        for name, p in runs
+        for _ in range(repeats[p])
+    ]
+    remaining = Remaining(progress, images, parts, device)
 
     if any(not isinstance(p, FeatureProtocol) for p in chosen):
         room = machine.free_memory() // 4
@@ -136,7 +142,14 @@ def evaluate(
         test = None if test is None else replace(test, keep=Kept(room * len(test) // images))
     tell: Callable[[Report | None], Report | None] = distributed.later()
 
-    def read(images: Source, before: int) -> dict[str, Features]:
+    def read(images: Source) -> dict[str, Features]:
+        before = 0
+
+        def step(done: int, of: int) -> None:
+            nonlocal before
+            remaining.read(done - before)
+            before = done
+
         return extract_all(
             encoders,
             images,
@@ -145,12 +158,12 @@ def evaluate(
             std=std,
             device=device,
             cache=cache,
-            progress=_within(progress, before, len(images), total, "reading images"),
+            progress=step,
             shared=True,
         )
 
-    seen = read(source, 0)
-    held = seen if test is None else read(test, len(source))
+    seen = read(source)
+    held = seen if test is None else read(test)
     if distributed.rank():
         return cast(Report, tell(None))
     check_finite(seen["trained"].x)
@@ -158,7 +171,7 @@ def evaluate(
     notes += sets.leaks()
     test_y = sets.test_y
 
-    done, found = images, {}
+    found = {}
     right: dict[str, dict[str, Tensor]] = {}
     for name in encoders:
         raw = sets.task(name)
@@ -180,14 +193,13 @@ def evaluate(
         for protocol in (p for n, p in runs if n == name):
             note, results = f"{protocol.name}: {name}", []
             for s in range(seed, seed + repeats[protocol]):
-                if progress is not None:
-                    progress(done, total, note)
-                images_again = replace(again, progress=_within(progress, done, cost[protocol], total, note))
+                remaining.begin(note)
+                images_again = replace(again, progress=None if progress is None else _titled(remaining, note))
                 once = protocol
                 if isinstance(protocol, Shifted):  # doubts concern the images: once is enough
                     once = replace(protocol, doubt=name == "trained" and s == seed)
                 results.append(_run(once, task, images_again, test_y.to(device), s))
-                done += cost[protocol]
+                remaining.end()
             predictions = [result for result in results if isinstance(result, Prediction)]
             if predictions:
                 scored[protocol.name] = scores.score(predictions, test_y, len(classes), seed)
@@ -198,8 +210,7 @@ def evaluate(
         if name == "trained":
             nearest = scores.nearest(task, sets)
         del raw, task, again  # features of another contender are as large
-    if progress is not None:
-        progress(total, total)
+    remaining.finish()
 
     gains = {
         baseline: {p: scores.gain(right["trained"][p], theirs, seed) for p, theirs in right[baseline].items()}
@@ -273,8 +284,19 @@ def _standardized(task: Task) -> Task:
     return replace(task, train_x=standard(task.train_x), val_x=standard(task.val_x), test_x=standard(task.test_x))
 
 
-def _within(progress: Update | None, before: int, share: int, total: int, title: str) -> Update | None:
-    """The progress of a part that is `share` of the whole."""
-    if progress is None:
-        return None
-    return lambda done, of, note="": progress(before + share * done // of, total, f"{title}, {note}" if note else title)
+def _dims(module: nn.Module, kind: Kind, test_size: int, channels: int) -> int:
+    """Dimensions of a contender's features."""
+    if isinstance(module, Pixels):
+        return channels * min(test_size, Pixels.side) ** 2
+    inner = module.encoder if isinstance(module, Chosen) else module
+    assert isinstance(inner, (Encoder, ExternalEncoder))
+    return inner.embed_dim if kind == "pooled" else width(inner, kind)
+
+
+def _titled(remaining: Remaining, title: str) -> Update:
+    """The progress of one run of a protocol."""
+
+    def step(done: float, total: float, note: Note = "") -> None:
+        remaining.within(done, total, f"{title}, {note}" if note else title)
+
+    return step

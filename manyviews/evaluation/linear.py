@@ -27,6 +27,7 @@ _STEPS = 1000
 _BATCH = 256
 _ROWS = 65_536  # rows of the logistic regression's products at a time
 _MOMENTUM = 0.9
+_UPDATES = 100
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Summed loss of logits, `n classes`, and targets, `n` or `n classes`."""
@@ -99,6 +100,13 @@ def linear_probe(
         seed: seed of the order of the minibatches.
     """
     return linear_probes(task, [slice(None)], lrs=lrs, weight_decays=weight_decays, seed=seed)[0]
+
+
+def probe_products(rows: int, dims: int, classes: int) -> float:
+    """About how many multiplications `linear_probe` takes: forward and backward, and the updates of the weights."""
+    steps, heads = max(_EPOCHS * math.ceil(rows / _BATCH), _STEPS), len(LRS) * len(WEIGHT_DECAYS)
+    # The three updates of a weight wait for the memory, and take as long as so many multiplications.
+    return float(steps) * heads * classes * dims * (2 * min(rows, _BATCH) + _UPDATES)
 
 
 def linear_probes(

@@ -24,6 +24,9 @@ class KNN(FeatureProtocol):
     name = "knn"
     title = "k-NN"
 
+    def products(self, rows: int, tests: int, dims: int, classes: int) -> float:
+        return float(rows * tests * dims)
+
     def run(self, task: Task, seed: int) -> Prediction:
         x, y = task.trainval_x, task.trainval_y
         k = usable((K,), len(x))[0]
@@ -48,6 +51,9 @@ class KNNMajority(FeatureProtocol):
 
     name = "knn_majority"
     title = "k-NN by majority"
+
+    def products(self, rows: int, tests: int, dims: int, classes: int) -> float:
+        return 2.0 * rows * tests * dims
 
     def run(self, task: Task, seed: int) -> Prediction:
         ks = usable(MAJORITY_KS, len(task.train_x))

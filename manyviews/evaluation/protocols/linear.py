@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from manyviews.evaluation.contract import FeatureProtocol, Prediction, Task
-from manyviews.evaluation.linear import Linear, linear_probe, logistic_regression
+from manyviews.evaluation.linear import PENALTIES, Linear, linear_probe, logistic_regression, probe_products
+
+_ROUNDS = 60  # of L-BFGS for each penalty, as it often takes
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,9 @@ class LinearProbe(FeatureProtocol):
     name = "linear"
     title = "linear probe"
     seeded = True
+
+    def products(self, rows: int, tests: int, dims: int, classes: int) -> float:
+        return probe_products(rows, dims, classes)
 
     def run(self, task: Task, seed: int) -> Prediction:
         return _prediction(linear_probe(task, seed=seed))
@@ -26,6 +31,9 @@ class LogisticRegression(FeatureProtocol):
 
     name = "logistic"
     title = "logistic regression"
+
+    def products(self, rows: int, tests: int, dims: int, classes: int) -> float:
+        return 3.0 * len(PENALTIES) * _ROUNDS * rows * dims * classes
 
     def run(self, task: Task, seed: int) -> Prediction:
         return _prediction(logistic_regression(task))

@@ -64,6 +64,12 @@ class MLP(FeatureProtocol):
         if self.layers < 2:
             raise UserError(f"The setting mlp.layers must be 2 or more, not {self.layers}: see the protocol 'linear'.")
 
+    def products(self, rows: int, tests: int, dims: int, classes: int) -> float:
+        per_epoch, hidden = math.ceil(rows / _BATCH), min(2 * dims, self.widest)
+        steps = per_epoch * max(self.epochs, math.ceil(_STEPS / per_epoch))
+        weights = dims * hidden + (self.layers - 2) * hidden * hidden + hidden * classes
+        return 3.0 * steps * len(self.lrs) * weights * (min(rows, _BATCH) + 10)  # AdamW waits for the memory
+
     def run(self, task: Task, seed: int) -> Prediction:
         (n, d), device, lrs = task.train_x.shape, task.train_x.device, self.lrs
         hidden = min(2 * d, self.widest)
