@@ -52,7 +52,7 @@ def test_a_sweep_trains_every_value_once_and_continues(pictures: Path, tmp_path:
     printed, said = capsys.readouterr()
     assert re.search(r"^Sweep: 4 trainings: about [\dhmins ]+ on this machine\.$", said, re.MULTILINE), said
     for i in range(1, 5):  # each of them says what it is, and how long the rest takes
-        assert re.search(rf"^Sweep {i} of 4: .*, seed [01]; about [\dhmins ]+ left of the sweep\.$", said, re.MULTILINE), said
+        assert re.search(rf"^Sweep {i} of 4: .*, seed [01]; about [\dhmins ]+ left of the sweep\.$", said, re.M), said
     assert "epochs take about" not in said  # which a run alone says
     assert "rescue.scale" in printed and "baseline" in printed and "sweep.png" in printed
     points, baseline = found["points"], found["baseline"]
