@@ -84,7 +84,7 @@ def test_folders_are_measured_with_when_plausible_or_asked(tmp_path):
         train, held = kept.subset(range(0, 60, 2)), kept.subset(range(1, 60, 2))
         assert prepare(train, held, recipe, 16).labels is None and prepare(train, held, asked, 16).labels is not None
         (_, text) = cautions(recipe, kept)
-        assert "Camera Roll" in text and "no accuracy is measured" in text and "monitor.classes=yes" in text
+        assert "Camera Roll" in text and "not taken as classes" in text and "monitor.classes=yes" in text
     known = open_source(tmp_path / "known")
     assert uses_classes(known, recipe) and not uses_classes(known, never)
     assert "its 3 folders (ash, elm, oak) are classes" in cautions(recipe, known)[1]
