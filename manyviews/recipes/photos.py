@@ -42,7 +42,7 @@ def cpu_small() -> Recipe:
 
     manyviews pretrain photos/ --recipe photos_cpu_small --budget 30m
 
-    3,000 photographs of clothes, 10 to 120 minutes on two cores: docs/results.md.
+    What to expect: docs/photos.md.
     """
     return _cpu(48, 100)
 
@@ -52,7 +52,7 @@ def cpu_medium() -> Recipe:
 
     manyviews pretrain photos/ --recipe photos_cpu_medium --budget 2h
 
-    3,000 photographs of clothes, 120 minutes on two cores: docs/results.md.
+    What to expect: docs/photos.md.
     """
     return _cpu(64, 200)
 
