@@ -93,11 +93,11 @@ def write(
     if found.labels is not None and source.classes is not None:
         columns["label"] = [_text(source.classes[i]) for i in found.labels.tolist()]
     columns["embedding"] = found.x.numpy()
-    notes = []
+    notes = [f"{len(found.bad)} of {len(source)} images could not be read."] if found.bad else []
     if map:
         positions, how = lay_out(found.x)
         columns["x"], columns["y"] = (np.ascontiguousarray(c) for c in positions.T)
-        notes = [f"x and y are a map by {how}."]
+        notes.append(f"x and y are a map by {how}.")
     write_atomically(out, lambda part: _FORMATS[ending](part, columns))
     if ending in _BESIDE:
         beside = {k: list(v) if isinstance(v, list) else v.tolist() for k, v in columns.items() if k != "embedding"}

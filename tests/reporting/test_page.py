@@ -165,6 +165,16 @@ def test_without_its_images_there_is_a_page_all_the_same(tmp_path):
     assert "Subspaces" in (tmp_path / "page gone" / "index.html").read_text(encoding="utf-8")
 
 
+def test_folders_that_are_no_classes_have_no_mistakes(tmp_path, photos, capfd):
+    for i, photo in enumerate(sorted(photos.glob("*.png"))[:12]):
+        place = tmp_path / "kept" / ("2019", "misc")[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photo, place / f"{i}.png")
+    run = untrained_run(tmp_path / "run", images=str(tmp_path / "kept"))
+    html = write([run], tmp_path / "page").read_text(encoding="utf-8")
+    assert 'id="mistakes"' not in html and "are not shown as classes" in capfd.readouterr().err
+
+
 def test_what_cannot_be_shown_has_a_reason(tmp_path, photos):
     run = untrained_run(tmp_path / "run", images=str(photos))
     one = tmp_path / "one"

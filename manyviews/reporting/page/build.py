@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,8 @@ from manyviews.data import Source, open_source, spread_out
 from manyviews.data.files import shown
 from manyviews.data.folder import PAGE
 from manyviews.data.measure import read_as, with_reading
-from manyviews.errors import UserError, printable
+from manyviews.data.source import unlabeled
+from manyviews.errors import UserError, printable, say
 from manyviews.evaluation.features import Features, extract
 from manyviews.evaluation.unlabeled import subspaces as numbers
 from manyviews.methods import Method
@@ -92,6 +93,9 @@ def write(
     out = Path(out)
     check_new(out, or_empty=True)
     source, why_not = _images(runs, data, labels)
+    if source is not None and labels is None and source.by_folder and source.doubt:
+        say(f"{source.name}: its folders are not shown as classes, because {source.doubt}. If they are: give --labels.")
+        source = replace(source, annotate=unlabeled, by_folder=False)
     first = runs[0].recipe.data.reading
     source = None if source is None else read_as(source, first)
     own = None if queries is None else read_as(open_source(queries), first)
