@@ -227,7 +227,7 @@ def test_verbs_take_their_splits_and_say_so_once(tmp_path, capsys, monkeypatch):
         fill(tmp_path / "d", *(f"{split}/{c}/{k:02}.png" for k in range(n) for c in ("cat", "dog")))
     given = {}
     verb = import_module("manyviews.verbs.pretrain")
-    monkeypatch.setattr(verb, "train", lambda method, recipe, source, folder: given.update(source=source))
+    monkeypatch.setattr(verb, "train", lambda method, recipe, source, *rest: given.update(source=source))
     monkeypatch.setattr(verb, "conclude", lambda folder: folder)
     monkeypatch.setattr(verb, "draw_views", lambda *_: None)
     mv.pretrain(tmp_path / "d", "simclr_tiny", epochs=1, settings={"data.batch_size": 16}, out=tmp_path / "run")
