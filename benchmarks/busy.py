@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import _bench
 import torch
@@ -130,21 +131,21 @@ def main() -> None:
     options.add_argument("--out", type=Path)
     asked = options.parse_args()
     trees = {"now": Path(__file__).resolve().parents[1]} | ({"before": asked.before.resolve()} if asked.before else {})
-    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    found: dict[str, Any] = {**_bench.facts(torch.device("cpu")), "images_per_second": {}, "budgets": {}}
     for recipe in asked.recipes:
-        cases = {case: {name: [] for name in trees} for case in CASES}
+        cases = found["images_per_second"][recipe] = {case: {name: [] for name in trees} for case in CASES}
         for _ in range(asked.rounds):
             for case, (runs, busy) in CASES.items():
                 for name, tree in trees.items():
-                    cases[case][name].append(sum(speeds(tree, recipe, runs, busy, asked.data.resolve())))
-                    print(f"{recipe}, {case}, {name}: {cases[case][name][-1]:.0f} images/s", flush=True)
-        found[recipe] = cases
-    kept = {}
+                    cases[case][name].append(round(sum(speeds(tree, recipe, runs, busy, asked.data.resolve())), 1))
+                    print(f"{recipe}, {case}, {name}: {cases[case][name][-1]} images/s", flush=True)
+                    _bench.write(asked.out, found)
     for text in asked.budgets:
         for busy in (False, True):
-            kept[f"{text}, {'beside a busy process' if busy else 'alone'}"] = measured = budget(text, busy, asked.data)
-            print(f"{text}, {'beside a busy process' if busy else 'alone'}: {measured}", flush=True)
-    _bench.write(asked.out, {**_bench.facts(torch.device("cpu")), "images_per_second": found, "budgets": kept})
+            case = f"{text}, {'beside a busy process' if busy else 'alone'}"
+            found["budgets"][case] = budget(text, busy, asked.data)
+            print(f"{case}: {found['budgets'][case]}", flush=True)
+            _bench.write(asked.out, found)
 
 
 if __name__ == "__main__":
