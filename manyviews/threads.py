@@ -16,7 +16,10 @@ WINDOW = 1.0
 """Seconds over which a speed is measured, at least; and at least two steps, or three times as many seconds."""
 
 PATIENCE = 10.0, 160.0
-"""Seconds before fewer, or more, threads are tried again after they were no better: at first, and at most."""
+"""Seconds before another number of threads is tried again after it was no better: at first, and at most."""
+
+BLIND = 40.0
+"""Seconds before more threads are tried although no core is idle, at first."""
 
 _SLOW = 0.6  # a speed below this share of the usual one asks for fewer threads, whatever the cores seem to do
 _GAIN = 1.05  # more threads must be this much faster to be kept
@@ -80,8 +83,8 @@ class Threads:
         self._usual: dict[int, float] = {}
         self._trial: tuple[int, float] | None = None  # the number of threads before, and the speed with it
         self._warm = False
-        self._forget(0.0)
         self.restart()
+        self._forget(self._start.wall)
 
     def begin(self, sleep: Callable[[float], None] = time.sleep) -> str | None:
         """Choose a number to begin with, by the cores that are idle. Returns a sentence if they are not all."""
@@ -171,8 +174,8 @@ class Threads:
 
     def _forget(self, wall: float) -> None:
         """What failed before may help now."""
-        self._patience = {"fewer": PATIENCE[0], "more": PATIENCE[0]}
-        self._again = {"fewer": 0.0, "more": wall + PATIENCE[0]}
+        self._patience = {"fewer": PATIENCE[0], "more": BLIND}
+        self._again = {"fewer": 0.0, "more": wall + BLIND}
         self._failed = wall
 
     def _set(self, threads: int) -> None:

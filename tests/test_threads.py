@@ -106,10 +106,10 @@ def test_a_neighbor_that_gives_way_is_found_out() -> None:
     threads = Threads(2, lambda: simulated.clocks()._replace(idle=0.0), simulated.use)
     threads.begin(lambda seconds: setattr(simulated, "wall", simulated.wall + seconds))
     assert simulated.threads == 1
-    while simulated.wall < 60:
+    while simulated.wall < 90:
         simulated.step()
         threads.step()
-    assert share(simulated, 30, 60, 2) == 1
+    assert share(simulated, 60, 90, 2) == 1
 
 
 @pytest.mark.parametrize("penalty", [3.0, 60.0])
