@@ -26,10 +26,8 @@ _PATIENCE = 1.0  # seconds before anything is shown
 _EVERY = (9.0, 25.0)  # seconds from the first plain line to the second, and between all others
 _GRACE = 4.0  # seconds that a line may wait for work to report, so that it says something new
 _FRESH = 3.0  # seconds after which the words about the state are asked for again
-_WINDOW = (
-    30.0,
-    300.0,
-)  # seconds of the recent past that the rate is of, at least and at most: a quarter of all between
+# Seconds of the recent past that the rate is of, at least and at most: a quarter of all between.
+_WINDOW = (30.0, 300.0)
 
 Note = str | Callable[[], str]
 """A few words on the current state, or what gives them, which is asked only when they are shown."""

@@ -59,7 +59,7 @@ def cautions(recipe: Recipe, source: Source) -> list[str]:
         found.append(
             f"{source.name} has {len(source)} images, and fewer than {FEW} teach an encoder little more than colors "
             "and textures. Weights that saw many others know more: use them as they are (timm:resnet18), or start from "
-            "them (--set backbone.pretrained=true)."
+            "a file of them (--set backbone.pretrained=FILE)."
         )
     if len(monitor.hold_out(source, recipe.data.holdout)[1]) and (text := monitor.classes_note(source, recipe)):
         found.append(text)

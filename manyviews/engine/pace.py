@@ -27,8 +27,10 @@ from manyviews.views import Views
 PATIENCE = 4.0
 """Seconds of measuring, or one step of a part of a batch if that takes longer."""
 
+SHORT = 20.0
+"""Seconds of a whole run that need no better estimate, and of which nobody needs to be told."""
+
 _FEW = 8  # images in the first step, which also compiles and allocates
-_SHORT = 20.0  # seconds of a whole run that need no better estimate
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _step(
     begun, found = time.monotonic(), list[float]()
     while len(found) < 5 and (not found or time.monotonic() - begun < PATIENCE):
         found.append(take(size) * whole / size)
-        if found[-1] * recipe.epochs * per_epoch < _SHORT:
+        if found[-1] * recipe.epochs * per_epoch < SHORT:
             break
     # The first step of a size allocates.
     return median(found[1:] or found), len(found)

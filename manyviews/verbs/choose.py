@@ -13,7 +13,7 @@ from manyviews import machine
 from manyviews.data import Source, load_canvases
 from manyviews.data.canvas import sample
 from manyviews.engine.monitor import hold_out
-from manyviews.engine.pace import Pace, measure
+from manyviews.engine.pace import SHORT, Pace, measure
 from manyviews.progress import duration
 from manyviews.settings import Recipe
 
@@ -32,11 +32,8 @@ MANY = 20_000
 _LARGE = 512  # pixels; a larger short side makes no difference
 _BATCH = 128
 _BATCHES = 8  # steps of an epoch, at least
-_ENOUGH = (
-    100.0  # epochs of a larger network and larger views that are worth more than several times as many of small ones
-)
+_ENOUGH = 200.0  # epochs from which on larger views are worth more than more epochs of small ones
 _MOST = 2000.0  # epochs from which on even a few images teach nothing more
-_SHORT = 20.0  # seconds of a run that nobody needs to be told
 _LONG = 3600.0  # seconds of a run on a processor for which a shorter way is named
 _FEW = 10.0  # epochs in which little is learned
 
@@ -112,7 +109,7 @@ def within(recipe: Recipe, pace: Pace | None, budget: float, begun: float) -> tu
 
 def announced(recipe: Recipe, pace: Pace | None, device: torch.device) -> str | None:
     """A sentence about how long a run will take; None if it is short, or nobody knows."""
-    if pace is None or (total := pace.seconds(recipe)) < _SHORT:
+    if pace is None or (total := pace.seconds(recipe)) < SHORT:
         return None
     text = (
         f"{recipe.epochs:g} epochs take about {duration(total)} on this machine: "
