@@ -34,6 +34,9 @@ class Machine:
     def clocks(self) -> Clocks:
         return Clocks(self.wall, self.own, self.idle if self.counts else None)
 
+    def chooser(self) -> Threads:
+        return Threads(self.cores, self.clocks, self.use, lambda: self.wall)
+
     def use(self, threads: int) -> None:
         self.threads = threads
 
@@ -55,7 +58,7 @@ def share(simulated: Machine, start: float, end: float, threads: int) -> float:
 
 def run(simulated: Machine, until: float) -> list[str]:
     simulated.threads = simulated.cores
-    threads = Threads(simulated.cores, simulated.clocks, simulated.use)
+    threads = simulated.chooser()
     said = []
     while simulated.wall < until:
         simulated.step()
@@ -88,7 +91,7 @@ def test_a_neighbor_that_costs_nothing_changes_nothing() -> None:
 
 def test_it_begins_with_the_cores_that_are_idle() -> None:
     simulated = Machine(4, lambda t: 1, penalty=50.0, threads=4)
-    threads = Threads(4, simulated.clocks, simulated.use)
+    threads = simulated.chooser()
 
     def sleep(seconds: float) -> None:
         simulated.wall, simulated.idle = simulated.wall + seconds, simulated.idle + 3 * seconds
@@ -103,7 +106,7 @@ def test_it_begins_with_the_cores_that_are_idle() -> None:
 def test_a_neighbor_that_gives_way_is_found_out() -> None:
     """It has a lower priority: no core is idle, and yet more threads are faster."""
     simulated = Machine(2, lambda t: 0, threads=1)
-    threads = Threads(2, lambda: simulated.clocks()._replace(idle=0.0), simulated.use)
+    threads = Threads(2, lambda: simulated.clocks()._replace(idle=0.0), simulated.use, lambda: simulated.wall)
     threads.begin(lambda seconds: setattr(simulated, "wall", simulated.wall + seconds))
     assert simulated.threads == 1
     while simulated.wall < 90:
@@ -124,7 +127,7 @@ def test_two_runs_side_by_side_settle_on_half_of_the_cores_each() -> None:
     """Each is the other's neighbor, and both decide at the same time."""
     a, b = Machine(2, lambda t: b.threads), Machine(2, lambda t: a.threads)
     a.threads = b.threads = 2
-    choosers = [Threads(2, a.clocks, a.use), Threads(2, b.clocks, b.use)]
+    choosers = [a.chooser(), b.chooser()]
     while a.wall < 120:
         one, chooser = (a, choosers[0]) if a.wall <= b.wall else (b, choosers[1])
         one.step()
@@ -136,6 +139,6 @@ def test_one_thread_is_left_alone() -> None:
     def never(threads: int) -> None:
         raise AssertionError
 
-    threads = Threads(1, lambda: Clocks(0, 0, 0), never)
+    threads = Threads(1, lambda: Clocks(0, 0, 0), never, lambda: 0.0)
     assert [threads.step() for _ in range(10)] == [None] * 10
     threads.stop()

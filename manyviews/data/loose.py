@@ -12,11 +12,13 @@ import numpy as np
 from PIL import Image
 
 from manyviews.data.decode import Raw
+from manyviews.data.left import listed
 from manyviews.data.memory import is_array
 from manyviews.data.source import Labels, Source, as_labels, unlabeled
 from manyviews.errors import UserError
 
-_SOME = 5  # names in a message
+SOME = 5
+"""Names of images in a message."""
 
 
 def open_paths(paths: Sequence[str | os.PathLike[str]], labels: Any = None) -> Source:
@@ -35,7 +37,7 @@ def open_paths(paths: Sequence[str | os.PathLike[str]], labels: Any = None) -> S
         raise UserError("The list of images is empty.")
     gone = [name for name, file in zip(names, files, strict=True) if not file.is_file()]
     if gone:
-        raise UserError(f"{len(gone)} of {len(names)} paths are no files: {listed(gone)}.")
+        raise UserError(f"{len(gone)} of {len(names)} paths are no files: {listed(gone, SOME)}.")
     annotate: Callable[[], Labels | None] = unlabeled
     if labels is not None:
         labels = np.asarray(labels).ravel()
@@ -62,7 +64,7 @@ def open_images(images: Any, channels: int = 3) -> Source | None:
     Raises:
         UserError: something else in a list, another type or shape, or floats out of [0, 1].
     """
-    if is_array(images) and str(images.dtype) not in _NUMBERS and hasattr(images, "tolist"):
+    if is_array(images) and getattr(images.dtype, "kind", "") in ("O", "U", "S"):
         images = np.asarray(images).ravel().tolist()  # a column of paths or of images
     if are_paths(images):
         return open_paths(images)
@@ -80,33 +82,6 @@ def open_images(images: Any, channels: int = 3) -> Source | None:
         return None
     names = ["image"] if len(found) == 1 else [f"images[{i}]" for i in range(len(found))]
     return Source("images", len(found), found.__getitem__, partial(list, names), locate=names.__getitem__)
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few of many names."""
-    more = f" and {len(names) - _SOME} more" if len(names) > _SOME else ""
-    return ", ".join(names[:_SOME]) + more
-
-
-_NUMBERS = tuple(
-    f"{module}{kind}"
-    for module in ("", "torch.")
-    for kind in (
-        "uint8",
-        "float16",
-        "bfloat16",
-        "float32",
-        "float64",
-        "bool",
-        "int8",
-        "int16",
-        "int32",
-        "int64",
-        "uint16",
-        "uint32",
-        "uint64",
-    )
-)
 
 
 def _is_image(file: Path) -> bool:

@@ -20,7 +20,7 @@ from manyviews.evaluation.features import frozen
 from manyviews.methods import Method
 from manyviews.regularizers import canvas_size
 from manyviews.settings import Recipe
-from manyviews.threads import Threads
+from manyviews.threads import threads_of
 from manyviews.types import Batch, Progress
 from manyviews.views import Views
 
@@ -80,16 +80,12 @@ def measure(recipe: Recipe, source: Source, device: torch.device) -> Pace | None
         decoding = (time.monotonic() - begun) * len(source) / len(chosen)
         if not len(few):
             return None
-        threads = Threads()
-        if device.type == "cpu":
+        per_epoch = max(1, images // recipe.data.batch_size)
+        with threads_of(device) as threads:
             threads.begin()
-        try:
-            per_epoch = max(1, images // recipe.data.batch_size)
             step, measured = _step(method, recipe, few, images, device, per_epoch)
             pixels = min(len(source), monitor.MOST)
             monitoring = _monitoring(method, recipe, device, pixels) if recipe.data.holdout else 0.0
-        finally:
-            threads.stop()
     return Pace(step, monitoring, decoding, per_epoch, measured)
 
 

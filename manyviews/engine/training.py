@@ -34,7 +34,7 @@ from manyviews.regularizers import canvas_size
 from manyviews.schedules import value
 from manyviews.settings import Recipe
 from manyviews.targets import EMA
-from manyviews.threads import Threads
+from manyviews.threads import Threads, threads_of
 from manyviews.types import Batch, Progress
 from manyviews.views import Views
 
@@ -82,9 +82,7 @@ def begin(
         log = stack.enter_context(Log(folder, step, recipe.monitor.loggers)) if first else None
         update = stack.enter_context(progress("pretrain", quiet=not first))
         start = Start(step, seconds, identity, plan, since)
-        threads = Threads() if device.type == "cpu" else None
-        if threads is not None:
-            stack.callback(threads.stop)
+        threads = stack.enter_context(threads_of(device))
         run = Training(
             method, optimizer, scaling, device, recipe, loader, held, folder, start, stop, log, update, threads
         )
@@ -138,7 +136,7 @@ class Training:
         stop: Request,
         log: Log | None,
         update: Update,
-        threads: Threads | None,
+        threads: Threads,
     ) -> None:
         self.method, self.optimizer, self.scaling, self.device = method, optimizer, scaling, device
         self.precision = resolve(recipe.step.precision, device)
@@ -146,6 +144,7 @@ class Training:
         self._stop, self._log, self._update, self._threads = stop, log, update, threads
         self._plan, self._epoch = start.plan, loader.steps_per_epoch
         self._every = max(1, round(recipe.monitor.epochs * self._epoch)) if recipe.monitor.epochs else 0
+        self._plan.expect(self._every, 0.0, _END)
         self.step = start.step
         self.batches = _batches(loader, self.step, self._plan, device)
         self._batch: Batch | None = None
@@ -170,7 +169,7 @@ class Training:
         self._ticked_at, self._paused = time.monotonic(), 0.0
         if distributed.anywhere(self._failure is not None):
             raise self._failure or UserError("Another process cannot read its images.")
-        self._choose_threads(Threads.begin)
+        self._tell(self._threads.begin())
         while self._batch is not None:
             # Dropout and the like draw from the step alone, so a resumed run draws what an uninterrupted one did.
             torch.manual_seed(_noise(self._recipe.seed, self.step, distributed.rank()))
@@ -217,7 +216,7 @@ class Training:
                 f"{self._recipe.optimizer.lr / 3:.2g}; the last good checkpoint is in {self._folder.path}."
             )
         self.step += 1
-        self._choose_threads(Threads.step)
+        self._tell(self._threads.step())
         self._tick()
         last = self.step >= self._plan.last
         if last:
@@ -293,8 +292,7 @@ class Training:
         """So many seconds passed without training."""
         self._meter.since += seconds
         self._paused += seconds
-        if self._threads is not None:
-            self._threads.restart()
+        self._threads.restart()
 
     def _tick(self) -> None:
         """With a budget, plan anew how many steps there will be."""
@@ -308,9 +306,9 @@ class Training:
         self._plan.agree(distributed.share(self._plan.last))
         self._ticked, self._ticked_at, self._paused = self.step, now, 0.0
 
-    def _choose_threads(self, choose: Callable[[Threads], str | None]) -> None:
-        """Let the threads be chosen again, and say what changed. Each process of several chooses its own."""
-        if self._threads is not None and (text := choose(self._threads)) is not None and distributed.rank() == 0:
+    def _tell(self, text: str | None) -> None:
+        """Say what changed about the threads. Each process of several chooses its own, and the first one speaks."""
+        if text is not None and distributed.rank() == 0:
             say(text)
 
     def _fetch(self) -> None:

@@ -26,7 +26,7 @@ from manyviews.data.decode import BadImage, Frame, Picture
 from manyviews.data.reading import RGB
 from manyviews.data.source import Source
 from manyviews.errors import UserError
-from manyviews.threads import Threads
+from manyviews.threads import threads_of
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in total)."""
@@ -337,19 +337,18 @@ def extract_all(
         index: list[int] = []
         bad: dict[int, str] = {}
         part = source if len(mine) == len(source) else source.subset(mine)
-        threads = Threads(None if torch.device(device).type == "cpu" else 1)
-        for pixels, good, broken in test_images(part, test_size, batch_size):
-            index += [mine[i] for i in good]
-            bad |= {mine[i]: reason for i, reason in broken.items()}
-            if good:
-                x = normalize(pixels.to(device), mean, std)
-                with frozen(*missing.values()):
-                    for name, encoder in missing.items():
-                        parts[name].append(encoder(x).float().cpu())
-            threads.step()
-            if progress is not None:
-                progress((len(index) + len(bad)) * len(source) // len(mine), len(source))
-        threads.stop()
+        with threads_of(device) as threads:
+            for pixels, good, broken in test_images(part, test_size, batch_size):
+                index += [mine[i] for i in good]
+                bad |= {mine[i]: reason for i, reason in broken.items()}
+                if good:
+                    x = normalize(pixels.to(device), mean, std)
+                    with frozen(*missing.values()):
+                        for name, encoder in missing.items():
+                            parts[name].append(encoder(x).float().cpu())
+                threads.step()
+                if progress is not None:
+                    progress((len(index) + len(bad)) * len(source) // len(mine), len(source))
         gathered = {name: torch.cat(p) if (p := parts.pop(name)) else torch.empty(0) for name in missing}
         if shared:
             everyone = distributed.collect((index, bad))

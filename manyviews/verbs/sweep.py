@@ -25,6 +25,7 @@ from manyviews.progress import Outer, duration, within
 from manyviews.reporting import plots
 from manyviews.settings import Recipe, override, to_json
 from manyviews.verbs._common import claim
+from manyviews.verbs.choose import AUTO
 from manyviews.verbs.pretrain import changed, fitted, pretrain
 from manyviews.verbs.resume import resume
 from manyviews.verbs.run import Run
@@ -104,6 +105,8 @@ def sweep(
     Raises:
         UserError: bad input, nothing measured, or another sweep in the folder.
     """
+    if recipe == AUTO:
+        raise UserError("A sweep compares trainings of one recipe: name it, such as --recipe photos_cpu_small.")
     if not vary or not all(vary.values()):
         raise UserError("There is nothing to vary: give a setting and its values, such as method.temperature=0.1,0.2.")
     if seeds < 1:

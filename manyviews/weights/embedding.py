@@ -8,7 +8,8 @@ import numpy as np
 
 from manyviews.data import open_source
 from manyviews.data.layout import ALL
-from manyviews.data.loose import listed, open_images
+from manyviews.data.left import listed
+from manyviews.data.loose import SOME, open_images
 from manyviews.errors import UserError, printable, say, unknown
 from manyviews.evaluation.features import check_finite, extract
 from manyviews.progress import progress
@@ -33,7 +34,7 @@ def embed(weights: Pretrained, images: Any, unreadable: Literal["refuse", "nan"]
     if not found.bad:
         return found.x.numpy()
     count = f"{len(found.bad)} of {len(source)} images cannot be read: "
-    reasons = listed([printable(f"{where} ({reason})", 200) for where, reason in found.bad])
+    reasons = listed([printable(f"{where} ({reason})", 200) for where, reason in found.bad], SOME)
     if unreadable == "refuse":
         raise UserError(f'{count}{reasons}. Leave them out, or give unreadable="nan" for rows of NaN.')
     say(f"{count}{reasons}. Their rows are NaN.")

@@ -90,6 +90,7 @@ def test_values_of_long_or_odd_names_have_runs_of_their_own_and_a_run_may_break_
 
 def test_bad_sweeps_are_refused_before_anything_is_made(pictures: Path, tmp_path: Path, capsys):
     for changes, says in (
+        ({"recipe": "auto"}, "name it"),
         ({"vary": {}}, "nothing to vary"),
         ({"seeds": 0}, "1 seed"),
         ({"metric": "loss"}, "metric of a sweep"),
@@ -100,9 +101,9 @@ def test_bad_sweeps_are_refused_before_anything_is_made(pictures: Path, tmp_path
         ({"settings": {"seed": 7}}, "set no seed"),
         ({"data": np.zeros((80, 32, 32, 3), np.uint8), "metric": "knn", "settings": FEW}, "which the metric knn needs"),
     ):
-        how = {"data": pictures, "vary": {"method.temperature": (0.1,)}, "out": tmp_path / "s"} | changes
+        how = {"data": pictures, "recipe": "simclr_tiny", "vary": {"method.temperature": (0.1,)}} | changes
         with pytest.raises(UserError, match=says):
-            mv.sweep(recipe="simclr_tiny", **how)
+            mv.sweep(out=tmp_path / "s", **how)
     for vary, says in (
         (["--vary", "method.temperature=0.1", "--vary", "method.temperature=0.2"], "several times"),
         (["--vary", "method.temperature=0.1,0.2,"], "path=value,value"),
