@@ -49,7 +49,12 @@ def with_fitting_batch(recipe: Recipe, source: Source) -> Recipe:
     images = len(monitor.hold_out(source, recipe.data.holdout)[0])
     if images >= recipe.data.batch_size or images < 2 * share:
         return recipe
-    return replace(recipe, data=replace(recipe.data, batch_size=share * 2 ** int(math.log2(images // share))))
+    return replace(recipe, data=replace(recipe.data, batch_size=_fitting(images, share)))
+
+
+def _fitting(images: int, share: int) -> int:
+    """The largest batch of so many images that is a power of two for each process and accumulated part."""
+    return int(share * 2 ** int(math.log2(images // share)))
 
 
 def cautions(recipe: Recipe, source: Source) -> list[str]:
@@ -81,7 +86,7 @@ def check(recipe: Recipe, source: Source) -> None:
     if images < batch:
         share = world * recipe.step.accumulate
         fits = images >= 2 * share
-        fewer = f", or --set data.batch_size={share * 2 ** int(math.log2(images // share))}" if fits else ""
+        fewer = f", or --set data.batch_size={_fitting(images, share)}" if fits else ""
         raise UserError(
             f"{source.name} has {images} images to train on, fewer than a batch of {batch}: give more images{fewer}."
         )

@@ -162,10 +162,12 @@ def facts_of(run: Any) -> dict[str, Any]:
     recipe, about, ended, folder = run.recipe, run.facts, run.summary, run.folder
     logged = [row for row in run.log if "loss" in row]
     last = logged[-1] if logged else {}
+    # A budget or an early end decides otherwise than the recipe.
+    epochs = recipe.epochs if ended is None else ended.get("epochs", recipe.epochs)
     facts: dict[str, Any] = {
         "name": recipe.name,
         "data": f"{shown(about.get('data') or 'images in memory')}, {about.get('images', '?')} images",
-        "recipe": f"{recipe.method.name}, {recipe.backbone.name}, {recipe.epochs:g} epochs of batches of "
+        "recipe": f"{recipe.method.name}, {recipe.backbone.name}, {epochs:.4g} epochs of batches of "
         f"{recipe.data.batch_size}, seed {recipe.seed}",
         "machine": about.get("machine"),
     }
