@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from manyviews.data.decode import EXTENSIONS
+from manyviews.data.decode import EXTENSIONS, BadImage, decode
+from manyviews.data.files import Unreachable
 from manyviews.data.formats import HEAD, UNREAD, by_ending, missing, sniff
 from manyviews.data.layout import ALL, doubt, few, find_splits, of_masks, stray_note, strays, top_folders
 from manyviews.data.left import (
     BROKEN_LINKS,
     BY_CONTENT,
+    CUT_SHORT,
     EMPTY,
     HIDDEN,
     HIDDEN_FOLDERS,
@@ -51,6 +53,9 @@ CAPTION_NAMES = ("caption", "captions", "text")
 
 LOOKED = 4096
 """So many files are looked into when a folder is opened. Reading the heads of a million takes too long."""
+
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+_TAIL = 4096  # bytes in which the end is looked for
 
 
 _SPECIAL = frozenset([".parquet", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip", ".csv", ".jsonl"])
@@ -351,12 +356,28 @@ def _look_inside(root: Path, found: Found) -> None:
             try:
                 with open(root / path, "rb") as file:
                     head = file.read(HEAD)
+                    file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+                    tail = file.read(_TAIL)
             except OSError:
                 continue  # said when it is read
+            kind = sniff(head)
             if not head:
                 found.left.add(EMPTY, path)
-            elif sniff(head) is None:
+            elif kind is None:
                 found.left.add(NO_PICTURES, path)
+            elif _ENDS.get(kind.name, b"") not in tail and not _whole(root / path):
+                found.left.add(CUT_SHORT, path)
+
+
+def _whole(file: Path) -> bool:
+    """Whether a picture without its usual end is there nevertheless: phones put a film or other data behind it."""
+    try:
+        decode(file, at_least=1)
+    except BadImage:
+        return False
+    except Unreachable:
+        pass  # said when it is read
+    return True
 
 
 def _path(root: str, files: list[str], i: int) -> Path:

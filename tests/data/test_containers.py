@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import manyviews as mv
 from manyviews.backbones import Encoder
@@ -92,6 +93,21 @@ def test_the_content_decides_where_the_name_does_not(tmp_path, packed):
         source = open_source(tmp_path)
     assert source.ids == ["a.png", "b", "c.image"] and [number(source, i) for i in range(3)] == [0, 1, 2]
     noted(source, "Took 2 files as images by content, not by name (the first: b)")
+
+
+def test_pictures_that_were_cut_short_are_counted_before_training(tmp_path):
+    """An interrupted copy, in each of the two common formats. A film behind a photograph is no damage."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for name in ("a.jpg", "b.jpg", "c.png", "moving.jpg"):
+        Image.fromarray(noise).save(tmp_path / name)
+    for name in ("b.jpg", "c.png"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with (tmp_path / "moving.jpg").open("ab") as file:
+        file.write(bytes(10_000))
+    source = open_source(tmp_path)
+    noted(source, "2 images are cut short or damaged (the first: b.jpg)")
+    assert load_canvases(source, 8)[0].index.tolist() == [0, 3]
 
 
 def test_of_many_files_without_an_ending_a_sample_decides(tmp_path, monkeypatch):
