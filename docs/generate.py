@@ -282,6 +282,7 @@ def works_with(page: Path) -> str:
         cells = [
             mark(built["ResNet"] is not None),
             mark(built["ViT"] is not None),
+            mark(built["ConvNeXt"] is not None),
             mark("tasks" in settings(kind)),
             mark(any(v.name == "local" for v in model.views) or "tasks" in settings(kind)),
             *(mark(tries(lambda m=model, r=r: Regularized(m, (r,))) is not None) for r in regularizers.values()),
@@ -289,11 +290,11 @@ def works_with(page: Path) -> str:
         ]
         rows.append([f"[{name}]({_relative(METHODS / f'{name}.md', page)})", *cells])
     recomputed = "`step.backward=recompute` saves memory"
-    head = ["method", "ResNet", "ViT", "tasks", "multi-crop", *regularizers, recomputed]
+    head = ["method", "ResNet", "ViT", "ConvNeXt", "tasks", "multi-crop", *regularizers, recomputed]
     return table(head, rows)
 
 
-ENCODERS = {"ResNet": "resnet18", "ViT": "vit_tiny_patch16_224"}
+ENCODERS = {"ResNet": "resnet18", "ViT": "vit_tiny_patch16_224", "ConvNeXt": "convnextv2_atto"}
 
 
 @cache

@@ -85,6 +85,19 @@ class WarmupCosine(Schedule):
         return self.end + (self.peak - self.end) * (1 + math.cos(math.pi * done)) / 2
 
 
+@dataclass(frozen=True)
+class Repeat(Schedule):
+    """A schedule that begins anew in each of `times` equal parts of the run, such as dBOT's stages."""
+
+    schedule: Schedule
+    times: int = 2
+
+    def __call__(self, at: Progress) -> float:
+        part = self.times * at.step // at.steps
+        first, end = (-(-k * at.steps // self.times) for k in (part, part + 1))
+        return self.schedule(Progress(at.step - first, end - first, at.steps_per_epoch))
+
+
 def value(schedule: Schedule | float, at: Progress) -> float:
     """The value of a schedule, or the plain number that stands for one."""
     return schedule(at) if isinstance(schedule, Schedule) else float(schedule)

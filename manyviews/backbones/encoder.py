@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from manyviews.backbones import masked
 from manyviews.backbones.convolution import protect, quicken
 from manyviews.backbones.positions import sincos
 from manyviews.checkpoint import load_tensors
@@ -179,12 +180,14 @@ class Encoder(nn.Module):
         """Everything that one pass gives: the only door to the network, and the one that is compiled.
 
         Patches are hidden before positions are added, and dropped after (MAE, He et al. 2022; iBOT, Zhou et al. 2022).
+        ConvNeXt and Swin hide places of their last map: see `manyviews.backbones.masked`.
 
         Args:
             x: `b channels h w`.
-            keep: int64, `b v`, indices of the patches that the blocks see, row by row; all if None.
-            hide: bool, `b n`, true for patches that `token` replaces.
-            token: `embed_dim`.
+            keep: int64, `b v`, indices of the patches that the blocks see, row by row; all if None. Of a Swin, one of
+                each 2 x 2 patches.
+            hide: bool, `b n`, true for patches that `token` replaces, and that a ConvNeXt skips.
+            token: `token_dim`; None for a ConvNeXt.
             layers: number of last blocks or stages whose features to return.
 
         Raises:
@@ -195,6 +198,8 @@ class Encoder(nn.Module):
         inside: tuple[Layer, ...] = ()
         if keep is None and hide is None and not layers:
             last = self.model.forward_features(x)
+        elif not layers and masked.hides_places(self.model):
+            last = masked.partial_map(self.model, x, keep, hide, token)
         elif keep is None and hide is None and not self.is_transformer:
             last, maps = self.model.forward_intermediates(x, indices=layers)
             flat = [m.flatten(2).transpose(1, 2) for m in maps]
@@ -247,6 +252,11 @@ class Encoder(nn.Module):
         return all(hasattr(self.model, part) for part in parts) and isinstance(self.model.patch_embed, PatchEmbed)
 
     @property
+    def skips_places(self) -> bool:
+        """Whether `features` hides patches without a token: a ConvNeXt, whose convolutions skip them."""
+        return masked.skips_places(self.model)
+
+    @property
     def layer_names(self) -> tuple[str, ...]:
         """timm's names of the blocks or stages that `features` gives with `layers`, such as "layer1", "blocks.0"."""
         info = self.model.feature_info
@@ -268,14 +278,37 @@ class Encoder(nn.Module):
 
     @property
     def patch_size(self) -> int:
-        """Side of a patch, pixels. Raises UserError for backbones without patches."""
+        """Side of a patch, pixels; in a ConvNeXt or a Swin, of a place of the last map.
+
+        Raises:
+            UserError: the backbone cannot hide patches.
+        """
+        if masked.hides_places(self.model):
+            return masked.place_size(self.model)
         found: int = self.transformer("cut patches").patch_embed.patch_size[0]
         return found
 
     def grid(self, size: int | None = None) -> tuple[int, int]:
         """Rows and columns of patches of a square image: of `size` pixels, or of the size the model was made for."""
+        if masked.hides_places(self.model):
+            size = self.test_size if size is None else size
+            return size // self.patch_size, size // self.patch_size
         embed = self.transformer("cut patches").patch_embed
         return embed.grid_size if size is None else (size // self.patch_size, size // self.patch_size)
+
+    @property
+    def token_dim(self) -> int:
+        """Width of the token that hides patches: `embed_dim`, or in a Swin the width of its first map.
+
+        Raises:
+            UserError: the backbone hides no patches, or a ConvNeXt, which hides them without tokens.
+        """
+        if self.skips_places:
+            raise UserError(f"{self.name} skips hidden patches, without a token in their place: take fcmae.")
+        if masked.hides_places(self.model):
+            return masked.token_dim(self.model)
+        self.transformer("hide patches")
+        return self.embed_dim
 
     @property
     def num_prefix_tokens(self) -> int:

@@ -8,12 +8,19 @@ from manyviews.data import Source
 from manyviews.engine import optim
 from manyviews.engine.folder import RunFolder
 from manyviews.engine.step import backpropagate
-from manyviews.engine.training import begin
+from manyviews.engine.training import Draw, begin
 from manyviews.methods import Method
 from manyviews.settings import Recipe
 
 
-def train(method: Method, recipe: Recipe, source: Source, folder: Path, since: float | None = None) -> None:
+def train(
+    method: Method,
+    recipe: Recipe,
+    source: Source,
+    folder: Path,
+    since: float | None = None,
+    draw: Draw | None = None,
+) -> None:
     """Train in a run folder, from its checkpoint if there is one, until the recipe's last step.
 
     Args:
@@ -22,6 +29,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path, since: f
         source: all the images; a fraction `recipe.data.holdout` is monitored and not trained on.
         folder: a run folder, made by `engine.folder.create`. It receives the log, the checkpoints and the encoder.
         since: when the run's time began to count, on the monotonic clock; now if None.
+        draw: draws a picture at each measurement, from the method, held-out images, the recipe, a path and the step.
 
     Raises:
         UserError: another process trains in the folder, or the data, the recipe and the checkpoint do not fit.
@@ -29,7 +37,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path, since: f
         FloatingPointError: the loss is no longer finite; the last good checkpoint is still there.
     """
     with begin(method, recipe, source, RunFolder(folder), since) as run:
-        method, optimizer = run.method, run.optimizer
+        method, optimizer, run.draw = run.method, run.optimizer, draw
         for at, batch in run.steps():
             lr = optim.schedule(optimizer, recipe.optimizer, recipe.data.batch_size, at)
             optimizer.zero_grad(set_to_none=True)
@@ -43,6 +51,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path, since: f
             moved = run.scaling.step(optimizer)
             if moved:
                 method.after_update(at)
+                optim.forget(optimizer, method.restarted())
             else:
                 method.after_skip()
             run.after(at, terms, norm, lr, moved)

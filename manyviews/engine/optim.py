@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -67,6 +68,12 @@ def schedule(optimizer: torch.optim.Optimizer, settings: Settings, batch_size: i
         group["lr"] = (peak if group["constant"] else lr) * group.get("lr_scale", 1.0)
         group["weight_decay"] = decay if group["decays"] or settings.decay_all else 0.0
     return lr
+
+
+def forget(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> None:
+    """Drop the state of parameters that began anew: to the optimizer, their next step is the first."""
+    for p in parameters:
+        optimizer.state.pop(p, None)
 
 
 def clip(method: Method, limit: float | None) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from hashlib import blake2b
 from itertools import chain
+from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
@@ -37,6 +38,9 @@ from manyviews.targets import EMA
 from manyviews.threads import Threads, threads_of
 from manyviews.types import Batch, Progress
 from manyviews.views import Views
+
+Draw = Callable[[Method, Batch, Recipe, Path, int], None]
+"""Draws a method's picture of a few images of a run at a step, into a file."""
 
 _END = 3.0  # seconds that a run with a budget keeps for writing its results
 
@@ -120,7 +124,10 @@ class Training:
         precision: the number format of the forward passes.
         step: optimizer steps taken so far.
         batches: this rank's batches of the steps to come, and the seconds that each was waited for.
+        draw: draws held-out images at each measurement.
     """
+
+    draw: Draw | None = None
 
     def __init__(
         self,
@@ -352,6 +359,9 @@ class Training:
         """Measure the encoder on held-out images, log the numbers, and warn of collapse."""
         if self._log and self._held:
             start = time.monotonic()
+            if self.draw is not None:
+                path = self._folder.plots / "reconstructions.png"
+                self.draw(self.method, self._held.batch, self._recipe, path, self.step)
             self._numbers = monitor.measure(self.method, self._held, self._recipe, self.device)
             self._log.write({"step": self.step} | {f"monitor/{k}": v for k, v in self._numbers.items()})
             self._seen.append(self._numbers)

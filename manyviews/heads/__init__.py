@@ -4,6 +4,7 @@ from manyviews.heads.decoder import Decoder
 from manyviews.heads.gaussian import GaussianProjector
 from manyviews.heads.masks import Masks
 from manyviews.heads.mlp import mlp
+from manyviews.heads.places import MapDecoder
 from manyviews.heads.pooling import GeM
 from manyviews.heads.predictors import Predictors, Sharing, comparable, others, task_weights
 from manyviews.heads.prototypes import DINOHead, Prototypes
@@ -14,6 +15,7 @@ __all__ = [
     "Decoder",
     "GaussianProjector",
     "GeM",
+    "MapDecoder",
     "Masks",
     "Predictors",
     "Prototypes",

@@ -52,6 +52,7 @@ class IJEPA(Method):
         momentum: Schedule | float = Linear(0.996, 1.0),
     ) -> None:
         super().__init__()
+        encoder.transformer("drop patches")
         self.views, self.masking, self.encoder = (exactly(view, 1, "I-JEPA"),), masking, encoder
         self.target = EMA(encoder, momentum)
         d, grid = encoder.embed_dim, encoder.grid(view.size)

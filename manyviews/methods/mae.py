@@ -3,32 +3,39 @@
 Three quarters of the patches are dropped at random. The encoder sees the rest only, so it is four times shorter; a
 small decoder fills in a mask token for each missing patch and predicts their pixels.
 
-Masked Autoencoders Are Scalable Vision Learners, He et al. 2022.
+Masked Autoencoders Are Scalable Vision Learners, He et al. 2022. For pyramids such as Swin: Uniform Masking, Li et al.
+2022, which keeps one patch of each 2 x 2 and so an image of half the size, and hides some of these by tokens.
 
     L = mean over the masked patches of  mean over pixels of (prediction - normalized pixels)^2
 
-Targets are the patch's P*P*3 pixels, standardized within the patch.
+Targets are the patch's P*P*3 pixels, standardized within the patch. A patch of a Swin is a place of its last map.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+from torch import Tensor, nn
+
 from manyviews.backbones import Encoder
+from manyviews.errors import UserError
 from manyviews.heads import Decoder
 from manyviews.methods import Method, Terms, exactly
-from manyviews.objectives import masked_mse, patchify
+from manyviews.objectives import masked_mse, patchify, restored, unpatchify
 from manyviews.types import Progress
-from manyviews.views import Crop, Global, Masking, Random, Views
+from manyviews.views import Crop, Global, Mask, Masking, Random, Uniform, Views
 
 
 class MAE(Method):
     """See the module's docstring.
 
     Args:
-        encoder: a vision transformer, trained and kept.
+        encoder: a vision transformer, trained and kept; a Swin with `masking=Uniform()`.
         view: the view type, one of each image.
         masking: the hidden patches, equally many of every image.
+        mask_tokens: put a token in the place of hidden patches and encode all, in place of dropping them. It costs time
+            and accuracy: a row of the paper's table.
         decoder_dim: width of the decoder.
         decoder_depth: transformer blocks of the decoder.
         decoder_heads: attention heads of the decoder.
@@ -36,6 +43,7 @@ class MAE(Method):
     """
 
     online = None  # type: ignore[assignment]
+    token: nn.Parameter | None
 
     def __init__(
         self,
@@ -43,17 +51,22 @@ class MAE(Method):
         *,
         view: Crop = Global(1, area=(0.2, 1.0), color=None),
         masking: Masking = Random(0.75),
+        mask_tokens: bool = False,
         decoder_dim: int = 512,
         decoder_depth: int = 8,
         decoder_heads: int = 16,
         normalize_pixels: bool = True,
     ) -> None:
         super().__init__()
+        if encoder.skips_places:
+            raise UserError(f"{encoder.name} cannot drop patches: choose a vision transformer, or the method fcmae.")
         self.views, self.encoder, self.masking = (exactly(view, 1, "MAE"),), encoder, masking
-        self.patch_size = encoder.patch_size
+        self.patch_size, self.grid, self.mask_tokens = encoder.patch_size, encoder.grid(view.size), mask_tokens
+        replaces = mask_tokens or (isinstance(masking, Uniform) and masking.secondary > 0)
+        self.token = nn.Parameter(0.02 * torch.randn(encoder.token_dim)) if replaces else None
         self.decoder = Decoder(
-            encoder.embed_dim,
-            encoder.grid(view.size),
+            encoder.patch_dim,
+            self.grid,
             encoder.channels * self.patch_size**2,
             decoder_dim,
             decoder_depth,
@@ -67,6 +80,30 @@ class MAE(Method):
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         x, mask = views[self.views[0].name, 0], self.mask(views)
-        prediction = self.decoder(self.encoder.features(x, keep=mask.kept).patches, mask.kept)
         target = patchify(x, self.patch_size)
-        yield {"reconstruction": masked_mse(prediction, target, mask.hidden, normalize=self.normalize_pixels)}
+        error = masked_mse(self._predict(x, mask), target, mask.hidden, normalize=self.normalize_pixels)
+        yield {"reconstruction": error}
+
+    def reconstruct(self, views: Views) -> Tensor:
+        x = views[self.views[0].name, 0]
+        pixels = self._predict(x, self.mask(views))
+        if self.normalize_pixels:
+            pixels = restored(pixels, patchify(x, self.patch_size))
+        return unpatchify(pixels, self.patch_size, (x.shape[2], x.shape[3]))
+
+    def _predict(self, x: Tensor, mask: Mask) -> Tensor:
+        """Pixels of all patches, `b n p`, from those that are not hidden."""
+        if self.mask_tokens:
+            everywhere = torch.arange(mask.hidden.shape[1], device=x.device).expand(len(x), -1)
+            tokens = self.encoder.features(x, hide=mask.hidden, token=self.token).patches
+            found: Tensor = self.decoder(tokens, everywhere)
+            return found
+        if mask.kept is None:
+            raise UserError(
+                f"MAE needs equally many hidden patches of every image, which {self.masking} does not give: set "
+                "method.masking=Random(0.75), or Blocks((0.5, 0.5), p=1.0)."
+            )
+        hide = None if self.token is None else mask.hidden
+        tokens = self.encoder.features(x, keep=mask.kept, hide=hide, token=self.token).patches
+        found = self.decoder(tokens, mask.kept)
+        return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from typing import Any
 
@@ -60,7 +60,7 @@ class Method(nn.Module):
             sum(terms.values()).backward()
         method.before_update(at)
         optimizer.step()
-        method.after_update(at)
+        method.after_update(at)      # and forget the optimizer's state of `method.restarted()`
 
     Everything that decides what is learned is a part of the module and of its state dict. Parts that are no parameters
     (targets, queues, centers) are `Moving`, and move by themselves after the update.
@@ -69,13 +69,21 @@ class Method(nn.Module):
         views: the view types, as given by the caller.
         online: the trained network that maps a view to its projection; None in methods that compare no projections.
         masking: how patches of the first view type are hidden; None if none are.
+        normalize_pixels: whether `reconstruct` gives each patch its true mean and deviation, because they are not
+            predicted.
         constant_lr: prefixes of the parameters that keep the peak learning rate throughout.
     """
 
     views: tuple[View, ...]
     online: Branch
     masking: Masking | None = None
+    normalize_pixels: bool = False
     constant_lr: tuple[str, ...] = ()
+
+    @classmethod
+    def settle(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The settings with whatever files among them decide written out, so that a run can go on without these."""
+        return settings
 
     @property
     def kept_encoder(self) -> Encoder:
@@ -95,6 +103,13 @@ class Method(nn.Module):
         assert self.masking is not None and isinstance(kind, Crop)
         return views.mask(self.masking, kind.name, i, self.kept_encoder.grid(kind.size))
 
+    def reconstruct(self, views: Views) -> Tensor | None:
+        """The first view rebuilt from what is not hidden of it, `b c h w`, to look at; None if no pixels are predicted.
+
+        The module is in evaluation mode and there is no gradient. Predictions stand in the place of visible pixels too.
+        """
+        return None
+
     def before_update(self, at: Progress) -> None:
         """Called when the gradients of a step are complete, before the optimizer uses them."""
 
@@ -103,6 +118,10 @@ class Method(nn.Module):
         for part in self.modules():
             if isinstance(part, Moving):
                 part.move(at)
+
+    def restarted(self) -> list[nn.Parameter]:
+        """Parameters that began anew in the last `after_update`. The optimizer forgets what it knew of them."""
+        return [p for part in self.modules() if isinstance(part, Moving) for p in part.restarted]
 
     def after_skip(self) -> None:
         """Called instead of `after_update` when the gradient was not finite, so that the step did not count."""

@@ -13,10 +13,13 @@ from manyviews.objectives.decorrelation import covariance, cross_correlation, in
 from manyviews.objectives.distillation import cross_entropy, masked_cross_entropy, sharpen
 from manyviews.objectives.entropy import koleo
 from manyviews.objectives.gaussian import gaussian_distance, gaussian_kl, masked_distance, sparsity, unit_prior
-from manyviews.objectives.reconstruction import latent_error, masked_mse, patchify
+from manyviews.objectives.hog import hog
+from manyviews.objectives.reconstruction import latent_error, masked_l1, masked_mse, patchify, restored, unpatchify
+from manyviews.objectives.tokens import code_divergence, gumbel_softmax, token_error
 
 __all__ = [
     "clip",
+    "code_divergence",
     "consistency",
     "covariance",
     "cross_correlation",
@@ -25,21 +28,27 @@ __all__ = [
     "directed_info_nce",
     "gaussian_distance",
     "gaussian_kl",
+    "gumbel_softmax",
+    "hog",
     "info_nce",
     "invariance",
     "koleo",
     "latent_error",
     "masked_cross_entropy",
     "masked_distance",
+    "masked_l1",
     "masked_mse",
     "negative_cosine",
     "nt_xent",
     "patchify",
+    "restored",
     "sharpen",
     "sinkhorn",
     "sparsity",
     "squared_distance",
     "swapped_prediction",
+    "token_error",
     "unit_prior",
+    "unpatchify",
     "variance",
 ]

@@ -1,4 +1,4 @@
-"""Reconstruction: rebuild the hidden patches. MAE, He et al. 2022."""
+"""Reconstruction: rebuild the hidden patches. MAE, He et al. 2022; SimMIM, Xie et al. 2022."""
 
 from __future__ import annotations
 
@@ -29,6 +29,31 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     return x.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, patch_size**2 * c)
 
 
+def unpatchify(patches: Tensor, patch_size: int, size: tuple[int, int]) -> Tensor:
+    """The images, `b c h w` of height and width `size`, that `patchify` cuts into these patches."""
+    rows, columns = size[0] // patch_size, size[1] // patch_size
+    x = patches.reshape(len(patches), rows, columns, patch_size, patch_size, -1)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, *size)
+
+
+def restored(pred: Tensor, target: Tensor) -> Tensor:
+    """Predicted standardized pixels with the mean and deviation of the true patches, to look at.
+
+    Args:
+        pred: `b n p`.
+        target: true pixels, `b n p`, from `patchify`.
+
+    Returns:
+        `b n p`.
+    """
+    mean, std = _statistics(target)
+    return pred * std.expand_as(target) + mean
+
+
+def _statistics(target: Tensor) -> tuple[Tensor, Tensor]:
+    return target.mean(-1, keepdim=True), (target.var(-1, keepdim=True) + 1e-6).sqrt()
+
+
 @in_float32
 def masked_mse(pred: Tensor, target: Tensor, mask: Tensor, *, normalize: bool = True) -> Tensor:
     """The squared error of hidden patches, mean over their pixels and over the patches.
@@ -45,9 +70,26 @@ def masked_mse(pred: Tensor, target: Tensor, mask: Tensor, *, normalize: bool = 
     """
     target = target.detach()
     if normalize:
-        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+        mean, std = _statistics(target)
+        target = (target - mean) / std
     error = (pred - target).square().mean(-1)
-    return (error * mask).sum() / mask.sum()
+    return (error * mask).sum() / mask.sum().clamp(min=1)
+
+
+@in_float32
+def masked_l1(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """The absolute error of hidden patches, mean over their pixels and over the patches (SimMIM, Xie et al. 2022).
+
+    Args:
+        pred: predicted pixels, `b n p`.
+        target: true pixels, `b n p`, from `patchify`; receives no gradient.
+        mask: `b n`, true where a patch was hidden; other predictions do not count.
+
+    Returns:
+        A scalar, at least 0.
+    """
+    error = (pred - target.detach()).abs().mean(-1)
+    return (error * mask).sum() / mask.sum().clamp(min=1)
 
 
 @in_float32

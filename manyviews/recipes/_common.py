@@ -39,6 +39,18 @@ TINY_VIT = Component(
     "vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 )
 
+# Two maps, of 4 and 8 pixels a place, that take images of any size.
+TINY_SWIN = Component(
+    "swin_tiny_patch4_window7_224",
+    {
+        **{"img_size": 32, "strict_img_size": False, "window_size": 2, "embed_dim": 16},
+        **{"depths": (1, 1), "num_heads": (2, 2), "drop_path_rate": 0.0},
+    },
+)
+
+# For methods that train patches alone: the average of the patches in place of a class token, after the final norm.
+PATCHES_ONLY = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+
 # SimCLR appendix B.9: half the color distortion and no blur on 32-pixel images.
 SMALL_COLOR = Color(0.4, 0.4, 0.4, 0.1, blur=0.0)
 
@@ -46,6 +58,11 @@ SMALL_COLOR = Color(0.4, 0.4, 0.4, 0.1, blur=0.0)
 def small(view: Crop, size: int = 32, **changes: object) -> Crop:
     """The view type for 32-pixel images: its own geometry, half-strength color, no blur."""
     return replace(view, size=size, **{"color": SMALL_COLOR, **changes})  # type: ignore[arg-type]
+
+
+def patches_only(vit: Component, **settings: object) -> Component:
+    """The transformer without a class token, for methods that train patches alone."""
+    return Component(vit.name, {**vit.settings, **PATCHES_ONLY, **settings})
 
 
 def cifar10(

@@ -94,6 +94,9 @@ class Regularized(Method):
             for hook in hooks:
                 hook.remove()
 
+    def reconstruct(self, views: Views) -> Tensor | None:
+        return self.method.reconstruct(views)
+
     def before_update(self, at: Progress) -> None:
         self.method.before_update(at)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from manyviews.data import BadImage, Source, load_canvases
 from manyviews.errors import printable
+from manyviews.evaluation.features import frozen
 from manyviews.methods import Method
+from manyviews.regularizers import inner
+from manyviews.reporting import plots
 from manyviews.settings import Recipe
 from manyviews.types import Batch
 from manyviews.views import Crop, View, Views
@@ -39,12 +44,48 @@ def views_of(method: Method, batch: Batch, recipe: Recipe) -> dict[str, list[Ten
     views = Views(batch, kinds, recipe.seed, 0, data.mean, data.std, progress=1.0)
     found = {kind.name: views.all(kind.name) for kind in kinds}
     if method.masking is not None:
-        kind = kinds[0]
-        rows, columns = method.kept_encoder.grid(kind.size)
-        hidden = method.mask(views).hidden.view(-1, 1, rows, columns)
-        hidden = hidden.repeat_interleave(kind.size // rows, 2).repeat_interleave(kind.size // columns, 3)
-        found["seen"] = [found[kind.name][0].masked_fill(hidden, 0)]
+        found["seen"] = [found[kinds[0].name][0].masked_fill(_hidden(method, views), 0)]
     return found
+
+
+def _hidden(method: Method, views: Views) -> Tensor:
+    """Which pixels of the first view are hidden: bool, `b 1 h w`."""
+    kind = method.views[0]
+    assert isinstance(kind, Crop)
+    rows, columns = method.kept_encoder.grid(kind.size)
+    hidden = method.mask(views).hidden.view(-1, 1, rows, columns)
+    return hidden.repeat_interleave(kind.size // rows, 2).repeat_interleave(kind.size // columns, 3)
+
+
+def reconstructions_of(method: Method, batch: Batch, recipe: Recipe) -> tuple[list[tuple[str, Tensor]], str]:
+    """The first view of a few images, what is seen of it and how it is rebuilt: titles and pixels, and a sentence.
+
+    Of the rebuilt image, visible patches are the true ones. Empty for methods that rebuild nothing.
+    """
+    if type(method).reconstruct is Method.reconstruct:
+        return [], ""
+    data, masks = recipe.data, method.masking is not None
+    batch = batch.to(next(method.parameters()).device)
+    views = Views(batch, method.views, recipe.seed, 0, data.mean, data.std, progress=1.0)
+    with frozen(method):
+        x, rebuilt = views[method.views[0].name, 0], method.reconstruct(views)
+    assert rebuilt is not None
+    if not masks:
+        return [("image", x), ("rebuilt", rebuilt)], "Images and what the network makes of their code."
+    hidden = _hidden(method, views)
+    text = "Hidden patches are predicted, the others true."
+    if method.normalize_pixels:
+        text += " Brightness and contrast of a predicted patch are the true ones: only its pattern is predicted."
+    return [("image", x), ("seen", x.masked_fill(hidden, 0)), ("rebuilt", x.where(~hidden, rebuilt))], text
+
+
+def draw_reconstructions(method: Method, batch: Batch, recipe: Recipe, path: Path, step: int) -> None:
+    """Write a picture of up to 8 images and how they are rebuilt, if the method rebuilds any."""
+    found, text = reconstructions_of(inner(method), batch[:8], recipe)
+    if found:
+        path.parent.mkdir(exist_ok=True)
+        heading = f"Held-out images at step {step}. {text}"
+        plots.views(found, path, recipe.data.mean, recipe.data.std, heading=heading)
 
 
 def words_of(method: Method) -> dict[str, str]:

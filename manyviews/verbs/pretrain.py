@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 
-from manyviews import distributed, machine, recipes
+from manyviews import distributed, machine, methods, recipes
 from manyviews.data import Reading, Source, mean_and_std, measured, read_as
 from manyviews.engine.build import build_method, cautions, check, check_colors, check_sizes, with_fitting_batch
 from manyviews.engine.folder import RunFolder, create
@@ -25,7 +25,7 @@ from manyviews.methods import Method
 from manyviews.progress import outer, progress, seconds
 from manyviews.regularizers import canvas_size, inner
 from manyviews.reporting import plots
-from manyviews.reporting.views import drawn, titled, views_of, words_of
+from manyviews.reporting.views import draw_reconstructions, drawn, titled, views_of, words_of
 from manyviews.settings import Data, Recipe, check_saved, override
 from manyviews.verbs._common import opened, say_once, tell
 from manyviews.verbs.choose import AUTO, BUDGET, announced, choose, within
@@ -102,7 +102,7 @@ def pretrain(
     if limit is None and outer() is None:  # a larger work has said how long all of it takes
         expected = _first(lambda: announced(chosen, measure(chosen, source, device), device))
         tell(source, [expected] if expected else [])
-    train(method, chosen, source, folder, begun if limit else None)
+    train(method, chosen, source, folder, begun if limit else None, draw_reconstructions)
     return conclude(folder)
 
 
@@ -178,6 +178,8 @@ def changed(recipe: str | Recipe, epochs: float | None, settings: Mapping[str, A
         if note and distributed.rank() == 0:
             say_once(note)
     chosen = recipes.resolve(chosen)
+    settled = methods.get(chosen.method.name).settle(chosen.method.settings)
+    chosen = replace(chosen, method=replace(chosen.method, settings=settled))
     check_saved(chosen)
     return chosen
 

@@ -12,6 +12,7 @@ from manyviews.engine.folder import RunFolder, create
 from manyviews.engine.loop import train
 from manyviews.engine.stopping import Stopped
 from manyviews.errors import UserError, say
+from manyviews.reporting.views import draw_reconstructions
 from manyviews.settings import override
 from manyviews.verbs._common import opened
 from manyviews.verbs.pretrain import address, conclude, draw_views, facts_of
@@ -71,7 +72,8 @@ def resume(
             old.write_facts(facts | {"data": moved})
 
     try:
-        train(build_method(recipe, trained=old.checkpoint.exists()), recipe, source, old.path)
+        method = build_method(recipe, trained=old.checkpoint.exists())
+        train(method, recipe, source, old.path, draw=draw_reconstructions)
     except Stopped:  # so these are the right images
         remember()
         raise
@@ -107,7 +109,7 @@ def _longer(old: RunFolder, data: Any, captions: Any, epochs: float, out: str | 
         )
         draw_views(folder, method, recipe, source)
     folder = cast(Path, distributed.share(folder))
-    train(method, recipe, source, folder)
+    train(method, recipe, source, folder, draw=draw_reconstructions)
     return conclude(folder)
 
 

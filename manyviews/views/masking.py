@@ -21,7 +21,8 @@ class Mask(NamedTuple):
 
     Attributes:
         hidden: bool, `b n`.
-        kept: int64, `b v`, the patches that are not hidden, ascending; None where images keep different numbers.
+        kept: int64, `b v`, the patches that are not hidden, ascending; None where images keep different numbers. Those
+            of `Uniform` are in the order of its cells, and some of them may be hidden.
         blocks: int64, `b m` each, the patches to predict, block by block. Where images hide different numbers, the
             hidden ones come first and others fill up.
     """
@@ -53,23 +54,34 @@ class Random(Masking):
     """The same number of patches of every image, uniformly at random without replacement (MAE, He et al. 2022).
 
     Attributes:
-        ratio: fraction that is hidden, rounded to whole patches.
+        ratio: fraction that is hidden, rounded to whole squares.
+        side: rows and columns of patches that are hidden or shown together. SimMIM (Xie et al. 2022) hides squares of
+            32 pixels: 2 patches of 16.
     """
 
     ratio: float = 0.75
+    side: int = 1
 
     def __post_init__(self) -> None:
         require(0 < self.ratio < 1, self, "ratio", "between 0 and 1")
+        require(self.side >= 1, self, "side", "1 or more")
 
     def draw(self, grid: tuple[int, int], draws: Draws) -> Mask:
-        n = grid[0] * grid[1]
+        (rows, columns), side = grid, self.side
+        if rows % side or columns % side:
+            raise UserError(f"Squares of {side} x {side} patches do not tile a grid of {rows} x {columns}.")
+        n = (rows // side) * (columns // side)
         visible = n - round(n * self.ratio)
         if not 0 < visible < n:
             raise UserError(
                 f"A mask ratio of {self.ratio} hides {n - visible} of {n} patches: some must stay and some must go."
             )
-        order = draws.uniform("mask", n).argsort(dim=1, stable=True)
-        return _mask_of(order[:, :visible].sort(1).values, n)
+        kept = draws.uniform("mask", n).argsort(dim=1, stable=True)[:, :visible]
+        if side > 1:
+            first = (kept // (columns // side) * columns + kept % (columns // side)) * side
+            within = torch.arange(side, device=kept.device)
+            kept = (first[:, :, None] + (within[:, None] * columns + within).flatten()).flatten(1)
+        return _mask_of(kept.sort(1).values, rows * columns)
 
 
 @dataclass(frozen=True)
@@ -85,11 +97,42 @@ class Grid(Masking):
 
 
 @dataclass(frozen=True)
+class Uniform(Masking):
+    """One patch of each cell of 2 x 2 stays, at random, and tokens hide some of these (UM-MAE, Li et al. 2022).
+
+    The patches that stay are an image of half the height and width, which networks with windows can see. Without the
+    second mask they learn less, because a hidden patch always has visible neighbors.
+
+    Attributes:
+        secondary: share of the patches that stay which are hidden after all, rounded to whole patches.
+    """
+
+    secondary: float = 0.25
+
+    def __post_init__(self) -> None:
+        require(0 <= self.secondary < 1, self, "secondary", "at least 0 and less than 1")
+
+    def draw(self, grid: tuple[int, int], draws: Draws) -> Mask:
+        (rows, columns), n = grid, grid[0] * grid[1] // 4
+        hidden_too = round(n * self.secondary)
+        if rows % 2 or columns % 2 or hidden_too >= n:
+            raise UserError(f"A grid of {rows} x {columns} patches has no cells of 2 x 2, or too few to hide some.")
+        cell = torch.arange(n, device=draws.index.device)
+        first = 2 * (cell // (columns // 2) * columns + cell % (columns // 2))
+        within = (draws.uniform("cell", n) * 4).long()
+        kept = first + within // 2 * columns + within % 2
+        order = draws.uniform("secondary", n).argsort(dim=1, stable=True)
+        seen = kept.gather(1, order[:, hidden_too:])
+        return _mask_of(seen.sort(1).values, rows * columns)._replace(kept=kept)
+
+
+@dataclass(frozen=True)
 class Blocks(Masking):
     """Rectangles, laid one after the other until a share of the patches is hidden (BEiT, Bao et al. 2022; iBOT).
 
     The last rectangle is cut short, row by row, so that the share is exact. iBOT (Zhou et al. 2022) leaves half of the
-    images as they are, and draws the share of the others.
+    images as they are, and draws the share of the others. BEiT hides 40 % of each, `Blocks((0.4, 0.4), p=1.0)`; with
+    such a fixed share all images keep equally many patches, as MAE needs it.
 
     Attributes:
         ratio: range of the share that is hidden.
@@ -118,8 +161,9 @@ class Blocks(Masking):
         # The first rectangle over each patch; patches under none come last. Within a rectangle, row by row.
         first = torch.where(covered.any(1), covered.int().argmax(1), _RECTANGLES)
         order = (first * n + torch.arange(n, device=first.device)).argsort(1)
-        hidden = order.argsort(1) < count
-        return Mask(hidden, None, (order[:, :most],))
+        same = self.p == 1 and self.ratio[0] == self.ratio[1]
+        hidden = order.argsort(1) < (most if same else count)
+        return Mask(hidden, order[:, most:].sort(1).values if same else None, (order[:, :most],))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from manyviews import objectives
 SIZES = {"b": 4, "n": 6, "m": 3, "k": 5, "d": 7, "K": 8, "p": 10, "size": 9}
 SCALARS: dict[str, Any] = {"temperature": 0.5, "epsilon": 0.5, "iterations": 3, "log_scale": torch.tensor(0.5)}
 """Arguments that have no shape, by name."""
-ELSEWHERE = {"patchify", "latent_error", "sparsity"}
+ELSEWHERE = {"patchify", "unpatchify", "hog", "latent_error", "sparsity", "gumbel_softmax", "code_divergence"}
 """Functions of images, and of tensors of any shape: see the other tests."""
 
 
@@ -40,6 +40,8 @@ def arguments(f: Callable[..., Any]) -> dict[str, str]:
 
 def tensor(text: str, sizes: dict[str, int]) -> torch.Tensor:
     shape = [sizes[a] for a in axes(text)]
+    if "int64" in text:
+        return torch.zeros(shape, dtype=torch.int64)
     return torch.rand(shape) < 0.5 if re.search(r"\bbool\b|true (?:where|for)", text) else torch.rand(shape)
 
 

@@ -349,7 +349,7 @@ def test_settings_that_differ_are_found(tmp_path):
     runs = [untrained_run(tmp_path / "a"), untrained_run(tmp_path / "b", "mae_tiny")]
     found = gather.settings(runs)
     differ, same = dict(found["differ"]), dict(found["same"])
-    assert differ["method.name"] == ["simclr", "mae"] and differ["method.masking"] == ["", "Random(ratio=0.75)"]
+    assert differ["method.name"] == ["simclr", "mae"] and differ["method.masking"] == ["", "Random(ratio=0.75, side=1)"]
     assert same["seed"] == "0" and not differ.keys() & same.keys()
     assert gather.settings(runs[:1])["differ"] == []
 

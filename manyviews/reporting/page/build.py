@@ -187,8 +187,9 @@ def _spectrum(values: Sequence[float]) -> Facts:
 
 
 def _views_and_subspaces(runs: Sequence[Any], source: Source | None, where: _Where) -> Facts:
-    """The views of each method and the subspaces of MAST, for runs that have a checkpoint."""
+    """The views of each method, what it rebuilds and the subspaces of MAST, for runs that have a checkpoint."""
     views: list[Facts] = []
+    rebuilt: list[Facts] = []
     subspaces: list[Facts] = []
     for i, run in enumerate(runs):
         try:
@@ -198,9 +199,11 @@ def _views_and_subspaces(runs: Sequence[Any], source: Source | None, where: _Whe
         method = inner(method)
         if source is not None:
             _add_views(views, i, run.recipe, method, source, where.pictures)
+            found = pictures.reconstructions(run.recipe, method, source, where.pictures)
+            rebuilt += [] if found is None else [{"run": i, **found}]
         if isinstance(method, MAST):
             subspaces.append({"run": i, **_subspaces(method, run.recipe, source, where.device)})
-    return {"views": views, "subspaces": subspaces}
+    return {"views": views, "rebuilt": rebuilt, "subspaces": subspaces}
 
 
 def _what_encoders_see(

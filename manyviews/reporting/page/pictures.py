@@ -21,7 +21,7 @@ from manyviews.evaluation.features import frozen, normalize, test_transform
 from manyviews.methods import Method
 from manyviews.regularizers import canvas_size
 from manyviews.reporting.plots import in_colors
-from manyviews.reporting.views import drawn, titled, views_of, words_of
+from manyviews.reporting.views import drawn, reconstructions_of, titled, views_of, words_of
 from manyviews.settings import Recipe
 
 Facts = dict[str, Any]
@@ -117,6 +117,18 @@ def views(recipe: Recipe, method: Method, source: Source, pictures: Pictures) ->
         ]
         groups.append({"kind": words[kind], "count": len(xs), "side": xs[0].shape[-1], "columns": columns})
     return groups
+
+
+def reconstructions(recipe: Recipe, method: Method, source: Source, pictures: Pictures) -> Facts | None:
+    """How a method rebuilds a few images: "columns", each a picture with a "title", and "text"; None if it does not."""
+    source = with_reading(source, recipe.data.reading)
+    canvases, _ = drawn(source, _ROWS, canvas_size(method, recipe), recipe.seed)
+    found, text = reconstructions_of(method, canvases, recipe) if len(canvases) else ([], "")
+    if not found:
+        return None
+    mean, std = recipe.data.mean, recipe.data.std
+    columns = [{"title": title, **pictures.save(_column(_pixels(x, mean, std), x.shape[-1]))} for title, x in found]
+    return {"columns": columns, "text": text}
 
 
 def _pixels(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> list[np.ndarray]:
