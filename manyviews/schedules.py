@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from manyviews.types import Progress
 
@@ -83,6 +83,17 @@ class WarmupCosine(Schedule):
         step = at.epoch * at.steps_per_epoch if self.per_epoch else at.step
         done = max(0.0, step - steps) / max(1.0, at.steps - steps)
         return self.end + (self.peak - self.end) * (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass(frozen=True)
+class Stretched(Schedule):
+    """Another schedule, as if the run were `factor` times as long: it ends before the schedule does (I-JEPA)."""
+
+    schedule: Schedule
+    factor: float = 1.25
+
+    def __call__(self, at: Progress) -> float:
+        return self.schedule(replace(at, steps=max(1, round(at.steps * self.factor))))
 
 
 def value(schedule: Schedule | float, at: Progress) -> float:
