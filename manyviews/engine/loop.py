@@ -39,6 +39,7 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path, since: f
             )
             run.scaling.unscale(optimizer)
             method.before_update(at)
+            run.watch_gradient()
             norm = optim.clip(method, recipe.optimizer.clip)
             moved = run.scaling.step(optimizer)
             if moved:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -67,6 +68,21 @@ def schedule(optimizer: torch.optim.Optimizer, settings: Settings, batch_size: i
         group["lr"] = (peak if group["constant"] else lr) * group.get("lr_scale", 1.0)
         group["weight_decay"] = decay if group["decays"] or settings.decay_all else 0.0
     return lr
+
+
+def first_layers(method: Method) -> list[Tensor]:
+    """The trained weights that see the pixels: patch projections, first convolutions."""
+    found = []
+    for encoder in (m for m in method.modules() if isinstance(m, Encoder)):
+        weights = dict(encoder.model.named_parameters())
+        found += [weights[name] for name in encoder.first_convolutions if name in weights]
+    return [p for p in found if p.requires_grad]
+
+
+def largest(parameters: Sequence[Tensor]) -> Tensor | None:
+    """The largest entry of their gradients, a scalar on their device; None where there is no gradient."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return torch.stack([g.abs().amax() for g in gradients]).amax() if gradients else None
 
 
 def clip(method: Method, limit: float | None) -> Tensor:

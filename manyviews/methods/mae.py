@@ -13,9 +13,10 @@ Targets are the patch's P*P*3 pixels, standardized within the patch.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from manyviews.backbones import Encoder
-from manyviews.heads import Decoder
+from manyviews.heads import Decoder, Watch
 from manyviews.methods import Method, Terms, exactly
 from manyviews.objectives import masked_mse, patchify
 from manyviews.types import Progress
@@ -59,7 +60,7 @@ class MAE(Method):
             decoder_depth,
             decoder_heads,
         )
-        self.normalize_pixels = normalize_pixels
+        self.normalize_pixels, self.watch = normalize_pixels, Watch()
 
     @property
     def kept_encoder(self) -> Encoder:
@@ -69,4 +70,6 @@ class MAE(Method):
         x, mask = views[self.views[0].name, 0], self.mask(views)
         prediction = self.decoder(self.encoder.features(x, keep=mask.kept).patches, mask.kept)
         target = patchify(x, self.patch_size)
-        yield {"reconstruction": masked_mse(prediction, target, mask.hidden, normalize=self.normalize_pixels)}
+        error = partial(masked_mse, prediction, target, normalize=self.normalize_pixels)
+        self.watch.note("visible_error", lambda: error(~mask.hidden))
+        yield {"reconstruction": error(mask.hidden)}
