@@ -33,6 +33,9 @@ CPU_RESNET = Component(
     "resnet18", {"stem": "half", "layers": (1, 1, 1, 1), "channels": (32, 64, 128, 256), "avg_down": True}
 )
 
+# Without a class token, where nothing would train it. The final norm is that of the patches.
+POOLED = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+
 TINY_DATA = Data(canvas=32, batch_size=32, mean=CIFAR_MEAN, std=CIFAR_STD)
 TINY_RESNET = Component("resnet18", {"stem": "small", "channels": (8, 8, 16, 16)})
 TINY_VIT = Component(
@@ -46,6 +49,11 @@ SMALL_COLOR = Color(0.4, 0.4, 0.4, 0.1, blur=0.0)
 def small(view: Crop, size: int = 32, **changes: object) -> Crop:
     """The view type for 32-pixel images: its own geometry, half-strength color, no blur."""
     return replace(view, size=size, **{"color": SMALL_COLOR, **changes})  # type: ignore[arg-type]
+
+
+def pooled(vit: Component) -> Component:
+    """The transformer without a class token: its features are the mean of its patches."""
+    return Component(vit.name, {**vit.settings, **POOLED})
 
 
 def cifar10(
