@@ -6,11 +6,12 @@ network sees the few visible patches alone, and a small convolutional decoder pr
 Efficient Self-supervised Learning with Contextualized Target Representations for Vision, Speech and Language, Baevski
 et al. 2023.
 
-    L = mean over masks of  [ mean over hidden patches of |decoder(visible) - y|^2 + w |head(class) - mean y|^2 ]
-    y = LN( mean over last K layers of IN(layer) )
+    L = mean over masks of  [ mean over hidden patches of |decoder(visible) - y|^2 + w |head(class) - mean z|^2 ]
+    y = LN( mean over last K layers of IN(layer) ),  z = LN( mean over last K layers of LN(layer) )
 
 IN standardizes each feature over the patches of the image. Each mask is a term of its own, so memory does not grow with
-them. The paper fills the places of hidden patches with noise of deviation 0.01; here a learned token, of that size at
+them. The paper's class token predicts the mean of y over the patches, of which IN leaves almost nothing; here it
+predicts that of data2vec's targets z. The paper fills the places of hidden patches with noise of deviation 0.01; here a learned token, of that size at
 first, takes them. Targets are the blocks' outputs, where the paper has those of their MLPs. The student is evaluated.
 """
 
@@ -79,19 +80,19 @@ class Data2Vec2(Method):
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         x = views[self.views[0].name, 0]
         whole = self.target.features(x, layers=self.layers)
-        targets = layer_average([layer.patches for layer in whole.layers], over="patches")
-        self.watch.targets(whole.layers[-1].patches)
-        del whole
+        layers = [layer.patches for layer in whole.layers]
+        targets, summary = layer_average(layers, over="patches"), layer_average(layers, over="features").mean(1)
+        self.watch.targets(layers[-1])
+        del whole, layers
         for i in range(self.masks):
-            yield {name: t / self.masks for name, t in self._terms(x, self.mask(views, i), targets).items()}
+            yield {name: t / self.masks for name, t in self._terms(x, self.mask(views, i), targets, summary).items()}
 
-    def _terms(self, x: Tensor, mask: Mask, targets: Tensor) -> Terms:
+    def _terms(self, x: Tensor, mask: Mask, targets: Tensor, summary: Tensor) -> Terms:
         kept, (hidden,) = visible(mask), mask.blocks
         student = self.encoder.features(x, keep=kept)
         prediction = take(self.decoder(student.patches, kept), hidden)
         found = {"prediction": latent_error(prediction, take(targets, hidden), beta=None)}
         if self.class_head is not None:
-            summary = self.class_head(student.prefix[:, 0])
-            error = latent_error(summary, targets.mean(1), beta=None, normalize=False)
+            error = latent_error(self.class_head(student.prefix[:, 0]), summary, beta=None, normalize=False)
             found["class"] = self.class_weight * error
         return found

@@ -8,6 +8,10 @@ from manyviews.settings import Component, Data, Optimizer, Recipe
 from manyviews.views import Global, InverseBlocks
 
 
+# Features are the mean of the patches, as the paper fine-tunes them. The class token has a small term of its own.
+MEAN = {"global_pool": "avg", "fc_norm": False}
+
+
 def imagenet() -> Recipe:
     """data2vec 2.0, ViT-B/16, 150 epochs, batch 512, 16 masks of each image (Baevski et al. 2023).
 
@@ -18,7 +22,7 @@ def imagenet() -> Recipe:
     return Recipe(
         name="data2vec2",
         method=Component("data2vec2"),
-        backbone=Component("vit_base_patch16_224", {"position": "sincos"}),
+        backbone=Component("vit_base_patch16_224", {"position": "sincos", **MEAN}),
         epochs=150,
         data=Data(batch_size=512),
         optimizer=Optimizer(
@@ -41,7 +45,7 @@ def cifar10() -> Recipe:
     One GPU. Not run by us.
     """
     adamw = Optimizer("adamw", lr=5e-4, betas=(0.9, 0.98), weight_decay=0.05, clip=4.0, schedule=WarmupCosine(warmup=5))
-    vit = Component(common.CIFAR_VIT.name, {**common.CIFAR_VIT.settings, "position": "sincos"})
+    vit = Component(common.CIFAR_VIT.name, {**common.CIFAR_VIT.settings, "position": "sincos", **MEAN})
     recipe = common.cifar10(
         "data2vec2",
         vit,
@@ -61,7 +65,7 @@ def tiny() -> Recipe:
     """data2vec 2.0 in seconds, for tests: `manyviews pretrain demo --recipe data2vec2_tiny`."""
     return common.tiny(
         "data2vec2",
-        common.TINY_VIT,
+        Component(common.TINY_VIT.name, {**common.TINY_VIT.settings, **MEAN}),
         view=Global(1, size=32, color=None),
         masking=InverseBlocks(0.75, block=2),
         masks=2,
