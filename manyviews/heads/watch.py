@@ -53,8 +53,11 @@ class Watch(nn.Module):
             mask: bool, `...`, the rows that count; all if None.
             name: what the numbers' names begin with.
         """
-        if not self.on:
-            return
+        if self.on:
+            with torch.autocast(probs.device.type, enabled=False):  # a product of two matrices would lose its digits
+                self._distributions(probs, scores, temperature, mask, name)
+
+    def _distributions(self, probs: Tensor, scores: Tensor, temperature: float, mask: Tensor | None, name: str) -> None:
         p, k = probs.detach().float().flatten(0, -2), probs.shape[-1]
         weight = torch.ones(len(p), device=p.device) if mask is None else mask.detach().flatten().float()
         use, rows = self._use.get(name, (0.0, 0.0))

@@ -15,7 +15,7 @@ ADAMW = Optimizer(
 
 
 def imagenet() -> Recipe:
-    """MSN, ViT-S/16, 800 epochs, batch 1024, a masked and ten small anchors (Assran et al. 2022).
+    """MSN, ViT-S/16, 600 epochs, batch 1024, a masked and ten small anchors (Assran et al. 2022).
 
     torchrun --nnodes 2 --nproc-per-node 8 -m manyviews pretrain imagenet/train --recipe msn_imagenet
 
@@ -25,7 +25,7 @@ def imagenet() -> Recipe:
         name="msn",
         method=Component("msn"),
         backbone=Component("vit_small_patch16_224"),
-        epochs=800,
+        epochs=600,
         data=Data(batch_size=1024),
         optimizer=ADAMW,
     )

@@ -58,6 +58,8 @@ def test_numbers_of_distributions_are_their_definitions_in_loops():
     assert found["perplexity"] == pytest.approx(math.exp(use), rel=1e-5)
     assert found["information"] == pytest.approx(use - sum(entropies) / 6, rel=1e-4)
     assert found["unused"] == pytest.approx(sum(x < 0.02 for x in mean) / 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as in training
+        assert seen(p, s) == found
     # Rows that do not count, count for nothing.
     mask = torch.tensor([1, 1, 0, 1, 0, 1]).bool()
     wanted = seen(p[mask], s[mask])

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from manyviews import distributed
 from manyviews.engine.build import build_method
-from manyviews.engine.step import backpropagate
 from manyviews.errors import UserError
 from manyviews.objectives import prior_divergence, variance
 from manyviews.recipes import get
@@ -16,8 +14,6 @@ from manyviews.settings import override
 from manyviews.testing import pictures
 from manyviews.types import Progress
 from manyviews.views import Views
-from tests.methods.test_ranks import Exact
-from tests.ranks import on_ranks
 
 AT = Progress(3, 20, 5)
 
@@ -89,22 +85,3 @@ def test_methods_without_the_tensor_refuse_it_in_one_sentence():
     ):
         with pytest.raises(UserError, match=says):
             regularized(name, term)
-
-
-def gradients() -> dict[str, torch.Tensor]:
-    """Gradients of this rank's share of the batch, with both terms."""
-    found = {}
-    for name, term in (("vicreg", Variance()), ("msn", Prior(1.0, exponent=0.5))):
-        method = distributed.sync_batchnorm(regularized(name, term).double(), torch.device("cpu"))
-        mine = pictures().chunk(distributed.world_size())[distributed.rank()]
-        views = Exact(Views(mine, method.views, seed=5))
-        backpropagate(method, [lambda v=views: v], AT)
-        found |= {f"{name} {k}": p.grad.clone() for k, p in method.named_parameters() if p.grad is not None}
-    return found
-
-
-def test_two_ranks_give_the_gradient_of_one():
-    one = gradients()
-    for rank in on_ranks(gradients):
-        for name, g in one.items():
-            torch.testing.assert_close(rank[name], g, rtol=1e-4, atol=1e-7, msg=name)
