@@ -11,8 +11,9 @@ et al. 2023.
 
 IN standardizes each feature over the patches of the image. Each mask is a term of its own, so memory does not grow with
 them. The paper's class token predicts the mean of y over the patches, of which IN leaves almost nothing; here it
-predicts that of data2vec's targets z. The paper fills the places of hidden patches with noise of deviation 0.01; here a learned token, of that size at
-first, takes them. Targets are the blocks' outputs, where the paper has those of their MLPs. The student is evaluated.
+predicts that of data2vec's targets z. The paper fills the places of hidden patches with noise of deviation 0.01; here a
+learned token, of that size at first, takes them. Targets are the blocks' outputs, where the paper has those of their
+MLPs. The student is evaluated.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from manyviews.schedules import Linear, WarmupCosine
 from manyviews.settings import Component, Data, Optimizer, Recipe
 from manyviews.views import Global, InverseBlocks
 
-
 # Features are the mean of the patches, as the paper fine-tunes them. The class token has a small term of its own.
 MEAN = {"global_pool": "avg", "fc_norm": False}
 
