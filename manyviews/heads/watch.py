@@ -91,7 +91,12 @@ class Watch(nn.Module):
             values = distributed.mean(torch.stack([x / self._counts[name] for name, x in self._sums.items()]))
             found = dict(zip(self._sums, values.tolist(), strict=True))
         for name, (use, rows) in self._use.items():
-            mean = distributed.mean(use) / distributed.mean(rows).clamp(min=1e-12)
+            total, count = distributed.mean(use), distributed.mean(rows)
+            if not count > 0:  # no patch was hidden
+                found.pop(f"{name}teacher_entropy", None)
+                found.pop(f"{name}kl", None)
+                continue
+            mean = total / count
             entropy = -torch.xlogy(mean, mean).sum()
             unused = (mean < _UNUSED / len(mean)).float().mean()
             found[f"{name}perplexity"], found[f"{name}unused"] = torch.stack([entropy.exp(), unused]).tolist()
