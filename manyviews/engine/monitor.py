@@ -52,6 +52,7 @@ _PATCHES = 4096  # features of patches whose spectrum is measured
 # Of the step's own numbers: below which the distributions of images over prototypes say nothing about them (nats), and
 # the targets of a prediction are the same for all patches.
 _NOTHING, _SAME = 0.02, 0.05
+_LASTS = 3  # lines: a young teacher passes through one prototype, until its center has followed
 _JUMP, _BEFORE = 20.0, (10, 20)  # times the median of the lines before, of which there are so many: least, most
 
 
@@ -284,8 +285,8 @@ def _words(what: str, prefix: str, state: str, seen: Sequence[Mapping[str, float
 class StepAlarms:
     """The warnings that are due after a line of a run's log, which it hears in their order.
 
-    - All images get the same distribution over prototypes: it tells less than 0.02 nats about an image. The first
-      epoch counts only after more than ten times as much, because untrained encoders tell little either.
+    - All images get the same distribution over prototypes: for three lines it tells less than 0.02 nats about an
+      image. The first epoch counts only after more than ten times as much, because untrained encoders tell little.
     - All patches have the same target: their spread is below 0.05 and half of the best so far.
     - The largest gradient of the first layer is over 20 times the median of the last 20 lines, of at least 10.
 
@@ -298,6 +299,7 @@ class StepAlarms:
     def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
         self._on = set[str]()
         self._best: dict[str, float] = {}
+        self._low: dict[str, int] = {}
         self._peaks: deque[float] = deque(maxlen=_BEFORE[1])
         for row in rows:
             self.hear(row)
@@ -307,7 +309,9 @@ class StepAlarms:
         numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)}
         found = []
         for key in (k for k in numbers if k.startswith("watch/") and k.endswith("information")):
+            self._low[key] = self._low.get(key, 0) + 1 if numbers[key] < _NOTHING else 0
             known = numbers.get("epoch", 1) >= 1 or self._best.get(key, 0.0) > 10 * _NOTHING
+            known = known and (key in self._on or self._low[key] >= _LASTS)
             if self._begins(key, numbers[key], _NOTHING, known):
                 found.append(_same_distribution(numbers, key.removesuffix("information")))
         for key in (k for k in numbers if k == "watch/target_spread"):

@@ -43,8 +43,8 @@ class Watch(nn.Module):
         `teacher_entropy`: entropy of a distribution over log k: 1 is uniform, 0 is one prototype. `kl`: divergence of
         the student from the teacher, in nats. `perplexity`: prototypes in use, exp of the entropy of the mean
         distribution since the last reading. `unused`: share of prototypes with less than a tenth of a uniform one's
-        mass. `information`: entropy of the mean distribution less the mean entropy, in nats: 0 if all images get the
-        same distribution, which is collapse.
+        mass. `information`: entropy of this step's mean distribution less the mean entropy, in nats: 0 if all images
+        get the same distribution, which is collapse; at most the logarithm of the images of a process.
 
         Args:
             probs: `... k`, rows that sum to 1.
@@ -67,6 +67,9 @@ class Watch(nn.Module):
             share, own = weight / weight.sum().clamp(min=1), torch.xlogy(p, p).sum(-1)
             self._add(f"{name}teacher_entropy", -(share @ own) / math.log(k))
             self._add(f"{name}kl", share @ (own - (p * logs).sum(-1)))
+            # Of this step alone: a teacher that moves has used more prototypes over many than it tells images apart by.
+            mean = share @ p
+            self._add(f"{name}information", (share @ own - torch.xlogy(mean, mean).sum()).clamp(min=0))
 
     @torch.no_grad()
     def targets(self, x: Tensor) -> None:
@@ -93,16 +96,13 @@ class Watch(nn.Module):
         for name, (use, rows) in self._use.items():
             total, count = distributed.mean(use), distributed.mean(rows)
             if not count > 0:  # no patch was hidden
-                found.pop(f"{name}teacher_entropy", None)
-                found.pop(f"{name}kl", None)
+                for number in ("teacher_entropy", "kl", "information"):
+                    found.pop(f"{name}{number}", None)
                 continue
             mean = total / count
             entropy = -torch.xlogy(mean, mean).sum()
             unused = (mean < _UNUSED / len(mean)).float().mean()
             found[f"{name}perplexity"], found[f"{name}unused"] = torch.stack([entropy.exp(), unused]).tolist()
-            if f"{name}teacher_entropy" in found:
-                own = found[f"{name}teacher_entropy"] * math.log(len(mean))
-                found[f"{name}information"] = max(0.0, float(entropy) - own)
         self._sums.clear()
         self._counts.clear()
         self._use.clear()
