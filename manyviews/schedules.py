@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from manyviews.types import Progress
 
@@ -96,6 +96,17 @@ class Repeat(Schedule):
         part = self.times * at.step // at.steps
         first, end = (-(-k * at.steps // self.times) for k in (part, part + 1))
         return self.schedule(Progress(at.step - first, end - first, at.steps_per_epoch))
+
+
+@dataclass(frozen=True)
+class Stretched(Schedule):
+    """Another schedule, as if the run were `factor` times as long: it ends before the schedule does (I-JEPA)."""
+
+    schedule: Schedule
+    factor: float = 1.25
+
+    def __call__(self, at: Progress) -> float:
+        return self.schedule(replace(at, steps=max(1, round(at.steps * self.factor))))
 
 
 def value(schedule: Schedule | float, at: Progress) -> float:

@@ -47,6 +47,7 @@ def train(
             )
             run.scaling.unscale(optimizer)
             method.before_update(at)
+            run.watch_gradient()
             norm = optim.clip(method, recipe.optimizer.clip)
             moved = run.scaling.step(optimizer)
             if moved:

@@ -21,6 +21,7 @@ class Meter:
         batch: images per step, over all ranks.
         waited: seconds in which the host waited for images.
         since: start of the time that counts as training, on the monotonic clock.
+        peak: the largest gradient of the first layer since the last log line, a scalar on the device, if it has one.
     """
 
     batch: int
@@ -28,9 +29,12 @@ class Meter:
     count: int = 0
     waited: float = 0.0
     since: float = field(default_factory=time.monotonic)
+    peak: Tensor | None = None
 
-    def add(self, terms: dict[str, Tensor], norm: Tensor) -> None:
-        """Count a step with its loss terms and the norm of its gradient, scalars."""
+    def add(self, terms: dict[str, Tensor], norm: Tensor, peak: Tensor | None = None) -> None:
+        """Count a step with its loss terms, the norm of its gradient and its largest in the first layer, scalars."""
+        if peak is not None:
+            self.peak = peak if self.peak is None else torch.maximum(self.peak, peak)
         for name, x in (terms | {"grad_norm": norm}).items():
             self.sums[name] = self.sums[name] + x if name in self.sums else x
         self.count += 1
@@ -46,11 +50,14 @@ class Meter:
         seconds = max(1e-9, time.monotonic() - self.since)
         speed = {"images_per_second": self.count * self.batch / seconds, "data_wait": min(1.0, self.waited / seconds)}
         found = dict(zip(names, means, strict=True))
-        norm = found.pop("grad_norm")
+        norm = {"grad_norm": found.pop("grad_norm")}
+        if self.peak is not None:
+            norm["grad_peak"] = float(self.peak)
+        self.peak = None
         self.sums.clear()
         self.count, self.waited, self.since = 0, 0.0, time.monotonic()
         terms = {f"loss/{k}": v for k, v in found.items()} if len(found) > 1 else {}
-        return {"loss": sum(found.values())} | terms | {"grad_norm": norm} | speed
+        return {"loss": sum(found.values())} | terms | norm | speed
 
     def now(self) -> tuple[float, float] | None:
         """Images per second and loss of this rank since the last reading; None right after it. The host waits once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -74,6 +74,21 @@ def forget(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> No
     """Drop the state of parameters that began anew: to the optimizer, their next step is the first."""
     for p in parameters:
         optimizer.state.pop(p, None)
+
+
+def first_layers(method: Method) -> list[Tensor]:
+    """The trained weights that see the pixels: patch projections, first convolutions."""
+    found = []
+    for encoder in (m for m in method.modules() if isinstance(m, Encoder)):
+        weights = dict(encoder.model.named_parameters())
+        found += [weights[name] for name in encoder.first_convolutions if name in weights]
+    return [p for p in found if p.requires_grad]
+
+
+def largest(parameters: Sequence[Tensor]) -> Tensor | None:
+    """The largest entry of their gradients, a scalar on their device; None where there is no gradient."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return torch.stack([g.abs().amax() for g in gradients]).amax() if gradients else None
 
 
 def clip(method: Method, limit: float | None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from hashlib import blake2b
 from itertools import chain
@@ -29,6 +29,7 @@ from manyviews.engine.plan import Early, Plan
 from manyviews.engine.precision import Scaling, explain, resolve
 from manyviews.engine.stopping import Request, Stopped, watch
 from manyviews.errors import UserError, say
+from manyviews.heads import Watch
 from manyviews.methods import Method
 from manyviews.progress import Update, progress
 from manyviews.regularizers import canvas_size
@@ -161,6 +162,10 @@ class Training:
         self._ticked, self._paused = self.step, 0.0
         self._saved_step = -1
         self._seen = monitor.measurements(folder.rows)
+        self._watches = [m for m in method.modules() if isinstance(m, Watch)]
+        self._first: list[Tensor] = optim.first_layers(method)
+        self._peak: Tensor | None = None
+        self._alarms = monitor.StepAlarms(folder.rows)
         # A run that was killed between its last step and its end has logged everything already.
         self._row, self._numbers = _logged(folder) if self.step >= self._plan.last else ({}, {})
         self._note, self._warned = "", False
@@ -183,6 +188,8 @@ class Training:
             at = self._plan.at(self.step)
             for encoder, parameters in self._learning:
                 self._recipe.adaptation.before_step(encoder, parameters, at)
+            for measures in self._watches:
+                measures.on, measures.due = True, self._logs(self.step + 1)
             yield at, self._batch
 
     def views(self, batch: Batch, at: Progress) -> list[Callable[[], Views]]:
@@ -204,6 +211,10 @@ class Training:
 
         return [partial(make, part) for part in batch.chunk(recipe.step.accumulate)]
 
+    def watch_gradient(self) -> None:
+        """Measure the gradient of the first layer, before it is clipped: its spikes announce divergence."""
+        self._peak = optim.largest(self._first)
+
     def after(self, at: Progress, terms: dict[str, Tensor], norm: Tensor, lr: float, moved: bool) -> None:
         """Finish a step: fetch the next batch, log, monitor, save and stop when it is time to.
 
@@ -215,7 +226,7 @@ class Training:
             moved: whether the parameters moved. Otherwise the gradient was not finite in float16.
         """
         if moved:
-            self._meter.add(terms, norm)
+            self._meter.add(terms, norm, self._peak)
         elif self.scaling.factor < 1:
             raise FloatingPointError(
                 f"The loss or its gradient is not finite in float16 at step {self.step}, however it is scaled. Use "
@@ -231,8 +242,8 @@ class Training:
         elif not self._stop:
             self._fetch()
         stopping = distributed.anywhere(bool(self._stop) or self._failure is not None)
-        monitoring = last or (self._every > 0 and self.step % self._every == 0)
-        if self.step % self._recipe.monitor.steps == 0 or monitoring or stopping:
+        monitoring = self._monitors(self.step)
+        if self._logs(self.step) or stopping:
             self._write_row(at, lr)
         self._update(self.step, self._plan.last, self._words)
         if stopping:
@@ -295,6 +306,14 @@ class Training:
                 say(f"Skipped {len(bad) - 5} more images: see {self._folder.path / SUMMARY}")
         distributed.barrier()
 
+    def _monitors(self, step: int) -> bool:
+        """Whether the encoder is measured after so many steps."""
+        return step >= self._plan.last or (self._every > 0 and step % self._every == 0)
+
+    def _logs(self, step: int) -> bool:
+        """Whether a line is logged after so many steps."""
+        return step % self._recipe.monitor.steps == 0 or self._monitors(step)
+
     def _rest(self, seconds: float) -> None:
         """So many seconds passed without training."""
         self._meter.since += seconds
@@ -335,6 +354,8 @@ class Training:
                 self._log.write({"step": self.step, **scaled})
             return
         row = self._meter.read() | {"lr": lr, "epoch": self.step / self._epoch} | _momentum(self.method, at) | scaled
+        for measures in self._watches:
+            row |= {f"watch/{name}": x for name, x in measures.read().items()}
         self._row = row
         if not math.isfinite(row["loss"] + row["grad_norm"]):
             what = "gradient" if math.isfinite(row["loss"]) else "loss"
@@ -346,6 +367,7 @@ class Training:
         self._note = _words(row["images_per_second"], row["loss"])
         if self._log:
             self._log.write({"step": self.step, **row})
+            self._alarm(self._alarms.hear(row))
             if not self._warned and (text := _many_bad(self._loader, self.step - self._start.step)):
                 say(text)
                 self._warned = True
@@ -365,12 +387,16 @@ class Training:
             self._numbers = monitor.measure(self.method, self._held, self._recipe, self.device)
             self._log.write({"step": self.step} | {f"monitor/{k}": v for k, v in self._numbers.items()})
             self._seen.append(self._numbers)
-            for alarm in monitor.alarms(self._seen):
-                self._log.write({"step": self.step, "alarm": alarm})
-                say(f"Warning: {alarm}")
+            self._alarm(monitor.alarms(self._seen))
             seconds = time.monotonic() - start
             self._plan.expect(self._every, seconds, seconds + _END)
             self._rest(seconds)
+
+    def _alarm(self, alarms: Sequence[str]) -> None:
+        assert self._log is not None
+        for alarm in alarms:
+            self._log.write({"step": self.step, "alarm": alarm})
+            say(f"Warning: {alarm}")
 
     def _seconds(self) -> float:
         return self._start.seconds + time.monotonic() - self._start.since

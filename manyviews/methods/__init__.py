@@ -12,7 +12,7 @@ import sys
 from typing import TypeGuard
 
 from manyviews.errors import UserError, unknown
-from manyviews.methods.method import Branch, Method, TokenBranch, exactly, mean_of, paired, sum_of
+from manyviews.methods.method import Branch, Method, TokenBranch, depth, exactly, mean_of, paired, sum_of, visible
 from manyviews.settings.outside import advice, claim, load_outside, not_a
 from manyviews.views import Terms
 
@@ -21,6 +21,7 @@ __all__ = [
     "Method",
     "Terms",
     "TokenBranch",
+    "depth",
     "describe",
     "exactly",
     "get",
@@ -28,6 +29,7 @@ __all__ = [
     "names",
     "paired",
     "sum_of",
+    "visible",
 ]
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from manyviews.backbones import Encoder
-from manyviews.heads import DINOHead, others
+from manyviews.heads import DINOHead, Watch, others
 from manyviews.methods import Branch, Method, Terms, paired, sum_of
 from manyviews.objectives import cross_entropy
 from manyviews.schedules import Cosine, Linear, Schedule, value
@@ -68,6 +68,7 @@ class DINO(Method):
         self.center = Center(prototypes, center_momentum)
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature
         self.freeze_epochs = freeze_epochs
+        self.scored, self.watch = (self.student.projector.last, student_temperature), Watch()
 
     @property
     def online(self) -> Branch:  # type: ignore[override]
@@ -84,6 +85,8 @@ class DINO(Method):
 
         def term(kind: View, i: int, s: Tensor) -> Tensor:
             # Cross-entropy is linear in its targets: of their sum, it takes one pass over the student's distribution.
+            if kind.name == "global":
+                self.watch.distributions(targets[i - 1], s, self.student_temperature)
             target = views.blend(kind.name, i, sum_of([t for _, t in others(targets, kind, i)]))
             return cross_entropy(target, s, self.student_temperature) / pairs
 

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from manyviews.backbones import Encoder
-from manyviews.heads import DINOHead, others
+from manyviews.heads import DINOHead, Watch, others
 from manyviews.methods import Method, Terms, TokenBranch, paired, sum_of
 from manyviews.objectives import cross_entropy, masked_cross_entropy
 from manyviews.schedules import Cosine, Linear, Schedule, value
@@ -73,6 +73,7 @@ class IBOT(Method):
         self.center, self.patch_center = (Center(prototypes, center_momentum) for _ in range(2))
         self.masking, self.student_temperature, self.freeze_epochs = masking, student_temperature, freeze_epochs
         self.teacher_temperature, self.patch_temperature = teacher_temperature, patch_temperature
+        self.scored, self.watch = (self.student.projector.last, student_temperature), Watch()
 
     @property
     def online(self) -> TokenBranch:  # type: ignore[override]
@@ -100,6 +101,8 @@ class IBOT(Method):
             hidden = masks[i].hidden.gather(1, where[i])
             patch = masked_cross_entropy(patch_targets[i], s[1], hidden, self.student_temperature)
             token = cross_entropy(target, s[0], self.student_temperature)
+            self.watch.distributions(targets[i - 1], s[0], self.student_temperature)
+            self.watch.distributions(patch_targets[i], s[1], self.student_temperature, mask=hidden, name="patch_")
             return {"global": token / pairs, "patches": patch / len(masks)}
 
         yield from views.terms(self.student, term, inputs=inputs)

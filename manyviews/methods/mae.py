@@ -14,13 +14,14 @@ Targets are the patch's P*P*3 pixels, standardized within the patch. A patch of 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from manyviews.backbones import Encoder
 from manyviews.errors import UserError
-from manyviews.heads import Decoder
+from manyviews.heads import Decoder, Watch
 from manyviews.methods import Method, Terms, exactly
 from manyviews.objectives import masked_mse, patchify, restored, unpatchify
 from manyviews.types import Progress
@@ -72,7 +73,7 @@ class MAE(Method):
             decoder_depth,
             decoder_heads,
         )
-        self.normalize_pixels = normalize_pixels
+        self.normalize_pixels, self.watch = normalize_pixels, Watch()
 
     @property
     def kept_encoder(self) -> Encoder:
@@ -81,8 +82,9 @@ class MAE(Method):
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         x, mask = views[self.views[0].name, 0], self.mask(views)
         target = patchify(x, self.patch_size)
-        error = masked_mse(self._predict(x, mask), target, mask.hidden, normalize=self.normalize_pixels)
-        yield {"reconstruction": error}
+        error = partial(masked_mse, self._predict(x, mask), target, normalize=self.normalize_pixels)
+        self.watch.note("visible_error", lambda: error(~mask.hidden))
+        yield {"reconstruction": error(mask.hidden)}
 
     def reconstruct(self, views: Views) -> Tensor:
         x = views[self.views[0].name, 0]

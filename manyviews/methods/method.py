@@ -72,6 +72,8 @@ class Method(nn.Module):
         normalize_pixels: whether `reconstruct` gives each patch its true mean and deviation, because they are not
             predicted.
         constant_lr: prefixes of the parameters that keep the peak learning rate throughout.
+        scored: the trained module whose outputs, `b k`, are scores of prototypes, and the temperature of their softmax;
+            None in methods without prototypes.
     """
 
     views: tuple[View, ...]
@@ -79,6 +81,7 @@ class Method(nn.Module):
     masking: Masking | None = None
     normalize_pixels: bool = False
     constant_lr: tuple[str, ...] = ()
+    scored: tuple[nn.Module, float] | None = None
 
     @classmethod
     def settle(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -162,6 +165,28 @@ def exactly(kind: View, count: int, method: str) -> View:
         number = {1: "one view", 2: "two views"}[count]
         raise UserError(f"{method} takes {number} of each image, not {kind.count}: set its count to {count}.")
     return kind
+
+
+def visible(mask: Mask) -> Tensor:
+    """The patches that stay, int64 `b v`, for an encoder that drops the others.
+
+    Raises:
+        UserError: images keep different numbers of patches.
+    """
+    if mask.kept is None:
+        raise UserError(
+            "This method drops patches, so all images must keep equally many: set method.masking to Random, Grid or "
+            "InverseBlocks."
+        )
+    return mask.kept
+
+
+def depth(encoder: Encoder, layers: int) -> int:
+    """The number of last layers itself, if the encoder has so many. Raises UserError otherwise."""
+    most = len(encoder.layer_names)
+    if not 1 <= layers <= most:
+        raise UserError(f"{encoder.name} has {most} layers to average, not {layers}: set method.layers to 1 to {most}.")
+    return layers
 
 
 def sum_of(xs: Iterable[Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from manyviews.backbones import Encoder
-from manyviews.heads import Prototypes, mlp
+from manyviews.heads import Prototypes, Watch, mlp
 from manyviews.methods import Branch, Method, Terms, paired, sum_of
 from manyviews.objectives import sinkhorn, swapped_prediction
 from manyviews.types import Progress
@@ -63,10 +63,12 @@ class SwAV(Method):
         self.prototypes = Prototypes(output_dim, prototypes)
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
         self.freeze_epochs = freeze_epochs
+        self.scored, self.watch = (self.prototypes, temperature), Watch()
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         scores = [self.prototypes(z) for z in views.all("global", self.online)]
         codes = [sinkhorn(s.detach(), self.epsilon, self.iterations) for s in scores]
+        self.watch.distributions(codes[0], scores[1], self.temperature)
         pairs = len(codes) * (sum(v.count for v in self.views) - 1)
 
         def term(kind: View, i: int, scores: Tensor, codes: list[Tensor]) -> Tensor:

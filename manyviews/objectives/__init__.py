@@ -7,14 +7,22 @@ one process with the whole batch.
 """
 
 from manyviews.objectives.alignment import consistency, negative_cosine, squared_distance
-from manyviews.objectives.clustering import sinkhorn, swapped_prediction
+from manyviews.objectives.clustering import prior_divergence, sinkhorn, swapped_prediction
 from manyviews.objectives.contrastive import clip, cross_info_nce, directed_info_nce, info_nce, nt_xent
 from manyviews.objectives.decorrelation import covariance, cross_correlation, invariance, variance
 from manyviews.objectives.distillation import cross_entropy, masked_cross_entropy, sharpen
 from manyviews.objectives.entropy import koleo
 from manyviews.objectives.gaussian import gaussian_distance, gaussian_kl, masked_distance, sparsity, unit_prior
 from manyviews.objectives.hog import hog
-from manyviews.objectives.reconstruction import latent_error, masked_l1, masked_mse, patchify, restored, unpatchify
+from manyviews.objectives.reconstruction import (
+    latent_error,
+    layer_average,
+    masked_l1,
+    masked_mse,
+    patchify,
+    restored,
+    unpatchify,
+)
 from manyviews.objectives.tokens import code_divergence, gumbel_softmax, token_error
 
 __all__ = [
@@ -34,6 +42,7 @@ __all__ = [
     "invariance",
     "koleo",
     "latent_error",
+    "layer_average",
     "masked_cross_entropy",
     "masked_distance",
     "masked_l1",
@@ -41,6 +50,7 @@ __all__ = [
     "negative_cosine",
     "nt_xent",
     "patchify",
+    "prior_divergence",
     "restored",
     "sharpen",
     "sinkhorn",

@@ -1,4 +1,4 @@
-"""Clustering: predict the prototypes that another view was assigned to. SwAV, Caron et al. 2020."""
+"""Clustering: predict the prototypes that another view was assigned to (SwAV, MSN), and use all of them."""
 
 from __future__ import annotations
 
@@ -55,3 +55,24 @@ def swapped_prediction(scores: Tensor, codes: Tensor, temperature: float) -> Ten
         A scalar, mean over rows; log k for equal scores.
     """
     return cross_entropy(codes, scores, temperature)
+
+
+@in_float32
+def prior_divergence(probs: Tensor, exponent: float = 0.0) -> Tensor:
+    """How far the mean prediction over the batch of all ranks is from a power law: `KL(mean of rows || prior)`.
+
+    The prior of prototype j of k is proportional to `j^-exponent`. The uniform prior, exponent 0, gives `log k` minus
+    the entropy of the mean, which MSN maximizes (Assran et al. 2022, eq. 2). PMSN has a power law for sets whose
+    classes are of unequal size (Assran et al. 2023, section 4).
+
+    Args:
+        probs: predictions, `b k`, rows that sum to 1.
+        exponent: of the power law, at least 0.
+
+    Returns:
+        A scalar, at least 0; log k when all rows put everything on one prototype and the prior is uniform.
+    """
+    mean = distributed.gather(probs.mean(0, keepdim=True)).mean(0)
+    rank = torch.arange(1, probs.shape[1] + 1, device=probs.device, dtype=probs.dtype)
+    log_prior = (-exponent * rank.log()).log_softmax(0)
+    return (mean * (mean.clamp(min=1e-12).log() - log_prior)).sum()

@@ -1,7 +1,11 @@
-"""Reconstruction: rebuild the hidden patches. MAE, He et al. 2022; SimMIM, Xie et al. 2022."""
+"""Reconstruction: rebuild the hidden patches (MAE, He et al. 2022; SimMIM, Xie et al. 2022), or features of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -93,18 +97,54 @@ def masked_l1(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 @in_float32
-def latent_error(pred: Tensor, target: Tensor) -> Tensor:
-    """The smooth L1 distance of predicted patch features from normalized ones, mean over numbers.
+def latent_error(
+    pred: Tensor, target: Tensor, mask: Tensor | None = None, *, beta: float | None = 1.0, normalize: bool = True
+) -> Tensor:
+    """The distance of predicted features from a target network's, mean over numbers.
 
-    I-JEPA (Assran et al. 2023). The paper has the squared distance; its authors trained with the smooth one, and with
-    targets of unit variance.
+    I-JEPA (Assran et al. 2023), data2vec (Baevski et al. 2022). I-JEPA's paper has the squared distance; its authors
+    trained with the smooth one, and with targets of unit variance.
 
     Args:
         pred: `... d`.
-        target: `... d`, standardized over d here; receives no gradient.
+        target: `... d`; receives no gradient.
+        mask: bool, `b m`, true for the patches of `b m d` that count; the mean is over each image's, then over images,
+            and an image without any counts as zero. All if None.
+        beta: the error where the smooth L1 distance turns from square to straight; None for the squared distance.
+        normalize: standardize the target over d.
 
     Returns:
         A scalar, at least 0.
     """
-    target = F.layer_norm(target.detach(), target.shape[-1:])
-    return F.smooth_l1_loss(pred, target)
+    target = target.detach()
+    if normalize:
+        target = F.layer_norm(target, target.shape[-1:])
+    if beta is None:
+        each = F.mse_loss(pred, target, reduction="none")
+    else:
+        each = F.smooth_l1_loss(pred, target, reduction="none", beta=beta)
+    if mask is None:
+        return each.mean()
+    return ((each.mean(-1) * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
+
+
+def layer_average(layers: Sequence[Tensor], over: Literal["features", "patches"]) -> Tensor:
+    """data2vec's targets: the mean of a target network's normalized layers, standardized over d, without gradient.
+
+    Args:
+        layers: patch features of each layer, `b n d` each.
+        over: what each layer is standardized over: the features of a patch (data2vec, Baevski et al. 2022), or the
+            patches of an image, feature by feature (data2vec 2.0, Baevski et al. 2023).
+
+    Returns:
+        Float32, or float64 if the layers are, `b n d`.
+    """
+    with torch.no_grad(), torch.autocast(layers[0].device.type, enabled=False):
+        total = torch.zeros_like(layers[0], dtype=torch.promote_types(layers[0].dtype, torch.float32))
+        for layer in layers:
+            x = layer.to(total.dtype)
+            if over == "features":
+                total += F.layer_norm(x, x.shape[-1:])
+            else:
+                total += F.instance_norm(x.transpose(1, 2)).transpose(1, 2)
+        return F.layer_norm(total / len(layers), total.shape[-1:])

@@ -33,6 +33,9 @@ CPU_RESNET = Component(
     "resnet18", {"stem": "half", "layers": (1, 1, 1, 1), "channels": (32, 64, 128, 256), "avg_down": True}
 )
 
+# The average of the patches in the place of a class token, which nothing would train. The final norm is theirs.
+POOLED = {"class_token": False, "global_pool": "avg", "fc_norm": False}
+
 TINY_DATA = Data(canvas=32, batch_size=32, mean=CIFAR_MEAN, std=CIFAR_STD)
 TINY_RESNET = Component("resnet18", {"stem": "small", "channels": (8, 8, 16, 16)})
 TINY_VIT = Component(
@@ -48,9 +51,6 @@ TINY_SWIN = Component(
     },
 )
 
-# For methods that train patches alone: the average of the patches in place of a class token, after the final norm.
-PATCHES_ONLY = {"class_token": False, "global_pool": "avg", "fc_norm": False}
-
 # SimCLR appendix B.9: half the color distortion and no blur on 32-pixel images.
 SMALL_COLOR = Color(0.4, 0.4, 0.4, 0.1, blur=0.0)
 
@@ -60,9 +60,9 @@ def small(view: Crop, size: int = 32, **changes: object) -> Crop:
     return replace(view, size=size, **{"color": SMALL_COLOR, **changes})  # type: ignore[arg-type]
 
 
-def patches_only(vit: Component, **settings: object) -> Component:
-    """The transformer without a class token, for methods that train patches alone."""
-    return Component(vit.name, {**vit.settings, **PATCHES_ONLY, **settings})
+def pooled(vit: Component, **settings: object) -> Component:
+    """The transformer without a class token, for methods that train patches alone: its features are their mean."""
+    return Component(vit.name, {**vit.settings, **POOLED, **settings})
 
 
 def cifar10(

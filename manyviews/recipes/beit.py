@@ -14,7 +14,7 @@ def imagenet() -> Recipe:
 
     16 V100, five days. Expected on ImageNet with the authors' tokenizer: 83.2 fine-tuned. Not run by us.
     """
-    vit = Component("vit_base_patch16_224", {**common.PATCHES_ONLY, "drop_path_rate": 0.1, "init_values": 0.1})
+    vit = Component("vit_base_patch16_224", {**common.POOLED, "drop_path_rate": 0.1, "init_values": 0.1})
     return Recipe(
         name="beit",
         method=Component("beit"),
@@ -34,9 +34,9 @@ def cifar10() -> Recipe:
     """
     adamw = Optimizer("adamw", lr=5e-4, weight_decay=0.05, schedule=WarmupCosine(warmup=20), clip=3.0)
     view = Global(1, size=32, area=(0.3, 1.0), color=None)
-    return common.cifar10("beit", common.patches_only(common.CIFAR_VIT), adamw, view=view, codes=512)
+    return common.cifar10("beit", common.pooled(common.CIFAR_VIT), adamw, view=view, codes=512)
 
 
 def tiny() -> Recipe:
     """BEiT with a random tokenizer, in seconds, for tests: `manyviews pretrain demo --recipe beit_tiny`."""
-    return common.tiny("beit", common.patches_only(common.TINY_VIT), view=Global(1, size=32, color=None), codes=32)
+    return common.tiny("beit", common.pooled(common.TINY_VIT), view=Global(1, size=32, color=None), codes=32)

@@ -33,12 +33,12 @@ def cifar10() -> Recipe:
     """
     schedule = Repeat(WarmupCosine(warmup=10), 2)
     adamw = Optimizer("adamw", lr=5e-4, betas=(0.9, 0.95), weight_decay=0.05, schedule=schedule)
-    vit = common.patches_only(common.CIFAR_VIT, position="sincos")
+    vit = common.pooled(common.CIFAR_VIT, position="sincos")
     view = Global(1, size=32, area=(0.2, 1.0), color=None)
     return common.cifar10("dbot", vit, adamw, view=view, decoder_dim=128, decoder_depth=4, decoder_heads=4)
 
 
 def tiny() -> Recipe:
     """dBOT in seconds, for tests: `manyviews pretrain demo --recipe dbot_tiny`."""
-    view, vit = Global(1, size=32, color=None), common.patches_only(common.TINY_VIT)
+    view, vit = Global(1, size=32, color=None), common.pooled(common.TINY_VIT)
     return common.tiny("dbot", vit, view=view, decoder_dim=32, decoder_depth=1, decoder_heads=2)

@@ -16,7 +16,7 @@ def imagenet() -> Recipe:
     return Recipe(
         name="dvae",
         method=Component("dvae"),
-        backbone=Component("vit_small_patch16_224", {**common.PATCHES_ONLY, "depth": 6}),
+        backbone=Component("vit_small_patch16_224", {**common.POOLED, "depth": 6}),
         epochs=50,
         data=Data(batch_size=1024),
         optimizer=Optimizer("adamw", lr=2.5e-4, weight_decay=0.01, schedule=WarmupCosine(warmup=5)),
@@ -30,7 +30,7 @@ def cifar10() -> Recipe:
 
     One GPU. Not run by us.
     """
-    vit = common.patches_only(common.CIFAR_VIT, depth=4, embed_dim=128, num_heads=4)
+    vit = common.pooled(common.CIFAR_VIT, depth=4, embed_dim=128, num_heads=4)
     view = Global(1, size=32, area=(0.5, 1.0), color=None)
     return Recipe(
         name="dvae",
@@ -46,4 +46,4 @@ def cifar10() -> Recipe:
 def tiny() -> Recipe:
     """A tokenizer in seconds, for tests: `manyviews pretrain demo --recipe dvae_tiny`."""
     view = Global(1, size=32, color=None)
-    return common.tiny("dvae", common.patches_only(common.TINY_VIT), view=view, codes=32, dim=16, depth=1)
+    return common.tiny("dvae", common.pooled(common.TINY_VIT), view=view, codes=32, dim=16, depth=1)

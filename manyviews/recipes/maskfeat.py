@@ -16,7 +16,7 @@ def imagenet() -> Recipe:
     return Recipe(
         name="maskfeat",
         method=Component("maskfeat"),
-        backbone=Component("vit_base_patch16_224", common.PATCHES_ONLY),
+        backbone=Component("vit_base_patch16_224", common.POOLED),
         epochs=1600,
         data=Data(batch_size=2048),
         optimizer=Optimizer("adamw", lr=2e-4, weight_decay=0.05, schedule=WarmupCosine(warmup=30), clip=0.02),
@@ -32,9 +32,9 @@ def cifar10() -> Recipe:
     """
     adamw = Optimizer("adamw", lr=5e-4, weight_decay=0.05, schedule=WarmupCosine(warmup=20), clip=1.0)
     view = Global(1, size=32, area=(0.5, 1.0), color=None)
-    return common.cifar10("maskfeat", common.patches_only(common.CIFAR_VIT), adamw, view=view, cell=4)
+    return common.cifar10("maskfeat", common.pooled(common.CIFAR_VIT), adamw, view=view, cell=4)
 
 
 def tiny() -> Recipe:
     """MaskFeat in seconds, for tests: `manyviews pretrain demo --recipe maskfeat_tiny`."""
-    return common.tiny("maskfeat", common.patches_only(common.TINY_VIT), view=Global(1, size=32, color=None))
+    return common.tiny("maskfeat", common.pooled(common.TINY_VIT), view=Global(1, size=32, color=None))

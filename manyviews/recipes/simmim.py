@@ -13,7 +13,7 @@ def imagenet() -> Recipe:
 
     Expected on ImageNet: 83.8 fine-tuned. Not run by us.
     """
-    vit = Component("vit_base_patch16_224", {**common.PATCHES_ONLY, "drop_path_rate": 0.1, "init_values": 0.1})
+    vit = Component("vit_base_patch16_224", {**common.POOLED, "drop_path_rate": 0.1, "init_values": 0.1})
     return Recipe(
         name="simmim",
         method=Component("simmim"),
@@ -53,13 +53,13 @@ def cifar10() -> Recipe:
     """
     adamw = Optimizer("adamw", lr=5e-4, weight_decay=0.05, schedule=WarmupCosine(warmup=20), clip=5.0)
     view = Global(1, size=32, area=(0.67, 1.0), color=None)
-    return common.cifar10("simmim", common.patches_only(common.CIFAR_VIT), adamw, view=view)
+    return common.cifar10("simmim", common.pooled(common.CIFAR_VIT), adamw, view=view)
 
 
 def tiny() -> Recipe:
     """SimMIM in seconds, for tests: `manyviews pretrain demo --recipe simmim_tiny`."""
     view = Global(1, size=32, color=None)
-    return common.tiny("simmim", common.patches_only(common.TINY_VIT), view=view)
+    return common.tiny("simmim", common.pooled(common.TINY_VIT), view=view)
 
 
 def swin_tiny() -> Recipe:

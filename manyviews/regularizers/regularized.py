@@ -23,11 +23,13 @@ class Heard:
     Attributes:
         online: projections of the trained network, with gradient, view by view, `b d` each; means of Gaussians.
         target: projections of the moving average of that network, if there is one.
+        scores: the trained network's scores of prototypes, with gradient, view by view, `b k` each, if there are any.
         turn: how often the method has yielded before.
     """
 
     online: list[Tensor] = field(default_factory=list)
     target: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
     turn: int = 0
 
 
@@ -69,14 +71,16 @@ class Regularized(Method):
 
         def listen(module: Any, into: list[Tensor]) -> Any:
             def hear(_: Any, x: Any, z: Any) -> None:
-                if listening:
+                if listening and projection(z).ndim == 2:  # other than those of patches
                     into.extend(projection(z).split(len(views)))
 
             return module.register_forward_hook(hear)
 
         averages = (m for m in self.method.modules() if isinstance(m, EMA))
         target = next((m for m in averages if m.followed is self.method.online), None)
-        hooks = [listen(self.method.online, heard.online)]
+        hooks = [listen(self.method.online, heard.online)] if self.method.online is not None else []
+        if self.method.scored is not None:
+            hooks.append(listen(self.method.scored[0], heard.scores))
         if target is not None:
             hooks.append(listen(target.module, heard.target))
         try:
@@ -86,6 +90,7 @@ class Regularized(Method):
                     terms = terms | regularizer.terms(self.method, views, heard, self.parts)
                 heard.online.clear()
                 heard.target.clear()
+                heard.scores.clear()
                 heard.turn += 1
                 yield terms
                 del terms

@@ -107,16 +107,27 @@ class Views:
             return [x for _, _, x in self.each([self._kind(name)])]
         return self._outputs(module, list(self._places([self._kind(name)])), inputs)
 
-    def map(self, module: nn.Module) -> list[Any]:
+    def map(
+        self, module: nn.Module, places: Sequence[tuple[View, int]] | None = None, inputs: Inputs | None = None
+    ) -> list[Any]:
         """`module(x)` for every view `x`, in the order of `each`, several in one batch (`together`).
 
         With `backward="recompute"`, no more than one view's pixels and activations are alive at any time, in the
         backward pass too, which makes the view and runs the module again. Gradients are the same, and BatchNorm's
         running statistics are updated once.
+
+        Args:
+            module: gives a tensor, or a tuple of tensors, with as many rows for each image.
+            places: the views, each as its kind and its number in it; all if None.
+            inputs: further inputs of the module.
         """
+        places = list(self._places()) if places is None else places
         if self.backward == "recompute":
-            return [recomputed(module, partial(self._make, kind, i)) for kind, i in self._places()]
-        return self._outputs(module, list(self._places()), None)
+            more = [{} if inputs is None else inputs(kind, i) for kind, i in places]
+            return [
+                recomputed(module, partial(self._make, kind, i), m) for (kind, i), m in zip(places, more, strict=True)
+            ]
+        return self._outputs(module, places, inputs)
 
     def terms(
         self,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from manyviews import distributed
 from manyviews.errors import UserError, require
@@ -70,12 +71,7 @@ class Random(Masking):
         (rows, columns), side = grid, self.side
         if rows % side or columns % side:
             raise UserError(f"Squares of {side} x {side} patches do not tile a grid of {rows} x {columns}.")
-        n = (rows // side) * (columns // side)
-        visible = n - round(n * self.ratio)
-        if not 0 < visible < n:
-            raise UserError(
-                f"A mask ratio of {self.ratio} hides {n - visible} of {n} patches: some must stay and some must go."
-            )
+        n, visible = _visible((rows // side, columns // side), self.ratio)
         kept = draws.uniform("mask", n).argsort(dim=1, stable=True)[:, :visible]
         if side > 1:
             first = (kept // (columns // side) * columns + kept % (columns // side)) * side
@@ -167,6 +163,36 @@ class Blocks(Masking):
 
 
 @dataclass(frozen=True)
+class InverseBlocks(Masking):
+    """Squares that stay, until a share of the patches is left (data2vec 2.0, Baevski et al. 2023).
+
+    Squares are laid around patches drawn at random, and may reach over the edge. The last one is cut at random, so that
+    all images keep equally many patches.
+
+    Attributes:
+        ratio: fraction that is hidden, rounded to whole patches.
+        block: side of a square, in patches.
+    """
+
+    ratio: float = 0.8
+    block: int = 3
+
+    def __post_init__(self) -> None:
+        require(0 < self.ratio < 1, self, "ratio", "between 0 and 1")
+        require(self.block >= 1, self, "block", "1 or more")
+
+    def draw(self, grid: tuple[int, int], draws: Draws) -> Mask:
+        n, visible = _visible(grid, self.ratio)
+        rank = draws.uniform("block", n).view(-1, 1, *grid)
+        before, after = (self.block - 1) // 2, self.block // 2
+        around = F.pad(-rank, (before, after, before, after), value=-torch.inf)
+        first = -F.max_pool2d(around, self.block, stride=1).flatten(1)  # of the squares over a patch
+        shuffled = draws.uniform("cut", n).argsort(1)
+        order = shuffled.gather(1, first.gather(1, shuffled).argsort(dim=1, stable=True))
+        return _mask_of(order[:, :visible].sort(1).values, n)
+
+
+@dataclass(frozen=True)
 class MultiBlock(Masking):
     """Several blocks to predict from one large block that shows none of them (I-JEPA, Assran et al. 2023).
 
@@ -220,6 +246,15 @@ class MultiBlock(Masking):
 
 
 _RECTANGLES = 10  # candidates of `Blocks`: their union covers the share in all but a few images in a thousand
+
+
+def _visible(grid: tuple[int, int], ratio: float) -> tuple[int, int]:
+    """The number of patches, and of those that stay. Raises UserError where none would, or all."""
+    n = grid[0] * grid[1]
+    visible = n - round(n * ratio)
+    if not 0 < visible < n:
+        raise UserError(f"A mask ratio of {ratio} hides {n - visible} of {n} patches: some must stay and some must go.")
+    return n, visible
 
 
 def _mask_of(kept: Tensor, n: int) -> Mask:

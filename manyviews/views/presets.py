@@ -19,3 +19,6 @@ DINO_LOCAL = Color(0.4, 0.4, 0.2, 0.1, blur=0.5)
 
 # MULAN (2026), appendix A, for local and cutout views; the kernel is that of the global ones.
 MULAN = Color(0.4, 0.4, 0.2, 0.1, blur=0.5, kernel=23)
+
+# Bao et al. 2022 (BEiT): a jitter for every view and nothing else. data2vec's (Baevski et al. 2022) is the same.
+DATA2VEC = Color(0.4, 0.4, 0.4, 0.0, jitter=1.0, gray=0.0, blur=0.0)

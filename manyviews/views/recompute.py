@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
@@ -26,8 +26,8 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             m._buffers.update(buffers)
 
 
-def recomputed(module: nn.Module, make: Callable[[], Tensor]) -> Tensor:
-    """`module(make())`, of which nothing but the result is kept: the backward pass runs both once more.
+def recomputed(module: nn.Module, make: Callable[[], Tensor], inputs: Mapping[str, Tensor] | None = None) -> Tensor:
+    """`module(make(), **inputs)`, of which nothing but the result is kept: the backward pass runs both once more.
 
     `make` must give the same tensor again. Dropout and its like draw the same numbers again; BatchNorm's running
     statistics are updated once.
@@ -35,7 +35,7 @@ def recomputed(module: nn.Module, make: Callable[[], Tensor]) -> Tensor:
     # `checkpoint` restores the random state of the devices of its arguments' tensors alone, and `make` has none.
     anchor = next(module.parameters(), None)
     found: Tensor = checkpoint(
-        lambda _: module(make()),
+        lambda _: module(make(), **(inputs or {})),
         anchor,
         use_reentrant=False,
         context_fn=lambda: (nullcontext(), frozen_statistics(module)),

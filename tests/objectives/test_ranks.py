@@ -21,6 +21,7 @@ LOSSES = {
     "covariance": lambda a, b: objectives.covariance(a) + objectives.covariance(b),
     "invariance": objectives.invariance,
     "cross_correlation": lambda a, b: objectives.cross_correlation(a, b).square().sum(),
+    "prior_divergence": lambda a, b: objectives.prior_divergence((a / 0.3).softmax(1), 0.25),
     "swapped_prediction": lambda a, b: objectives.swapped_prediction(a, objectives.sinkhorn(b, 0.3, 3), 0.1),
 }
 

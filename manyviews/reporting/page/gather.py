@@ -37,17 +37,26 @@ _CURVES: tuple[tuple[str, float, str, bool], ...] = (
     ("monitor/spread", 1, "", False),
     ("monitor/alignment", 1, "", False),
     ("monitor/uniformity", 1, "", False),
+    ("watch/information", 1, "nats", False),
+    ("watch/kl", 1, "nats", False),
+    ("watch/teacher_entropy", 1, "", False),
+    ("watch/perplexity", 1, "", False),
+    ("watch/unused", 100, "%", False),
+    ("watch/target_spread", 1, "", False),
+    ("monitor/patch_rankme", 1, "", False),
+    ("monitor/patch_cosine", 1, "", False),
     ("lr", 1, "", False),
     ("momentum", 1, "", False),
     ("grad_norm", 1, "", True),
+    ("grad_peak", 1, "", True),
     ("images_per_second", 1, "images/s", False),
     ("data_wait", 100, "% of the time", False),
 )
-_NOISY = {"loss", "grad_norm", "images_per_second", "data_wait"}
-_FIRST = {key for key, *_ in _CURVES} - {"momentum"}
+_NOISY = {"loss", "grad_norm", "grad_peak", "images_per_second", "data_wait"}
+_FIRST = {key for key, *_ in _CURVES} - {"momentum", "grad_peak", "watch/unused", "watch/teacher_entropy"}
 _LABELED = {"monitor/knn", "monitor/linear"}
 _FLOORS = {"monitor/spread": COLLAPSED_SPREAD}
-_NOT_CURVES = {"step", "epoch", "alarm", "monitor/dim", "monitor/projection_dim"}
+_NOT_CURVES = {"step", "epoch", "alarm", "monitor/dim", "monitor/patch_dim", "monitor/projection_dim"}
 
 
 def run_facts(run: Any, name: str) -> Facts:
