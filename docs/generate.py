@@ -243,9 +243,10 @@ def method_table(page: Path) -> str:
 
 
 def family(name: str) -> str:
-    """The files of `manyviews.objectives` that a method's objectives come from."""
+    """The files of `manyviews.objectives` that a method's objectives come from, and those of methods it builds on."""
     own = {o for o in vars(objectives).values() if inspect.isfunction(o)}
-    used = [v for v in vars(module_of(name)).values() if inspect.isfunction(v) and v in own]
+    modules = [sys.modules[kind.__module__] for kind in methods.get(name).__mro__ if issubclass(kind, methods.Method)]
+    used = [v for module in modules for v in vars(module).values() if inspect.isfunction(v) and v in own]
     return ", ".join(dict.fromkeys(f.__module__.rpartition(".")[2] for f in used))
 
 

@@ -178,6 +178,21 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """Images of several sizes that go through a transformer in one pass: see `manyviews.backbones.packing`.
+
+    Attributes:
+        groups: `b c h w` each, of sizes of their own.
+    """
+
+    groups: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        """Images of all groups."""
+        return sum(map(len, self.groups))
+
+
+@dataclass(frozen=True)
 class Progress:
     """A place in the training schedule.
 

@@ -49,28 +49,36 @@ class Full(Adaptation):
     Attributes:
         layer_decay: factor on the learning rate from each layer to the one below it; the heads are above all layers
             (BEiT, Bao et al. 2022). 1 gives all layers one rate.
+        patch_embed: further factor on the learning rate of a vision transformer's projection of patches (0.2 in DINOv2,
+            Oquab et al. 2024).
     """
 
     layer_decay: float = 1.0
+    patch_embed: float = 1.0
 
     def __post_init__(self) -> None:
         require(0 < self.layer_decay <= 1, self, "layer_decay", "more than 0, and at most 1")
+        require(self.patch_embed > 0, self, "patch_embed", "more than 0")
 
     def begin(self, encoder: Encoder) -> Encoder:
         if self.layer_decay != 1:
             _layers(encoder)  # refuse a network without layers before a run has a folder
+        if self.patch_embed != 1:
+            encoder.transformer("have a rate of its own for the projection of patches")
         return encoder
 
     def groups(self, encoder: Encoder) -> list[dict[str, Any]]:
-        if self.layer_decay == 1:
+        if self.layer_decay == self.patch_embed == 1:
             return super().groups(encoder)
-        layers = _layers(encoder)
-        by_layer: dict[int, list[nn.Parameter]] = {}
+        layers = _layers(encoder) if self.layer_decay != 1 else {}
+        above = max(layers.values(), default=-1) + 1
+        by_scale: dict[float, list[nn.Parameter]] = {}
         for name, p in encoder.model.named_parameters():
             if p.requires_grad:
-                by_layer.setdefault(layers[name], []).append(p)
-        above = max(layers.values()) + 1
-        return [{"params": ps, "lr_scale": self.layer_decay ** (above - i)} for i, ps in sorted(by_layer.items())]
+                scale = self.layer_decay ** (above - layers[name]) if layers else 1.0
+                scale *= self.patch_embed if name.startswith("patch_embed.") else 1.0
+                by_scale.setdefault(scale, []).append(p)
+        return [{"params": ps, "lr_scale": scale} for scale, ps in sorted(by_scale.items())]
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from manyviews.backbones import masked
+from manyviews.backbones.attention import unfuse
 from manyviews.backbones.convolution import protect, quicken
+from manyviews.backbones.packing import drop_uniformly, flat, packs, parted, run, skip_dropped
 from manyviews.backbones.positions import sincos
 from manyviews.checkpoint import load_tensors
 from manyviews.errors import UserError, printable
+from manyviews.types import Packed
 
 
 class Layer(NamedTuple):
@@ -92,8 +95,10 @@ class Encoder(nn.Module):
         position: positions of a vision transformer's patches: "learned", or "sincos", which is fixed.
         timm_kwargs: further settings for timm, such as `img_size`, `patch_size`, `in_chans`, `drop_path_rate`,
             `channels`; numbers, texts and tuples, so that they can be saved. With another `in_chans` than 3, timm's
-            pretrained weights of the first convolution are adapted. One setting is ours: `norm_eps`, the epsilon of
-            all layer norms, or the name of a part and the epsilon of those in it; libraries differ there.
+            pretrained weights of the first convolution are adapted. Two settings are ours: `norm_eps`, the epsilon of
+            all layer norms, or the name of a part and the epsilon of those in it; libraries differ there. And
+            `drop_path_uniform`: whether all blocks of a transformer have the `drop_path_rate`, as in DINOv2, which
+            grows up to it from block to block otherwise.
 
     Attributes:
         name: as given.
@@ -104,7 +109,7 @@ class Encoder(nn.Module):
         patch_dim: dimensions of a patch or a place of the feature map: `embed_dim`, except in networks that widen
             after pooling (MobileNetV3).
         timm_kwargs: what `timm.create_model(name, num_classes=0, **timm_kwargs)` makes the same model from, save for
-            a small stem and `norm_eps`.
+            a small stem and our two settings.
         spec: everything `from_spec` needs to make the same architecture, JSON-able.
         stays: names of the model's parts that stay in evaluation mode while the rest trains, "" for all of it: see
             `manyviews.adaptation`.
@@ -130,7 +135,7 @@ class Encoder(nn.Module):
         self.name, self.pretrained = name, bool(pretrained)
         self.stays: tuple[str, ...] = ()
         self.spec = {"name": name, "stem": stem, "position": position, **timm_kwargs}
-        eps = timm_kwargs.pop("norm_eps", None)
+        eps, uniform = timm_kwargs.pop("norm_eps", None), timm_kwargs.pop("drop_path_uniform", False)
         self.timm_kwargs, self.model = _create(name, pretrained is True, timm_kwargs)
         self.channels: int = timm_kwargs.get("in_chans", 3)
         self.patch_dim: int = self.model.num_features
@@ -147,6 +152,10 @@ class Encoder(nn.Module):
             _set_epsilon(name, self.model, eps)
         quicken(self.model)
         protect(self.model)
+        if uniform:
+            drop_uniformly(self.transformer("drop all blocks alike"), timm_kwargs.get("drop_path_rate", 0.0))
+        skip_dropped(self.model)
+        unfuse(self.model)
         if file is not None:
             self.load_weights(load_tensors(file)[0])
 
@@ -164,13 +173,13 @@ class Encoder(nn.Module):
 
     # -- features --------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Packed) -> Tensor:
         """Pooled features, `b embed_dim`. Raises UserError when patches do not tile the image."""
         return self.features(x).pooled
 
     def features(
         self,
-        x: Tensor,
+        x: Tensor | Packed,
         *,
         keep: Tensor | None = None,
         hide: Tensor | None = None,
@@ -183,7 +192,9 @@ class Encoder(nn.Module):
         ConvNeXt and Swin hide places of their last map: see `manyviews.backbones.masked`.
 
         Args:
-            x: `b channels h w`.
+            x: `b channels h w`; or images of several sizes, if the encoder `packs`. The pooled features are then those
+                of all groups, one after the other; patches, prefix and `hide` are those of the first group, and `keep`
+                and `layers` are not taken.
             keep: int64, `b v`, indices of the patches that the blocks see, row by row; all if None. Of a Swin, one of
                 each 2 x 2 patches.
             hide: bool, `b n`, true for patches that `token` replaces, and that a ConvNeXt skips.
@@ -193,6 +204,9 @@ class Encoder(nn.Module):
         Raises:
             UserError: patches do not tile the image, or the backbone cannot drop or hide patches.
         """
+        if isinstance(x, Packed):
+            assert keep is None and not layers, "Packed images keep all patches and give their last features."
+            return self._packed(x, hide, token)
         self.check_size(*x.shape[-2:])
         last: Any
         inside: tuple[Layer, ...] = ()
@@ -221,12 +235,7 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, tuple[Layer, ...]]:
         """The last block's tokens and those of the last `layers` blocks, of a transformer that sees some patches."""
         vit = self.transformer("drop or hide patches")
-        x = vit.patch_embed(x)
-        if hide is not None:
-            assert token is not None, "Patches are hidden by a token."
-            x = torch.where(hide.view(*x.shape[:-1], 1), token.to(x.dtype), x)
-        x = vit._pos_embed(x)
-        x, rope = x if isinstance(x, tuple) else (x, None)
+        x, rope = self._embedded(x, hide, token)
         n = vit.num_prefix_tokens
         if keep is not None:
             x = torch.cat([x[:, :n], take(x[:, n:], keep)], 1)
@@ -242,6 +251,35 @@ class Encoder(nn.Module):
             if i >= len(vit.blocks) - layers:
                 inside.append(Layer(x[:, n:], x[:, :n]))
         return vit.norm(x), tuple(inside)
+
+    def _embedded(self, x: Tensor, hide: Tensor | None, token: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Tokens with their positions, and rotary positions of the patches, if there are any."""
+        x = self.model.patch_embed(x)
+        if hide is not None:
+            assert token is not None, "Patches are hidden by a token."
+            x = torch.where(hide.view(*x.shape[:-1], 1), token.to(x.dtype), x)
+        found = self.model._pos_embed(x)
+        return found if isinstance(found, tuple) else (found, None)
+
+    def _packed(self, x: Packed, hide: Tensor | None, token: Tensor | None) -> Features:
+        vit = self.transformer("take images of several sizes at once")
+        for group in x.groups:
+            self.check_size(*group.shape[-2:])
+        embedded = [self._embedded(g, None if k else hide, token) for k, g in enumerate(x.groups)]
+        tokens, shapes = flat([t for t, _ in embedded])
+        tokens = vit.norm_pre(tokens)
+        mixed = getattr(vit, "rope_mixed", False)  # positions of each block's own
+        for i, block in enumerate(vit.blocks):
+            ropes = [rope[i] if mixed and rope is not None else rope for _, rope in embedded]
+            tokens = run(block, tokens, shapes, ropes)
+        first, *others = parted(vit.norm(tokens), shapes)
+        pooled = torch.cat([vit.forward_head(t) for t in (first, *others)])
+        return Features(pooled, first[:, self.num_prefix_tokens :], first[:, : self.num_prefix_tokens])
+
+    @property
+    def packs(self) -> bool:
+        """Whether `features` takes images of several sizes in one pass: plain transformers of timm, not compiled."""
+        return not hasattr(self.features, "_torchdynamo_orig_callable") and packs(self.model)
 
     @property
     def is_transformer(self) -> bool:

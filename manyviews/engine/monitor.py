@@ -23,7 +23,7 @@ from manyviews.evaluation.unlabeled.spectrum import COLLAPSED, describe
 from manyviews.methods import Method
 from manyviews.methods.method import Branch
 from manyviews.settings import Recipe
-from manyviews.targets import Center
+from manyviews.targets import Balance, Center
 from manyviews.types import Batch
 from manyviews.views import Crop, Views
 
@@ -181,7 +181,7 @@ def measure(method: Method, held: HeldOut, recipe: Recipe, device: torch.device)
 
 def _branch(method: Method) -> Branch | None:
     """The trained network with its projector, if its projections are meaningful by themselves."""
-    return None if any(isinstance(m, Center) for m in method.modules()) else method.online
+    return None if any(isinstance(m, Center | Balance) for m in method.modules()) else method.online
 
 
 def _of_patches(encoder: Encoder, pixels: Tensor, recipe: Recipe, device: torch.device) -> dict[str, float]:

@@ -15,16 +15,17 @@ The lecture prints the second term as a sum over hidden patches; here it is a me
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from manyviews.backbones import Encoder
+from manyviews.errors import UserError
 from manyviews.heads import DINOHead, Watch, others
 from manyviews.methods import Method, Terms, TokenBranch, paired, sum_of
 from manyviews.objectives import cross_entropy, masked_cross_entropy
 from manyviews.schedules import Cosine, Linear, Schedule, value
-from manyviews.targets import EMA, Center
+from manyviews.targets import EMA, Balance, Center
 from manyviews.types import Progress
 from manyviews.views import DINO_LOCAL, DINO_PAIR, Blocks, Global, Local, Masking, View, Views
 
@@ -37,15 +38,22 @@ class IBOT(Method):
         views: view types; the teacher sees the global ones.
         masking: patches of global views that the student does not see.
         prototypes: dimensions of the distributions.
-        hidden_dim: width of the head's hidden layers.
-        bottleneck_dim: dimensions of the head's normalized bottleneck.
+        patch_prototypes: dimensions of the patches' distributions, if they have a head of their own; `prototypes` if
+            None.
+        shared_head: one head for class tokens and patches; otherwise one for each.
+        hidden_dim: width of the heads' hidden layers.
+        bottleneck_dim: dimensions of the heads' normalized bottleneck.
+        centering: what keeps the teacher from giving all images one distribution: a "center", the moving mean of its
+            outputs, or "sinkhorn", which uses all prototypes equally in each batch.
         student_temperature: temperature of the student's softmax.
         teacher_temperature: temperature of the teacher's softmax for class tokens, lower.
         patch_temperature: temperature of the teacher's softmax for patches.
         center_momentum: momentum of the two moving averages that center the teacher's outputs.
         momentum: momentum of the teacher's moving average.
-        freeze_epochs: epochs in which the head's last layer stays as it was initialized.
+        freeze_epochs: epochs in which the heads' last layer stays as it was initialized.
     """
+
+    branch: type[TokenBranch] = TokenBranch
 
     def __init__(
         self,
@@ -57,8 +65,11 @@ class IBOT(Method):
         ),
         masking: Masking = Blocks((0.1, 0.5), p=0.5),
         prototypes: int = 8192,
+        patch_prototypes: int | None = None,
+        shared_head: bool = True,
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
+        centering: Literal["center", "sinkhorn"] = "center",
         student_temperature: float = 0.1,
         teacher_temperature: Schedule | float = Linear(0.04, 0.07, epochs=30),
         patch_temperature: Schedule | float = Linear(0.04, 0.07, epochs=30),
@@ -67,10 +78,16 @@ class IBOT(Method):
         freeze_epochs: int = 1,
     ) -> None:
         super().__init__()
+        if shared_head and patch_prototypes not in (None, prototypes):
+            raise UserError("A shared head has one number of prototypes: leave out patch_prototypes, or share no head.")
         self.views = tuple(sorted(paired(*views, target="global"), key=lambda kind: kind.name != "global"))
-        self.student = TokenBranch(encoder, DINOHead(encoder.embed_dim, prototypes, hidden_dim, bottleneck_dim))
+        numbers = [prototypes] if shared_head else [prototypes, patch_prototypes or prototypes]
+        heads = [DINOHead(encoder.embed_dim, k, hidden_dim, bottleneck_dim) for k in numbers]
+        self.student = self.branch(encoder, *heads)
         self.teacher = EMA(self.student, momentum)
-        self.center, self.patch_center = (Center(prototypes, center_momentum) for _ in range(2))
+        self.center, self.patch_center = (
+            Balance() if centering == "sinkhorn" else Center(k, center_momentum) for k in (numbers[0], numbers[-1])
+        )
         self.masking, self.student_temperature, self.freeze_epochs = masking, student_temperature, freeze_epochs
         self.teacher_temperature, self.patch_temperature = teacher_temperature, patch_temperature
         self.scored, self.watch = (self.student.projector.last, student_temperature), Watch()
@@ -86,9 +103,10 @@ class IBOT(Method):
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         masks = [self.mask(views, i) for i in range(self.views[0].count)]
         where = [m.blocks[0] for m in masks]
-        tokens, patches = zip(*views.all("global", self.teacher, lambda kind, i: {"where": where[i]}), strict=True)
+        hidden = [m.hidden.gather(1, w) for m, w in zip(masks, where, strict=True)]
+        tokens, patches, *_ = zip(*views.all("global", self.teacher, lambda _, i: {"where": where[i]}), strict=True)
         targets = self.center.targets(tokens, value(self.teacher_temperature, at))
-        patch_targets = self.patch_center.targets(patches, value(self.patch_temperature, at))
+        patch_targets = self.patch_center.targets(patches, value(self.patch_temperature, at), hidden)
         pairs = len(targets) * (sum(v.count for v in self.views) - 1)
 
         def inputs(kind: View, i: int) -> Mapping[str, Tensor]:
@@ -98,15 +116,20 @@ class IBOT(Method):
             target = views.blend(kind.name, i, sum_of(t for _, t in others(targets, kind, i)))
             if kind.name != "global":
                 return {kind.name: cross_entropy(target, s, self.student_temperature) / pairs}
-            hidden = masks[i].hidden.gather(1, where[i])
-            patch = masked_cross_entropy(patch_targets[i], s[1], hidden, self.student_temperature)
+            patch = masked_cross_entropy(patch_targets[i], s[1], hidden[i], self.student_temperature)
             token = cross_entropy(target, s[0], self.student_temperature)
             self.watch.distributions(targets[i - 1], s[0], self.student_temperature)
-            self.watch.distributions(patch_targets[i], s[1], self.student_temperature, mask=hidden, name="patch_")
-            return {"global": token / pairs, "patches": patch / len(masks)}
+            self.watch.distributions(patch_targets[i], s[1], self.student_temperature, mask=hidden[i], name="patch_")
+            return {"global": token / pairs, "patches": patch / len(masks), **self.more(views, i, s, at)}
 
         yield from views.terms(self.student, term, inputs=inputs)
 
+    def more(self, views: Views, i: int, student: Any, at: Progress) -> Terms:
+        """Further terms of global view `i`, of which `student` is the branch's output."""
+        return {}
+
     def before_update(self, at: Progress) -> None:
         if at.epoch < self.freeze_epochs:
-            self.student.projector.last.zero_grad()
+            heads: tuple[Any, ...] = (self.student.projector, self.student.patch_head)
+            for head in heads:
+                head.last.zero_grad()

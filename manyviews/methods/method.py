@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from manyviews.backbones import Encoder, take
 from manyviews.errors import UserError
 from manyviews.targets import Moving
-from manyviews.types import Progress
+from manyviews.types import Packed, Progress
 from manyviews.views import Crop, Mask, Masking, Terms, View, Views, distinct
 
 
@@ -26,27 +26,43 @@ class Branch(nn.Module):
         self.encoder = encoder
         self.projector = projector
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Packed) -> Tensor:
         found: Tensor = self.projector(self.encoder(x))
         return found
+
+    @property
+    def packs(self) -> bool:
+        """Whether it takes images of several sizes in one pass."""
+        return self.encoder.packs
 
 
 class TokenBranch(Branch):
     """An encoder and a head of its pooled features, and of some patches where they are asked for.
 
+    Args:
+        encoder: the encoder.
+        projector: the head.
+        patch_projector: the patches' own head; the same one if None.
+
     Attributes:
         token: `embed_dim`, in the place of hidden patches.
     """
 
-    def __init__(self, encoder: Encoder, projector: nn.Module) -> None:
+    def __init__(self, encoder: Encoder, projector: nn.Module, patch_projector: nn.Module | None = None) -> None:
         super().__init__(encoder, projector)
+        self.patch_projector = patch_projector
         self.token = nn.Parameter(torch.zeros(encoder.embed_dim))
 
-    def forward(self, x: Tensor, hide: Tensor | None = None, where: Tensor | None = None) -> Any:
+    @property
+    def patch_head(self) -> nn.Module:
+        """The head of patches."""
+        return self.projector if self.patch_projector is None else self.patch_projector
+
+    def forward(self, x: Tensor | Packed, hide: Tensor | None = None, where: Tensor | None = None) -> Any:
         """`b d`; with `where`, int64 `b m`, also the projections of these patches, `b m d`. `hide`: bool, `b n`."""
         found = self.encoder.features(x, hide=hide, token=self.token)
         pooled = self.projector(found.pooled)
-        return pooled if where is None else (pooled, self.projector(take(found.patches, where)))
+        return pooled if where is None else (pooled, self.patch_head(take(found.patches, where)))
 
 
 class Method(nn.Module):

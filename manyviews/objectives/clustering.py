@@ -13,7 +13,7 @@ from manyviews.objectives.distillation import cross_entropy
 
 @torch.no_grad()
 @in_float32
-def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int, counts: Tensor | None = None) -> Tensor:
     """Assign the images of all ranks to prototypes so that each prototype is used equally.
 
     Scales `exp(scores / epsilon)` alternately, so that each prototype has the same mass over the batch and each image a
@@ -27,6 +27,8 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
         scores: similarities of images and prototypes, `b k`.
         epsilon: temperature; a small one gives nearly one-hot codes.
         iterations: at least 1; 3 in the paper.
+        counts: bool, `b`, rows that use prototypes, of which ranks may have different numbers; all if None. The others
+            are assigned by the same scales.
 
     Returns:
         Codes: float32, `b k`, without gradient, rows that sum to 1.
@@ -38,7 +40,10 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
         raise UserError(f"Sinkhorn needs at least 1 iteration, not {iterations}.")
     log_codes = scores / epsilon
     for _ in range(iterations):
-        mass = distributed.gather(log_codes.logsumexp(0, keepdim=True)).logsumexp(0)
+        used = log_codes if counts is None else log_codes.masked_fill(~counts[:, None], -torch.inf)
+        mass = distributed.gather(used.logsumexp(0, keepdim=True)).logsumexp(0)
+        if counts is not None:  # no rank may have any
+            mass = mass.masked_fill(mass == -torch.inf, 0.0)
         log_codes = (log_codes - mass).log_softmax(1)
     return log_codes.exp()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from manyviews.objectives._precision import in_float32
 
@@ -56,3 +57,20 @@ def masked_cross_entropy(teacher_probs: Tensor, student_logits: Tensor, mask: Te
     """
     each = -(teacher_probs.detach() * (student_logits / temperature).log_softmax(-1)).sum(-1)
     return ((each * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
+
+
+@in_float32
+def gram(student: Tensor, teacher: Tensor) -> Tensor:
+    """The squared difference of two matrices of similarities between an image's patches (DINOv3, Simeoni et al. 2025).
+
+    The paper prints the sum of squares over the matrix; here it is the mean, so that it does not grow with the image.
+
+    Args:
+        student: features of patches, `b n d`, of any length above 0.
+        teacher: features of the same patches, `b n k`, of any other width; receive no gradient.
+
+    Returns:
+        A scalar in [0, 4], mean over images: 0 if all cosines agree, 1 - 1/n for orthonormal against equal patches.
+    """
+    s, t = normalize(student, dim=-1), normalize(teacher.detach(), dim=-1)
+    return (s @ s.mT - t @ t.mT).square().mean()

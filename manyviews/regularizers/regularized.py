@@ -24,13 +24,17 @@ class Heard:
         online: projections of the trained network, with gradient, view by view, `b d` each; means of Gaussians.
         target: projections of the moving average of that network, if there is one.
         scores: the trained network's scores of prototypes, with gradient, view by view, `b k` each, if there are any.
+        features: what the trained network's projector was given for them: pooled features, such as class tokens.
         turn: how often the method has yielded before.
+        before: views whose projections by the trained network were behind earlier terms of the step.
     """
 
     online: list[Tensor] = field(default_factory=list)
     target: list[Tensor] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)
+    features: list[Tensor] = field(default_factory=list)
     turn: int = 0
+    before: int = 0
 
 
 class Regularized(Method):
@@ -76,9 +80,18 @@ class Regularized(Method):
 
             return module.register_forward_hook(hear)
 
+        def listen_before(projector: Any) -> Any:
+            def hear(_: Any, inputs: Any) -> None:
+                if listening and inputs[0].ndim == 2:  # patches, `b n d`, may go through it as well
+                    heard.features.extend(inputs[0].split(len(views)))
+
+            return projector.register_forward_pre_hook(hear)
+
         averages = (m for m in self.method.modules() if isinstance(m, EMA))
         target = next((m for m in averages if m.followed is self.method.online), None)
-        hooks = [listen(self.method.online, heard.online)] if self.method.online is not None else []
+        hooks = []
+        if self.method.online is not None:
+            hooks = [listen(self.method.online, heard.online), listen_before(self.method.online.projector)]
         if self.method.scored is not None:
             hooks.append(listen(self.method.scored[0], heard.scores))
         if target is not None:
@@ -88,10 +101,10 @@ class Regularized(Method):
                 listening = False  # what a term computes, or the backward pass computes again, is no projection
                 for regularizer in self.regularizers:
                     terms = terms | regularizer.terms(self.method, views, heard, self.parts)
-                heard.online.clear()
-                heard.target.clear()
-                heard.scores.clear()
+                heard.before += len(heard.online)
                 heard.turn += 1
+                for found in (heard.online, heard.target, heard.scores, heard.features):
+                    found.clear()
                 yield terms
                 del terms
                 listening = True

@@ -124,7 +124,8 @@ class Step:
             GPUs that have only that; see `MANYVIEWS_PRECISION`.
         backward: "per_view" backpropagates each loss term as it is yielded, small views in groups that have fewer
             pixels than the largest view. "recompute" also recomputes every branch in the backward pass, for methods
-            that couple the views. "joint" keeps everything until the end.
+            that couple the views. "joint" keeps everything until the end, and packs views of all sizes into one pass
+            of a vision transformer.
         accumulate: number of parts of a rank's batch; statistics over the batch then see one part at a time.
         sync_batchnorm: whether ranks share their BatchNorm statistics.
         compile: whether the encoder is compiled.

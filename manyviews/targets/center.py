@@ -33,10 +33,11 @@ class Center(Moving):
         self.momentum = momentum
         self._seen: list[Tensor] = []  # mean outputs in the step under way
 
-    def targets(self, outputs: Sequence[Tensor], temperature: float) -> list[Tensor]:
+    def targets(self, outputs: Sequence[Tensor], temperature: float, count: Sequence[Tensor] = ()) -> list[Tensor]:
         """Centered and sharpened distributions of a step's outputs, `... dim` each, without gradient.
 
-        The center moves toward the mean of the outputs when the step is over: it is used before it has seen them.
+        The center moves toward the mean of the outputs when the step is over: it is used before it has seen them. It is
+        the mean of all of them, also of those that do not `count`.
         """
         self._seen += [t.detach().float().flatten(0, -2).mean(0) for t in outputs]
         return [sharpen(t, self.value, temperature) for t in outputs]

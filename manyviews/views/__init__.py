@@ -8,7 +8,7 @@ from manyviews.views.container import IMAGENET_MEAN, IMAGENET_STD, Terms, Views,
 from manyviews.views.distort import Color
 from manyviews.views.draws import Draws
 from manyviews.views.kinds import Crop, CutMix, Cutout, Global, Local, Rotation, Shuffle, resolution
-from manyviews.views.masking import Blocks, Grid, InverseBlocks, Mask, Masking, MultiBlock, Random, Uniform
+from manyviews.views.masking import Blocks, Grid, InverseBlocks, Mask, Masking, MultiBlock, Random, Scattered, Uniform
 from manyviews.views.presets import BYOL_PAIR, DATA2VEC, DINO_LOCAL, DINO_PAIR, MOCO_V2, MULAN, SIMCLR, SIMSIAM, SWAV
 from manyviews.views.recompute import frozen_statistics, recomputed
 from manyviews.views.relation import relation_dim
@@ -48,6 +48,7 @@ __all__ = [
     "MultiBlock",
     "Random",
     "Rotation",
+    "Scattered",
     "Shuffle",
     "Strong",
     "Terms",

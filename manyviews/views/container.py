@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from manyviews.views.kinds import Crop
 from manyviews.views.masking import Mask, Masking
 from manyviews.views.recompute import recomputed
 from manyviews.views.relation import positions, relation
-from manyviews.views.together import at_once, evenly, together
+from manyviews.views.together import at_once, can_pack, evenly, together
 from manyviews.views.view import Values, View, distinct
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -44,7 +44,8 @@ class Views:
         epoch: passes over the data completed: other views in each.
         mean, std: per channel in [0, 1], for normalization.
         backward: "per_view" has `terms` give groups of fewer pixels than the largest view; "recompute" also has `map`
-            make views and activations again in the backward pass; "joint" has `terms` give groups as large as can be.
+            make views and activations again in the backward pass; "joint" has `terms` give groups as large as can be,
+            of all sizes for a vision transformer.
         progress: fraction of the run completed, in [0, 1], for kinds of views that change with it.
 
     Raises:
@@ -139,7 +140,8 @@ class Views:
         """The terms of a loss that is a sum over views, each kind's under its name, to be backpropagated as they come.
 
         Views of one size go through the module in one batch where that takes no more memory: unless `backward` is
-        "joint", a batch is a single view or has fewer pixels than the largest view alone.
+        "joint", a batch is a single view or has fewer pixels than the largest view alone. With "joint", views of all
+        sizes go through a vision transformer in one pass.
 
         Args:
             module: gives a tensor, or a tuple of tensors, with as many rows for each image.
@@ -148,7 +150,13 @@ class Views:
             inputs: further inputs of the module.
         """
         largest = max((kind.size for kind in self.kinds if isinstance(kind, Crop)), default=0)
-        for size, run in groupby(self._places(kinds), lambda place: getattr(place[0], "size", 0)):
+        packs = self.backward == "joint" and can_pack(module)
+
+        def key(place: tuple[View, int]) -> int:
+            size: int = getattr(place[0], "size", 0)
+            return min(size, 1) if packs else size
+
+        for size, run in groupby(self._places(kinds), key):
             places = list(run)
             if size == 0:
                 most = 1
@@ -171,6 +179,10 @@ class Views:
         # The first view's mask is drawn for the batch as such: there may be no other view (MAE).
         first = kind is self.kinds[0] and i == 0
         return masking.draw(grid, self.draws if first else kind.place(self.draws, i))
+
+    def resized(self, name: str, i: int, size: int) -> Tensor:
+        """View `i` of a kind of crops at another size in pixels: the same place and the same colors."""
+        return cast(Tensor, self._make(replace(self._crop(name), size=size), i))
 
     def positions(self, name: str, i: int, grid: tuple[int, int]) -> Tensor:
         """Centers of a view's patches on the image, float32 `b n 2`: see `relation.positions`."""
@@ -217,7 +229,8 @@ class Views:
 
     def _outputs(self, module: nn.Module, places: Sequence[tuple[View, int]], inputs: Inputs | None) -> list[Any]:
         xs = (self[kind.name, i] for kind, i in places)
-        return together(module, xs, None if inputs is None else [inputs(kind, i) for kind, i in places])
+        more = None if inputs is None else [inputs(kind, i) for kind, i in places]
+        return together(module, xs, more, pack=self.backward == "joint")
 
     def _kind(self, name: str) -> View:
         if name not in self._named:

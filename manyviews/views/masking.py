@@ -148,8 +148,7 @@ class Blocks(Masking):
     def draw(self, grid: tuple[int, int], draws: Draws) -> Mask:
         h, w = grid
         n, most = h * w, max(1, round(h * w * self.ratio[1]))
-        count = (draws.uniform("ratio", 1, *self.ratio) * n).round().clamp(min=1)
-        count = count * draws.bernoulli("any", self.p)[:, None]
+        count = _counts(draws, n, self.ratio, self.p)
         least = (min(grid) // 3) ** 2
         area = torch.lerp(torch.full_like(count, least).minimum(count), count, draws.uniform("area", _RECTANGLES))
         boxes = _rectangles(draws, "block", grid, area, self.aspect)
@@ -190,6 +189,29 @@ class InverseBlocks(Masking):
         shuffled = draws.uniform("cut", n).argsort(1)
         order = shuffled.gather(1, first.gather(1, shuffled).argsort(dim=1, stable=True))
         return _mask_of(order[:, :visible].sort(1).values, n)
+
+
+@dataclass(frozen=True)
+class Scattered(Masking):
+    """Single patches, uniformly at random without replacement, until a share of them is hidden (iBOT's random masks).
+
+    Attributes:
+        ratio: range of the share that is hidden.
+        p: probability that anything of an image is hidden.
+    """
+
+    ratio: Range = (0.1, 0.5)
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(0 < self.ratio[0] <= self.ratio[1] < 1, self, "ratio", "an increasing pair between 0 and 1")
+        require(0 <= self.p <= 1, self, "p", "between 0 and 1")
+
+    def draw(self, grid: tuple[int, int], draws: Draws) -> Mask:
+        n = grid[0] * grid[1]
+        order = draws.permutation("mask", n)
+        hidden = order.argsort(1) < _counts(draws, n, self.ratio, self.p)
+        return Mask(hidden, None, (order[:, : max(1, round(n * self.ratio[1]))],))
 
 
 @dataclass(frozen=True)
@@ -255,6 +277,12 @@ def _visible(grid: tuple[int, int], ratio: float) -> tuple[int, int]:
     if not 0 < visible < n:
         raise UserError(f"A mask ratio of {ratio} hides {n - visible} of {n} patches: some must stay and some must go.")
     return n, visible
+
+
+def _counts(draws: Draws, n: int, ratio: Range, p: float) -> Tensor:
+    """float32, `b 1`: how many of n patches are hidden of each image; of the others of `p`, none."""
+    count = (draws.uniform("ratio", 1, *ratio) * n).round().clamp(min=1)
+    return count * draws.bernoulli("any", p)[:, None]
 
 
 def _mask_of(kept: Tensor, n: int) -> Mask:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from manyviews import distributed
+from manyviews.types import Packed
 
 _Item = TypeVar("_Item")
+_Pair = tuple[Tensor, Mapping[str, Tensor]]
 # Those whose batch can be parted. timm's that also activate would hold another copy of each map, and its split ones
 # part their batch themselves.
 _PARTABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, distributed.SyncBatchNorm)
@@ -23,7 +25,7 @@ _PIXELS = 400_000  # in a batch whose maps are normalized in parts: beyond, noth
 
 
 def together(
-    module: nn.Module, xs: Iterable[Tensor], inputs: Sequence[Mapping[str, Tensor]] | None = None
+    module: nn.Module, xs: Iterable[Tensor], inputs: Sequence[Mapping[str, Tensor]] | None = None, pack: bool = False
 ) -> list[Any]:
     """`[module(x) for x in xs]`, neighbors of one shape in one batch: a large pass costs less than several small ones.
 
@@ -34,9 +36,14 @@ def together(
         module: gives a tensor, or a tuple of tensors, with a row for each image or as many rows for each.
         xs: `b ...` each.
         inputs: further inputs of the module for each of them, by name, `b ...` each.
+        pack: take all shapes in one pass where the module `packs`: see `manyviews.backbones.packing`.
     """
     found: list[Any] = []
-    pairs = zip(xs, inputs if inputs is not None else repeat({}), strict=False)
+    pairs: Iterable[_Pair] = zip(xs, inputs if inputs is not None else repeat({}), strict=False)
+    if pack and can_pack(module):
+        pairs = list(pairs)
+        if (packed := _packed(module, pairs)) is not None:
+            return packed
     for (shape, _), same in groupby(pairs, lambda pair: (pair[0].shape, tuple(pair[1]))):
         pixels = shape[0] * math.prod(shape[2:])
         for some in evenly(list(same), at_once(module, pixels)):
@@ -51,6 +58,42 @@ def together(
                 found += made.chunk(len(some))
             else:
                 found += zip(*(m.chunk(len(some)) for m in made), strict=True)
+    return found
+
+
+def can_pack(module: nn.Module) -> bool:
+    """Whether a module takes views of several sizes in one pass."""
+    return bool(getattr(module, "packs", False)) and at_once(module, _PIXELS + 1) == sys.maxsize
+
+
+def _packed(module: nn.Module, pairs: list[_Pair]) -> list[Any] | None:
+    """`together` in one pass over views of all shapes.
+
+    None if they have one shape, inputs for more than one of them, or an order that matters.
+    """
+    groups: dict[Any, list[int]] = {}
+    for k, (x, more) in enumerate(pairs):
+        groups.setdefault((not more, x.shape), []).append(k)
+    order = sorted(groups, key=lambda group: group[0])  # inputs are for the first images of a pass
+    if len(order) < 2 or not order[1][0] or any(len(shape) != 4 for _, shape in order):
+        return None
+    where = [k for group in order for k in groups[group]]
+    if where != sorted(where) and _norms(module):  # which track their statistics view by view, in order
+        return None
+    views, first = len(where), groups[order[0]]
+    names = pairs[first[0]][1]
+    more = {name: torch.cat([pairs[k][1][name] for k in first]) for name in names}
+    with _parted(module, views):
+        made = module(Packed(tuple(torch.cat([pairs[k][0] for k in groups[g]]) for g in order)), **more)
+    parts = (made,) if isinstance(made, Tensor) else made
+    rows = sum(len(pairs[k][0]) for k in where)
+    # What is given for inputs alone has fewer rows.
+    whole = [part.chunk(views) for part in parts if len(part) == rows]
+    split = [part.chunk(views if len(part) == rows else len(first)) for part in parts]
+    found: list[Any] = [None] * views
+    for n, k in enumerate(where):
+        some = tuple(part[n] for part in (split if n < len(first) else whole))
+        found[k] = some[0] if len(some) == 1 else some
     return found
 
 

@@ -90,7 +90,7 @@ def test_views_of_one_size_in_one_batch_give_the_same_gradients(
                 m.register_forward_hook(lambda m, x, y, sizes=sizes: sizes.append(len(x[0])))
         with monkeypatch.context() as patch:
             if how == "alone":
-                patch.setattr(container, "together", lambda module, xs, inputs: [module(x) for x in xs])
+                patch.setattr(container, "together", lambda module, xs, inputs, pack: [module(x) for x in xs])
             views = Views(batch, method.views, backward="joint" if how == "joint" else "per_view")
             backpropagate(method, [lambda views=views: views], AT)
         gradients[how] = {k: p.grad for k, p in method.named_parameters() if p.grad is not None}
