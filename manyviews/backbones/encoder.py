@@ -107,6 +107,7 @@ class Encoder(nn.Module):
         spec: everything `from_spec` needs to make the same architecture, JSON-able.
         stays: names of the model's parts that stay in evaluation mode while the rest trains, "" for all of it: see
             `manyviews.adaptation`.
+        held: whether all of it stays so for now, and learns later.
 
     Raises:
         UserError: no such name, settings that do not fit the model, or weights that cannot be had.
@@ -128,6 +129,7 @@ class Encoder(nn.Module):
             raise UserError(f"{name} has pretrained weights for its native stem and learned positions only.")
         self.name, self.pretrained = name, bool(pretrained)
         self.stays: tuple[str, ...] = ()
+        self.held = False
         self.spec = {"name": name, "stem": stem, "position": position, **timm_kwargs}
         eps = timm_kwargs.pop("norm_eps", None)
         self.timm_kwargs, self.model = _create(name, pretrained is True, timm_kwargs)
@@ -157,9 +159,13 @@ class Encoder(nn.Module):
 
     def train(self, mode: bool = True) -> Encoder:
         super().train(mode)
-        for name in self.stays:
-            self.model.get_submodule(name).eval()
+        self.settle()
         return self
+
+    def settle(self) -> None:
+        """Put the parts that stay as they are into evaluation mode."""
+        for name in ("",) if self.held else self.stays:
+            self.model.get_submodule(name).eval()
 
     # -- features --------------------------------------------------------------------------------------------------
 

@@ -174,9 +174,18 @@ class Training:
             # Dropout and the like draw from the step alone, so a resumed run draws what an uninterrupted one did.
             torch.manual_seed(_noise(self._recipe.seed, self.step, distributed.rank()))
             at = self._plan.at(self.step)
-            for encoder, parameters in self._learning:
-                self._recipe.adaptation.before_step(encoder, parameters, at)
+            self._adapt(at)
             yield at, self._batch
+
+    def _adapt(self, at: Progress) -> None:
+        """Let the encoders wait or learn, as the adaptation wants it, and their moving averages with them."""
+        held = [encoder.held for encoder, _ in self._learning]
+        for encoder, parameters in self._learning:
+            self._recipe.adaptation.before_step(encoder, parameters, at)
+        if held != [encoder.held for encoder, _ in self._learning]:
+            for part in self.method.modules():
+                if isinstance(part, EMA):
+                    part.train(part.training)
 
     def views(self, batch: Batch, at: Progress) -> list[Callable[[], Views]]:
         """Makers of the views of each accumulated part of a batch."""
