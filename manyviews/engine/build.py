@@ -20,7 +20,7 @@ from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen
 from manyviews.methods import Method
 from manyviews.regularizers import Regularized, kinds_of
-from manyviews.settings import Recipe
+from manyviews.settings import Recipe, parts
 from manyviews.views import Composed, Crop
 
 
@@ -144,13 +144,52 @@ def check_colors(method: Method, recipe: Recipe) -> list[str]:
     ]
 
 
+def stage_of(folder: RunFolder) -> int:
+    """The stage, from 0, of a run's checkpoint; 0 without one."""
+    return int(checkpoint.facts_of(folder.checkpoint).get("stage", 0)) if folder.checkpoint.exists() else 0
+
+
+def recipe_now(folder: RunFolder) -> Recipe:
+    """The settings that hold at a run's checkpoint: of a run in stages, those of its stage."""
+    return parts(folder.recipe)[stage_of(folder)].recipe
+
+
+def check_stages(recipe: Recipe, source: Source) -> None:
+    """Raises UserError when a stage cannot follow the part before it, or cannot run on these images."""
+    before: Recipe | None = None
+    shapes: dict[str, torch.Size] = {}
+    for part in parts(recipe) if recipe.stages else ():
+        now = part.recipe
+        if before is not None:
+            where = f"S{part.words[1:]}"
+            check(now, source)
+            method = build_method(now, trained=True)
+            other = [k for k, v in method.state_dict().items() if shapes.get(k) != v.shape]
+            if other or len(shapes) > len(method.state_dict()):
+                name = printable((other or ["part of it"])[0], 80)
+                raise UserError(
+                    f"{where} changes the shape of weights that have learned ({name}): leave sizes of the network out "
+                    "of its settings."
+                )
+            kept = now.optimizer.name == before.optimizer.name and now.adaptation == before.adaptation.later
+            if part.carried and not kept:
+                raise UserError(
+                    f"{where} has another optimizer or adaptation, which cannot take over the state of the one before: "
+                    'give the stage optimizer="fresh".'
+                )
+            check_sizes(method, now)
+        else:
+            method = build_method(now, trained=True)
+        before, shapes = now, {k: v.shape for k, v in method.state_dict().items()}
+
+
 def trained_method(folder: RunFolder) -> tuple[Method, dict[str, Any]]:
     """The method of a run, with all its heads, as the latest checkpoint has it, and the checkpoint's facts.
 
     Raises:
         UserError: there is no checkpoint.
     """
-    method = build_method(folder.recipe, trained=True)
+    method = build_method(recipe_now(folder), trained=True)
     facts = checkpoint.load(folder.checkpoint, method)
     return method.eval(), facts
 

@@ -6,14 +6,21 @@ from pathlib import Path
 
 from manyviews.data import Source
 from manyviews.engine import optim
+from manyviews.engine.build import build_method
 from manyviews.engine.folder import RunFolder
 from manyviews.engine.step import backpropagate
-from manyviews.engine.training import begin
+from manyviews.engine.training import begin, remaining
 from manyviews.methods import Method
 from manyviews.settings import Recipe
 
 
-def train(method: Method, recipe: Recipe, source: Source, folder: Path, since: float | None = None) -> None:
+def train(
+    method: Method,
+    recipe: Recipe,
+    source: Source,
+    folder: Path,
+    since: float | None = None,
+) -> None:
     """Train in a run folder, from its checkpoint if there is one, until the recipe's last step.
 
     Args:
@@ -28,22 +35,25 @@ def train(method: Method, recipe: Recipe, source: Source, folder: Path, since: f
         Stopped: SIGINT or SIGTERM arrived; the checkpoint is written.
         FloatingPointError: the loss is no longer finite; the last good checkpoint is still there.
     """
-    with begin(method, recipe, source, RunFolder(folder), since) as run:
-        method, optimizer = run.method, run.optimizer
-        for at, batch in run.steps():
-            lr = optim.schedule(optimizer, recipe.optimizer, recipe.data.batch_size, at)
-            optimizer.zero_grad(set_to_none=True)
-            parts = run.views(batch, at)
-            terms = backpropagate(
-                method, parts, at, precision=run.precision, device=run.device, scale=run.scaling.scale
-            )
-            run.scaling.unscale(optimizer)
-            method.before_update(at)
-            norm = optim.clip(method, recipe.optimizer.clip)
-            moved = run.scaling.step(optimizer)
-            if moved:
-                method.after_update(at)
-            else:
-                method.after_skip()
-            run.after(at, terms, norm, lr, moved)
-        run.finish()
+    for part in remaining(recipe, RunFolder(folder)):
+        if part.number:
+            method = build_method(part.recipe, trained=True)
+        with begin(method, part, source, RunFolder(folder), since) as run:
+            method, optimizer, settings = run.method, run.optimizer, part.recipe
+            for at, batch in run.steps():
+                lr = optim.schedule(optimizer, settings.optimizer, settings.data.batch_size, at)
+                optimizer.zero_grad(set_to_none=True)
+                views = run.views(batch, at)
+                terms = backpropagate(
+                    method, views, at, precision=run.precision, device=run.device, scale=run.scaling.scale
+                )
+                run.scaling.unscale(optimizer)
+                method.before_update(at)
+                norm = optim.clip(method, settings.optimizer.clip)
+                moved = run.scaling.step(optimizer)
+                if moved:
+                    method.after_update(at)
+                else:
+                    method.after_skip()
+                run.after(at, terms, norm, lr, moved)
+            run.finish()

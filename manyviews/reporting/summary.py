@@ -163,7 +163,7 @@ def facts_of(run: Any) -> dict[str, Any]:
     logged = [row for row in run.log if "loss" in row]
     last = logged[-1] if logged else {}
     # A budget or an early end decides otherwise than the recipe.
-    epochs = recipe.epochs if ended is None else ended.get("epochs", recipe.epochs)
+    epochs = recipe.all_epochs if ended is None else ended.get("epochs", recipe.all_epochs)
     facts: dict[str, Any] = {
         "name": recipe.name,
         "data": f"{shown(about.get('data') or 'images in memory')}, {about.get('images', '?')} images",
@@ -172,7 +172,7 @@ def facts_of(run: Any) -> dict[str, Any]:
         "machine": about.get("machine"),
     }
     if ended is None:
-        facts["state"] = f"unfinished, {last.get('epoch', 0):.1f} of {recipe.epochs:g} epochs"
+        facts["state"] = f"unfinished, {last.get('epoch', 0):.1f} of {recipe.all_epochs:g} epochs"
     else:
         facts["time"] = duration(ended["seconds"])
     rates = [row["images_per_second"] for row in logged if _is_number(row.get("images_per_second"))]

@@ -16,7 +16,15 @@ import torch
 
 from manyviews import distributed, machine, recipes
 from manyviews.data import Reading, Source, mean_and_std, measured, read_as
-from manyviews.engine.build import build_method, cautions, check, check_colors, check_sizes, with_fitting_batch
+from manyviews.engine.build import (
+    build_method,
+    cautions,
+    check,
+    check_colors,
+    check_sizes,
+    check_stages,
+    with_fitting_batch,
+)
 from manyviews.engine.folder import RunFolder, create
 from manyviews.engine.loop import train
 from manyviews.engine.pace import measure
@@ -26,7 +34,7 @@ from manyviews.progress import outer, progress, seconds
 from manyviews.regularizers import canvas_size, inner
 from manyviews.reporting import plots
 from manyviews.reporting.views import drawn, titled, views_of, words_of
-from manyviews.settings import Data, Recipe, check_saved, override
+from manyviews.settings import Data, Recipe, check_saved, override, parts
 from manyviews.verbs._common import opened, say_once, tell
 from manyviews.verbs.choose import AUTO, BUDGET, announced, choose, within
 from manyviews.verbs.run import Run
@@ -69,6 +77,10 @@ def pretrain(
     if limit is not None and epochs is not None:
         raise UserError("A run has either so many --epochs or a --budget of time: leave one of them out.")
     chosen = changed(_BASE if recipe == AUTO else recipe, epochs, settings or {})
+    if chosen.stages and (recipe == AUTO or limit is not None or chosen.budget is not None):
+        raise UserError(
+            "A run in stages has epochs for each of them, and no --budget: leave it out, and name the recipe."
+        )
     source = opened(data, captions=captions)
     device = distributed.start()
     chosen, source = fitted(chosen, source)
@@ -91,6 +103,7 @@ def pretrain(
         tell(source, [text])
     # Check everything first: a run that cannot start must leave no folder behind.
     check(chosen, source)
+    check_stages(chosen, source)
     method = build_method(chosen)
     check_sizes(method, chosen)
     tell(source, [*check_colors(method, chosen), *cautions(chosen, source)])
@@ -100,7 +113,8 @@ def pretrain(
         draw_views(folder, method, chosen, source)
     folder = cast(Path, distributed.share(folder))
     if limit is None and outer() is None:  # a larger work has said how long all of it takes
-        expected = _first(lambda: announced(chosen, measure(chosen, source, device), device))
+        each = [part.recipe for part in parts(chosen)]
+        expected = _first(lambda: announced(each, [measure(part, source, device) for part in each], device))
         tell(source, [expected] if expected else [])
     train(method, chosen, source, folder, begun if limit else None)
     return conclude(folder)
@@ -179,6 +193,8 @@ def changed(recipe: str | Recipe, epochs: float | None, settings: Mapping[str, A
             say_once(note)
     chosen = recipes.resolve(chosen)
     check_saved(chosen)
+    for part in parts(chosen):
+        recipes.resolve(part.recipe)
     return chosen
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from manyviews import checkpoint, distributed
 from manyviews.data import read_as
-from manyviews.engine.build import build_method, check
+from manyviews.engine.build import build_method, check, recipe_now
 from manyviews.engine.folder import RunFolder, create
 from manyviews.engine.loop import train
 from manyviews.engine.stopping import Stopped
@@ -85,7 +85,8 @@ def _longer(old: RunFolder, data: Any, captions: Any, epochs: float, out: str | 
         raise UserError(f"The run in {old.path} has no weights to start from yet: continue it without --epochs.")
     data = _where(old, old.facts["data"]) if data is None else data
     captions = old.facts.get("captions") if captions is None else captions
-    recipe = override(override(old.recipe, "epochs", epochs), "seed", (old.recipe.seed + 1) % 2**31)
+    recipe = recipe_now(old)  # of a run in stages, the last one
+    recipe = override(override(recipe, "epochs", epochs), "seed", (recipe.seed + 1) % 2**31)
     source = read_as(opened(data, captions=captions), recipe.data.reading)
     device = distributed.start()
     check(recipe, source)

@@ -47,7 +47,7 @@ _NOISY = {"loss", "grad_norm", "images_per_second", "data_wait"}
 _FIRST = {key for key, *_ in _CURVES} - {"momentum"}
 _LABELED = {"monitor/knn", "monitor/linear"}
 _FLOORS = {"monitor/spread": COLLAPSED_SPREAD}
-_NOT_CURVES = {"step", "epoch", "alarm", "monitor/dim", "monitor/projection_dim"}
+_NOT_CURVES = {"step", "epoch", "stage", "alarm", "monitor/dim", "monitor/projection_dim"}
 
 
 def run_facts(run: Any, name: str) -> Facts:
@@ -71,7 +71,7 @@ def run_facts(run: Any, name: str) -> Facts:
     return {
         "name": name,
         "quoted": where,
-        "what": f"{method} on {backbone}, {recipe.epochs:g} epochs",
+        "what": f"{method} on {backbone}, {recipe.all_epochs:g} epochs",
         "facts": [
             ("folder", printable(run.folder)),
             *((k, printable(about[k], 200)) for k in shown if about.get(k)),
