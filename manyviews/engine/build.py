@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,14 +25,22 @@ from manyviews.settings import Recipe, parts
 from manyviews.views import Composed, Crop
 
 
-def build_method(recipe: Recipe, *, trained: bool = False) -> Method:
+def build_method(recipe: Recipe, *, trained: bool = False, weights: Mapping[str, Tensor] | None = None) -> Method:
     """The method that a recipe describes, on the CPU, initialized from the recipe's seed.
 
-    With `trained`, no pretrained weights are downloaded to start from: a checkpoint replaces them.
+    Moving averages are copied from an encoder that has its weights already.
+
+    Args:
+        recipe: its `backbone.pretrained` names the weights to start from.
+        trained: nothing is read or downloaded to start from: a checkpoint replaces it.
+        weights: those of the encoder to start from, under timm's names, if they have been read.
     """
     torch.manual_seed(recipe.seed)
     settings = recipe.backbone.settings
-    encoder = Encoder(recipe.backbone.name, **({**settings, "pretrained": False} if trained else settings))
+    given = trained or weights is not None
+    encoder = Encoder(recipe.backbone.name, **({**settings, "pretrained": False} if given else settings))
+    if weights is not None:
+        encoder.load_weights(weights)
     method = methods.get(recipe.method.name)(recipe.adaptation.begin(encoder), **recipe.method.settings)
     return Regularized(method, recipe.regularizers, recipe.step.accumulate) if recipe.regularizers else method
 
@@ -64,7 +73,7 @@ def cautions(recipe: Recipe, source: Source) -> list[str]:
         found.append(
             f"{source.name} has {len(source)} images, and fewer than {FEW} teach an encoder little more than colors "
             "and textures. Weights that saw many others know more: use them as they are (timm:resnet18), or start from "
-            "a file of them (--set backbone.pretrained=FILE)."
+            "them (--init FILE)."
         )
     if len(monitor.hold_out(source, recipe.data.holdout)[1]) and (text := monitor.classes_note(source, recipe)):
         found.append(text)

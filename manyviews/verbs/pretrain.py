@@ -38,7 +38,7 @@ from manyviews.settings import Data, Recipe, check_saved, override, parts
 from manyviews.verbs._common import opened, say_once, tell
 from manyviews.verbs.choose import AUTO, BUDGET, announced, choose, within
 from manyviews.verbs.run import Run
-from manyviews.verbs.start import started
+from manyviews.verbs.start import SETTING, settled, start_of, started, write
 
 T = TypeVar("T")
 
@@ -49,6 +49,7 @@ def pretrain(
     *,
     epochs: float | None = None,
     budget: str | float | None = None,
+    init: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     captions: Any = None,
@@ -64,6 +65,9 @@ def pretrain(
         epochs: passes over the images; the recipe's if None.
         budget: how long the run may take: "30m", "2h", or seconds. Its schedule then ends in time, whatever else the
             machine does. Without it "auto" takes half an hour on a processor.
+        init: weights to start from: a run folder, a file that `manyviews.load` reads, or "timm:NAME". They bring their
+            architecture, mean and standard deviation. A recipe that is given by name then learns more slowly, and its
+            new heads learn first, unless `settings` say otherwise; a line tells. Also `backbone.pretrained`.
         settings: dotted paths and new values, such as `{"optimizer.lr": 0.1, "method.temperature": 0.2}`.
         out: a new or empty folder for the run; `runs/<recipe>-<date>` if None.
         captions: for methods that read them, if they are not where `manyviews.data.open_source` finds them.
@@ -76,7 +80,8 @@ def pretrain(
     limit = None if budget is None else seconds(budget)
     if limit is not None and epochs is not None:
         raise UserError("A run has either so many --epochs or a --budget of time: leave one of them out.")
-    chosen = changed(_BASE if recipe == AUTO else recipe, epochs, settings or {})
+    settings = _with_init(settings or {}, init)
+    chosen = changed(_BASE if recipe == AUTO else recipe, epochs, settings)
     if chosen.stages and (recipe == AUTO or limit is not None or chosen.budget is not None):
         raise UserError(
             "A run in stages has epochs for each of them, and no --budget: leave it out, and name the recipe."
@@ -84,7 +89,7 @@ def pretrain(
     source = opened(data, captions=captions)
     device = distributed.start()
     chosen, source = fitted(chosen, source)
-    if isinstance(recipe, str) and recipe != AUTO and "data.batch_size" not in (settings or {}):
+    if isinstance(recipe, str) and recipe != AUTO and "data.batch_size" not in settings:
         asked = chosen.data.batch_size
         chosen = with_fitting_batch(chosen, source)
         if chosen.data.batch_size < asked:
@@ -95,7 +100,7 @@ def pretrain(
     if recipe == AUTO:
         if limit is None and epochs is None and device.type == "cpu":
             limit = BUDGET
-        make = partial(_like, chosen, epochs, settings or {})
+        make = partial(_like, chosen, epochs, settings)
         chosen, text = _first(lambda: choose(make, source, device, limit, begun))
         tell(source, [text])
     elif limit is not None:
@@ -104,12 +109,22 @@ def pretrain(
     # Check everything first: a run that cannot start must leave no folder behind.
     check(chosen, source)
     check_stages(chosen, source)
-    method = build_method(chosen)
+    start = start_of(chosen)
+    method = build_method(chosen, weights=None if start is None else start.encoder)
+    if start is not None:
+        before = chosen.adaptation
+        chosen, notes = settled(chosen, start, method, settings, named=isinstance(recipe, str))
+        tell(source, notes)
+        if chosen.adaptation != before:  # it begins when the method is built
+            method = build_method(chosen, weights=start.encoder)
     check_sizes(method, chosen)
     tell(source, [*check_colors(method, chosen), *cautions(chosen, source)])
     folder = None
     if distributed.rank() == 0:
-        folder = create(None if out is None else Path(out), chosen, facts_of(data, captions, source, device)).path
+        facts, begin = facts_of(data, captions, source, device), None
+        if start is not None:
+            begin = partial(write, method=method, recipe=chosen)
+        folder = create(None if out is None else Path(out), chosen, facts, begin).path
         draw_views(folder, method, chosen, source)
     folder = cast(Path, distributed.share(folder))
     if limit is None and outer() is None:  # a larger work has said how long all of it takes
@@ -187,7 +202,7 @@ def changed(recipe: str | Recipe, epochs: float | None, settings: Mapping[str, A
         chosen = override(chosen, "epochs", epochs)
     for path, value in settings.items():
         chosen = override(chosen, path, value)
-    if "backbone.pretrained" in settings:
+    if SETTING in settings:
         chosen, note = started(chosen, settings)
         if note and distributed.rank() == 0:
             say_once(note)
@@ -196,6 +211,15 @@ def changed(recipe: str | Recipe, epochs: float | None, settings: Mapping[str, A
     for part in parts(chosen):
         recipes.resolve(part.recipe)
     return chosen
+
+
+def _with_init(settings: Mapping[str, Any], init: str | Path | None) -> Mapping[str, Any]:
+    """The settings, and the weights to start from among them."""
+    if init is None:
+        return settings
+    if SETTING in settings:
+        raise UserError(f"--init and --set {SETTING} both say what to start from: leave one of them out.")
+    return {**settings, SETTING: str(init)}
 
 
 _BASE = "photos_cpu_small"  # says how images are read before one is chosen
