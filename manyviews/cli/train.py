@@ -137,6 +137,7 @@ def pretrain(
     seed: Annotated[int | None, Arg("N")] = None,
     set: Settings = (),
     captions: Captions = None,
+    old: DataSet = None,
     json: Json = None,
 ) -> None:
     """Pretrain a backbone on unlabeled images.
@@ -166,6 +167,8 @@ def pretrain(
         set: Change any other setting by its dotted path: see `manyviews list recipes NAME`.
         captions: For methods that read captions. For a folder, a CSV file of path,caption (by default, captions.csv in
             it); for Parquet or tar files, a column, or a member or field.
+        old: Labeled images of the kind that the weights come from: nearest neighbors on them, measured along the run,
+            tell what is forgotten.
     """
     changed = with_short(set, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, backbone=backbone)
     passes = changed.pop("epochs", None)
@@ -178,6 +181,7 @@ def pretrain(
         settings=changed,
         out=out,
         captions=captions,
+        old=old,
     )
     show_finished(run, json)
 

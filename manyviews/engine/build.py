@@ -209,6 +209,14 @@ def write_encoder(folder: RunFolder, encoder: Encoder, recipe: Recipe, step: int
     checkpoint.save_tensors(folder.encoder, encoder.model.state_dict(), encoder_facts(encoder, recipe, step))
 
 
+def start_encoder(folder: RunFolder) -> Encoder:
+    """The encoder as it was at the start of a run from weights."""
+    tensors, facts = checkpoint.load_tensors(folder.start)
+    encoder = Encoder.from_spec(facts["encoder"])
+    encoder.load_weights(tensors)
+    return encoder
+
+
 def encoder_facts(encoder: Encoder, recipe: Recipe, step: int) -> dict[str, Any]:
     """What the use of a trained encoder requires, as JSON can hold it."""
     return {

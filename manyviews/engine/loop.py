@@ -20,6 +20,7 @@ def train(
     source: Source,
     folder: Path,
     since: float | None = None,
+    old: Source | None = None,
 ) -> None:
     """Train in a run folder, from its checkpoint if there is one, until the recipe's last step.
 
@@ -29,6 +30,7 @@ def train(
         source: all the images; a fraction `recipe.data.holdout` is monitored and not trained on.
         folder: a run folder, made by `engine.folder.create`. It receives the log, the checkpoints and the encoder.
         since: when the run's time began to count, on the monotonic clock; now if None.
+        old: labeled images of the domain that the weights come from, on which forgetting is monitored.
 
     Raises:
         UserError: another process trains in the folder, or the data, the recipe and the checkpoint do not fit.
@@ -38,7 +40,7 @@ def train(
     for part in remaining(recipe, RunFolder(folder)):
         if part.number:
             method = build_method(part.recipe, trained=True)
-        with begin(method, part, source, RunFolder(folder), since) as run:
+        with begin(method, part, source, RunFolder(folder), since, old) as run:
             method, optimizer, settings = run.method, run.optimizer, part.recipe
             for at, batch in run.steps():
                 lr = optim.schedule(optimizer, settings.optimizer, settings.data.batch_size, at)

@@ -19,7 +19,7 @@ from manyviews import checkpoint, distributed, machine
 from manyviews.backbones import Encoder, protect
 from manyviews.data import Loader, Source
 from manyviews.engine import monitor, optim
-from manyviews.engine.build import stage_of, write_encoder
+from manyviews.engine.build import stage_of, start_encoder, write_encoder
 from manyviews.engine.feed import feed
 from manyviews.engine.folder import SUMMARY, RunFolder
 from manyviews.engine.log import Log, Row
@@ -48,6 +48,7 @@ def begin(
     source: Source,
     folder: RunFolder,
     since: float | None = None,
+    old: Source | None = None,
 ) -> Iterator[Training]:
     """Prepare a part of a run, from the run's checkpoint if there is one: see `manyviews.engine.loop.train`."""
     recipe = part.recipe
@@ -81,7 +82,7 @@ def begin(
         distributed.broadcast(method.state_dict().values())
         if recipe.step.compile:
             _compile(method)
-        held = monitor.prepare(train, held_out, recipe, loader.size) if first else None
+        held = monitor.prepare(train, held_out, recipe, loader.size, old) if first else None
         if first and recipe.data.holdout and held is None:
             say("Too few images to hold any out: nothing is monitored while training.")
         stop = stack.enter_context(watch())  # a signal before this point has nothing to save
@@ -170,6 +171,9 @@ class Training:
         self._ticked, self._paused = self.step, 0.0
         self._saved_step = -1
         self._seen = monitor.measurements(folder.rows)
+        self._kept = None
+        if held is not None and folder.start.exists():
+            self._kept = monitor.Kept(start_encoder(folder), held, recipe, device)
         # A run that was killed between its last step and its end has logged everything already.
         self._row, self._numbers = _logged(folder) if self.step >= self._plan.last else ({}, {})
         self._note, self._warned = "", False
@@ -389,7 +393,7 @@ class Training:
         """Measure the encoder on held-out images, log the numbers, and warn of collapse."""
         if self._log and self._held:
             start = time.monotonic()
-            self._numbers = monitor.measure(self.method, self._held, self._recipe, self.device)
+            self._numbers = monitor.measure(self.method, self._held, self._recipe, self.device, self._kept)
             self._write({f"monitor/{k}": v for k, v in self._numbers.items()})
             self._seen.append(self._numbers)
             for alarm in monitor.alarms(self._seen):

@@ -53,6 +53,7 @@ def pretrain(
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     captions: Any = None,
+    old: Any = None,
 ) -> Run:
     """Pretrain a backbone on unlabeled images.
 
@@ -71,6 +72,8 @@ def pretrain(
         settings: dotted paths and new values, such as `{"optimizer.lr": 0.1, "method.temperature": 0.2}`.
         out: a new or empty folder for the run; `runs/<recipe>-<date>` if None.
         captions: for methods that read them, if they are not where `manyviews.data.open_source` finds them.
+        old: labeled images of the domain that the weights come from, such as some of ImageNet's. k-NN on them is
+            monitored along the run: it tells what is forgotten.
 
     Raises:
         UserError: bad input.
@@ -87,8 +90,10 @@ def pretrain(
             "A run in stages has epochs for each of them, and no --budget: leave it out, and name the recipe."
         )
     source = opened(data, captions=captions)
+    remembered = None if old is None else opened(old)
     device = distributed.start()
     chosen, source = fitted(chosen, source)
+    remembered = None if remembered is None else read_as(remembered, chosen.data.reading)
     if isinstance(recipe, str) and recipe != AUTO and "data.batch_size" not in settings:
         asked = chosen.data.batch_size
         chosen = with_fitting_batch(chosen, source)
@@ -122,6 +127,7 @@ def pretrain(
     folder = None
     if distributed.rank() == 0:
         facts, begin = facts_of(data, captions, source, device), None
+        facts |= {} if old is None else {"old": address(old)}
         if start is not None:
             begin = partial(write, method=method, recipe=chosen)
         folder = create(None if out is None else Path(out), chosen, facts, begin).path
@@ -131,7 +137,7 @@ def pretrain(
         each = [part.recipe for part in parts(chosen)]
         expected = _first(lambda: announced(each, [measure(part, source, device) for part in each], device))
         tell(source, [expected] if expected else [])
-    train(method, chosen, source, folder, begun if limit else None)
+    train(method, chosen, source, folder, begun if limit else None, remembered)
     return conclude(folder)
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from manyviews import checkpoint, distributed
-from manyviews.data import read_as
+from manyviews.data import Source, read_as
 from manyviews.engine.build import build_method, check, recipe_now
 from manyviews.engine.folder import RunFolder, create
 from manyviews.engine.loop import train
 from manyviews.engine.stopping import Stopped
 from manyviews.errors import UserError, say
-from manyviews.settings import override
+from manyviews.settings import Recipe, override
 from manyviews.verbs._common import opened
 from manyviews.verbs.pretrain import address, conclude, draw_views, facts_of
 from manyviews.verbs.run import Run
@@ -71,7 +71,8 @@ def resume(
             old.write_facts(facts | {"data": moved})
 
     try:
-        train(build_method(recipe, trained=old.checkpoint.exists()), recipe, source, old.path)
+        method = build_method(recipe, trained=old.checkpoint.exists())
+        train(method, recipe, source, old.path, old=_remembered(old, recipe))
     except Stopped:  # so these are the right images
         remember()
         raise
@@ -110,6 +111,16 @@ def _longer(old: RunFolder, data: Any, captions: Any, epochs: float, out: str | 
     folder = cast(Path, distributed.share(folder))
     train(method, recipe, source, folder)
     return conclude(folder)
+
+
+def _remembered(run: RunFolder, recipe: Recipe) -> Source | None:
+    """The images of the old domain that the run is monitored on, if they are where they were."""
+    address = run.facts.get("old")
+    if address is None:
+        if "old" in run.facts:
+            say("The images of the old domain were given in memory: forgetting is not monitored any more.")
+        return None
+    return read_as(opened(address), recipe.data.reading)
 
 
 def _where(run: RunFolder, data: str | None) -> str:
