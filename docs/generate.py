@@ -32,7 +32,7 @@ from manyviews.data import formats
 from manyviews.errors import UserError
 from manyviews.evaluation import protocols
 from manyviews.regularizers import Regularized
-from manyviews.settings import Data, Monitor, Optimizer, Recipe, Regularizer, Step, settings
+from manyviews.settings import Data, Monitor, Optimizer, Recipe, Regularizer, Stage, Step, settings
 from manyviews.testing import pictures
 from manyviews.types import Backward, Progress
 
@@ -158,7 +158,7 @@ def settings_table(page: Path, name: str = "") -> str:
     missing = [k for k in defaults if k not in told]
     if missing:
         raise ValueError(f"The docstring of {kind.__name__} does not say what {', '.join(missing)} is")
-    prefix = f"{name}." if name in RECIPE_PARTS and name != "recipe" else ""
+    prefix = f"{name}." if name in RECIPE_PARTS and name not in ("recipe", "stage") else ""
     return table(
         ["setting", "default", "meaning"],
         ([f"`{prefix}{k}`", _default(value), linked(page, told[k].rstrip("."))] for k, value in defaults.items()),
@@ -171,7 +171,14 @@ def _default(value: Any) -> str:
     return f"`{short(value)}`"
 
 
-RECIPE_PARTS = {"recipe": Recipe, "data": Data, "optimizer": Optimizer, "step": Step, "monitor": Monitor}
+RECIPE_PARTS = {
+    "recipe": Recipe,
+    "data": Data,
+    "optimizer": Optimizer,
+    "step": Step,
+    "monitor": Monitor,
+    "stage": Stage,
+}
 
 
 @dataclasses.dataclass(frozen=True)

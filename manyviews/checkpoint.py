@@ -139,6 +139,22 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} is not a readable safetensors file ({e}).") from e
 
 
+def facts_of(path: Path) -> dict[str, Any]:
+    """The facts that `save_tensors` wrote, without the tensors.
+
+    Raises:
+        UserError: the file is missing, cut short or not a safetensors file.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no file {path}.")
+    try:
+        with safe_open(path, framework="pt") as f:
+            found: dict[str, Any] = json.loads((f.metadata() or {}).get("manyviews", "{}"))
+    except (SafetensorError, OSError, ValueError) as e:
+        raise UserError(f"{path} is not a readable safetensors file ({e}).") from e
+    return found
+
+
 def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]) -> None:
     """Write everything from which training continues exactly: module, optimizer state, and facts such as the step."""
     tensors = {f"method.{k}": v for k, v in method.state_dict().items()}

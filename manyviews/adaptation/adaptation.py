@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from manyviews.backbones import Encoder
 from manyviews.errors import UserError, require
@@ -41,6 +42,11 @@ class Adaptation(ABC):
         """An encoder of timm's plain architecture and names with what was learned; `encoder` stays as it is."""
         return encoder
 
+    @property
+    def later(self) -> Adaptation:
+        """What holds when the encoder has waited: in the later stages of a run."""
+        return self
+
 
 @dataclass(frozen=True)
 class Full(Adaptation):
@@ -51,10 +57,13 @@ class Full(Adaptation):
             (BEiT, Bao et al. 2022). 1 gives all layers one rate.
         patch_embed: further factor on the learning rate of a vision transformer's projection of patches (0.2 in DINOv2,
             Oquab et al. 2024).
+        keep_statistics: whether BatchNorm keeps the statistics that it came with, and normalizes by them in training
+            too. Otherwise those of the views, which are augmented, soon replace those of the images.
     """
 
     layer_decay: float = 1.0
     patch_embed: float = 1.0
+    keep_statistics: bool = False
 
     def __post_init__(self) -> None:
         require(0 < self.layer_decay <= 1, self, "layer_decay", "more than 0, and at most 1")
@@ -65,6 +74,8 @@ class Full(Adaptation):
             _layers(encoder)  # refuse a network without layers before a run has a folder
         if self.patch_embed != 1:
             encoder.transformer("have a rate of its own for the projection of patches")
+        if self.keep_statistics:
+            encoder.stays = tuple(name for name, m in encoder.model.named_modules() if isinstance(m, _BatchNorm))
         return encoder
 
     def groups(self, encoder: Encoder) -> list[dict[str, Any]]:
@@ -135,10 +146,56 @@ class LPFT(Adaptation):
         return encoder
 
     def before_step(self, encoder: Encoder, learning: Sequence[nn.Parameter], at: Progress) -> None:
-        probing = at.progress < self.probe
+        _hold(encoder, learning, at.progress < self.probe)
+
+    @property
+    def later(self) -> Adaptation:
+        return Full()
+
+
+@dataclass(frozen=True)
+class Warmed(Adaptation):
+    """First the heads alone on an encoder that stays, then another adaptation.
+
+    New heads give the encoder gradients of noise. Here all that is not the encoder (heads, predictor, decoder, mask
+    tokens) learns first, as in `LPFT`, but for so many epochs, and what follows is a setting.
+
+    Attributes:
+        epochs: passes over the images in which the encoder stays as it is; at most a tenth of the run.
+        then: what of the encoder learns after them.
+    """
+
+    epochs: float = 1.0
+    then: Adaptation = Full()
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 0, self, "epochs", "0 or more")
+        require(not isinstance(self.then, (Warmed, LPFT)), self, "then", "an adaptation that does not wait itself")
+
+    def begin(self, encoder: Encoder) -> Encoder:
+        return self.then.begin(encoder)
+
+    def before_step(self, encoder: Encoder, learning: Sequence[nn.Parameter], at: Progress) -> None:
+        _hold(encoder, learning, at.step < min(self.epochs * at.steps_per_epoch, at.steps / 10))
+        self.then.before_step(encoder, learning, at)
+
+    def groups(self, encoder: Encoder) -> list[dict[str, Any]]:
+        return self.then.groups(encoder)
+
+    def finish(self, encoder: Encoder) -> Encoder:
+        return self.then.finish(encoder)
+
+    @property
+    def later(self) -> Adaptation:
+        return self.then
+
+
+def _hold(encoder: Encoder, learning: Sequence[nn.Parameter], held: bool) -> None:
+    """Let an encoder wait as it is, or learn on."""
+    if encoder.held != held:
+        encoder.held = held
         for p in learning:
-            p.requires_grad_(not probing)
-        encoder.stays = ("",) if probing else ()
+            p.requires_grad_(not held)
         encoder.train(encoder.training)
 
 

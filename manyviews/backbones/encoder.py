@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
@@ -113,6 +114,7 @@ class Encoder(nn.Module):
         spec: everything `from_spec` needs to make the same architecture, JSON-able.
         stays: names of the model's parts that stay in evaluation mode while the rest trains, "" for all of it: see
             `manyviews.adaptation`.
+        held: whether all of it stays so for now, and learns later.
 
     Raises:
         UserError: no such name, settings that do not fit the model, or weights that cannot be had.
@@ -134,6 +136,7 @@ class Encoder(nn.Module):
             raise UserError(f"{name} has pretrained weights for its native stem and learned positions only.")
         self.name, self.pretrained = name, bool(pretrained)
         self.stays: tuple[str, ...] = ()
+        self.held = False
         self.spec = {"name": name, "stem": stem, "position": position, **timm_kwargs}
         eps, uniform = timm_kwargs.pop("norm_eps", None), timm_kwargs.pop("drop_path_uniform", False)
         self.timm_kwargs, self.model = _create(name, pretrained is True, timm_kwargs)
@@ -167,9 +170,13 @@ class Encoder(nn.Module):
 
     def train(self, mode: bool = True) -> Encoder:
         super().train(mode)
-        for name in self.stays:
-            self.model.get_submodule(name).eval()
+        self.settle()
         return self
+
+    def settle(self) -> None:
+        """Put the parts that stay as they are into evaluation mode."""
+        for name in ("",) if self.held else self.stays:
+            self.model.get_submodule(name).eval()
 
     # -- features --------------------------------------------------------------------------------------------------
 
@@ -419,7 +426,7 @@ class Encoder(nn.Module):
         """Take the weights of a state dict with timm's names; a classifier in it is left out.
 
         Weights for RGB are adapted to another number of channels as timm does it: summed for one channel, else repeated
-        and scaled.
+        and scaled. Positions of another image size are interpolated, as timm does it.
 
         Returns:
             half a sentence about adapted weights, "" if there are none.
@@ -432,18 +439,21 @@ class Encoder(nn.Module):
         heads = self.model.pretrained_cfg.get("classifier") or ()
         heads = (heads,) if isinstance(heads, str) else tuple(heads)
         theirs = {k: v for k, v in weights.items() if k.rpartition(".")[0] not in heads}
-        ours, adapted = self.model.state_dict(), ""
+        ours, adapted = self.model.state_dict(), list[str]()
         for k in self.first_convolutions:
             if k in ours and k in theirs and ours[k].ndim == theirs[k].ndim == 4:
                 have, want = theirs[k].shape[1], ours[k].shape[1]
                 if (have, want) == (3, self.channels) and have != want:
                     theirs[k] = adapt_input_conv(want, theirs[k])
-                    adapted = f"adapted the first convolution from {have} channels to {want}"
+                    adapted.append(f"adapted the first convolution from {have} channels to {want}")
                 elif have != want and theirs[k].shape[2:] == ours[k].shape[2:]:
                     raise UserError(
                         f"The weights are for images of {have} channels, and {self.name} was asked for {want}: leave "
                         f"out in_chans, or set in_chans={have}. Only weights for 3 channels can be adapted."
                     )
+        if positions := _resized(self.model, theirs, ours):
+            theirs |= positions
+            adapted.append(f"resized the positions to images of {self.test_size} pixels")
         wrong = [k for k in {**ours, **theirs} if k not in ours or k not in theirs or ours[k].shape != theirs[k].shape]
         if wrong:
             names = ", ".join(printable(k, 80) for k in wrong[:3])
@@ -453,7 +463,7 @@ class Encoder(nn.Module):
             )
         self.model.load_state_dict(theirs)
         self.pretrained = True
-        return adapted
+        return " and ".join(adapted)
 
 
 def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
@@ -465,6 +475,19 @@ def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
     if channels == 1:
         return (sum(values) / len(values),)
     return tuple(values[i % len(values)] for i in range(channels))
+
+
+_POSITIONS = ("pos_embed", "relative_position_bias_table")
+
+
+def _resized(model: Any, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Positions of another image size, interpolated by timm's own function for this architecture, if it has one."""
+    other = [k for k, v in theirs.items() if k.endswith(_POSITIONS) and k in ours and v.shape != ours[k].shape]
+    convert = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
+    if not other or convert is None:
+        return {}
+    found = convert(dict(theirs), model)
+    return {k: found[k] for k in other if k in found and found[k].shape == ours[k].shape}
 
 
 def _kept_rope(rope: Tensor, keep: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def _backbone(name: str) -> About:
     lines += _type(f"manyviews pretrain DATA --recipe NAME --set backbone.name={name}")
     if tags:
         lines += [
-            f"  manyviews pretrain DATA --recipe NAME --set backbone.name={name} --set backbone.pretrained=true",
+            f"  manyviews pretrain DATA --recipe NAME --init timm:{tags[0]}",
             f"  manyviews evaluate timm:{tags[0]} --data LABELED",
         ]
     return lines, {"name": name, "weights": tags}

@@ -132,7 +132,13 @@ def with_short(pairs: tuple[str, ...], **short: Any) -> dict[str, Any]:
     return found
 
 
-_SHORT = {"batch_size": "data.batch_size", "lr": "optimizer.lr", "seed": "seed", "epochs": "epochs"}
+_SHORT = {
+    "batch_size": "data.batch_size",
+    "lr": "optimizer.lr",
+    "seed": "seed",
+    "epochs": "epochs",
+    "backbone": "backbone.name",
+}
 """Settings of a recipe that have an option of their own."""
 
 

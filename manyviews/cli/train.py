@@ -129,12 +129,15 @@ def pretrain(
     recipe: Recipe = "auto",
     budget: Annotated[str | None, Arg("TIME")] = None,
     epochs: Epochs = None,
+    init: Annotated[str | None, Arg("RUN_OR_WEIGHTS")] = None,
+    backbone: Annotated[str | None, Arg("NAME")] = None,
     out: NewRun = None,
     batch_size: BatchSize = None,
     lr: LearningRate = None,
     seed: Annotated[int | None, Arg("N")] = None,
     set: Settings = (),
     captions: Captions = None,
+    old: DataSet = None,
     json: Json = None,
 ) -> None:
     """Pretrain a backbone on unlabeled images.
@@ -145,6 +148,8 @@ def pretrain(
       manyviews pretrain photos/ --recipe byol_cifar10 --budget 30m
       manyviews pretrain photos.parquet --recipe byol_cifar10 --epochs 50 --out runs/first
       manyviews pretrain photos/ --recipe dino_cifar10 --lr 1e-3 --set method.views.local.count=6
+      manyviews pretrain photos/ --recipe photos_gpu_small --init timm:resnet50.a1_in1k --epochs 20
+      manyviews pretrain photos/ --recipe photos_gpu_small --init downloaded.pth --backbone resnet50
       torchrun --nproc-per-node 8 -m manyviews pretrain imagenet/train --recipe byol_imagenet
 
     Args:
@@ -152,15 +157,32 @@ def pretrain(
             time, and says why.
         budget: How long the run may take, such as 30m or 2h. Its schedule ends in time, whatever else the machine does.
             A recipe that is chosen by itself takes half an hour on a processor.
+        init: Start from weights: the folder of a run, a file (from this library, timm, torchvision, DINO and others),
+            or timm:NAME for timm's. They bring their architecture. The learning rate is then a tenth of the recipe's
+            (with Muon, a hundredth), new heads learn for an epoch before the encoder moves, and BatchNorm keeps its
+            statistics, unless --lr and --set adaptation say otherwise.
+        backbone: Timm's name of the architecture, as --set backbone.name=NAME; for files that do not tell it.
         out: A new folder for the run. By default, runs/<recipe>-<date>.
         seed: Seed of the initial weights, the order of the images and the views, as --set seed=N.
         set: Change any other setting by its dotted path: see `manyviews list recipes NAME`.
         captions: For methods that read captions. For a folder, a CSV file of path,caption (by default, captions.csv in
             it); for Parquet or tar files, a column, or a member or field.
+        old: Labeled images of the kind that the weights come from: nearest neighbors on them, measured along the run,
+            tell what is forgotten.
     """
-    changed = with_short(set, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+    changed = with_short(set, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, backbone=backbone)
     passes = changed.pop("epochs", None)
-    run = mv.pretrain(data, recipe, epochs=passes, budget=budget, settings=changed, out=out, captions=captions)
+    run = mv.pretrain(
+        data,
+        recipe,
+        epochs=passes,
+        budget=budget,
+        init=init,
+        settings=changed,
+        out=out,
+        captions=captions,
+        old=old,
+    )
     show_finished(run, json)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,18 +21,26 @@ from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen
 from manyviews.methods import Method
 from manyviews.regularizers import Regularized, kinds_of
-from manyviews.settings import Recipe
+from manyviews.settings import Recipe, parts
 from manyviews.views import Composed, Crop
 
 
-def build_method(recipe: Recipe, *, trained: bool = False) -> Method:
+def build_method(recipe: Recipe, *, trained: bool = False, weights: Mapping[str, Tensor] | None = None) -> Method:
     """The method that a recipe describes, on the CPU, initialized from the recipe's seed.
 
-    With `trained`, no pretrained weights are downloaded to start from: a checkpoint replaces them.
+    Moving averages are copied from an encoder that has its weights already.
+
+    Args:
+        recipe: its `backbone.pretrained` names the weights to start from.
+        trained: nothing is read or downloaded to start from: a checkpoint replaces it.
+        weights: those of the encoder to start from, under timm's names, if they have been read.
     """
     torch.manual_seed(recipe.seed)
     settings = recipe.backbone.settings
-    encoder = Encoder(recipe.backbone.name, **({**settings, "pretrained": False} if trained else settings))
+    given = trained or weights is not None
+    encoder = Encoder(recipe.backbone.name, **({**settings, "pretrained": False} if given else settings))
+    if weights is not None:
+        encoder.load_weights(weights)
     method = methods.get(recipe.method.name)(recipe.adaptation.begin(encoder), **recipe.method.settings)
     return Regularized(method, recipe.regularizers, recipe.step.accumulate) if recipe.regularizers else method
 
@@ -64,7 +73,7 @@ def cautions(recipe: Recipe, source: Source) -> list[str]:
         found.append(
             f"{source.name} has {len(source)} images, and fewer than {FEW} teach an encoder little more than colors "
             "and textures. Weights that saw many others know more: use them as they are (timm:resnet18), or start from "
-            "a file of them (--set backbone.pretrained=FILE)."
+            "them (--init FILE)."
         )
     if len(monitor.hold_out(source, recipe.data.holdout)[1]) and (text := monitor.classes_note(source, recipe)):
         found.append(text)
@@ -144,13 +153,52 @@ def check_colors(method: Method, recipe: Recipe) -> list[str]:
     ]
 
 
+def stage_of(folder: RunFolder) -> int:
+    """The stage, from 0, of a run's checkpoint; 0 without one."""
+    return int(checkpoint.facts_of(folder.checkpoint).get("stage", 0)) if folder.checkpoint.exists() else 0
+
+
+def recipe_now(folder: RunFolder) -> Recipe:
+    """The settings that hold at a run's checkpoint: of a run in stages, those of its stage."""
+    return parts(folder.recipe)[stage_of(folder)].recipe
+
+
+def check_stages(recipe: Recipe, source: Source) -> None:
+    """Raises UserError when a stage cannot follow the part before it, or cannot run on these images."""
+    before: Recipe | None = None
+    shapes: dict[str, torch.Size] = {}
+    for part in parts(recipe) if recipe.stages else ():
+        now = part.recipe
+        if before is not None:
+            where = f"S{part.words[1:]}"
+            check(now, source)
+            method = build_method(now, trained=True)
+            other = [k for k, v in method.state_dict().items() if shapes.get(k) != v.shape]
+            if other or len(shapes) > len(method.state_dict()):
+                name = printable((other or ["part of it"])[0], 80)
+                raise UserError(
+                    f"{where} changes the shape of weights that have learned ({name}): leave sizes of the network out "
+                    "of its settings."
+                )
+            kept = now.optimizer.name == before.optimizer.name and now.adaptation == before.adaptation.later
+            if part.carried and not kept:
+                raise UserError(
+                    f"{where} has another optimizer or adaptation, which cannot take over the state of the one before: "
+                    'give the stage optimizer="fresh".'
+                )
+            check_sizes(method, now)
+        else:
+            method = build_method(now, trained=True)
+        before, shapes = now, {k: v.shape for k, v in method.state_dict().items()}
+
+
 def trained_method(folder: RunFolder) -> tuple[Method, dict[str, Any]]:
     """The method of a run, with all its heads, as the latest checkpoint has it, and the checkpoint's facts.
 
     Raises:
         UserError: there is no checkpoint.
     """
-    method = build_method(folder.recipe, trained=True)
+    method = build_method(recipe_now(folder), trained=True)
     facts = checkpoint.load(folder.checkpoint, method)
     return method.eval(), facts
 
@@ -159,6 +207,14 @@ def write_encoder(folder: RunFolder, encoder: Encoder, recipe: Recipe, step: int
     """Write the encoder alone, with everything that its use requires."""
     encoder = recipe.adaptation.finish(encoder)
     checkpoint.save_tensors(folder.encoder, encoder.model.state_dict(), encoder_facts(encoder, recipe, step))
+
+
+def start_encoder(folder: RunFolder) -> Encoder:
+    """The encoder as it was at the start of a run from weights."""
+    tensors, facts = checkpoint.load_tensors(folder.start)
+    encoder = Encoder.from_spec(facts["encoder"])
+    encoder.load_weights(tensors)
+    return encoder
 
 
 def encoder_facts(encoder: Encoder, recipe: Recipe, step: int) -> dict[str, Any]:

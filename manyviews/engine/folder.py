@@ -24,6 +24,7 @@ RUN = "run.json"
 LOG = "log.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
 ENCODER = "encoder.safetensors"
+START = "start.safetensors"
 SUMMARY = "summary.json"
 
 
@@ -33,7 +34,8 @@ class RunFolder:
 
     Its files are recipe.json (every setting), run.json (the data, the versions, the machine), log.jsonl (one JSON
     object per line), checkpoint.safetensors (everything from which training continues), encoder.safetensors (the
-    encoder alone, in timm's names), and summary.json, which is written when the run is complete.
+    encoder alone, in timm's names), and summary.json, which is written when the run is complete. A run that starts from
+    weights has start.safetensors, the encoder as it was at the start.
     """
 
     path: Path
@@ -47,6 +49,11 @@ class RunFolder:
     def encoder(self) -> Path:
         """The encoder alone; there when the run is complete."""
         return self.path / ENCODER
+
+    @property
+    def start(self) -> Path:
+        """The encoder as it was at the start, of a run that starts from weights."""
+        return self.path / START
 
     @property
     def plots(self) -> Path:

@@ -25,13 +25,17 @@ class Log:
         folder: the run's folder.
         step: step at which the run starts or continues.
         loggers: "tensorboard", "wandb", "mlflow".
+        stage: stage, from 0, whose rows are dropped too, because it begins anew at this step.
 
     Raises:
         UserError: a logger's package is not installed, or it does not know its server.
     """
 
-    def __init__(self, folder: RunFolder, step: int = 0, loggers: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: RunFolder, step: int = 0, loggers: tuple[str, ...] = (), stage: int | None = None
+    ) -> None:
         kept = [r for r in folder.rows if r.get("step", 0) <= step] if step else []
+        kept = [r for r in kept if stage is None or r.get("stage", 0) <= stage]
         path = folder.path / LOG
         write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
         self._file = path.open("a", encoding="utf-8")

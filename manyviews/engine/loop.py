@@ -6,9 +6,10 @@ from pathlib import Path
 
 from manyviews.data import Source
 from manyviews.engine import optim
+from manyviews.engine.build import build_method
 from manyviews.engine.folder import RunFolder
 from manyviews.engine.step import backpropagate
-from manyviews.engine.training import Draw, begin
+from manyviews.engine.training import Draw, begin, remaining
 from manyviews.methods import Method
 from manyviews.settings import Recipe
 
@@ -19,6 +20,7 @@ def train(
     source: Source,
     folder: Path,
     since: float | None = None,
+    old: Source | None = None,
     draw: Draw | None = None,
 ) -> None:
     """Train in a run folder, from its checkpoint if there is one, until the recipe's last step.
@@ -29,6 +31,7 @@ def train(
         source: all the images; a fraction `recipe.data.holdout` is monitored and not trained on.
         folder: a run folder, made by `engine.folder.create`. It receives the log, the checkpoints and the encoder.
         since: when the run's time began to count, on the monotonic clock; now if None.
+        old: labeled images of the domain that the weights come from, on which forgetting is monitored.
         draw: draws a picture at each measurement, from the method, held-out images, the recipe, a path and the step.
 
     Raises:
@@ -36,24 +39,27 @@ def train(
         Stopped: SIGINT or SIGTERM arrived; the checkpoint is written.
         FloatingPointError: the loss is no longer finite; the last good checkpoint is still there.
     """
-    with begin(method, recipe, source, RunFolder(folder), since) as run:
-        method, optimizer, run.draw = run.method, run.optimizer, draw
-        for at, batch in run.steps():
-            lr = optim.schedule(optimizer, recipe.optimizer, recipe.data.batch_size, at)
-            optimizer.zero_grad(set_to_none=True)
-            parts = run.views(batch, at)
-            terms = backpropagate(
-                method, parts, at, precision=run.precision, device=run.device, scale=run.scaling.scale
-            )
-            run.scaling.unscale(optimizer)
-            method.before_update(at)
-            run.watch_gradient()
-            norm = optim.clip(method, recipe.optimizer.clip)
-            moved = run.scaling.step(optimizer)
-            if moved:
-                method.after_update(at)
-                optim.forget(optimizer, method.restarted())
-            else:
-                method.after_skip()
-            run.after(at, terms, norm, lr, moved)
-        run.finish()
+    for part in remaining(recipe, RunFolder(folder)):
+        if part.number:
+            method = build_method(part.recipe, trained=True)
+        with begin(method, part, source, RunFolder(folder), since, old) as run:
+            method, optimizer, settings, run.draw = run.method, run.optimizer, part.recipe, draw
+            for at, batch in run.steps():
+                lr = optim.schedule(optimizer, settings.optimizer, settings.data.batch_size, at)
+                optimizer.zero_grad(set_to_none=True)
+                views = run.views(batch, at)
+                terms = backpropagate(
+                    method, views, at, precision=run.precision, device=run.device, scale=run.scaling.scale
+                )
+                run.scaling.unscale(optimizer)
+                method.before_update(at)
+                run.watch_gradient()
+                norm = optim.clip(method, settings.optimizer.clip)
+                moved = run.scaling.step(optimizer)
+                if moved:
+                    method.after_update(at)
+                    optim.forget(optimizer, method.restarted())
+                else:
+                    method.after_skip()
+                run.after(at, terms, norm, lr, moved)
+            run.finish()

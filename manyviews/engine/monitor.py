@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from torch.nn.functional import cosine_similarity
 from manyviews.backbones import Encoder
 from manyviews.data import Source, load_canvases, split
 from manyviews.data.left import listed
+from manyviews.errors import UserError
 from manyviews.evaluation import alignment, encode, knn, rankme, spread, test_images, uniformity
 from manyviews.evaluation.features import frozen, normalize
+from manyviews.evaluation.unlabeled.kept import cosine, layers, linear_cka, moved
 from manyviews.evaluation.unlabeled.spectrum import COLLAPSED, describe
 from manyviews.methods import Method
 from manyviews.methods.method import Branch
@@ -33,6 +35,7 @@ MOST = 1000
 FEWEST = 16
 """The fewest held-out images whose spectrum means something."""
 
+_COMPARED = 512  # held-out images whose features are compared with those at the start
 _PAIRS = 256  # held-out images of which two views are compared
 
 # For features and projections: the prefix of their numbers, the spread below which all images are alike, and the share
@@ -97,6 +100,7 @@ class HeldOut:
         train_pixels: uint8, `m 3 s s`, training images whose labels vote on the held-out ones; none without labels.
         train_labels: int64, `m`.
         batch: up to 256 held-out images of which views are made.
+        old: labeled images of the domain that the weights come from, if they were given.
     """
 
     pixels: Tensor
@@ -104,9 +108,19 @@ class HeldOut:
     train_pixels: Tensor
     train_labels: Tensor
     batch: Batch
+    old: Old | None = None
 
 
-def prepare(train: Source, held: Source, recipe: Recipe, canvas: int) -> HeldOut | None:
+class Old(NamedTuple):
+    """Labeled images of the old domain, under the test-time transform: uint8 `n c s s` and int64 `n`."""
+
+    train_pixels: Tensor
+    train_labels: Tensor
+    pixels: Tensor
+    labels: Tensor
+
+
+def prepare(train: Source, held: Source, recipe: Recipe, canvas: int, old: Source | None = None) -> HeldOut | None:
     """Read the images to monitor with, views from canvases of that size; None when there are too few."""
     if len(held) < FEWEST:
         return None
@@ -119,7 +133,60 @@ def prepare(train: Source, held: Source, recipe: Recipe, canvas: int) -> HeldOut
     batch, _ = load_canvases(held.subset(_spread_out(len(held), _PAIRS)), canvas)
     if train_labels is None:
         train_labels = torch.empty(0, dtype=torch.int64)
-    return HeldOut(pixels, labels if len(train_pixels) else None, train_pixels, train_labels, batch)
+    remembered = None if old is None else _old(old, recipe.test_size)
+    return HeldOut(pixels, labels if len(train_pixels) else None, train_pixels, train_labels, batch, remembered)
+
+
+def _old(source: Source, size: int) -> Old:
+    """Up to 1,000 images whose labels vote, and up to 1,000 on which they do, chosen by a stable hash."""
+    parts = split(source.ids, {"vote": 0.5, "judge": 0.5}, salt="old")
+    found: list[Tensor] = []
+    for part in parts.values():
+        chosen = np.asarray(part)[_spread_out(len(part), MOST)]
+        pixels, labels = _read(source.subset(chosen), size)
+        if labels is None or len(pixels) < FEWEST or len(labels.unique()) < 2:
+            raise UserError(
+                f"{source.name} has too few images with labels to measure forgetting on: give some dozens, of two "
+                "classes or more, or leave --old out."
+            )
+        found += [pixels, labels]
+    return Old(*found)
+
+
+class Kept:
+    """How far an encoder is from where it started, on held-out images.
+
+    Args:
+        start: the encoder at the start, plain, on the CPU.
+        held: held-out images.
+        recipe: how they are normalized, and how the encoder is adapted.
+        device: where to compute.
+    """
+
+    def __init__(self, start: Encoder, held: HeldOut, recipe: Recipe, device: torch.device) -> None:
+        self._pixels = held.pixels[_spread_out(len(held.pixels), _COMPARED)]
+        self._recipe, self._device = recipe, device
+        self._weights = start.model.state_dict()
+        self._features = self._layers(start.to(device))
+        start.cpu()
+
+    def measure(self, encoder: Encoder) -> dict[str, float]:
+        """Linear CKA and cosine with the features at the start, and how far the weights moved.
+
+        Returns:
+            cka, cosine: of the pooled features.
+            moved: distance of all weights from those at the start, relative to their norm.
+            cka/LAYER, moved/LAYER: the same for each layer.
+        """
+        plain = self._recipe.adaptation.finish(encoder)
+        now, weights = self._layers(plain), plain.model.state_dict()
+        found = {"cosine": cosine(self._features[""], now[""])}
+        found |= {f"cka/{name}".rstrip("/"): linear_cka(x, now[name]) for name, x in self._features.items()}
+        return found | {f"moved/{name}".rstrip("/"): far for name, far in moved(self._weights, weights).items()}
+
+    def _layers(self, encoder: Encoder) -> dict[str, Tensor]:
+        data = self._recipe.data
+        return layers(encoder, self._pixels, mean=data.mean, std=data.std, device=self._device)
 
 
 def _spread_out(n: int, most: int) -> np.ndarray:
@@ -137,7 +204,9 @@ def _read(source: Source, size: int) -> tuple[Tensor, Tensor | None]:
     return torch.cat(pixels) if pixels else torch.empty(0, source.reading.count, size, size, dtype=torch.uint8), labels
 
 
-def measure(method: Method, held: HeldOut, recipe: Recipe, device: torch.device) -> dict[str, float]:
+def measure(
+    method: Method, held: HeldOut, recipe: Recipe, device: torch.device, kept: Kept | None = None
+) -> dict[str, float]:
     """Measure the encoder as it is now, in `eval()` mode.
 
     Returns:
@@ -154,6 +223,8 @@ def measure(method: Method, held: HeldOut, recipe: Recipe, device: torch.device)
             256 images, for methods with an `online` network. Methods that center what they compare (DINO) have none:
             all their projections share a direction, which is no collapse.
         knn, linear: with labels, accuracies on held-out images; the linear probe is a ridge regression, in closed form.
+        old_knn: with images of the old domain, the accuracy there.
+        what `Kept` measures, with it.
     """
     encoder, branch = method.kept_encoder, _branch(method)
 
@@ -176,6 +247,12 @@ def measure(method: Method, held: HeldOut, recipe: Recipe, device: torch.device)
         k = min(20, len(train))
         numbers["knn"] = knn(train, held.train_labels, x, held.labels, ks=[k]).weighted[k]
         numbers["linear"] = _ridge(train, held.train_labels, x, held.labels)
+    if held.old is not None:
+        old = held.old
+        voters, k = features(old.train_pixels), min(20, len(old.train_pixels))
+        numbers["old_knn"] = knn(voters, old.train_labels, features(old.pixels), old.labels, ks=[k]).weighted[k]
+    if kept is not None:
+        numbers |= kept.measure(encoder)
     return {k: float(v) for k, v in numbers.items()}
 
 

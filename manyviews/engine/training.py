@@ -20,10 +20,10 @@ from manyviews import checkpoint, distributed, machine
 from manyviews.backbones import Encoder, protect
 from manyviews.data import Loader, Source
 from manyviews.engine import monitor, optim
-from manyviews.engine.build import write_encoder
+from manyviews.engine.build import stage_of, start_encoder, write_encoder
 from manyviews.engine.feed import feed
 from manyviews.engine.folder import SUMMARY, RunFolder
-from manyviews.engine.log import Log
+from manyviews.engine.log import Log, Row
 from manyviews.engine.meter import Meter
 from manyviews.engine.plan import Early, Plan
 from manyviews.engine.precision import Scaling, explain, resolve
@@ -34,7 +34,7 @@ from manyviews.methods import Method
 from manyviews.progress import Update, progress
 from manyviews.regularizers import canvas_size
 from manyviews.schedules import value
-from manyviews.settings import Recipe
+from manyviews.settings import Part, Recipe, parts
 from manyviews.targets import EMA
 from manyviews.threads import Threads, threads_of
 from manyviews.types import Batch, Progress
@@ -48,9 +48,15 @@ _END = 3.0  # seconds that a run with a budget keeps for writing its results
 
 @contextlib.contextmanager
 def begin(
-    method: Method, recipe: Recipe, source: Source, folder: RunFolder, since: float | None = None
+    method: Method,
+    part: Part,
+    source: Source,
+    folder: RunFolder,
+    since: float | None = None,
+    old: Source | None = None,
 ) -> Iterator[Training]:
-    """Prepare a run, from its checkpoint if there is one: see `manyviews.engine.loop.train`."""
+    """Prepare a part of a run, from the run's checkpoint if there is one: see `manyviews.engine.loop.train`."""
+    recipe = part.recipe
     since = time.monotonic() if since is None else since
     device, first = distributed.start(), distributed.rank() == 0
     for line in (machine.limits(device), explain(recipe.step.precision, device)) if first else ():
@@ -74,34 +80,42 @@ def begin(
         identity: dict[str, Any] = {"images": len(source), "steps": steps, "processes": distributed.world_size()}
         identity["names"] = source.naming  # which decide, too, which images are held out
         scaling = Scaling(device, resolve(recipe.step.precision, device))
-        early = folder.facts.get("early")
+        early = folder.facts.get("early") if part.last else None
         plan = Plan(steps, loader.steps_per_epoch, recipe.budget, early and Early(**early))
-        step, seconds = _restore(folder, method, optimizer, scaling, identity, loader, plan)
+        restored = _restore(folder, part, method, optimizer, scaling, identity, loader, plan)
+        start = Start(*restored, identity, plan, since)
         distributed.broadcast(method.state_dict().values())
         if recipe.step.compile:
             _compile(method)
-        held = monitor.prepare(train, held_out, recipe, loader.size) if first else None
+        held = monitor.prepare(train, held_out, recipe, loader.size, old) if first else None
         if first and recipe.data.holdout and held is None:
             say("Too few images to hold any out: nothing is monitored while training.")
         stop = stack.enter_context(watch())  # a signal before this point has nothing to save
-        log = stack.enter_context(Log(folder, step, recipe.monitor.loggers)) if first else None
-        update = stack.enter_context(progress("pretrain", quiet=not first))
-        start = Start(step, seconds, identity, plan, since)
+        begun = start.before[0] + start.step
+        again = part.number if start.step == 0 else None
+        log = stack.enter_context(Log(folder, begun, recipe.monitor.loggers, again)) if first else None
+        update = stack.enter_context(progress(f"{part.words}: pretrain".removeprefix(": "), quiet=not first))
         threads = stack.enter_context(threads_of(device))
         run = Training(
-            method, optimizer, scaling, device, recipe, loader, held, folder, start, stop, log, update, threads
+            method, optimizer, scaling, device, part, loader, held, folder, start, stop, log, update, threads
         )
         stack.push(run.save_after)
         stack.enter_context(contextlib.closing(run.batches))
         yield run
 
 
+def remaining(recipe: Recipe, folder: RunFolder) -> list[Part]:
+    """The parts of a run that are not over, in their order."""
+    return parts(recipe)[stage_of(folder) :]
+
+
 class Start(NamedTuple):
-    """Where a run starts or continues.
+    """Where a part of a run starts or continues.
 
     Attributes:
-        step: optimizer steps taken before.
+        step: optimizer steps of this part taken before.
         seconds: time spent before.
+        before: optimizer steps and epochs of the parts before.
         identity: what a checkpoint must agree with: numbers of images, steps and processes, and the images' names.
         plan: how far it goes.
         since: when the time of the run began to count again, on the monotonic clock.
@@ -109,13 +123,14 @@ class Start(NamedTuple):
 
     step: int
     seconds: float
+    before: tuple[int, float]
     identity: dict[str, Any]
     plan: Plan
     since: float
 
 
 class Training:
-    """A run in progress, as `begin` makes it. All ranks call everything; the first one writes the files.
+    """A part of a run in progress, as `begin` makes it. All ranks call everything; the first one writes the files.
 
     Attributes:
         method: the method, in training mode on the device.
@@ -123,7 +138,7 @@ class Training:
         scaling: the scaling of the loss.
         device: the device of this rank.
         precision: the number format of the forward passes.
-        step: optimizer steps taken so far.
+        step: optimizer steps of this part taken so far.
         batches: this rank's batches of the steps to come, and the seconds that each was waited for.
         draw: draws held-out images at each measurement.
     """
@@ -136,7 +151,7 @@ class Training:
         optimizer: torch.optim.Optimizer,
         scaling: Scaling,
         device: torch.device,
-        recipe: Recipe,
+        part: Part,
         loader: Loader,
         held: monitor.HeldOut | None,
         folder: RunFolder,
@@ -146,8 +161,10 @@ class Training:
         update: Update,
         threads: Threads,
     ) -> None:
+        recipe = part.recipe
         self.method, self.optimizer, self.scaling, self.device = method, optimizer, scaling, device
         self.precision = resolve(recipe.step.precision, device)
+        self._part, (self._before, self._epochs_before) = part, start.before
         self._recipe, self._loader, self._held, self._folder, self._start = recipe, loader, held, folder, start
         self._stop, self._log, self._update, self._threads = stop, log, update, threads
         self._plan, self._epoch = start.plan, loader.steps_per_epoch
@@ -166,6 +183,9 @@ class Training:
         self._first: list[Tensor] = optim.first_layers(method)
         self._peak: Tensor | None = None
         self._alarms = monitor.StepAlarms(folder.rows)
+        self._kept = None
+        if held is not None and folder.start.exists():
+            self._kept = monitor.Kept(start_encoder(folder), held, recipe, device)
         # A run that was killed between its last step and its end has logged everything already.
         self._row, self._numbers = _logged(folder) if self.step >= self._plan.last else ({}, {})
         self._note, self._warned = "", False
@@ -186,11 +206,20 @@ class Training:
             # Dropout and the like draw from the step alone, so a resumed run draws what an uninterrupted one did.
             torch.manual_seed(_noise(self._recipe.seed, self.step, distributed.rank()))
             at = self._plan.at(self.step)
-            for encoder, parameters in self._learning:
-                self._recipe.adaptation.before_step(encoder, parameters, at)
+            self._adapt(at)
             for measures in self._watches:
                 measures.on, measures.due = True, self._logs(self.step + 1)
             yield at, self._batch
+
+    def _adapt(self, at: Progress) -> None:
+        """Let the encoders wait or learn, as the adaptation wants it, and their moving averages with them."""
+        held = [encoder.held for encoder, _ in self._learning]
+        for encoder, parameters in self._learning:
+            self._recipe.adaptation.before_step(encoder, parameters, at)
+        if held != [encoder.held for encoder, _ in self._learning]:
+            for part in self.method.modules():
+                if isinstance(part, EMA):
+                    part.train(part.training)
 
     def views(self, batch: Batch, at: Progress) -> list[Callable[[], Views]]:
         """Makers of the views of each accumulated part of a batch."""
@@ -229,7 +258,7 @@ class Training:
             self._meter.add(terms, norm, self._peak)
         elif self.scaling.factor < 1:
             raise FloatingPointError(
-                f"The loss or its gradient is not finite in float16 at step {self.step}, however it is scaled. Use "
+                f"The loss or its gradient is not finite in float16 at step {self._steps}, however it is scaled. Use "
                 "--set step.precision=float32, or lower the learning rate, for example --set optimizer.lr="
                 f"{self._recipe.optimizer.lr / 3:.2g}; the last good checkpoint is in {self._folder.path}."
             )
@@ -253,7 +282,8 @@ class Training:
         if stopping:
             distributed.barrier()  # a launcher may end all processes with the first that ends
             raise self._failure or Stopped(
-                f"stopped by {self._stop.signal or 'another process'} at step {self.step} of {self._plan.last}, and "
+                f"stopped by {self._stop.signal or 'another process'} at step {self._steps} of "
+                f"{self._before + self._plan.last}{f' ({self._part.words})' * (self._part.count > 1)}, and "
                 f"saved: continue with `manyviews resume {quote(str(self._folder.path))}`."
             )
         if last or time.monotonic() - self._saved_at > 60 * self._recipe.monitor.checkpoint_minutes:
@@ -264,6 +294,9 @@ class Training:
         """Write a checkpoint, unless this step has one or the weights are not finite: the last good one stays."""
         if self._log and self.step != self._saved_step and self._meter.finite():
             facts = self._start.identity | {"step": self.step, "seconds": self._seconds()} | self._plan.facts()
+            if self._part.count > 1:
+                here = {"stage": self._part.number, "epochs": self.step / self._epoch}
+                facts |= here | {"before": self._start.before}
             if self.scaling.active:
                 facts["scaling"] = self.scaling.state()
             start = time.monotonic()
@@ -276,16 +309,24 @@ class Training:
         if isinstance(error, OSError):
             self.save()
 
+    @property
+    def _steps(self) -> int:
+        """Optimizer steps of the whole run taken so far."""
+        return self._before + self.step
+
     def finish(self) -> None:
-        """Write the encoder and the summary of a run that has taken its last step."""
+        """End a part that has taken its last step; after the last one, write the encoder and the summary of the run."""
+        if not self._part.last:
+            distributed.barrier()  # the next one begins from the checkpoint that the first process has written
+            return
         bad = sorted(set(chain.from_iterable(distributed.collect(self._loader.bad))))
         if self._log:
-            write_encoder(self._folder, self.method.kept_encoder, self._recipe, self.step)
+            write_encoder(self._folder, self.method.kept_encoder, self._recipe, self._steps)
             self._folder.write_summary(
                 {
                     "images": self._start.identity["images"],
-                    "steps": self.step,
-                    "epochs": self.step / self._epoch,
+                    "steps": self._steps,
+                    "epochs": self._epochs,
                     "seconds": self._seconds(),
                     "device": str(self.device),
                     "precision": self.precision,
@@ -297,7 +338,7 @@ class Training:
             )
             if self.scaling.skipped:
                 say(
-                    f"{self.scaling.skipped} of {self.step} steps were skipped, because their gradients were not "
+                    f"{self.scaling.skipped} of {self._steps} steps were skipped, because their gradients were not "
                     "finite in float16; the loss is scaled less after each."
                 )
             for where, reason in bad[:5]:
@@ -351,22 +392,22 @@ class Training:
             scaled = {"loss_scale": self.scaling.factor, "skipped_steps": self.scaling.skipped}
         if not self._meter.count:  # nothing but skipped steps
             if self._log:
-                self._log.write({"step": self.step, **scaled})
+                self._write(scaled)
             return
-        row = self._meter.read() | {"lr": lr, "epoch": self.step / self._epoch} | _momentum(self.method, at) | scaled
+        row = self._meter.read() | {"lr": lr, "epoch": self._epochs} | _momentum(self.method, at) | scaled
         for measures in self._watches:
             row |= {f"watch/{name}": x for name, x in measures.read().items()}
         self._row = row
         if not math.isfinite(row["loss"] + row["grad_norm"]):
             what = "gradient" if math.isfinite(row["loss"]) else "loss"
             raise FloatingPointError(
-                f"The {what} is no longer finite at step {self.step}. Lower the learning rate, for example "
+                f"The {what} is no longer finite at step {self._steps}. Lower the learning rate, for example "
                 f"--set optimizer.lr={self._recipe.optimizer.lr / 3:.2g}; the last good checkpoint is in "
                 f"{self._folder.path}."
             )
         self._note = _words(row["images_per_second"], row["loss"])
         if self._log:
-            self._log.write({"step": self.step, **row})
+            self._write(row)
             self._alarm(self._alarms.hear(row))
             if not self._warned and (text := _many_bad(self._loader, self.step - self._start.step)):
                 say(text)
@@ -383,9 +424,9 @@ class Training:
             start = time.monotonic()
             if self.draw is not None:
                 path = self._folder.plots / "reconstructions.png"
-                self.draw(self.method, self._held.batch, self._recipe, path, self.step)
-            self._numbers = monitor.measure(self.method, self._held, self._recipe, self.device)
-            self._log.write({"step": self.step} | {f"monitor/{k}": v for k, v in self._numbers.items()})
+                self.draw(self.method, self._held.batch, self._recipe, path, self._steps)
+            self._numbers = monitor.measure(self.method, self._held, self._recipe, self.device, self._kept)
+            self._write({f"monitor/{k}": v for k, v in self._numbers.items()})
             self._seen.append(self._numbers)
             self._alarm(monitor.alarms(self._seen))
             seconds = time.monotonic() - start
@@ -393,10 +434,20 @@ class Training:
             self._rest(seconds)
 
     def _alarm(self, alarms: Sequence[str]) -> None:
-        assert self._log is not None
         for alarm in alarms:
-            self._log.write({"step": self.step, "alarm": alarm})
+            self._write({"alarm": alarm})
             say(f"Warning: {alarm}")
+
+    @property
+    def _epochs(self) -> float:
+        """Epochs of the whole run so far."""
+        return self._epochs_before + self.step / self._epoch
+
+    def _write(self, row: Row) -> None:
+        """Log a row with its step and, of a run in stages, its stage, counted from 1."""
+        if self._log:
+            stage = {"stage": self._part.number + 1} if self._part.count > 1 else {}
+            self._log.write({"step": self._steps, **stage, **row})
 
     def _seconds(self) -> float:
         return self._start.seconds + time.monotonic() - self._start.since
@@ -471,19 +522,30 @@ def _momentum(method: Method, at: Progress) -> dict[str, float]:
 
 def _restore(
     folder: RunFolder,
+    part: Part,
     method: Method,
     optimizer: torch.optim.Optimizer,
     scaling: Scaling,
     identity: dict[str, Any],
     loader: Loader,
     plan: Plan,
-) -> tuple[int, float]:
-    """Load the checkpoint, if there is one; the step to continue from, and the seconds spent so far."""
-    step, seconds = 0, 0.0
+) -> tuple[int, float, tuple[int, float]]:
+    """Load the checkpoint, if there is one.
+
+    Returns:
+        The step of this part to continue from, the seconds spent so far, and the steps and epochs of the parts before.
+    """
+    step, seconds, before = 0, 0.0, (0, 0.0)
     if folder.checkpoint.exists():
-        facts = checkpoint.load(folder.checkpoint, method, optimizer)
+        border = part.number > stage_of(folder)
+        facts = checkpoint.load(folder.checkpoint, method, None if border and not part.carried else optimizer)
         step, seconds = int(facts["step"]), float(facts["seconds"])
+        steps, epochs = facts.get("before", before)
+        before = (int(steps), float(epochs))
         scaling.load(facts.get("scaling", {}))
+        if border:  # the part before is over
+            _check_identity(folder, facts | {"steps": identity["steps"]}, identity)
+            return 0, seconds, (before[0] + step, before[1] + float(facts["epochs"]))
         _check_identity(folder, facts, identity)
         plan.resume(step, facts)
         processes = facts.get("processes", identity["processes"])
@@ -495,7 +557,7 @@ def _restore(
             )
     if distributed.anywhere(distributed.share(step) != step):
         raise UserError(f"Not all processes see the checkpoint in {folder.path}: put it where they all do.")
-    return step, seconds
+    return step, seconds, before
 
 
 def _check_identity(folder: RunFolder, saved: dict[str, Any], now: dict[str, Any]) -> None:

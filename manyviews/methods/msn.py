@@ -27,14 +27,16 @@ from manyviews.methods import Branch, Method, Terms, mean_of, paired, sum_of, vi
 from manyviews.objectives import cross_entropy, prior_divergence, sinkhorn
 from manyviews.schedules import Cosine, Schedule
 from manyviews.targets import EMA
-from manyviews.types import Progress
+from manyviews.types import Packed, Progress
 from manyviews.views import MOCO_V2, Global, Local, Masking, Random, View, Views
 
 
 class Anchors(Branch):
     """An encoder that may drop patches, and a projector."""
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+    packs = False  # packed images keep all patches
+
+    def forward(self, x: Tensor | Packed, keep: Tensor | None = None) -> Tensor:
         """`b d`. `keep`: int64, `b v`, the patches that the encoder sees; all if None."""
         found: Tensor = self.projector(self.encoder.features(x, keep=keep).pooled)
         return found

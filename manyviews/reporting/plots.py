@@ -94,8 +94,17 @@ def loss(rows: Rows, path: Path) -> Path:
 def monitor(rows: Rows, path: Path) -> Path:
     """Measurements on held-out images, by step: accuracies, effective rank, and geometry on the sphere."""
     groups = {
-        "accuracy on images held out of training": {"knn": "nearest neighbors (k-NN)", "linear": "linear probe"},
+        "accuracy on images held out of training": {
+            "knn": "nearest neighbors (k-NN)",
+            "linear": "linear probe",
+            "old_knn": "nearest neighbors on the old images",
+        },
         "dimensions that the features use (RankMe)": {"rankme": "RankMe"},
+        "kept of the start": {
+            "cka": "likeness of features (CKA): 1 is all",
+            "cosine": "cosine of features",
+            "moved": "distance of weights, relative",
+        },
         "features on the sphere": {
             "spread": "spread: 0 is collapse",
             "alignment": "distance between views (alignment)",

@@ -163,7 +163,7 @@ def facts_of(run: Any) -> dict[str, Any]:
     logged = [row for row in run.log if "loss" in row]
     last = logged[-1] if logged else {}
     # A budget or an early end decides otherwise than the recipe.
-    epochs = recipe.epochs if ended is None else ended.get("epochs", recipe.epochs)
+    epochs = recipe.all_epochs if ended is None else ended.get("epochs", recipe.all_epochs)
     facts: dict[str, Any] = {
         "name": recipe.name,
         "data": f"{shown(about.get('data') or 'images in memory')}, {about.get('images', '?')} images",
@@ -172,7 +172,7 @@ def facts_of(run: Any) -> dict[str, Any]:
         "machine": about.get("machine"),
     }
     if ended is None:
-        facts["state"] = f"unfinished, {last.get('epoch', 0):.1f} of {recipe.epochs:g} epochs"
+        facts["state"] = f"unfinished, {last.get('epoch', 0):.1f} of {recipe.all_epochs:g} epochs"
     else:
         facts["time"] = duration(ended["seconds"])
     rates = [row["images_per_second"] for row in logged if _is_number(row.get("images_per_second"))]
@@ -182,6 +182,7 @@ def facts_of(run: Any) -> dict[str, Any]:
         facts["speed"] = f"{statistics.median(rates):.0f} images/s{waiting}"
     if _is_number(last.get("loss")):
         facts["loss"] = f"{logged[0]['loss']:.3f} at the start, {last['loss']:.3f} at the end"
+    facts["kept"] = kept(run.log)
     if ended is not None and ended.get("bad_images"):
         facts["left out"] = f"{ended['bad_images']} images that cannot be read"
     facts["files"] = [str(folder / name) for name in ("encoder.safetensors", "plots") if (folder / name).exists()]
@@ -196,6 +197,30 @@ def facts_of(run: Any) -> dict[str, Any]:
             f"manyviews export {where} --format {form} --out backbone{'' if form == 'timm' else '.onnx'}",
         ]
     return facts
+
+
+def kept(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """What a run from weights has kept of them and what it has forgotten, in a few sentences; None if it has none."""
+    seen = [row for row in rows if _is_number(row.get("monitor/cka"))]
+    if len(seen) < 2:
+        return None
+    first, last = seen[0], seen[-1]
+    inside = {k.removeprefix("monitor/cka/"): v for k, v in last.items() if k.startswith("monitor/cka/")}
+    cka, moved = last["monitor/cka"], last["monitor/moved"]
+    text = f"the features are {_LIKE[sum(cka < limit for limit in _LIMITS)]} those at the start (CKA {cka:.2f}"
+    if inside:
+        least = min(inside, key=lambda name: inside[name])
+        text += f", least {inside[least]:.2f} in {least}"
+    text += f"); the weights moved by {moved:.1%}"
+    for name, images in (("monitor/old_knn", "the old images"), ("monitor/knn", "these")):
+        if _is_number(first.get(name)) and _is_number(last.get(name)):
+            text += f"; k-NN on {images} went from {percent(first[name])} to {percent(last[name])}"
+    return f"{text}."
+
+
+_LIMITS = (0.95, 0.8, 0.5)
+_LIKE = ("nearly", "much like", "partly like", "unlike")
+"""Words for a CKA of at least each limit, and of less."""
 
 
 def settings(recipe: Recipe) -> Iterator[tuple[str, Any]]:

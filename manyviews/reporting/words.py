@@ -57,6 +57,16 @@ _NUMBERS = {
         "A linear classifier on the features. Measured on images held out of training, which are not those of an "
         "evaluation.",
     ),
+    "monitor/old_knn": (
+        "nearest neighbors on the old images",
+        "k-NN on images of the kind that the weights come from. It falls as they are forgotten.",
+    ),
+    "monitor/cka": (
+        "features like those at the start",
+        "Linear CKA of features of held-out images: 1 is all kept, whatever their rotation and scale.",
+    ),
+    "monitor/cosine": ("cosine with the start", "Of each image's features with those at the start."),
+    "monitor/moved": ("distance from the start", "Of the weights, relative to their size at the start."),
     "monitor/rankme": ("dimensions in use", "RankMe: roughly how many the features use. Compare it within one run."),
     "monitor/spread": ("spread", "1: features are even over the sphere. 0: they collapsed to one point."),
     "monitor/alignment": (

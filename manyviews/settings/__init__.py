@@ -15,10 +15,12 @@ from manyviews.settings.recipe import (
     Optimizer,
     Recipe,
     Regularizer,
+    Stage,
     Step,
     differences,
 )
 from manyviews.settings.saved import check_saved, from_json, to_json
+from manyviews.settings.stages import Part, parts
 from manyviews.settings.text import override, parse
 
 __all__ = [
@@ -28,8 +30,10 @@ __all__ = [
     "Data",
     "Monitor",
     "Optimizer",
+    "Part",
     "Recipe",
     "Regularizer",
+    "Stage",
     "Step",
     "check",
     "check_saved",
@@ -39,6 +43,7 @@ __all__ = [
     "load_outside",
     "override",
     "parse",
+    "parts",
     "settings",
     "to_json",
 ]

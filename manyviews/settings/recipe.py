@@ -192,6 +192,27 @@ class Regularizer(ABC):
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A later part of a run, with settings of its own: larger views at the end (FixRes, Touvron et al. 2019; DINOv2).
+
+    Schedules run over each part of a run anew, shortened to its epochs, as in DINOv2's last phase (Oquab et al. 2023).
+
+    Attributes:
+        epochs: passes over the images.
+        settings: dotted paths and new values, on top of those of the part before, such as
+            `{"method.view.size": 224, "test_size": 224, "optimizer.lr": 1e-4}`.
+        optimizer: whether the optimizer's state (momentum, second moments) is carried over, or begins fresh.
+    """
+
+    epochs: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: Literal["carried", "fresh"] = "carried"
+
+    def __post_init__(self) -> None:
+        require(0 < self.epochs < float("inf"), self, "epochs", "more than 0 and finite")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides a run except the images.
 
@@ -204,6 +225,7 @@ class Recipe:
             all epochs.
         regularizers: terms that are added to the method's loss.
         adaptation: which parts of the encoder learn, and how fast: see `manyviews.adaptation`.
+        stages: parts of the run after its `epochs`, each with settings of its own.
         test_size: side in pixels at which the encoder is evaluated.
         seed: seed of the initial weights, the order of the images and the views.
     """
@@ -219,6 +241,7 @@ class Recipe:
     monitor: Monitor = Monitor()
     regularizers: tuple[Regularizer, ...] = ()
     adaptation: Adaptation = Full()
+    stages: tuple[Stage, ...] = ()
     test_size: int = 224
     seed: int = 0
 
@@ -228,8 +251,13 @@ class Recipe:
         require(self.test_size >= 1, self, "test_size", "1 or more")
         require(0 <= self.seed < 2**31, self, "seed", "at least 0 and less than 2**31")
 
+    @property
+    def all_epochs(self) -> float:
+        """Passes over the images in all parts of the run."""
+        return self.epochs + sum(stage.epochs for stage in self.stages)
 
-OWN = (Component, Data, Optimizer, Step, Monitor, Recipe)
+
+OWN = (Component, Data, Optimizer, Step, Monitor, Stage, Recipe)
 """The parts of a recipe."""
 
 

@@ -97,6 +97,8 @@ def parse(text: str) -> Any:
     def build(x: ast.expr) -> Any:
         if isinstance(x, (ast.Tuple, ast.List)):
             return tuple(build(e) for e in x.elts)
+        if isinstance(x, ast.Dict):
+            return {build(k): build(v) for k, v in zip(x.keys, x.values, strict=True) if k is not None}
         if isinstance(x, ast.Call) and isinstance(x.func, ast.Name):
             kind = find(x.func.id, "schedule or view type")
             args, settings = map(build, x.args), {str(k.arg): build(k.value) for k in x.keywords}

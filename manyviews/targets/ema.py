@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from manyviews.backbones import Features
+from manyviews.backbones import Encoder, Features
 from manyviews.schedules import Schedule, value
 from manyviews.targets.moving import Moving
 from manyviews.types import Progress
@@ -22,7 +22,8 @@ class EMA(Moving, Generic[M]):
 
     Only parameters are averaged. BatchNorm behaves as in the papers: in training it normalizes with its own batch and
     tracks its own running statistics, which then belong to the averaged weights. Dropout and stochastic depth are off
-    in training too: a target is no noisier than it must be.
+    in training too: a target is no noisier than it must be. Parts of an encoder that stay as they are (see
+    `manyviews.adaptation`) stay so in the copy.
 
     Args:
         module: the module to follow, which `move` reads; the copy starts equal.
@@ -60,6 +61,10 @@ class EMA(Moving, Generic[M]):
         super().train(mode)
         for m in self.module.modules():
             m.training = mode and isinstance(m, _BatchNorm)
+        for ours, theirs in zip(self.module.modules(), self.followed.modules(), strict=False):
+            if isinstance(ours, Encoder) and isinstance(theirs, Encoder):
+                ours.stays, ours.held = theirs.stays, theirs.held
+                ours.settle()
         return self
 
     def move(self, at: Progress) -> None:

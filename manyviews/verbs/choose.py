@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -107,17 +107,20 @@ def within(recipe: Recipe, pace: Pace | None, budget: float, begun: float) -> tu
     return replace(recipe, epochs=round(max(epochs, 0.01), 2), budget=budget), text
 
 
-def announced(recipe: Recipe, pace: Pace | None, device: torch.device) -> str | None:
-    """A sentence about how long a run will take; None if it is short, or nobody knows."""
-    if pace is None or (total := pace.seconds(recipe)) < SHORT:
+def announced(parts: Sequence[Recipe], paces: Sequence[Pace | None], device: torch.device) -> str | None:
+    """A sentence about how long the parts of a run will take; None if it is short, or nobody knows."""
+    known = [(recipe, pace) for recipe, pace in zip(parts, paces, strict=True) if pace is not None]
+    if len(known) < len(parts) or (total := sum(pace.seconds(recipe) for recipe, pace in known)) < SHORT:
         return None
-    text = (
-        f"{recipe.epochs:g} epochs take about {duration(total)} on this machine: "
-        f"{recipe.data.batch_size / pace.step:.0f} images a second, measured over {_count(pace.measured, 'step')}."
+    epochs = " and ".join(f"{recipe.epochs:g}" for recipe in parts)
+    text = f"{epochs} epochs take about {duration(total)} on this machine: "
+    text += "; then ".join(
+        f"{recipe.data.batch_size / pace.step:.0f} images a second, measured over {_count(pace.measured, 'step')}"
+        for recipe, pace in known
     )
-    if device.type == "cpu" and total > _LONG:
-        text += " --budget 30m ends this recipe in time, and --recipe auto chooses one that learns most in it."
-    return text
+    if device.type == "cpu" and total > _LONG and len(parts) == 1:
+        text += ". --budget 30m ends this recipe in time, and --recipe auto chooses one that learns most in it"
+    return f"{text}."
 
 
 def _epochs(pace: Pace, recipe: Recipe, budget: float, begun: float) -> float:

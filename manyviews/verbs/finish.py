@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from manyviews import checkpoint, distributed
+from manyviews.engine.build import stage_of
 from manyviews.engine.folder import RunFolder
 from manyviews.engine.plan import Early
 from manyviews.errors import UserError, say
@@ -37,6 +38,11 @@ def finish(folder: str | Path, steps: int | None = None, data: Any = None, capti
         raise UserError(f"The run in {run.path} is finished already.")
     if not run.checkpoint.exists():
         raise UserError(f"The run in {run.path} has no checkpoint to finish from yet: continue it with resume.")
+    if stage_of(run) < len(run.recipe.stages):
+        raise UserError(
+            f"The run in {run.path} has stages yet to come, and only its last one can be ended early: continue it with "
+            "resume."
+        )
     if steps is not None and steps < 1:
         raise UserError(f"A run is finished in 1 step or more, not in {steps}.")
     _, saved = checkpoint.load_tensors(run.checkpoint)

@@ -16,7 +16,15 @@ import torch
 
 from manyviews import distributed, machine, methods, recipes
 from manyviews.data import Reading, Source, mean_and_std, measured, read_as
-from manyviews.engine.build import build_method, cautions, check, check_colors, check_sizes, with_fitting_batch
+from manyviews.engine.build import (
+    build_method,
+    cautions,
+    check,
+    check_colors,
+    check_sizes,
+    check_stages,
+    with_fitting_batch,
+)
 from manyviews.engine.folder import RunFolder, create
 from manyviews.engine.loop import train
 from manyviews.engine.pace import measure
@@ -26,11 +34,11 @@ from manyviews.progress import outer, progress, seconds
 from manyviews.regularizers import canvas_size, inner
 from manyviews.reporting import plots
 from manyviews.reporting.views import draw_reconstructions, drawn, titled, views_of, words_of
-from manyviews.settings import Data, Recipe, check_saved, override
+from manyviews.settings import Data, Recipe, check_saved, override, parts
 from manyviews.verbs._common import opened, say_once, tell
 from manyviews.verbs.choose import AUTO, BUDGET, announced, choose, within
 from manyviews.verbs.run import Run
-from manyviews.verbs.start import started
+from manyviews.verbs.start import SETTING, settled, start_of, started, write
 
 T = TypeVar("T")
 
@@ -41,9 +49,11 @@ def pretrain(
     *,
     epochs: float | None = None,
     budget: str | float | None = None,
+    init: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     captions: Any = None,
+    old: Any = None,
 ) -> Run:
     """Pretrain a backbone on unlabeled images.
 
@@ -56,9 +66,14 @@ def pretrain(
         epochs: passes over the images; the recipe's if None.
         budget: how long the run may take: "30m", "2h", or seconds. Its schedule then ends in time, whatever else the
             machine does. Without it "auto" takes half an hour on a processor.
+        init: weights to start from: a run folder, a file that `manyviews.load` reads, or "timm:NAME". They bring their
+            architecture, mean and standard deviation. A recipe that is given by name then learns more slowly, and its
+            new heads learn first, unless `settings` say otherwise; a line tells. Also `backbone.pretrained`.
         settings: dotted paths and new values, such as `{"optimizer.lr": 0.1, "method.temperature": 0.2}`.
         out: a new or empty folder for the run; `runs/<recipe>-<date>` if None.
         captions: for methods that read them, if they are not where `manyviews.data.open_source` finds them.
+        old: labeled images of the domain that the weights come from, such as some of ImageNet's. k-NN on them is
+            monitored along the run: it tells what is forgotten.
 
     Raises:
         UserError: bad input.
@@ -68,11 +83,18 @@ def pretrain(
     limit = None if budget is None else seconds(budget)
     if limit is not None and epochs is not None:
         raise UserError("A run has either so many --epochs or a --budget of time: leave one of them out.")
-    chosen = changed(_BASE if recipe == AUTO else recipe, epochs, settings or {})
+    settings = _with_init(settings or {}, init)
+    chosen = changed(_BASE if recipe == AUTO else recipe, epochs, settings)
+    if chosen.stages and (recipe == AUTO or limit is not None or chosen.budget is not None):
+        raise UserError(
+            "A run in stages has epochs for each of them, and no --budget: leave it out, and name the recipe."
+        )
     source = opened(data, captions=captions)
+    remembered = None if old is None else opened(old)
     device = distributed.start()
     chosen, source = fitted(chosen, source)
-    if isinstance(recipe, str) and recipe != AUTO and "data.batch_size" not in (settings or {}):
+    remembered = None if remembered is None else read_as(remembered, chosen.data.reading)
+    if isinstance(recipe, str) and recipe != AUTO and "data.batch_size" not in settings:
         asked = chosen.data.batch_size
         chosen = with_fitting_batch(chosen, source)
         if chosen.data.batch_size < asked:
@@ -83,7 +105,7 @@ def pretrain(
     if recipe == AUTO:
         if limit is None and epochs is None and device.type == "cpu":
             limit = BUDGET
-        make = partial(_like, chosen, epochs, settings or {})
+        make = partial(_like, chosen, epochs, settings)
         chosen, text = _first(lambda: choose(make, source, device, limit, begun))
         tell(source, [text])
     elif limit is not None:
@@ -91,18 +113,31 @@ def pretrain(
         tell(source, [text])
     # Check everything first: a run that cannot start must leave no folder behind.
     check(chosen, source)
-    method = build_method(chosen)
+    check_stages(chosen, source)
+    start = start_of(chosen)
+    method = build_method(chosen, weights=None if start is None else start.encoder)
+    if start is not None:
+        before = chosen.adaptation
+        chosen, notes = settled(chosen, start, method, settings, named=isinstance(recipe, str))
+        tell(source, notes)
+        if chosen.adaptation != before:  # it begins when the method is built
+            method = build_method(chosen, weights=start.encoder)
     check_sizes(method, chosen)
     tell(source, [*check_colors(method, chosen), *cautions(chosen, source)])
     folder = None
     if distributed.rank() == 0:
-        folder = create(None if out is None else Path(out), chosen, facts_of(data, captions, source, device)).path
+        facts, begin = facts_of(data, captions, source, device), None
+        facts |= {} if old is None else {"old": address(old)}
+        if start is not None:
+            begin = partial(write, method=method, recipe=chosen)
+        folder = create(None if out is None else Path(out), chosen, facts, begin).path
         draw_views(folder, method, chosen, source)
     folder = cast(Path, distributed.share(folder))
     if limit is None and outer() is None:  # a larger work has said how long all of it takes
-        expected = _first(lambda: announced(chosen, measure(chosen, source, device), device))
+        each = [part.recipe for part in parts(chosen)]
+        expected = _first(lambda: announced(each, [measure(part, source, device) for part in each], device))
         tell(source, [expected] if expected else [])
-    train(method, chosen, source, folder, begun if limit else None, draw_reconstructions)
+    train(method, chosen, source, folder, begun if limit else None, remembered, draw_reconstructions)
     return conclude(folder)
 
 
@@ -173,7 +208,7 @@ def changed(recipe: str | Recipe, epochs: float | None, settings: Mapping[str, A
         chosen = override(chosen, "epochs", epochs)
     for path, value in settings.items():
         chosen = override(chosen, path, value)
-    if "backbone.pretrained" in settings:
+    if SETTING in settings:
         chosen, note = started(chosen, settings)
         if note and distributed.rank() == 0:
             say_once(note)
@@ -181,7 +216,18 @@ def changed(recipe: str | Recipe, epochs: float | None, settings: Mapping[str, A
     settled = methods.get(chosen.method.name).settle(chosen.method.settings)
     chosen = replace(chosen, method=replace(chosen.method, settings=settled))
     check_saved(chosen)
+    for part in parts(chosen):
+        recipes.resolve(part.recipe)
     return chosen
+
+
+def _with_init(settings: Mapping[str, Any], init: str | Path | None) -> Mapping[str, Any]:
+    """The settings, and the weights to start from among them."""
+    if init is None:
+        return settings
+    if SETTING in settings:
+        raise UserError(f"--init and --set {SETTING} both say what to start from: leave one of them out.")
+    return {**settings, SETTING: str(init)}
 
 
 _BASE = "photos_cpu_small"  # says how images are read before one is chosen

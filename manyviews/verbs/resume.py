@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from manyviews import checkpoint, distributed
-from manyviews.data import read_as
-from manyviews.engine.build import build_method, check
+from manyviews.data import Source, read_as
+from manyviews.engine.build import build_method, check, recipe_now
 from manyviews.engine.folder import RunFolder, create
 from manyviews.engine.loop import train
 from manyviews.engine.stopping import Stopped
 from manyviews.errors import UserError, say
 from manyviews.reporting.views import draw_reconstructions
-from manyviews.settings import override
+from manyviews.settings import Recipe, override
 from manyviews.verbs._common import opened
 from manyviews.verbs.pretrain import address, conclude, draw_views, facts_of
 from manyviews.verbs.run import Run
@@ -73,7 +73,7 @@ def resume(
 
     try:
         method = build_method(recipe, trained=old.checkpoint.exists())
-        train(method, recipe, source, old.path, draw=draw_reconstructions)
+        train(method, recipe, source, old.path, old=_remembered(old, recipe), draw=draw_reconstructions)
     except Stopped:  # so these are the right images
         remember()
         raise
@@ -87,7 +87,8 @@ def _longer(old: RunFolder, data: Any, captions: Any, epochs: float, out: str | 
         raise UserError(f"The run in {old.path} has no weights to start from yet: continue it without --epochs.")
     data = _where(old, old.facts["data"]) if data is None else data
     captions = old.facts.get("captions") if captions is None else captions
-    recipe = override(override(old.recipe, "epochs", epochs), "seed", (old.recipe.seed + 1) % 2**31)
+    recipe = recipe_now(old)  # of a run in stages, the last one
+    recipe = override(override(recipe, "epochs", epochs), "seed", (recipe.seed + 1) % 2**31)
     source = read_as(opened(data, captions=captions), recipe.data.reading)
     device = distributed.start()
     check(recipe, source)
@@ -111,6 +112,16 @@ def _longer(old: RunFolder, data: Any, captions: Any, epochs: float, out: str | 
     folder = cast(Path, distributed.share(folder))
     train(method, recipe, source, folder, draw=draw_reconstructions)
     return conclude(folder)
+
+
+def _remembered(run: RunFolder, recipe: Recipe) -> Source | None:
+    """The images of the old domain that the run is monitored on, if they are where they were."""
+    address = run.facts.get("old")
+    if address is None:
+        if "old" in run.facts:
+            say("The images of the old domain were given in memory: forgetting is not monitored any more.")
+        return None
+    return read_as(opened(address), recipe.data.reading)
 
 
 def _where(run: RunFolder, data: str | None) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 from manyviews import checkpoint
 from manyviews.backbones import Encoder, ExternalEncoder, per_channel
 from manyviews.data import Reading
-from manyviews.engine.build import encoder_facts, trained_method
+from manyviews.engine.build import encoder_facts, recipe_now, trained_method
 from manyviews.engine.folder import RECIPE, RunFolder
 from manyviews.errors import UserError
 from manyviews.settings import CIFAR_MEAN, CIFAR_STD
@@ -211,7 +211,7 @@ def _unfinished(folder: RunFolder, settings: dict[str, Any]) -> tuple[Pretrained
     if settings:
         raise UserError(f"The run in {path} has its architecture: leave out {next(iter(settings))}.")
     method, facts = trained_method(folder)
-    recipe = folder.recipe
+    recipe = recipe_now(folder)
     encoder = recipe.adaptation.finish(method.kept_encoder)
     steps = int(facts.get("end", facts.get("steps", 0)))
     note = f"The run in {path} is not finished: its encoder is that of step {facts['step']}"

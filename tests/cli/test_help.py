@@ -172,7 +172,7 @@ def test_list_says_everything_about_one(manyviews, tmp_path):
         ("methods", "simclr", ("method.temperature=0.1", "photos_cpu_small", "Chen et al. 2020")),
         ("views", "Cutout", ("hole=(0.2, 0.4)", "hole's fraction")),
         ("protocols", "finetune", ("finetune.epochs=(30, 50)", "--protocol finetune --set finetune.")),
-        ("backbones", "resnet18", ("timm:resnet18.", "backbone.pretrained=true")),
+        ("backbones", "resnet18", ("timm:resnet18.", "--init timm:resnet18.")),
     ):
         result = manyviews("list", kind, name, "--json", tmp_path / "x.json")
         assert result.code == 0 and all(word in result.out for word in words), result.out

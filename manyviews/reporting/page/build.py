@@ -27,6 +27,7 @@ from manyviews.methods import Method
 from manyviews.methods.mast import MAST
 from manyviews.progress import Update
 from manyviews.regularizers import inner
+from manyviews.reporting import summary
 from manyviews.reporting.page import atlas as maps
 from manyviews.reporting.page import gather, pictures
 from manyviews.reporting.page.render import render
@@ -152,7 +153,9 @@ def _numbers(runs: Sequence[Any], names: Sequence[str]) -> Facts:
             continue
         report, parts = evaluated
         facts["measured_on"] = gather.measured_on(runs[i], report)
-        facts["verdict"] = printable(report.verdict).replace(" %", "\N{NO-BREAK SPACE}%")
+        kept = summary.kept(runs[i].log)
+        text = report.verdict + (f" After its start from weights, {kept}" if kept else "")
+        facts["verdict"] = printable(text).replace(" %", "\N{NO-BREAK SPACE}%")
         facts["tone"] = gather.tone(report.verdict)
         facts["spectra"] = [
             {"kind": kind, **{k: part[k] for k in ("dim", "rankme", "spread")}, **_spectrum(part["spectrum"])}

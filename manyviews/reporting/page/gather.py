@@ -33,6 +33,9 @@ _CURVES: tuple[tuple[str, float, str, bool], ...] = (
     ("loss", 1, "", False),
     ("monitor/knn", 100, "%", False),
     ("monitor/linear", 100, "%", False),
+    ("monitor/old_knn", 100, "%", False),
+    ("monitor/cka", 1, "", False),
+    ("monitor/moved", 1, "", False),
     ("monitor/rankme", 1, "", False),
     ("monitor/spread", 1, "", False),
     ("monitor/alignment", 1, "", False),
@@ -55,8 +58,10 @@ _CURVES: tuple[tuple[str, float, str, bool], ...] = (
 _NOISY = {"loss", "grad_norm", "grad_peak", "images_per_second", "data_wait"}
 _FIRST = {key for key, *_ in _CURVES} - {"momentum", "grad_peak", "watch/unused", "watch/teacher_entropy"}
 _LABELED = {"monitor/knn", "monitor/linear"}
+# Numbers that are logged for each layer: what their names begin with, and the number of all layers.
+_BY_LAYER = {"monitor/cka/": "monitor/cka", "monitor/moved/": "monitor/moved"}
 _FLOORS = {"monitor/spread": COLLAPSED_SPREAD}
-_NOT_CURVES = {"step", "epoch", "alarm", "monitor/dim", "monitor/patch_dim", "monitor/projection_dim"}
+_NOT_CURVES = {"step", "epoch", "stage", "alarm", "monitor/dim", "monitor/patch_dim", "monitor/projection_dim"}
 
 
 def run_facts(run: Any, name: str) -> Facts:
@@ -75,12 +80,12 @@ def run_facts(run: Any, name: str) -> Facts:
         missing.append((f"It is {about['state']}. To continue it:", f"manyviews resume {where}"))
     if not any((run.folder / "evaluations").glob("*/report.json")):
         missing.append(("It has not been evaluated yet.", f"manyviews evaluate {where} --data LABELED_IMAGES"))
-    shown = ("data", "recipe", "machine", "state", "time", "speed", "loss", "left out")
+    shown = ("data", "recipe", "machine", "state", "time", "speed", "loss", "kept", "left out")
     started = run.facts.get("started")
     return {
         "name": name,
         "quoted": where,
-        "what": f"{method} on {backbone}, {recipe.epochs:g} epochs",
+        "what": f"{method} on {backbone}, {recipe.all_epochs:g} epochs",
         "facts": [
             ("folder", printable(run.folder)),
             *((k, printable(about[k], 200)) for k in shown if about.get(k)),
@@ -109,11 +114,14 @@ def curves(runs: Sequence[Any]) -> list[Facts]:
 
     Returns:
         For each chart "id", "title", "unit", "log", "hint", "floor" (values below it mean collapse; or None), "noisy"
-        (may be smoothed), "more" (of less interest) and "lines", each with "run" (its number), "x" (steps) and "y".
+        (may be smoothed), "more" (of less interest) and "lines", each with "run" (its number), "x" (steps), "y", and in
+        charts by layer "layer".
         Numbers that are not finite are left out.
     """
     logs = [run.log for run in runs]
     logged = list(dict.fromkeys(name for log in logs for row in log for name in row if name not in _NOT_CURVES))
+    layered = [name for name in logged if name.startswith(tuple(_BY_LAYER))]
+    logged = [name for name in logged if name not in layered]
     terms = sorted(name for name in logged if name.startswith(LOSS))
     charts: list[tuple[str, float, str, bool]] = []
     for chart in _CURVES:
@@ -140,6 +148,17 @@ def curves(runs: Sequence[Any]) -> list[Facts]:
             chart_of = {"id": key, "title": capital(title), "unit": unit, "log": log, "hint": hint, "lines": lines}
             chart_of["more"] = key not in _FIRST and not key.startswith(LOSS)
             found.append(chart_of | {"floor": _FLOORS.get(key), "noisy": key in _NOISY or key.startswith(LOSS)})
+    for prefix, whole in _BY_LAYER.items():
+        title, hint = named(whole)
+        lines = [
+            {"run": i, "x": points[0], "y": points[1], "layer": printable(key.removeprefix(prefix), 40)}
+            for i, rows in enumerate(logs)
+            for key in layered
+            if key.startswith(prefix) and (points := _points(rows, key, 1)) is not None
+        ]
+        if lines:
+            shown = {"id": prefix, "title": f"{capital(title)}, by layer", "unit": "", "log": False, "hint": hint}
+            found.append(shown | {"lines": lines, "more": True, "floor": None, "noisy": False})
     return found
 
 

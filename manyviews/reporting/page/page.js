@@ -282,7 +282,8 @@
       const c = facts.curves[+figure.dataset.index];
       new Lines(figure, {
         title: c.title, log: c.log, canLog: c.lines.every((l) => Math.min(...l.y) > 0), floor: c.floor, group: training, height: 8.5,
-        lines: () => c.lines.map((l) => ({ run: l.run, name: name(l.run), kind: "trained", x: place(l), y: l.y })),
+        lines: () => c.lines.map((l, i) => ({ run: l.run, name: l.layer ? `${facts.runs.length > 1 ? `${name(l.run)}: ` : ""}${l.layer}` : name(l.run), color: l.layer ? i : undefined, kind: "trained", x: place(l), y: l.y })),
+        named: c.lines.some((l) => l.layer) ? (s) => s.name : undefined,
         xName: () => (along.value === "epoch" ? "epoch" : "step"), smooth: () => c.noisy && smooth.checked,
       });
     },
