@@ -51,8 +51,10 @@ def _attentions() -> tuple[type[nn.Module], ...]:
 @cache
 def _choosing(kind: Any) -> Any:
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        self.fused_attn = not slow(x, x.shape[1])
+        fused = self.fused_attn
+        self.fused_attn = fused and not slow(x, x.shape[1])
         found: Tensor = kind.forward(self, x, *args, **kwargs)
+        self.fused_attn = fused
         return found
 
     return type(f"Choosing{kind.__name__}", (kind,), {"forward": forward, "__module__": __name__})

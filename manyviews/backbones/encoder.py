@@ -482,7 +482,11 @@ _POSITIONS = ("pos_embed", "relative_position_bias_table")
 
 def _resized(model: Any, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Positions of another image size, interpolated by timm's own function for this architecture, if it has one."""
-    other = [k for k, v in theirs.items() if k.endswith(_POSITIONS) and k in ours and v.shape != ours[k].shape]
+    other = [
+        k
+        for k, v in theirs.items()
+        if k.endswith(_POSITIONS) and k in ours and v.ndim == ours[k].ndim and v.shape != ours[k].shape
+    ]
     convert = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
     if not other or convert is None:
         return {}

@@ -388,6 +388,11 @@ def efficientnet(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     return f"efficientnet_{word}", {"bn_eps": 1e-3} if word in ("b5", "b6", "b7") else {}
 
 
+def mobilenet_v2(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    width = {32: "100", 24: "075", 16: "050"}[len(weights["conv_stem.weight"])]
+    return f"mobilenetv2_{width}", {}
+
+
 def _stages(*numbers: int) -> tuple[tuple[str, str], ...]:
     """Renames for a ResNet in a Sequential: the numbers of the convolution, its norm, and the four stages."""
     names = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
@@ -435,6 +440,30 @@ def torchvisions_efficientnet(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         elif outside:
             names = ("conv_stem", "bn1") if outside[1] == "0" else ("conv_head", "bn2")
             k = f"{names[int(outside[2])]}.{outside[3]}"
+        found[k.replace("classifier.1.", "classifier.")] = v
+    return found
+
+
+_MOBILENET_V2 = (1, 2, 3, 4, 3, 3, 1)  # blocks in each stage
+_NARROWED = ("conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3")
+
+
+def torchvisions_mobilenet_v2(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A MobileNetV2 of torchvision, whose blocks are numbered through and whose layers are nested, in timm's names."""
+    places = [f"blocks.{stage}.{i}" for stage, blocks in enumerate(_MOBILENET_V2) for i in range(blocks)]
+    last = len(places) + 1
+    outside = {f"{k}.{i}": name for k, i, name in ((0, 0, "conv_stem"), (0, 1, "bn1"), (last, 0, "conv_head"))}
+    outside[f"{last}.1"] = "bn2"
+    found: dict[str, Tensor] = {}
+    for k, v in weights.items():
+        if m := re.match(r"features\.(\d+)\.conv\.(\d)\.(?:(\d)\.)?(\w+)$", k):
+            block, layer, part, rest = m.groups()
+            # The first block does not expand. Its last layers and all others' have no activation, and so no nesting.
+            names = ("conv_dw", "bn1", "conv_pw", "bn2") if block == "1" else _NARROWED
+            flat = int(layer) + len(names) // 2 - 1 if part is None else 2 * int(layer) + int(part)
+            k = f"{places[int(block) - 1]}.{names[flat]}.{rest}"
+        elif m := re.match(r"features\.(\d+\.\d)\.(\w+)$", k):
+            k = f"{outside[m[1]]}.{m[2]}"
         found[k.replace("classifier.1.", "classifier.")] = v
     return found
 
@@ -650,6 +679,13 @@ LAYOUTS = (
         (),
         "torchvision",
         torchvisions_efficientnet,
+    ),
+    Layout(
+        ("features.1.conv.0.0.weight", "features.0.0.weight"),
+        mobilenet_v2,
+        (),
+        "torchvision",
+        torchvisions_mobilenet_v2,
     ),
     Layout(
         ("features.1.0.attn.relative_position_bias_table", "features.0.0.weight"),

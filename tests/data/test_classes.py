@@ -100,4 +100,4 @@ def test_twenty_photographs_train_in_a_batch_that_fits(tmp_path):
     assert with_fitting_batch(recipe, few).data.batch_size == 16
     assert with_fitting_batch(override(recipe, "step.accumulate", 3), few).data.batch_size == 12
     assert with_fitting_batch(override(recipe, "data.batch_size", 4), few).data.batch_size == 4
-    assert "20 images" in cautions(recipe, few)[0] and "pretrained" in cautions(recipe, few)[0]
+    assert "20 images" in cautions(recipe, few)[0] and "--init FILE" in cautions(recipe, few)[0]

@@ -59,7 +59,7 @@ def test_override_reaches_every_kind_of_place():
         ("data.batch_size", "1.5", "data.batch_size must be int, not 1.5"),
         ("data.mean", "gray", "data.mean must be"),
         ("optimizer.name", "adam", "optimizer.name must be"),
-        ("optimizer.weight_decay", "much", "must be Constant | Cosine | Linear | Repeat | WarmupCosine | float"),
+        ("optimizer.weight_decay", "much", "must be Constant | Cosine | Linear | Repeat | Stretched | "),
         ("monitor.loggers", "tensorbord", "monitor.loggers must be"),
         ("method.name", "simclr", "choose a recipe of the other method"),
         ("seed.x", "1", "has no part 'x'"),

@@ -185,7 +185,7 @@ def test_swin_of_torchvision_and_microsoft(tmp_path):
         assert loaded.test_size == 32
 
 
-@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_v2_s"])
+@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_v2_s", "mobilenet_v2"])
 def test_efficientnet_of_torchvision(name, tmp_path):
     net = lively(torchvision.models.get_model(name))
     path = saved(net.state_dict(), tmp_path)
