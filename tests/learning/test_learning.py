@@ -21,7 +21,8 @@ from manyviews.settings import Component, Monitor, Optimizer, Recipe
 pytestmark = [pytest.mark.learning, pytest.mark.timeout(3600)]
 
 RESNET = Component("resnet18", {"stem": "half", "layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)})
-VIT = Component("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 3})
+VIT = {"embed_dim": 96, "depth": 3, "num_heads": 3}
+CONVNEXT = {"depths": (1, 1, 1, 1), "dims": (16, 32, 64, 128)}
 MUON = Optimizer("muon", 4e-3, "sqrt", WarmupCosine(warmup=1), weight_decay=0.01, momentum=0.95, betas=(0.9, 0.95))
 CHANGES = {  # for a run a hundred times as short as the recipe's, and heads that a CPU can orthogonalize
     "simclr": {"temperature": 0.1},
@@ -32,16 +33,24 @@ CHANGES = {  # for a run a hundred times as short as the recipe's, and heads tha
     "barlow_twins": {"hidden_dim": 512, "output_dim": 512},
     "vicreg": {"hidden_dim": 512, "output_dim": 512},
     "swav": {"prototypes": 300, "freeze_epochs": 0},
+    "nnclr": {"hidden_dim": 512, "queue_size": 2048},
     "mae": {"decoder_dim": 64, "decoder_depth": 1},
+    "fcmae": {},
+    "dbot": {"decoder_dim": 64, "decoder_depth": 1},
+    "ijepa": {"predictor_dim": 64, "predictor_depth": 2, "predictor_heads": 2, "momentum": Cosine(0.97, 1.0)},
+    "data2vec": {"layers": 3, "momentum": Cosine(0.97, 1.0)},
+    "data2vec2": {"layers": 3, "masks": 4, "decoder_dim": 96, "decoder_depth": 2, "momentum": Cosine(0.97, 1.0)},
+    "msn": {"prototypes": 256, "momentum": Cosine(0.97, 1.0)},
     "mast": {"hidden_dim": 512, "output_dim": 512},
-    "dino": {
-        "hidden_dim": 256,
-        "bottleneck_dim": 128,
-        "prototypes": 1024,
-        "momentum": Cosine(0.97, 1.0),
-        "freeze_epochs": 0,
-    },
 }
+DINO = {
+    "hidden_dim": 256,
+    "bottleneck_dim": 128,
+    "prototypes": 1024,
+    "momentum": Cosine(0.97, 1.0),
+    "freeze_epochs": 0,
+}
+CHANGES |= {name: DINO for name in ("dino", "ibot", "dinov2", "dinov3")}
 # Percentage points of k-NN above the untrained encoder of the same architecture, at least, for each seed: about half of
 # what the first seed had.
 MARGIN = {
@@ -59,6 +68,26 @@ MARGIN = {
     "simclr rescued": 5,
 }
 EPOCHS = 10
+WITH_RESNETS = (
+    "simclr",
+    "moco_v2",
+    "moco_v3",
+    "byol",
+    "simsiam",
+    "barlow_twins",
+    "vicreg",
+    "swav",
+    "mast",
+    "dino",
+    "nnclr",
+)
+
+
+def small(backbone: Component, name: str) -> Component:
+    """A network that a core trains in a minute or two: the recipe's own if the method needs it, else a ResNet."""
+    if name in WITH_RESNETS:
+        return RESNET
+    return replace(backbone, settings={**backbone.settings, **(VIT if backbone.name.startswith("vit") else CONVNEXT)})
 
 
 def short(name: str, seed: int) -> Recipe:
@@ -68,12 +97,12 @@ def short(name: str, seed: int) -> Recipe:
     return replace(
         recipe,
         method=method,
-        backbone=VIT if name == "mae" else RESNET,
+        backbone=small(recipe.backbone, name),
         epochs=EPOCHS,
         data=replace(recipe.data, batch_size=128),
         optimizer=MUON,
         monitor=Monitor(epochs=0),
-        regularizers=(Rescue(scale=0.75),) if rescued else None,
+        regularizers=(*recipe.regularizers, *([Rescue(scale=0.75)] if rescued else [])),
         seed=seed,
     )
 
