@@ -129,29 +129,30 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         UserError: the file is missing, cut short or not a safetensors file.
     """
-    if not path.is_file():
-        raise UserError(f"There is no file {path}.")
-    try:
-        with safe_open(path, framework="pt") as f:
-            facts = json.loads((f.metadata() or {}).get("manyviews", "{}"))
-            return {k: f.get_tensor(k) for k in f.keys()}, facts  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as e:
-        raise UserError(f"{path} is not a readable safetensors file ({e}).") from e
+    with _opened(path) as f:
+        return {k: f.get_tensor(k) for k in f.keys()}, _facts(f)  # noqa: SIM118
 
 
 def facts_of(path: Path) -> dict[str, Any]:
-    """The facts that `save_tensors` wrote, without the tensors.
+    """The facts that `save_tensors` wrote, without the tensors. Raises UserError as `load_tensors` does."""
+    with _opened(path) as f:
+        return _facts(f)
 
-    Raises:
-        UserError: the file is missing, cut short or not a safetensors file.
-    """
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file. What fails while it is read becomes a UserError."""
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
     try:
         with safe_open(path, framework="pt") as f:
-            found: dict[str, Any] = json.loads((f.metadata() or {}).get("manyviews", "{}"))
+            yield f
     except (SafetensorError, OSError, ValueError) as e:
         raise UserError(f"{path} is not a readable safetensors file ({e}).") from e
+
+
+def _facts(file: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((file.metadata() or {}).get("manyviews", "{}"))
     return found
 
 

@@ -20,7 +20,7 @@ from functools import partial
 
 from manyviews.backbones import Encoder, take
 from manyviews.heads import Decoder
-from manyviews.methods import Method, Terms, exactly
+from manyviews.methods import Method, Terms, exactly, visible
 from manyviews.objectives import latent_error
 from manyviews.targets import StagedTeacher
 from manyviews.types import Progress
@@ -70,7 +70,7 @@ class DBOT(Method):
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         x, mask = views[self.views[0].name, 0], self.mask(views)
-        (hidden,) = mask.blocks
+        kept, (hidden,) = visible(mask), mask.blocks
         target = take(self.teacher.features(x).patches, hidden)
-        prediction = self.decoder(self.encoder.features(x, keep=mask.kept).patches, mask.kept)
+        prediction = self.decoder(self.encoder.features(x, keep=kept).patches, kept)
         yield {"features": latent_error(take(prediction, hidden), target)}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from manyviews.backbones import Encoder
 from manyviews.errors import UserError
 from manyviews.heads import Decoder, Watch
-from manyviews.methods import Method, Terms, exactly
+from manyviews.methods import Method, Terms, exactly, visible
 from manyviews.objectives import masked_mse, patchify, restored, unpatchify
 from manyviews.types import Progress
 from manyviews.views import Crop, Global, Mask, Masking, Random, Uniform, Views
@@ -100,12 +100,8 @@ class MAE(Method):
             tokens = self.encoder.features(x, hide=mask.hidden, token=self.token).patches
             found: Tensor = self.decoder(tokens, everywhere)
             return found
-        if mask.kept is None:
-            raise UserError(
-                f"MAE needs equally many hidden patches of every image, which {self.masking} does not give: set "
-                "method.masking=Random(0.75), or Blocks((0.5, 0.5), p=1.0)."
-            )
+        kept = visible(mask)
         hide = None if self.token is None else mask.hidden
-        tokens = self.encoder.features(x, keep=mask.kept, hide=hide, token=self.token).patches
-        found = self.decoder(tokens, mask.kept)
+        tokens = self.encoder.features(x, keep=kept, hide=hide, token=self.token).patches
+        found = self.decoder(tokens, kept)
         return found

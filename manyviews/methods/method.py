@@ -45,13 +45,13 @@ class TokenBranch(Branch):
         patch_projector: the patches' own head; the same one if None.
 
     Attributes:
-        token: `embed_dim`, in the place of hidden patches.
+        token: `token_dim`, in the place of hidden patches.
     """
 
     def __init__(self, encoder: Encoder, projector: nn.Module, patch_projector: nn.Module | None = None) -> None:
         super().__init__(encoder, projector)
         self.patch_projector = patch_projector
-        self.token = nn.Parameter(torch.zeros(encoder.embed_dim))
+        self.token = nn.Parameter(torch.zeros(encoder.token_dim))
 
     @property
     def patch_head(self) -> nn.Module:
@@ -191,8 +191,8 @@ def visible(mask: Mask) -> Tensor:
     """
     if mask.kept is None:
         raise UserError(
-            "This method drops patches, so all images must keep equally many: set method.masking to Random, Grid or "
-            "InverseBlocks."
+            "This method drops patches, so all images must keep equally many: set method.masking to Random(0.75), "
+            "InverseBlocks(0.8), or Blocks((0.5, 0.5), p=1.0)."
         )
     return mask.kept
 

@@ -45,7 +45,7 @@ def finish(folder: str | Path, steps: int | None = None, data: Any = None, capti
         )
     if steps is not None and steps < 1:
         raise UserError(f"A run is finished in 1 step or more, not in {steps}.")
-    _, saved = checkpoint.load_tensors(run.checkpoint)
+    saved = checkpoint.facts_of(run.checkpoint)
     since, of = int(saved["step"]), int(saved.get("end", saved.get("steps", 0)))
     over = max(_LEAST, since // _SHARE) if steps is None else steps
     distributed.start()

@@ -122,7 +122,7 @@ def test_the_papers_numbers():
     target = torch.randn(2, 4, 768, dtype=torch.float64)
     found = mv.objectives.masked_mse(torch.zeros_like(target), target, torch.ones(2, 4))
     assert found.item() == pytest.approx(767 / 768, rel=1e-5)
-    with pytest.raises(UserError, match="equally many hidden patches"):
+    with pytest.raises(UserError, match="must keep equally many"):
         method = built("mae_tiny", masking=Blocks((0.1, 0.5)))
         loss(method, views_of(method))
 
