@@ -8,7 +8,7 @@ from typing import Any
 
 from manyviews.types import Progress
 
-_MEMORY = 20.0  # seconds over which the speed of a run with a budget is averaged
+_MEMORY = 20.0  # seconds over which the speed of a run with a budget is averaged, a tenth of a short budget at most
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ class Plan:
         left = self._budget - self._reserve - spent
         if self._pace is None:  # of the first steps, which compile and allocate, the plan's own is the better one
             self._pace = max(1e-6, left / max(1, self._steps - step) - pause)
-        self._pace += (1 - math.exp(-seconds / _MEMORY)) * (pace - self._pace)
+        memory = min(_MEMORY, self._budget / 10)
+        self._pace += (1 - math.exp(-seconds / memory)) * (pace - self._pace)
         self._steps = step + max(0, round(left / (self._pace + pause)))
 
     def agree(self, last: int) -> None:
