@@ -19,7 +19,7 @@ from torch import Tensor
 from manyviews import checkpoint, distributed, machine
 from manyviews.backbones import Encoder, protect
 from manyviews.data import Loader, Source
-from manyviews.engine import monitor, optim
+from manyviews.engine import alarms, monitor, optim
 from manyviews.engine.build import stage_of, start_encoder, write_encoder
 from manyviews.engine.feed import feed
 from manyviews.engine.folder import SUMMARY, RunFolder
@@ -182,7 +182,7 @@ class Training:
         self._watches = [m for m in method.modules() if isinstance(m, Watch)]
         self._first: list[Tensor] = optim.first_layers(method)
         self._peak: Tensor | None = None
-        self._alarms = monitor.StepAlarms(folder.rows)
+        self._alarms = alarms.OfSteps(folder.rows)
         self._kept = None
         if held is not None and folder.start.exists():
             self._kept = monitor.Kept(start_encoder(folder), held, recipe, device)
@@ -428,13 +428,13 @@ class Training:
             self._numbers = monitor.measure(self.method, self._held, self._recipe, self.device, self._kept)
             self._write({f"monitor/{k}": v for k, v in self._numbers.items()})
             self._seen.append(self._numbers)
-            self._alarm(monitor.alarms(self._seen))
+            self._alarm(alarms.of_measurements(self._seen))
             seconds = time.monotonic() - start
             self._plan.expect(self._every, seconds, seconds + _END)
             self._rest(seconds)
 
-    def _alarm(self, alarms: Sequence[str]) -> None:
-        for alarm in alarms:
+    def _alarm(self, found: Sequence[str]) -> None:
+        for alarm in found:
             self._write({"alarm": alarm})
             say(f"Warning: {alarm}")
 

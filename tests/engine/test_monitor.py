@@ -10,7 +10,7 @@ from torch.nn.functional import cosine_similarity
 import manyviews as mv
 from manyviews import recipes
 from manyviews.data import open_source
-from manyviews.engine import monitor
+from manyviews.engine import alarms, monitor
 from manyviews.engine.build import build_method
 from manyviews.evaluation import encode, rankme, spread
 from manyviews.evaluation.unlabeled.spectrum import describe
@@ -35,7 +35,7 @@ def monitored(name: str):
 
 def heard(seen: list[dict[str, float]]) -> list[list[str]]:
     """The alarms after each measurement."""
-    return [monitor.alarms(seen[:end]) for end in range(1, len(seen) + 1)]
+    return [alarms.of_measurements(seen[:end]) for end in range(1, len(seen) + 1)]
 
 
 def pretrain(out: Path, recipe: str, **settings) -> mv.Run:
@@ -58,11 +58,11 @@ def test_byol_without_predictor_and_stop_gradient_is_one(tmp_path: Path, monkeyp
     monkeypatch.setattr(BYOL, "loss", attract)
     run = pretrain(tmp_path / "run", "byol_tiny", **{"optimizer.lr": 0.03})
     seen = monitor.measurements(run.log)
-    alarms = [alarm for some in heard(seen) for alarm in some]
-    assert [row["alarm"] for row in run.log if "alarm" in row] == alarms
-    assert f"Warning: {alarms[0]}" in capsys.readouterr().err
-    assert len(alarms) == 1  # once, however long it lasts
-    assert alarms[0].startswith("The projections have collapsed: all images look nearly the same to the loss")
+    said = [alarm for some in heard(seen) for alarm in some]
+    assert [row["alarm"] for row in run.log if "alarm" in row] == said
+    assert f"Warning: {said[0]}" in capsys.readouterr().err
+    assert len(said) == 1  # once, however long it lasts
+    assert said[0].startswith("The projections have collapsed: all images look nearly the same to the loss")
     assert seen[-1]["projection_spread"] < 0.1 < 0.15 < seen[-1]["spread"]  # features live on
 
 
@@ -151,4 +151,4 @@ def test_a_resumed_run_knows_its_past():
     ]
     past = monitor.measurements(rows)
     assert [p["rankme"] for p in past] == [9, 2]
-    assert monitor.alarms([*past, dict(past[-1])]) == []
+    assert alarms.of_measurements([*past, dict(past[-1])]) == []

@@ -13,8 +13,8 @@ from torch.nn.functional import cosine_similarity
 import manyviews as mv
 from manyviews.data import open_source
 from manyviews.engine import monitor, optim
+from manyviews.engine.alarms import OfSteps, of_measurements
 from manyviews.engine.build import build_method
-from manyviews.engine.monitor import StepAlarms
 from manyviews.evaluation import encode, rankme
 from manyviews.heads import Watch
 from manyviews.recipes import get, resolve
@@ -102,6 +102,8 @@ def test_use_is_added_up_and_the_rest_waits_until_it_is_due():
         ("data2vec", {"target_spread"}),
         ("data2vec2", {"target_spread"}),
         ("mae", {"visible_error"}),
+        ("fcmae", {"visible_error"}),
+        ("simmim", {"visible_error"}),
     ],
 )
 def test_methods_are_watched_without_a_change_of_their_loss(name: str, wanted: set[str]):
@@ -151,24 +153,24 @@ def test_collapsed_teachers_are_alarms_in_words():
         (ONE, "the same distribution, on 1.0 prototypes: it tells 0.000 nats about them. A higher temperature"),
         (SAME, "on 8.0 prototypes"),
     ):
-        alarms = StepAlarms([row(healthy())])
+        alarms = OfSteps([row(healthy())])
         assert alarms.hear(row(probs)) == alarms.hear(row(probs)) == []  # it may pass
         (alarm,) = alarms.hear(row(probs))
         assert says in alarm and alarm.startswith("The teacher gives all images")
         assert alarms.hear(row(probs)) == []  # once
         assert alarms.hear(row(healthy())) == []
         assert [len(alarms.hear(row(probs))) for _ in range(4)] == [0, 0, 1, 0]  # and a second time
-    (alarm,) = StepAlarms(2 * [row(ONE, prefix="patch_")]).hear(row(ONE, prefix="patch_"))
+    (alarm,) = OfSteps(2 * [row(ONE, prefix="patch_")]).hear(row(ONE, prefix="patch_"))
     assert alarm.startswith("The teacher gives all patches")
 
 
 def test_healthy_and_young_runs_are_none():
-    alarms = StepAlarms()
+    alarms = OfSteps()
     assert [alarms.hear(row(UNIFORM, epoch)) for epoch in (0.1, 0.5, 0.9)] == [[], [], []]  # untrained
     assert [a for i in range(20) for a in alarms.hear(row(healthy(i), 1 + i))] == []
     assert alarms.hear({"step": 3, "loss": "nan", "watch/information": "nan"}) == []
     # From the start, and after the first epoch.
-    late = StepAlarms(3 * [row(UNIFORM, 0.5)])
+    late = OfSteps(3 * [row(UNIFORM, 0.5)])
     assert len(late.hear(row(UNIFORM, 1.0))) == 1
     passing = [row(probs) for probs in (healthy(), ONE, ONE, healthy(), UNIFORM, UNIFORM, healthy())]
     assert [a for r in passing for a in late.hear(r)] == []
@@ -177,16 +179,16 @@ def test_healthy_and_young_runs_are_none():
 def test_a_jump_of_the_first_layers_gradient_is_an_alarm():
     rng = np.random.default_rng(0)
     usual = [{"grad_peak": float(x)} for x in np.exp(rng.normal(0, 0.5, 40)) * np.linspace(5, 0.5, 40)]
-    alarms = StepAlarms()
+    alarms = OfSteps()
     assert [a for r in usual for a in alarms.hear(r)] == []
     (alarm,) = alarms.hear({"grad_peak": 60.0})
     assert alarm.startswith("The largest gradient of the first layer jumped to 60, ")
     assert alarms.hear({"grad_peak": 80.0}) == []  # the same event
-    assert StepAlarms(usual[:9]).hear({"grad_peak": 1e3}) == []  # nothing to compare with yet
-    again = StepAlarms([*usual, {"grad_peak": 60.0}])  # a resumed run
+    assert OfSteps(usual[:9]).hear({"grad_peak": 1e3}) == []  # nothing to compare with yet
+    again = OfSteps([*usual, {"grad_peak": 60.0}])  # a resumed run
     assert again.hear({"grad_peak": 60.0}) == []
     slow = [{"grad_peak": 1.2**i} for i in range(60)]  # growth is no jump
-    steady = StepAlarms()
+    steady = OfSteps()
     assert [a for r in slow for a in steady.hear(r)] == []
 
 
@@ -195,10 +197,10 @@ def test_targets_that_become_the_same_are_an_alarm():
     for spread in (1.0, 1.0, 0.01):
         watch.targets(torch.randn(1, 1, 32) + spread * torch.randn(8, 16, 32))
         rows.append({f"watch/{k}": v for k, v in watch.read().items()})
-    alarms = StepAlarms(rows[:2])
+    alarms = OfSteps(rows[:2])
     (alarm,) = alarms.hear(rows[2])
     assert alarm.startswith("The features to predict have collapsed: they are nearly the same for all patches")
-    assert StepAlarms().hear(rows[2]) == []  # an untrained network's may be alike
+    assert OfSteps().hear(rows[2]) == []  # an untrained network's may be alike
 
 
 # -- a run -----------------------------------------------------------------------------------------------------------
@@ -263,7 +265,7 @@ def test_patches_that_decay_are_an_alarm():
     rows = [
         {"patch_dim": 192, "patch_rankme": r, "patch_spread": s} for r, s in ((20, 0.4), (60, 0.7), (50, 0.6), (9, 0.5))
     ]
-    assert [len(monitor.alarms(rows[:end])) for end in (1, 2, 3, 4)] == [0, 0, 0, 1]
-    assert monitor.alarms(rows)[0].startswith(
+    assert [len(of_measurements(rows[:end])) for end in (1, 2, 3, 4)] == [0, 0, 0, 1]
+    assert of_measurements(rows)[0].startswith(
         "The features of patches use 9 of 192 dimensions, 60 at best: the encoder"
     )
