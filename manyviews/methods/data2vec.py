@@ -56,6 +56,7 @@ class Data2Vec(Method):
     ) -> None:
         super().__init__()
         self.views, self.masking, self.encoder = (exactly(view, 1, "data2vec"),), masking, encoder
+        encoder.transformer("hide patches")
         encoder.grid(view.size)
         self.target = EMA(encoder, momentum)
         self.token = nn.Parameter(torch.zeros(encoder.embed_dim))

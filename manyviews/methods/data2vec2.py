@@ -68,6 +68,7 @@ class Data2Vec2(Method):
             raise UserError(f"data2vec 2.0 needs a mask of each image, not {masks}: set method.masks to 1 or more.")
         self.views, self.masking, self.encoder = (exactly(view, 1, "data2vec 2.0"),), masking, encoder
         self.target = EMA(encoder, momentum)
+        encoder.transformer("drop patches")
         d = encoder.embed_dim
         self.decoder = GridDecoder(d, encoder.grid(view.size), d, decoder_dim, decoder_depth)
         self.class_head = nn.Linear(d, d) if encoder.num_prefix_tokens and class_weight else None

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from manyviews.backbones import Encoder
 from manyviews.heads import MapDecoder
 from manyviews.methods import Method, Terms, exactly
-from manyviews.objectives import code_divergence, gumbel_softmax, masked_mse, patchify, unpatchify
+from manyviews.objectives import code_divergence, gumbel_softmax, masked_mse, patchify
 from manyviews.schedules import Cosine, Schedule, value
 from manyviews.types import Progress
 from manyviews.views import Crop, Global, Views
@@ -119,7 +119,6 @@ class DVAE(Method):
             "codes": self.divergence * code_divergence(logits),
         }
 
-    def reconstruct(self, views: Views) -> Tensor:
-        x = views[self.views[0].name, 0]
-        pixels = self.decoder(self.codebook[self.tokenizer(x).argmax(-1)])
-        return unpatchify(pixels, self.patch_size, (x.shape[2], x.shape[3]))
+    def predicted_pixels(self, views: Views) -> Tensor:
+        found: Tensor = self.decoder(self.codebook[self.tokenizer(views[self.views[0].name, 0]).argmax(-1)])
+        return found

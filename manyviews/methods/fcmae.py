@@ -14,14 +14,15 @@ Features are computed densely and masked, which gives what the authors' sparse c
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from torch import Tensor
 
 from manyviews.backbones import Encoder
 from manyviews.errors import UserError
-from manyviews.heads import MapDecoder
+from manyviews.heads import MapDecoder, Watch
 from manyviews.methods import Method, Terms, exactly
-from manyviews.objectives import masked_mse, patchify, restored, unpatchify
+from manyviews.objectives import masked_mse, patchify
 from manyviews.types import Progress
 from manyviews.views import Crop, Global, Mask, Masking, Random, Views
 
@@ -61,7 +62,7 @@ class FCMAE(Method):
         self.patch_size, grid = encoder.patch_size, encoder.grid(view.size)
         pixels = encoder.channels * self.patch_size**2
         self.decoder = MapDecoder(encoder.patch_dim, grid, pixels, decoder_dim, decoder_depth)
-        self.normalize_pixels = normalize_pixels
+        self.normalize_pixels, self.watch = normalize_pixels, Watch()
 
     @property
     def kept_encoder(self) -> Encoder:
@@ -70,15 +71,12 @@ class FCMAE(Method):
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         x, mask = views[self.views[0].name, 0], self.mask(views)
         target = patchify(x, self.patch_size)
-        error = masked_mse(self._predict(x, mask), target, mask.hidden, normalize=self.normalize_pixels)
-        yield {"reconstruction": error}
+        error = partial(masked_mse, self._predict(x, mask), target, normalize=self.normalize_pixels)
+        self.watch.note("visible_error", lambda: error(~mask.hidden))
+        yield {"reconstruction": error(mask.hidden)}
 
-    def reconstruct(self, views: Views) -> Tensor:
-        x = views[self.views[0].name, 0]
-        pixels = self._predict(x, self.mask(views))
-        if self.normalize_pixels:
-            pixels = restored(pixels, patchify(x, self.patch_size))
-        return unpatchify(pixels, self.patch_size, (x.shape[2], x.shape[3]))
+    def predicted_pixels(self, views: Views) -> Tensor:
+        return self._predict(views[self.views[0].name, 0], self.mask(views))
 
     def _predict(self, x: Tensor, mask: Mask) -> Tensor:
         """Pixels of all patches, `b n p`, from those that are not hidden."""

@@ -23,7 +23,7 @@ from manyviews.backbones import Encoder
 from manyviews.errors import UserError
 from manyviews.heads import Decoder, Watch
 from manyviews.methods import Method, Terms, exactly, visible
-from manyviews.objectives import masked_mse, patchify, restored, unpatchify
+from manyviews.objectives import masked_mse, patchify
 from manyviews.types import Progress
 from manyviews.views import Crop, Global, Mask, Masking, Random, Uniform, Views
 
@@ -86,12 +86,8 @@ class MAE(Method):
         self.watch.note("visible_error", lambda: error(~mask.hidden))
         yield {"reconstruction": error(mask.hidden)}
 
-    def reconstruct(self, views: Views) -> Tensor:
-        x = views[self.views[0].name, 0]
-        pixels = self._predict(x, self.mask(views))
-        if self.normalize_pixels:
-            pixels = restored(pixels, patchify(x, self.patch_size))
-        return unpatchify(pixels, self.patch_size, (x.shape[2], x.shape[3]))
+    def predicted_pixels(self, views: Views) -> Tensor:
+        return self._predict(views[self.views[0].name, 0], self.mask(views))
 
     def _predict(self, x: Tensor, mask: Mask) -> Tensor:
         """Pixels of all patches, `b n p`, from those that are not hidden."""

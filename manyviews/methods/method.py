@@ -85,8 +85,7 @@ class Method(nn.Module):
         views: the view types, as given by the caller.
         online: the trained network that maps a view to its projection; None in methods that compare no projections.
         masking: how patches of the first view type are hidden; None if none are.
-        normalize_pixels: whether `reconstruct` gives each patch its true mean and deviation, because they are not
-            predicted.
+        normalize_pixels: whether pixels are predicted standardized within each patch.
         constant_lr: prefixes of the parameters that keep the peak learning rate throughout.
         scored: the trained module whose outputs, `b k`, are scores of prototypes, and the temperature of their softmax;
             None in methods without prototypes.
@@ -122,10 +121,10 @@ class Method(nn.Module):
         assert self.masking is not None and isinstance(kind, Crop)
         return views.mask(self.masking, kind.name, i, self.kept_encoder.grid(kind.size))
 
-    def reconstruct(self, views: Views) -> Tensor | None:
-        """The first view rebuilt from what is not hidden of it, `b c h w`, to look at; None if no pixels are predicted.
+    def predicted_pixels(self, views: Views) -> Tensor | None:
+        """The pixels of all patches of the first view, hidden or not, as the loss compares them: `b n p`, to look at.
 
-        The module is in evaluation mode and there is no gradient. Predictions stand in the place of visible pixels too.
+        None if no pixels are predicted. The module is in evaluation mode and there is no gradient.
         """
         return None
 

@@ -14,13 +14,15 @@ The number of hidden squares is rounded here, and rounded up by the authors.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from manyviews.backbones import Encoder
+from manyviews.heads import Watch
 from manyviews.methods import Method, Terms, exactly
-from manyviews.objectives import masked_l1, patchify, unpatchify
+from manyviews.objectives import masked_l1, patchify
 from manyviews.types import Progress
 from manyviews.views import Crop, Global, Mask, Masking, Random, Views
 
@@ -45,7 +47,7 @@ class SimMIM(Method):
     ) -> None:
         super().__init__()
         self.views, self.encoder, self.masking = (exactly(view, 1, "SimMIM"),), encoder, masking
-        self.patch_size = encoder.patch_size
+        self.patch_size, self.watch = encoder.patch_size, Watch()
         self.token = nn.Parameter(0.02 * torch.randn(encoder.token_dim))
         self.head = nn.Linear(encoder.patch_dim, encoder.channels * self.patch_size**2)
 
@@ -55,11 +57,12 @@ class SimMIM(Method):
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         x, mask = views[self.views[0].name, 0], self.mask(views)
-        yield {"reconstruction": masked_l1(self._predict(x, mask), patchify(x, self.patch_size), mask.hidden)}
+        error = partial(masked_l1, self._predict(x, mask), patchify(x, self.patch_size))
+        self.watch.note("visible_error", lambda: error(~mask.hidden))
+        yield {"reconstruction": error(mask.hidden)}
 
-    def reconstruct(self, views: Views) -> Tensor:
-        x = views[self.views[0].name, 0]
-        return unpatchify(self._predict(x, self.mask(views)), self.patch_size, (x.shape[2], x.shape[3]))
+    def predicted_pixels(self, views: Views) -> Tensor:
+        return self._predict(views[self.views[0].name, 0], self.mask(views))
 
     def _predict(self, x: Tensor, mask: Mask) -> Tensor:
         """Pixels of all patches, `b n p`."""

@@ -112,8 +112,8 @@ class Regularized(Method):
             for hook in hooks:
                 hook.remove()
 
-    def reconstruct(self, views: Views) -> Tensor | None:
-        return self.method.reconstruct(views)
+    def predicted_pixels(self, views: Views) -> Tensor | None:
+        return self.method.predicted_pixels(views)
 
     def before_update(self, at: Progress) -> None:
         self.method.before_update(at)

@@ -12,6 +12,7 @@ from manyviews.data import BadImage, Source, load_canvases
 from manyviews.errors import printable
 from manyviews.evaluation.features import frozen
 from manyviews.methods import Method
+from manyviews.objectives import patchify, restored, unpatchify
 from manyviews.regularizers import inner
 from manyviews.reporting import plots
 from manyviews.settings import Recipe
@@ -57,19 +58,30 @@ def _hidden(method: Method, views: Views) -> Tensor:
     return hidden.repeat_interleave(kind.size // rows, 2).repeat_interleave(kind.size // columns, 3)
 
 
+def rebuilt_of(method: Method, views: Views) -> Tensor:
+    """The first view as a method predicts it, `b c h w`, for methods that predict pixels.
+
+    Patches that are predicted standardized get their true mean and deviation.
+    """
+    pixels, x, size = method.predicted_pixels(views), views[method.views[0].name, 0], method.kept_encoder.patch_size
+    assert pixels is not None
+    if method.normalize_pixels:
+        pixels = restored(pixels, patchify(x, size))
+    return unpatchify(pixels, size, (x.shape[2], x.shape[3]))
+
+
 def reconstructions_of(method: Method, batch: Batch, recipe: Recipe) -> tuple[list[tuple[str, Tensor]], str]:
     """The first view of a few images, what is seen of it and how it is rebuilt: titles and pixels, and a sentence.
 
     Of the rebuilt image, visible patches are the true ones. Empty for methods that rebuild nothing.
     """
-    if type(method).reconstruct is Method.reconstruct:
+    if type(method).predicted_pixels is Method.predicted_pixels:
         return [], ""
     data, masks = recipe.data, method.masking is not None
     batch = batch.to(next(method.parameters()).device)
     views = Views(batch, method.views, recipe.seed, 0, data.mean, data.std, progress=1.0)
     with frozen(method):
-        x, rebuilt = views[method.views[0].name, 0], method.reconstruct(views)
-    assert rebuilt is not None
+        x, rebuilt = views[method.views[0].name, 0], rebuilt_of(method, views)
     if not masks:
         return [("image", x), ("rebuilt", rebuilt)], "Images and what the network makes of their code."
     hidden = _hidden(method, views)

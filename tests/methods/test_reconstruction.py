@@ -23,7 +23,7 @@ from manyviews.errors import UserError
 from manyviews.objectives import hog, patchify
 from manyviews.recipes import get
 from manyviews.reporting.page.pictures import Pictures, reconstructions
-from manyviews.reporting.views import reconstructions_of
+from manyviews.reporting.views import rebuilt_of, reconstructions_of
 from manyviews.schedules import Linear, Repeat
 from manyviews.settings import Recipe, override
 from manyviews.testing import CHECKS, pictures
@@ -78,7 +78,7 @@ def test_pixels_of_hidden_patches_are_predicted_from_the_others_alone(recipe: st
     x, mask = views["global", 0], method.mask(views)
     normalized, error = method.normalize_pixels, (F.l1_loss if "simmim" in recipe else F.mse_loss)
     with torch.no_grad():
-        rebuilt = method.reconstruct(views)
+        rebuilt = rebuilt_of(method, views)
     total, count, size = 0.0, 0, method.patch_size
     for b, (true, seen) in enumerate(zip(cells(x, size), cells(rebuilt, size), strict=True)):
         for i in mask.hidden[b].nonzero()[:, 0].tolist():
