@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from manyviews.backbones import Encoder
-from manyviews.engine.build import trained_method
+from manyviews.engine.build import recipe_now, trained_method
 from manyviews.engine.folder import RECIPE, RunFolder
 from manyviews.methods import Method
 from manyviews.settings import Recipe
@@ -33,6 +33,11 @@ class Run:
     def recipe(self) -> Recipe:
         """Every setting of the run."""
         return RunFolder(self.folder).recipe
+
+    @property
+    def recipe_now(self) -> Recipe:
+        """The settings at the latest checkpoint: of a run in stages, those of its stage."""
+        return recipe_now(RunFolder(self.folder))
 
     @cached_property
     def facts(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from manyviews.evaluation.features import fingerprint
 from manyviews.evaluation.unlabeled.spectrum import COLLAPSED
 from manyviews.progress import Outer, duration, within
 from manyviews.reporting import plots
-from manyviews.settings import Recipe, override, to_json
+from manyviews.settings import Recipe, override, parts, to_json
 from manyviews.verbs._common import claim
 from manyviews.verbs.choose import AUTO
 from manyviews.verbs.pretrain import changed, fitted, pretrain
@@ -215,7 +215,9 @@ class _Left:
 
     def _cost(self, recipe: Recipe) -> float:
         """The seconds of a training at the measured pace; if none could be measured, its epochs."""
-        return recipe.epochs if self._pace is None else self._pace.seconds(recipe)
+        if self._pace is None:
+            return recipe.all_epochs
+        return sum(self._pace.seconds(part.recipe) for part in parts(recipe))  # all at the pace of the first
 
     def _seconds(self) -> float | None:
         """The seconds of all that is to be done; None if nobody knows."""

@@ -26,6 +26,7 @@ def untrained_run(folder, recipe="simclr_tiny", images=None, finished=True, log=
     return SimpleNamespace(
         folder=folder,
         recipe=chosen,
+        recipe_now=chosen,
         facts={"data": images, "images": 60, "machine": "a machine", "started": "2026-01-01T00:00:00+00:00"},
         log=list(log),
         summary={"seconds": 61.0, "bad_images": 2} if finished else None,

@@ -199,13 +199,13 @@ def _views_and_subspaces(runs: Sequence[Any], source: Source | None, where: _Whe
             method = run.method
         except UserError:
             continue  # stopped before its first checkpoint
-        method = inner(method)
+        method, recipe = inner(method), run.recipe_now
         if source is not None:
-            _add_views(views, i, run.recipe, method, source, where.pictures)
-            found = pictures.reconstructions(run.recipe, method, source, where.pictures)
+            _add_views(views, i, recipe, method, source, where.pictures)
+            found = pictures.reconstructions(recipe, method, source, where.pictures)
             rebuilt += [] if found is None else [{"run": i, **found}]
         if isinstance(method, MAST):
-            subspaces.append({"run": i, **_subspaces(method, run.recipe, source, where.device)})
+            subspaces.append({"run": i, **_subspaces(method, recipe, source, where.device)})
     return {"views": views, "rebuilt": rebuilt, "subspaces": subspaces}
 
 
@@ -226,7 +226,7 @@ def _what_encoders_see(
     chosen = source if len(source) <= where.most else source.subset(spread_out(len(source), where.most))
 
     def seen(images: Source, i: int, cache: Path | None) -> Features:
-        recipe, progress = runs[i].recipe, where.progress
+        recipe, progress = runs[i].recipe_now, where.progress
         return extract(
             encoders[i],
             with_reading(images, recipe.data.reading),
@@ -254,9 +254,8 @@ def _what_encoders_see(
         rows = []
         for i in able:
             with contextlib.suppress(UserError):  # some networks have no map of features
-                rows.append(
-                    {"run": i, **pictures.patches(encoders[i], images, runs[i].recipe, where.device, where.pictures)}
-                )
+                recipe = runs[i].recipe_now
+                rows.append({"run": i, **pictures.patches(encoders[i], images, recipe, where.device, where.pictures)})
         if rows:
             patches.append({"title": title, "images": [where.pictures.of(*one) for one in images], "rows": rows})
     return {
