@@ -13,5 +13,5 @@ def directions(x: Tensor) -> Tensor:
     PyTorch's `normalize` and `cosine_similarity` divide such a row by their epsilon, and so its gradient: a row of
     zeros, which is all that a dead layer gives, then has a gradient of 1e11 and more.
     """
-    length = x.norm(dim=-1, keepdim=True)
+    length: Tensor = x.norm(dim=-1, keepdim=True)
     return x / length.masked_fill(length < _SHORTEST, float("inf"))

@@ -24,8 +24,8 @@ def imagenet() -> Recipe:
         data=Data(batch_size=1024),
         optimizer=Optimizer(
             "adamw",
-            lr=7.5e-4 / 4,
-            schedule=WarmupCosine(warmup=10, end=2.6e-3),
+            lr=7.5e-4,
+            schedule=WarmupCosine(warmup=10, end=6.7e-4),
             weight_decay=Cosine(0.04, 0.4),
             clip=3.0,
         ),

@@ -102,6 +102,7 @@ PEAKS = {
     "dino_imagenet": (2e-3, 1e-5),
     "dino_vit_b": (3e-3, 2e-6),
     "dino_resnet50": (0.3 * 4080 / 256, 0.0048),
+    "ibot_imagenet": (3e-3, 2e-6),
     "swav_imagenet": (4.8, 0.0048),
     "moco_v3_vit_s": (2.4e-3, 0.0),
 }
