@@ -7,7 +7,7 @@ from manyviews.recipes import _common as common
 from manyviews.regularizers import KoLeo, Rescue
 from manyviews.schedules import Cosine, Linear, WarmupCosine
 from manyviews.settings import Component, Data, Optimizer, Recipe
-from manyviews.views import Global, Local
+from manyviews.views import DINO_LOCAL, DINO_PAIR, Global, Local
 
 # On the class tokens of the two global views.
 KOLEO = KoLeo(0.1, on="features", first=2)
@@ -42,7 +42,10 @@ def imagenet() -> Recipe:
         method=Component(
             "dinov2",
             {
-                "views": (Global(2, area=(0.32, 1.0)), Local(8, size=96, area=(0.05, 0.32))),
+                "views": (
+                    Global(2, area=(0.32, 1.0), color=DINO_PAIR),
+                    Local(8, size=96, area=(0.05, 0.32), color=DINO_LOCAL),
+                ),
                 "prototypes": 65536,
                 "shared_head": True,
                 "centering": "center",

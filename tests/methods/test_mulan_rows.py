@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from manyviews import cli, objectives, recipes, schedules
+from manyviews import cli, methods, objectives, recipes, schedules
 from manyviews.engine import optim
 from manyviews.engine.build import build_method
 from manyviews.evaluation import protocols
@@ -95,6 +95,8 @@ def test_the_rescues_third_method_has_the_papers_settings():
     assert peak * schedules.value(recipe.optimizer.schedule, last) == pytest.approx(1e-6, rel=0.05)
     warm = Progress(30 * 1250, recipe.epochs * steps, steps)
     assert schedules.value(recipe.method.settings["teacher_temperature"], warm) == pytest.approx(0.07, abs=1e-4)
+    default = methods.DINOv2.__init__.__kwdefaults__["views"]
+    assert [v.color for v in recipe.method.settings["views"]] == [v.color for v in default]
     assert recipe.method.settings["shared_head"] and recipe.method.settings["centering"] == "center"
 
 
