@@ -38,7 +38,7 @@ def tasks_loss(name: str, distance: float = 1.0) -> float:
 
 
 def test_simsiam_is_compared_under_one_scale_of_the_loss():
-    """With SGD and weight decay, the scale of the loss is a learning rate (M:203, 475: "strictly controlled")."""
+    """With SGD and weight decay, the scale of the loss is a learning rate (appendix A: "strictly controlled")."""
     rows = ("simsiam_imagenet", "simsiam_multicrop", "simsiam_mulan")
     assert [tasks_loss(name) for name in rows] == pytest.approx([1.0, 1.0, 1.0])
     optimizers = {recipes.get(name).optimizer for name in rows}
@@ -80,7 +80,7 @@ def test_mulans_recipes_cut_the_hole_as_its_authors_do():
 
 
 def test_the_rescues_third_method_has_the_papers_settings():
-    """R:183-185, and DINOv2's short configuration, whose 100 epochs are of 1,250 steps (the paper lost a digit)."""
+    """Its section 4, and DINOv2's short configuration, whose 100 epochs are of 1,250 steps (the paper lost a digit)."""
     recipe = recipes.get("dinov2_rescue")
     images, batch = 1_281_167, recipe.data.batch_size
     assert recipe.backbone.name == "vit_large_patch16_224" and batch == 2048
