@@ -90,7 +90,7 @@ def imagenet22k() -> Recipe:
 def rescue() -> Recipe:
     """DINOv2 with rescued easy samples, ViT-L/16, 200 epochs, batch 2048: k 16, s 1 (Wang et al., figure 2).
 
-    torchrun --nnodes 4 --nproc-per-node 8 -m manyviews pretrain imagenet/train --recipe dinov2_rescue
+    torchrun --nnodes 2 --nproc-per-node 8 -m manyviews pretrain imagenet/train --recipe dinov2_rescue
     manyviews evaluate RUN --data imagenet/train --test imagenet/val --protocol linear_grid
 
     The paper reports linear 83.1, 0.5 above `--set "regularizers=(KoLeo(0.1, on='features', first=2),)"`, and does not

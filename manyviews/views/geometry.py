@@ -49,7 +49,7 @@ def draw_blocks(
         side: of the view, in pixels.
         area: range of the rectangle's fraction of the view.
         ratio: range of width / height.
-        times: float64, `b`: factors on the fractions that are tried; None for 1.
+        times: float32, `b`: factors on the fractions that are tried; None for 1.
     """
     there, draws = draws.index.device, draws.exact
     extent = torch.full_like(draws.index, side)[:, None].expand(-1, 2)
@@ -70,7 +70,7 @@ def _tries(
     side = extent.double().prod(1, keepdim=True).sqrt()
     a = between(u["area"], *area).double()
     if times is not None:
-        a = a * times[:, None].to(a.device)
+        a = a * times[:, None].to(a)
     r = between(u["ratio"], math.log(ratio[0]), math.log(ratio[1])).double().exp()
     return ((a / r).sqrt() * side).round().long(), ((a * r).sqrt() * side).round().long(), u["place"].double()
 

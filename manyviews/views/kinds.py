@@ -244,7 +244,7 @@ class Cutout(Crop):
         times = None
         if batch is not None and self.hole_of == "image":
             boxes, _ = self.crop(batch, draws)
-            times = batch.extent.to(boxes.device).double().prod(1) / boxes[:, 2:].double().prod(1)
+            times = batch.extent.to(boxes.device).prod(1) / boxes[:, 2:].prod(1)
         return draw_blocks(draws.at("hole"), self.size, self.hole, self.hole_ratio, times)
 
 
