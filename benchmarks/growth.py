@@ -172,7 +172,7 @@ def _gathered(za: Tensor, zb: Tensor, temperature: float) -> Tensor:
     everyone = distributed.gather(z).flatten(0, 1)
     itself = torch.arange(2 * len(z)) + 2 * len(z) * distributed.rank()
     positive = (z[:, 0] * z[:, 1]).sum(1).repeat_interleave(2) / temperature
-    return (similarities_logsumexp(z.flatten(0, 1), everyone, temperature, itself) - positive).mean()
+    return (similarities_logsumexp(z.flatten(0, 1), everyone, temperature, itself[:, None]) - positive).mean()
 
 
 def nearest(features: int, queries: int) -> list[Row]:

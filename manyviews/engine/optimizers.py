@@ -25,12 +25,14 @@ class SGD(torch.optim.SGD):
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum whose rate follows each layer's ratio of weight norm to gradient norm (You et al. 2017).
+    """SGD with momentum whose rate follows each layer's ratio of weight norm to gradient norm (after You et al. 2017).
 
         g <- g + weight_decay w;  g <- g * trust ||w|| / ||g||;  v <- momentum v + g;  w <- w - lr v
 
-    Groups with `adapt=False` (biases and norms) take the plain momentum step. A layer whose weight or gradient is zero
-    is not scaled, so that layers that start at zero can move.
+    The norm is that of the gradient with the decay in it, as in the code of Barlow Twins and MoCo v3. You et al. have
+    the two norms apart, ||w|| / (||gradient|| + weight_decay ||w||). Groups with `adapt=False` (biases and norms) take
+    the plain momentum step. A layer whose weight or gradient is zero is not scaled, so that layers that start at zero
+    can move.
 
     Args:
         params: parameters or groups.

@@ -23,7 +23,8 @@ class Predictors(nn.Module):
         build: makes one predictor, from the dimensions of its input.
         sharing: "own" gives each task its own; "shared" gives all the same one, which is naive multi-crop;
             "conditioned" gives each its own, which besides the projection is told where the view lies as seen from the
-            target and what was done to it (`Views.relation`): MULAN's named next step, section 6 and appendix F.
+            target and what was done to it (`Views.relation`): MULAN's named next step, for a cutout's coordinates or a
+            crop's scale in its section 6, for a rotation's angle at the end of its appendix F.
         weights: weight of each task in the loss, or one number for all.
 
     Raises:

@@ -41,21 +41,21 @@ class Prototypes(Moving):
 class DINOHead(nn.Module):
     """Three layers, a normalized bottleneck, and a layer of prototypes: `... embed_dim` to `... prototypes`.
 
-    DINO, Caron et al. 2021, appendix C. No BatchNorm; GELU between the layers.
+    DINO, Caron et al. 2021, appendix C. GELU between the layers; BatchNorm before it, if `norm`, as for ResNets.
 
     Attributes:
         last: the layer of prototypes, whose weight vectors count by their direction only.
     """
 
-    def __init__(self, embed_dim: int, prototypes: int, hidden_dim: int = 2048, bottleneck_dim: int = 256) -> None:
+    def __init__(
+        self, embed_dim: int, prototypes: int, hidden_dim: int = 2048, bottleneck_dim: int = 256, norm: bool = False
+    ) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(embed_dim, hidden_dim),
-            nn.GELU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.GELU(),
-            nn.Linear(hidden_dim, bottleneck_dim),
-        )
+
+        def hidden(n_in: int) -> list[nn.Module]:
+            return [nn.Linear(n_in, hidden_dim), *([nn.BatchNorm1d(hidden_dim)] if norm else []), nn.GELU()]
+
+        self.mlp = nn.Sequential(*hidden(embed_dim), *hidden(hidden_dim), nn.Linear(hidden_dim, bottleneck_dim))
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)

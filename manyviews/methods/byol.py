@@ -11,7 +11,8 @@ A lone global view is a target only, so that cutout can stand alone (section 4.2
     L = sum_tasks w_task  mean over the task's (view, target) pairs of  2 - 2 cos(predictor_task(z), sg(z'))
 
 Differs from the papers: BYOL sums its two directions; here a task is the mean of its pairs, so BYOL's own loss is
-`weights=2`. MULAN writes the alignment for one pair and leaves the averaging open; the mean is its authors'.
+`weights=2`. MULAN prints eq. 1 with vectors as they are, and their squared distance; BYOL's are normalized, and so are
+its authors'. It writes the alignment for one pair and leaves the averaging open; the mean is its authors'.
 """
 
 from __future__ import annotations

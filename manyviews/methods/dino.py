@@ -37,6 +37,7 @@ class DINO(Method):
         prototypes: dimensions of the distributions.
         hidden_dim: width of the head's hidden layers.
         bottleneck_dim: dimensions of the head's normalized bottleneck.
+        head_norm: BatchNorm in the head's hidden layers, as its authors have it for ResNets.
         student_temperature: temperature of the student's softmax.
         teacher_temperature: temperature of the teacher's softmax, lower.
         center_momentum: momentum of the moving average that centers the teacher's output.
@@ -55,6 +56,7 @@ class DINO(Method):
         prototypes: int = 65536,
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
+        head_norm: bool = False,
         student_temperature: float = 0.1,
         teacher_temperature: Schedule | float = Linear(0.04, 0.07, epochs=30),
         center_momentum: float = 0.9,
@@ -63,7 +65,7 @@ class DINO(Method):
     ) -> None:
         super().__init__()
         self.views = paired(*views, target="global")
-        self.student = Branch(encoder, DINOHead(encoder.embed_dim, prototypes, hidden_dim, bottleneck_dim))
+        self.student = Branch(encoder, DINOHead(encoder.embed_dim, prototypes, hidden_dim, bottleneck_dim, head_norm))
         self.teacher = EMA(self.student, momentum)
         self.center = Center(prototypes, center_momentum)
         self.student_temperature, self.teacher_temperature = student_temperature, teacher_temperature

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch.nn.functional import normalize
 
 from manyviews import distributed
 from manyviews.backbones import Encoder
@@ -68,7 +67,7 @@ class MoCoV2(Method):
         name = self.views[0].name
         with torch.no_grad():
             x, order = distributed.shuffle(views[name, 1], seed=at.step)
-            k = distributed.unshuffle(normalize(self.key(x)), order)
+            k = distributed.unshuffle(self.key(x), order)  # normalized in float32, where it is used
         self.queue.push(k)
         q = self.query(views[name, 0])
         yield {"info_nce": info_nce(q, k, self.queue.rows, self.temperature)}

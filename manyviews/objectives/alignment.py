@@ -1,10 +1,13 @@
-"""Alignment: a prediction points in the direction of its target. Nothing pushes images apart."""
+"""Alignment: a prediction points in the direction of its target. Nothing pushes images apart.
+
+A row of zeros has no direction: its cosine with any other is 0, and it gets no gradient.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
+from manyviews.objectives._directions import directions
 from manyviews.objectives._precision import in_float32
 
 
@@ -35,7 +38,7 @@ def negative_cosine(p: Tensor, target: Tensor) -> Tensor:
     Returns:
         A scalar in [-1, 1]: -1 for the same direction.
     """
-    return -cosine_similarity(p, target.detach(), dim=-1, eps=1e-12).mean()
+    return consistency(p, target.detach())
 
 
 @in_float32
@@ -49,4 +52,4 @@ def consistency(za: Tensor, zs: Tensor) -> Tensor:
     Returns:
         A scalar in [-1, 1]: -1 for the same direction.
     """
-    return -cosine_similarity(za, zs, dim=-1, eps=1e-12).mean()
+    return -(directions(za) * directions(zs)).sum(-1).mean()

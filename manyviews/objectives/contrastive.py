@@ -3,6 +3,10 @@
 The matrix of all similarities is never held. Its rows' normalizers are summed over blocks, again in the backward pass,
 so memory grows with the batch and not with its square. No rank holds the batch of all ranks. The keys go round in both
 passes, and each rank compares its rows with one rank's keys while the next ones travel.
+
+A row's loss, `-log(exp p / (exp p + sum_j exp n_j))`, is computed as `softplus(logsumexp(n) - p)`, with the positive
+left out of the sum. The difference of two large logarithms would lose a small loss in float32: at 1e-5 its gradient
+would be 3 % off.
 """
 
 from __future__ import annotations
@@ -12,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import softplus
 
 from manyviews import distributed
+from manyviews.objectives._directions import directions
 from manyviews.objectives._precision import in_float32
 
 
@@ -36,11 +41,12 @@ def nt_xent(za: Tensor, zb: Tensor, temperature: float) -> Tensor:
     Returns:
         A scalar, at least 0, mean over this rank's 2b views; log(2N - 1) when all projections are equal.
     """
-    z = normalize(torch.cat([za, zb]), dim=-1)
+    z = directions(torch.cat([za, zb]))
     first, second = z.chunk(2)
     positive = (first * second).sum(1).repeat(2) / temperature
     itself = torch.arange(len(z), device=z.device)
-    return (similarities_logsumexp(z, z, temperature, itself, all_ranks=True) - positive).mean()
+    left_out = torch.stack([itself, itself.roll(len(za))], 1)
+    return softplus(similarities_logsumexp(z, z, temperature, left_out, all_ranks=True) - positive).mean()
 
 
 @in_float32
@@ -60,10 +66,9 @@ def info_nce(q: Tensor, k: Tensor, queue_rows: Tensor, temperature: float) -> Te
     Returns:
         A scalar, at least 0; log(size + 1) when all vectors are equal.
     """
-    q, k = normalize(q, dim=-1), normalize(k.detach(), dim=-1)
+    q, k = directions(q), directions(k.detach())
     positive = (q * k).sum(1) / temperature
-    others = similarities_logsumexp(q, queue_rows.detach(), temperature)
-    return (torch.logaddexp(positive, others) - positive).mean()
+    return softplus(similarities_logsumexp(q, queue_rows.detach(), temperature) - positive).mean()
 
 
 @in_float32
@@ -104,9 +109,9 @@ def directed_info_nce(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     Returns:
         A scalar, at least 0; log N when all vectors are equal.
     """
-    q, k = normalize(q, dim=-1), normalize(k, dim=-1)
+    q, k = directions(q), directions(k)
     positive = (q * k).sum(1) / temperature
-    return (similarities_logsumexp(q, k, temperature, all_ranks=True) - positive).mean()
+    return softplus(similarities_logsumexp(q, k, temperature, _own(q), all_ranks=True) - positive).mean()
 
 
 @in_float32
@@ -125,16 +130,21 @@ def clip(images: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor:
     Returns:
         A scalar, at least 0; log N when all embeddings are equal.
     """
-    u, v = normalize(images, dim=-1), normalize(texts, dim=-1)
+    u, v = directions(images), directions(texts)
     scaled = u * log_scale.exp(), v * log_scale.exp()
     positive = (scaled[0] * v).sum(1)
-    of_images = similarities_logsumexp(scaled[0], v, 1.0, all_ranks=True) - positive
-    of_texts = similarities_logsumexp(scaled[1], u, 1.0, all_ranks=True) - positive
-    return (of_images + of_texts).mean() / 2
+    of_images = similarities_logsumexp(scaled[0], v, 1.0, _own(u), all_ranks=True) - positive
+    of_texts = similarities_logsumexp(scaled[1], u, 1.0, _own(u), all_ranks=True) - positive
+    return (softplus(of_images) + softplus(of_texts)).mean() / 2
+
+
+def _own(x: Tensor) -> Tensor:
+    """Each row's own number, to be left out."""
+    return torch.arange(len(x), device=x.device)[:, None]
 
 
 def similarities_logsumexp(
-    q: Tensor, keys: Tensor, temperature: float, itself: Tensor | None = None, all_ranks: bool = False
+    q: Tensor, keys: Tensor, temperature: float, left_out: Tensor | None = None, all_ranks: bool = False
 ) -> Tensor:
     """`log sum_j exp(q_i . k_j / temperature)` for every row of q, in blocks of keys and rows.
 
@@ -142,14 +152,14 @@ def similarities_logsumexp(
         q: `n d`.
         keys: `m d`.
         temperature: above 0.
-        itself: int64, `n`: the key of this rank that each row leaves out; None to leave out none.
+        left_out: int64, `n m`: the keys of this rank that each row leaves out; None to leave out none.
         all_ranks: whether to sum over the keys of all ranks, `m` on each, instead of this rank's. The keys' gradient is
             then the sum over ranks, as for `distributed.gather`.
 
     Returns:
-        `n`.
+        `n`; minus infinity, without a gradient, for a row that leaves out all.
     """
-    found: Tensor = _LogSumExp.apply(q, keys, temperature, itself, all_ranks)
+    found: Tensor = _LogSumExp.apply(q, keys, temperature, left_out, all_ranks)
     return found
 
 
@@ -171,28 +181,29 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, keys: Tensor, temperature: float, itself: Tensor | None, all_ranks: bool
+        ctx: Any, q: Tensor, keys: Tensor, temperature: float, left_out: Tensor | None, all_ranks: bool
     ) -> Tensor:
         ctx.temperature, ctx.all_ranks = temperature, all_ranks
         found = q.new_full((len(q),), -torch.inf)
-        for held, left_out in _rounds(keys, itself, all_ranks):
+        for held, out in _rounds(keys, left_out, all_ranks):
             for rows, columns in _blocks(len(q), len(held)):
-                block = _similarities(q, held, temperature, left_out, rows, columns)
+                block = _similarities(q, held, temperature, out, rows, columns)
                 found[rows] = torch.logaddexp(found[rows], block.logsumexp(1))
-        ctx.save_for_backward(q, keys, itself, found)
+        # The weights of a row without keys are zero, and not the exponential of a difference of infinities.
+        ctx.save_for_backward(q, keys, left_out, found.clamp(min=torch.finfo(found.dtype).min))
         return found
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        q, keys, itself, found = ctx.saved_tensors
+        q, keys, left_out, found = ctx.saved_tensors
         wanted = ctx.needs_input_grad
         dq = torch.zeros_like(q) if wanted[0] else None
         dk: Tensor | None = None
         arrives: Callable[[], Tensor] | None = None
-        for held, left_out in _rounds(keys, itself, ctx.all_ranks):
+        for held, out in _rounds(keys, left_out, ctx.all_ranks):
             dk = torch.zeros_like(held) if wanted[1] else None
             for rows, columns in _blocks(len(q), len(held)):
-                weights = _similarities(q, held, ctx.temperature, left_out, rows, columns)
+                weights = _similarities(q, held, ctx.temperature, out, rows, columns)
                 weights.sub_(found[rows, None]).exp_().mul_(grad[rows, None] / ctx.temperature)
                 if dq is not None:
                     dq[rows].addmm_(weights, held[columns])
@@ -205,21 +216,22 @@ class _LogSumExp(torch.autograd.Function):
         return dq, dk if arrives is None else arrives(), None, None, None
 
 
-def _rounds(keys: Tensor, itself: Tensor | None, all_ranks: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _rounds(keys: Tensor, left_out: Tensor | None, all_ranks: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The keys of each rank, or only this rank's, and the keys that our rows leave out."""
     for turn, held in enumerate(distributed.ring(keys) if all_ranks else [keys]):
-        yield held, None if turn else itself
+        yield held, None if turn else left_out
 
 
 def _similarities(
-    q: Tensor, keys: Tensor, temperature: float, itself: Tensor | None, rows: slice, columns: slice
+    q: Tensor, keys: Tensor, temperature: float, left_out: Tensor | None, rows: slice, columns: slice
 ) -> Tensor:
     """A block of `q . k / temperature`, with -inf where a row leaves a key out."""
     block = (q[rows] / temperature) @ keys[columns].T
-    if itself is not None:
-        place = itself[rows] - columns.start
-        # Rows whose key is in another block write back a copy: `where` needs no size that only the device knows.
-        inside = (place >= 0) & (place < block.shape[1])
-        place = place.clamp(0, block.shape[1] - 1)[:, None]
-        block.scatter_(1, place, torch.where(inside[:, None], -torch.inf, block.gather(1, place)))
+    if left_out is not None:
+        # One after the other: where both of a row's are in another block, they write to one place.
+        for place in (left_out[rows] - columns.start).split(1, 1):
+            # Rows whose key is in another block write back a copy: `where` needs no size that only the device knows.
+            inside = (place >= 0) & (place < block.shape[1])
+            place = place.clamp(0, block.shape[1] - 1)
+            block.scatter_(1, place, torch.where(inside, -torch.inf, block.gather(1, place)))
     return block

@@ -10,10 +10,11 @@ from manyviews.views import BYOL_PAIR, MULAN, Color, Crop, CutMix, Cutout, Globa
 
 RESNET50 = Component("resnet50")
 
-# MULAN's view types (appendix A and F), with the crops of its runs with several tasks.
+# MULAN's view types (appendix A and F), with the crops of its runs with several tasks. The paper does not say when the
+# hole is cut; its authors cut it before colors and blur.
 GLOBAL = Global(2, area=(0.25, 1.0), color=BYOL_PAIR)
 LOCAL = Local(2, area=(0.08, 0.25), color=MULAN)
-CUTOUT = Cutout(1, area=(0.25, 1.0), color=MULAN)
+CUTOUT = Cutout(1, area=(0.25, 1.0), color=MULAN, cut="first")
 ROTATION = Rotation(1, area=(0.25, 1.0), color=MULAN)
 SHUFFLE = Shuffle(1, area=(0.25, 1.0), color=MULAN)
 CUTMIX = CutMix(1, area=(0.25, 1.0), color=MULAN)

@@ -46,6 +46,7 @@ def render(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     paint: Distorting | None = None,
+    holes: Tensor | None = None,
 ) -> Tensor:
     """Crop, resize, distort and normalize each image, in as many threads as PyTorch uses.
 
@@ -56,6 +57,8 @@ def render(
         size: height and width of the views.
         mean, std: of the channels in [0, 1].
         paint: the photometric settings and what was drawn of them; None to leave the colors alone.
+        holes: int64, `b 4`: a box of each view (top, left, height, width) that gets the mean color before colors
+            change; None for none.
 
     Returns:
         float32, `b c size size`, channels last in memory.
@@ -81,16 +84,19 @@ def render(
             raise ValueError(f"A blur of {kernel} pixels is too wide for a view of {size}.")
         if len(on) != b or not bool(((order >= 0) & (order < 4)).all()):
             raise ValueError("A distortion must be drawn for each image, and its order be of the numbers from 0 to 3.")
-    scale = np.array([1 / s for s in std], np.float32)
-    shift = np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
+    if holes is None:
+        holes = torch.zeros(b, 4, dtype=torch.int64)
+    elif len(holes) != b or not bool(((holes >= 0) & (holes[:, :2] + holes[:, 2:] <= size).repeat(1, 2)).all()):
+        raise ValueError("A view's hole must be a box within it, one for each image.")
+    scale = [1 / s for s in std]
+    shift = [-m / s for m, s in zip(mean, std, strict=True)]
     do = partial(
         _render,
         *_arrays(canvases),
-        *(np.ascontiguousarray(x.numpy()) for x in (boxes, flip, on, factors, order, sigma)),
+        *(np.ascontiguousarray(x.numpy()) for x in (boxes, flip, holes, on, factors, order, sigma)),
         kernel,
         _f(threshold),
-        scale,
-        shift,
+        np.array([mean, scale, shift], np.float32),
         out.numpy(),
     )
     _share(b, c * size**2, do)
@@ -152,8 +158,8 @@ def _compile_all() -> None:
         canvas = (np.zeros(3, np.uint8), np.zeros(1, np.int64), np.ones((1, 3), np.int64))
         _crops(*canvas, boxes, no, np.empty((1, 3, 1), np.float32), 0, 1)
         drawn = (np.zeros((1, 4), bool), np.ones((1, 4), np.float32), np.zeros((1, 4), np.int64), one)
-        three = np.ones(3, np.float32)
-        _render(*canvas, boxes, no, *drawn, 1, _ONE, three, three, np.empty((1, 1, 1, 3), np.float32), 0, 1)
+        norm, found = np.ones((3, 3), np.float32), np.empty((1, 1, 1, 3), np.float32)
+        _render(*canvas, boxes, no, boxes, *drawn, 1, _ONE, norm, found, 0, 1)
     finally:
         say.cancel()
 
@@ -166,12 +172,13 @@ def _threads(process: int, n: int) -> ThreadPoolExecutor:
 
 @jit
 def _render(
-    pool, start, pitch, boxes, flip, on, factors, order, sigma, kernel, threshold, scale, shift, out, begin, end
+    pool, start, pitch, boxes, flip, holes, on, factors, order, sigma, kernel, threshold, norm, out, begin, end
 ):
     size, channels = out.shape[1], out.shape[3]
     image, spare = np.empty((channels, size * size), np.float32), np.empty((channels, size * size), np.float32)
     for i in range(begin, end):
         _crop(pool, start[i], pitch[i], boxes[i], flip[i], image)
+        _fill(image, size, holes[i], norm[0])
         if on[i, 0]:
             if channels == 3:
                 _jitter(image, factors[i], order[i])
@@ -183,13 +190,21 @@ def _render(
             _blur(image, spare, sigma[i], kernel)
         if on[i, 3]:
             _solarize(image, threshold)
-        _normalize(image, scale, shift, out[i].reshape(size * size, channels))
+        _normalize(image, norm[1], norm[2], out[i].reshape(size * size, channels))
 
 
 @jit
 def _crops(pool, start, pitch, boxes, flip, out, begin, end):
     for i in range(begin, end):
         _crop(pool, start[i], pitch[i], boxes[i], flip[i], out[i])
+
+
+@jit
+def _fill(image, size, box, color):
+    top, left, height, width = box
+    for c in range(len(image)):
+        for y in range(top, top + height):
+            image[c, y * size + left : y * size + left + width] = color[c]
 
 
 @jit

@@ -37,20 +37,29 @@ def draw_boxes(draws: Draws, extent: Tensor, area: tuple[float, float], ratio: t
     return _place(corner, extent, height, width, central).to(there)
 
 
-def draw_blocks(draws: Draws, side: int, area: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
+def draw_blocks(
+    draws: Draws, side: int, area: tuple[float, float], ratio: tuple[float, float], times: Tensor | None = None
+) -> Tensor:
     """Rectangles inside a view of `side` pixels; as `draw_boxes`, but the central one, when no try fits, is a square.
 
     The square has the mean of the areas.
+
+    Args:
+        draws: the view's draws.
+        side: of the view, in pixels.
+        area: range of the rectangle's fraction of the view.
+        ratio: range of width / height.
+        times: float32, `b`: factors on the fractions that are tried; None for 1.
     """
     there, draws = draws.index.device, draws.exact
     extent = torch.full_like(draws.index, side)[:, None].expand(-1, 2)
-    height, width, corner = _tries(draws, extent, area, ratio)
+    height, width, corner = _tries(draws, extent, area, ratio, times)
     square = torch.full_like(extent, round(side * math.sqrt(sum(area) / 2)))
     return _place(corner, extent, height, width, square).to(there)
 
 
 def _tries(
-    draws: Draws, extent: Tensor, area: tuple[float, float], ratio: tuple[float, float]
+    draws: Draws, extent: Tensor, area: tuple[float, float], ratio: tuple[float, float], times: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Heights and widths to try, int64, `b tries`, in images of height and width `extent`, `b 2`.
 
@@ -60,6 +69,8 @@ def _tries(
     # In float64, or a root that ends in .5 on one device and not on the other would round to another box.
     side = extent.double().prod(1, keepdim=True).sqrt()
     a = between(u["area"], *area).double()
+    if times is not None:
+        a = a * times[:, None].to(a)
     r = between(u["ratio"], math.log(ratio[0]), math.log(ratio[1])).double().exp()
     return ((a / r).sqrt() * side).round().long(), ((a * r).sqrt() * side).round().long(), u["place"].double()
 

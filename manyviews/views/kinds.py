@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ class Crop(View):
     @property
     def is_plain(self) -> bool:
         """Whether a view is a crop with changed colors and nothing else: each pixel has a place on the image."""
-        hooks = ("before", "transform")
+        hooks = ("before", "holes", "transform")
         return all(getattr(type(self), hook) is getattr(Crop, hook) for hook in hooks)
 
     @property
@@ -106,6 +107,10 @@ class Crop(View):
         boxes = draw_boxes(draws.at("crop"), batch.extent, self.area, self.ratio)
         return boxes, draws.bernoulli("flip", self.flip)
 
+    def holes(self, batch: Batch, draws: Draws) -> Tensor | None:
+        """Rectangles of the views, int64 `b 4`, that get the mean color before colors change: here none."""
+        return None
+
     def paint(self, i: int, draws: Draws) -> Paint | None:
         """What is done to the colors of view `i`: here what `color` says."""
         color = self.color_of(i)
@@ -125,13 +130,14 @@ class Crop(View):
         with torch.autocast(device.type, enabled=False):
             canvases = self.before(batch, draws, mean)
             boxes, flip = self.crop(batch, draws)
-            paint = self.paint(i, draws)
+            holes, paint = self.holes(batch, draws), self.paint(i, draws)
             compiles = device.type == "cpu" and canvases.pool.dtype == torch.uint8
             if compiles:
                 from manyviews.views import compiled  # Numba takes half a second to import
 
                 if paint is None or isinstance(paint, Distorting):
-                    return self.transform(compiled.render(canvases, boxes, flip, self.size, mean, std, paint), draws)
+                    made = compiled.render(canvases, boxes, flip, self.size, mean, std, paint, holes)
+                    return self.transform(made, draws)
             c, (h, w) = canvases.channels, canvases.room
             out = torch.empty(b, c, self.size, self.size, device=device, memory_format=torch.channels_last)
             values = _VALUES.get(device.type, _VALUES_ELSEWHERE)
@@ -145,6 +151,8 @@ class Crop(View):
                 else:
                     there = canvases[rows].cut(boxes[rows], canvases.room)
                     x = crop_resize(there, F.pad(boxes[rows][:, 2:], (2, 0)), self.size, flip[rows])
+                if holes is not None:
+                    erase(x, holes[rows], mean)
                 if paint:
                     x = paint(x, rows)
                 ops.normalize(x, mean, std, out[rows])
@@ -173,10 +181,21 @@ class Local(Crop):
 class Cutout(Crop):
     """A large crop with a hole of the mean color (MULAN, appendix A; DeVries and Taylor 2017).
 
+    The order is crop, flip, colors, hole; with `cut="first"` it is crop, flip, hole, colors. A hole that is cut last is
+    exactly zero after normalization and has sharp edges. One that is cut first is jittered, solarized and blurred with
+    the view: its color varies around the mean, and its edge may be soft.
+
+    MULAN does not name the order, and its authors cut first, as its recipes do. Its text takes the hole's area "of the
+    original image", its authors' code of the crop. Of ten tries the first that fits into the view is taken; if none
+    does, a central square whose share of the view is the mean of `hole`.
+
     Attributes:
-        hole: range of the hole's fraction of the view.
-        hole_ratio: range of the hole's width / height, of which the logarithm is uniform.
+        hole: range of the hole's fraction of what `hole_of` names.
+        hole_ratio: range of the hole's width / height in the view, of which the logarithm is uniform.
         symmetric: predict another view with a hole instead of a complete one, which collapses (MULAN, section 4.2).
+        cut: whether the hole is cut "first", before the colors change, or "last", after normalization.
+        hole_of: whether `hole` is a fraction of the "view" or of the whole "image". In a small crop the latter fills
+            most of the view, and a conditioned predictor cannot be told of it.
     """
 
     count: int = 1
@@ -185,26 +204,48 @@ class Cutout(Crop):
     hole: Range = (0.2, 0.4)
     hole_ratio: Range = (3 / 4, 4 / 3)
     symmetric: bool = False
+    cut: Literal["first", "last"] = "last"
+    hole_of: Literal["view", "image"] = "view"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.hole[0] <= self.hole[1] <= 1, self, "hole", "an increasing pair in (0, 1]")
         require(0 < self.hole_ratio[0] <= self.hole_ratio[1], self, "hole_ratio", "a positive and increasing pair")
         require(self.count > 1 or not self.symmetric, self, "count", "2 or more when symmetric")
+        require(self.cut in ("first", "last"), self, "cut", '"first" or "last"')
+        require(self.hole_of in ("view", "image"), self, "hole_of", '"view" or "image"')
+
+    @property
+    def is_plain(self) -> bool:
+        return False  # pixels of the hole have no place on the image
 
     @property
     def target(self) -> str:
         return self.name if self.symmetric else "global"
 
-    def transform(self, x: Tensor, draws: Draws) -> Tensor:
-        return erase(x, self._holes(draws))
+    def holes(self, batch: Batch, draws: Draws) -> Tensor | None:
+        return self._boxes(draws, batch) if self.cut == "first" else None
+
+    @torch.no_grad()
+    def make(self, batch: Batch, i: int, draws: Draws, mean: Values, std: Values) -> Tensor:
+        x = super().make(batch, i, draws, mean, std)
+        return erase(x, self._boxes(draws, batch)) if self.cut == "last" else x
 
     def parameters(self, draws: Draws) -> Tensor:
         """The hole's center, height and width in units of the view, the center's from the middle."""
-        return _centered(self._holes(draws), self.size)
+        if self.hole_of == "image":
+            raise UserError(
+                f"A conditioned predictor cannot be told of holes that are a fraction of the image: set {self.name}'s "
+                'hole_of to "view".'
+            )
+        return _centered(self._boxes(draws), self.size)
 
-    def _holes(self, draws: Draws) -> Tensor:
-        return draw_blocks(draws.at("hole"), self.size, self.hole, self.hole_ratio)
+    def _boxes(self, draws: Draws, batch: Batch | None = None) -> Tensor:
+        times = None
+        if batch is not None and self.hole_of == "image":
+            boxes, _ = self.crop(batch, draws)
+            times = batch.extent.to(boxes.device).prod(1) / boxes[:, 2:].prod(1)
+        return draw_blocks(draws.at("hole"), self.size, self.hole, self.hole_ratio, times)
 
 
 @dataclass(frozen=True)

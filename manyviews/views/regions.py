@@ -43,11 +43,17 @@ def inside(boxes: Tensor, height: int, width: int) -> Tensor:
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
-def erase(x: Tensor, boxes: Tensor) -> Tensor:
-    """Set a box of each image to zero, in place; in a normalized view zero is the mean color.
+def erase(x: Tensor, boxes: Tensor, color: tuple[float, ...] | None = None) -> Tensor:
+    """Fill a box of each image with a color, in place.
 
     Args:
         x: `b c h w`.
         boxes: int64, `b 4`: top, left, height, width.
+        color: a value for each channel; None for zero, which in a normalized view is the mean color.
     """
-    return x.masked_fill_(inside(boxes, *x.shape[-2:]), 0)
+    there = inside(boxes, *x.shape[-2:])
+    if color is None:
+        return x.masked_fill_(there, 0)
+    for channel, value in enumerate(color):  # filled with numbers, which no device has to wait for
+        x[:, channel : channel + 1].masked_fill_(there, value)
+    return x
