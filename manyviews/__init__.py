@@ -38,6 +38,7 @@ _VERBS = (
     "propagate",
     "report",
     "resume",
+    "search",
     "segment",
     "select",
     "subspaces",

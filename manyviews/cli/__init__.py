@@ -38,6 +38,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "Use": {
         "embed": use.embed,
+        "search": use.search,
         "duplicates": use.duplicates,
         "export": use.export,
     },

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from manyviews.cli._options import NO_HINTS, Hints, Images, Json, NewFile, Weights, load, write_json, wrote
+from manyviews.cli._options import NO_HINTS, Count, Hints, Images, Json, NewFile, Weights, load, write_json, wrote
 from manyviews.cli._parser import Arg
 from manyviews.errors import printable
 
@@ -35,6 +36,49 @@ def embed(
         wrote(found.path)
         write_json(json, {"file": str(found.path), "images": found.images, "columns": found.columns})
     distributed.stop()
+
+
+def search(
+    weights: Weights,
+    query: Annotated[tuple[str, ...], Arg("PICTURE")] = (),
+    /,
+    *,
+    in_: Images,
+    k: Count = 20,
+    text: Annotated[tuple[str, ...], Arg("TEXT", repeat=True)] = (),
+    index: Annotated[Path | None, Arg("FOLDER")] = None,
+    out: Annotated[Path | None, Arg("FILE")] = None,
+    hints: Hints = NO_HINTS,
+    json: Json = None,
+) -> None:
+    """Find the images that are nearest to a picture or a text, with a page of them.
+
+    The images' features are kept, so that a further search of them decodes the query alone; any number of images fits.
+
+    For example:
+      manyviews search runs/first query.jpg --in photos/ --out found.html
+      manyviews search timm:resnet18 queries/*.jpg --in photos/ --k 5 --json found.json
+      manyviews search runs/clip --text "a red dress" --in photos/ --out found.html
+
+    Args:
+        in_: Where to look: a folder of images, or Parquet or tar files.
+        k: Images for each query.
+        text: What to look for in words, for a run of the method clip; several with --text again.
+        index: The folder of the features; by default one in the user's cache.
+        out: A new page with the pictures, such as found.html.
+    """
+    from manyviews.verbs.search import find
+
+    asked = (query[0] if len(query) == 1 else list(query)) if query else None
+    found = find(load(weights, hints), asked, in_, k=k, text=text, index=index, out=out)
+    for one in found.found:
+        print(printable(one.query))
+        for similarity, name in zip(one.similarity, one.ids, strict=True):
+            print(f"  {similarity:.3f}  {printable(name)}")
+    print(f"Searched {found.images:,} images, whose features are kept in {printable(str(found.folder))}.")
+    if found.page is not None:
+        wrote(found.page)
+    write_json(json, found.to_dict())
 
 
 def duplicates(

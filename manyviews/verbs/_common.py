@@ -89,7 +89,7 @@ def new_file(out: str | Path) -> Path:
     return out
 
 
-def claim(folder: Path, file: str, plan: str, other: str) -> None:
+def claim(folder: Path, file: str, plan: str, other: str, option: str = "--out") -> None:
     """Make a folder and write a plan to it, or continue a folder that holds the same plan.
 
     Args:
@@ -97,6 +97,7 @@ def claim(folder: Path, file: str, plan: str, other: str) -> None:
         file: name of the plan's file in the folder.
         plan: everything that decides the results, as text.
         other: what the folder holds when its plan differs, for the message.
+        option: the option that names the folder, for the message.
 
     Raises:
         UserError: the folder holds another plan or other files, or cannot be made.
@@ -104,12 +105,12 @@ def claim(folder: Path, file: str, plan: str, other: str) -> None:
     path = folder / file
     if path.exists():
         if path.read_text(encoding="utf-8") != plan:
-            raise UserError(f"{folder} holds {other}: give another --out, or the same settings to continue it.")
+            raise UserError(f"{folder} holds {other}: give another {option}, or the same settings to continue it.")
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder: give another --out.")
+        raise UserError(f"{folder} exists and is not an empty folder: give another {option}.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise UserError(f"The folder {folder} cannot be made ({e.strerror}): give another --out.") from None
+        raise UserError(f"The folder {folder} cannot be made ({e.strerror}): give another {option}.") from None
     write_text(path, plan)
