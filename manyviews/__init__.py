@@ -26,6 +26,7 @@ machine.limit_threads()
 
 # A verb has the same name here and on the command line, and a file of its own.
 _VERBS = (
+    "choose",
     "detect",
     "diagnose",
     "duplicates",

@@ -37,6 +37,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "select": evaluate.select,
     },
     "Use": {
+        "choose": use.choose,
         "embed": use.embed,
         "search": use.search,
         "duplicates": use.duplicates,

@@ -22,6 +22,7 @@ _VERBS = {
     "diagnose": "rankme collapse check health doctor",
     "select": "choose compare pick best",
     "embed": "features feature embedding embeddings extract encode infer inference predict vectors",
+    "choose": "pick recommend candidates backbone which models",
     "search": "find query neighbors neighbours similar lookup retrieve retrieval",
     "duplicates": "dedup dedupe deduplicate dups duplicate copies near-duplicates",
     "export": "convert save onnx timm torch huggingface hub torchscript deploy",

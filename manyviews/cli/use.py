@@ -5,7 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from manyviews.cli._options import NO_HINTS, Count, Hints, Images, Json, NewFile, Weights, load, write_json, wrote
+from manyviews.cli._options import (
+    NO_HINTS,
+    Count,
+    Hints,
+    Images,
+    Json,
+    Labels,
+    NewFile,
+    Weights,
+    load,
+    write_json,
+    wrote,
+)
 from manyviews.cli._parser import Arg
 from manyviews.errors import printable
 
@@ -36,6 +48,40 @@ def embed(
         wrote(found.path)
         write_json(json, {"file": str(found.path), "images": found.images, "columns": found.columns})
     distributed.stop()
+
+
+def choose(
+    data: Images,
+    /,
+    candidates: Annotated[tuple[str, ...], Arg("RUN_OR_WEIGHTS")] = (),
+    labels: Labels = None,
+    out: Annotated[Path | None, Arg("FILE")] = None,
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Compare backbones on your images, and say which to take and what to do next.
+
+    With labels, a fifth of the images judges, and test images are not looked at. Without, look at the page.
+
+    For example:
+      manyviews choose photos/ --candidates timm:resnet50 timm:vit_small_patch16_224.dino runs/first --out page.html
+      manyviews choose photos/ --labels labels.csv --candidates mobilenet_v2.pth runs/first
+
+    Args:
+        candidates: Folders of runs, files of weights, or timm:NAME; by default four of timm. Those that cannot be had
+            are named and left out.
+        out: A new page of nearest neighbors, those of each candidate side by side.
+        seed: Seed of the probes and intervals.
+    """
+    from manyviews.reporting import summary
+    from manyviews.verbs.choose import USUAL
+    from manyviews.verbs.choose import choose as compare
+
+    found = compare(data, candidates or USUAL, labels=labels, out=out, seed=seed)
+    summary.show_choice(found)
+    if found.page is not None:
+        wrote(found.page)
+    write_json(json, found.to_dict())
 
 
 def search(

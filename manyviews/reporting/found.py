@@ -31,3 +31,25 @@ def render(source: Source, found: Sequence[Any], images: int, queries: tuple[Sou
     return single.render(
         "found.html", name=name, rows=rows, images=images, count=len(found), left=len(found) - len(rows)
     )
+
+
+def compared(source: Source, titles: Sequence[str], near: Sequence[Sequence[Sequence[int]]], verb: str) -> str:
+    """The HTML of a page of the nearest neighbors to a few images, those of several networks below one another.
+
+    Args:
+        source: the images.
+        titles: names of the networks.
+        near: for each network, for each of the few, its position in the source and those of its neighbors.
+        verb: the verb that makes the page.
+    """
+    asked = [row[0] for row in near[0]]
+    groups = []
+    for n, i in enumerate(asked):
+        rows = [
+            {"title": printable(title, 200), "images": [single.picture(source, j) for j in theirs[n][1:]]}
+            for title, theirs in zip(titles, near, strict=True)
+            if n < len(theirs) and theirs[n][0] == i
+        ]
+        groups.append({"query": single.picture(source, i), "rows": rows})
+    name = printable(source.name, 200)
+    return single.render("compared.html", name=name, groups=groups, images=len(source), verb=verb)
