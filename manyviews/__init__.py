@@ -26,6 +26,7 @@ machine.limit_threads()
 
 # A verb has the same name here and on the command line, and a file of its own.
 _VERBS = (
+    "adapt",
     "detect",
     "diagnose",
     "duplicates",
@@ -33,6 +34,7 @@ _VERBS = (
     "evaluate",
     "export",
     "finish",
+    "predict",
     "prepare",
     "pretrain",
     "propagate",
@@ -63,6 +65,7 @@ _STAGES = (
     "schedules",
     "sklearn",
     "targets",
+    "tuning",
     "views",
     "weights",
 )

@@ -37,6 +37,8 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "select": evaluate.select,
     },
     "Use": {
+        "adapt": use.adapt,
+        "predict": use.predict,
         "embed": use.embed,
         "duplicates": use.duplicates,
         "export": use.export,
