@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from manyviews.weights import Pretrained
 
 _WEIGHTS = (
-    "The folder of a run or of a model, a file of weights (from this library, timm, transformers, torchvision, OpenMMLab, lightly, "
-    "MoCo, DINO, MAE and others), a folder of the Hugging Face Hub, or timm:NAME for timm's own weights."
+    "The folder of a run or of a model, a file of weights (from this library, timm, transformers, torchvision, "
+    "OpenMMLab, lightly, MoCo, DINO, MAE and others), a folder of the Hugging Face Hub, or timm:NAME for timm's own "
+    "weights."
 )
 _TRAINING = (
     'A folder of images, or "demo"; Parquet or tar files, as a path, a URL, or a pattern such as '

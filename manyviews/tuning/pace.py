@@ -53,8 +53,8 @@ class Pace:
         if descent is None:
             return 0.0
         per_epoch = math.ceil(images / descent.batch)
-        epochs = max(descent.epochs, math.ceil(FEWEST_STEPS / per_epoch))
-        stages = strategy.blocks if isinstance(strategy, Unfreeze) else 1
+        epochs: int = max(descent.epochs, math.ceil(FEWEST_STEPS / per_epoch))
+        stages: int = strategy.blocks if isinstance(strategy, Unfreeze) else 1
         return stages * epochs * (images * self.learn + validation * self.encode)
 
 
@@ -65,7 +65,7 @@ def measure(encoder: Encoder, source: Source, size: int, device: torch.device) -
         pass
     read = (time.monotonic() - begun) / len(few)
     x = torch.rand(_BATCH, encoder.channels, size, size, device=device).to(memory_format=torch.channels_last)
-    net = copy.deepcopy(encoder).to(device, memory_format=torch.channels_last).requires_grad_(True)
+    net = copy.deepcopy(encoder).to(device).to(memory_format=torch.channels_last).requires_grad_(True)
     low = torch.autocast(device.type, torch.bfloat16, enabled=resolve("auto", device) == "bfloat16")
 
     def look() -> float:

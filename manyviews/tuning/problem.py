@@ -77,7 +77,7 @@ class Problem:
 
     def copied(self, encoder: Encoder) -> Encoder:
         """A copy whose parameters may all learn, on the device."""
-        found = copy.deepcopy(encoder).to(self.task.device, memory_format=torch.channels_last)
+        found = copy.deepcopy(encoder).to(self.task.device).to(memory_format=torch.channels_last)
         found.stays = ()
         return found.requires_grad_(True)
 

@@ -7,10 +7,11 @@ validation images: what learns stops when they no longer improve, and goes back 
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, ClassVar
@@ -404,16 +405,14 @@ def _start(problem: Problem, before: Candidate | None, fresh: bool = False) -> C
     if not fresh:
         return before
     head = copied(before.head)
-    nn.init.zeros_(head[1].weight)
-    nn.init.zeros_(head[1].bias)
+    for p in head.parameters():
+        nn.init.zeros_(p)
     logits = torch.zeros_like(before.logits)
     return replace(before, head=head, head_spec={"kind": "linear"}, logits=logits, score=problem.score(logits))
 
 
 def copied(head: nn.Sequential) -> nn.Sequential:
     """A copy of a head, whose parameters may learn."""
-    import copy
-
     return copy.deepcopy(head).requires_grad_(True)
 
 
@@ -474,8 +473,8 @@ def tune(
             if best.look(found, done) or late:
                 break
     setting = {"steps": best.step, "of": total, "lr": descent.lr, "head_lr": descent.head_lr}
-    found = best.candidate(name, encoder, head, start.head_spec, learning, begun, setting)
-    return replace(found, encoder=adaptation.finish(encoder).eval())
+    kept = best.candidate(name, encoder, head, start.head_spec, learning, begun, setting)
+    return replace(kept, encoder=adaptation.finish(encoder).eval())
 
 
 class _Best:
@@ -505,8 +504,8 @@ class _Best:
         name: str,
         encoder: Encoder,
         head: nn.Sequential,
-        spec: dict[str, Any] | Any,
-        learning: Iterator[nn.Parameter] | list[nn.Parameter],
+        spec: Mapping[str, Any],
+        learning: Iterable[nn.Parameter],
         begun: float,
         setting: dict[str, Any],
     ) -> Candidate:

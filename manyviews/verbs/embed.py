@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from manyviews import distributed
-from manyviews.checkpoint import check_new, save_tensors, write_atomically
+from manyviews.checkpoint import check_new, save_tensors, write_atomically, write_text
 from manyviews.data.layout import ALL
 from manyviews.errors import UserError
 from manyviews.reporting.embedding_map import lay_out
@@ -101,7 +101,7 @@ def write(
     write_atomically(out, lambda part: _FORMATS[ending](part, columns))
     if ending in _BESIDE:
         beside = {k: list(v) if isinstance(v, list) else v.tolist() for k, v in columns.items() if k != "embedding"}
-        writeplain(_beside(out), json.dumps(beside))
+        write_text(_beside(out), json.dumps(beside))
         notes.append(f"The names of the images are in {_beside(out)}.")
     return tell(Embedded(out, len(found), tuple(columns), tuple(notes)))
 

@@ -220,12 +220,11 @@ def _write_timm(weights: Pretrained, folder: Path) -> tuple[str, ...]:
     }
     # timm's facts about its own weights of this architecture are not true of these.
     source = ("tag", "license", "origin_url", "paper_ids", "paper_name", "notes", "test_input_size", "test_crop_pct")
-    if isinstance(weights, Model):
-        data["label_names"] = list(weights.classes)
+    names = {"label_names": list(weights.classes)} if isinstance(weights, Model) else {}
     save_for_hf(
         whole,
         str(folder),
-        model_config={"pretrained_cfg": {**dict.fromkeys(source), **data}},
+        model_config={"pretrained_cfg": {**dict.fromkeys(source), **data}, **names},
         model_args=encoder.timm_kwargs,
         safe_serialization=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -243,16 +244,15 @@ def with_head(model: Model) -> nn.Module:
     Raises:
         UserError: timm's model has no single classifier, or a stem that timm cannot build.
     """
-    import copy
-
     encoder = model.encoder
     assert isinstance(encoder, Encoder)
     if (why := _beyond_timm(encoder)) is not None:
         raise UserError(f"timm cannot hold this model, because {why}: export to onnx or torch_export.")
-    found: nn.Module = copy.deepcopy(encoder.model).cpu()
+    found: Any = copy.deepcopy(encoder.model).cpu()
     found.set_submodule(_place(encoder), copy.deepcopy(model.head).cpu())
     found.num_classes = len(model.classes)
-    return found
+    made: nn.Module = found
+    return made
 
 
 def facts_of(model: Model) -> dict[str, Any]:

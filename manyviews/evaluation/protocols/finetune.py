@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from manyviews.adaptation.groups import Groups, groups_by_layer, groups_by_name
 from manyviews.backbones import Encoder, protect
@@ -31,7 +32,7 @@ from manyviews.evaluation.contract import (
     Prediction,
     Sees,
 )
-from manyviews.evaluation.crops import CROSS_ENTROPY, LabeledCrops, Mix, again, unmixed
+from manyviews.evaluation.crops import LabeledCrops, Mix, again, unmixed
 from manyviews.evaluation.features import Chosen, encode, frozen, read_again
 from manyviews.evaluation.linear import Standardizer, ranked
 from manyviews.evaluation.subsets import balanced
@@ -166,7 +167,7 @@ class FineTune(ImageProtocol):
                 epochs=length,
                 warmup=self.warmup,
                 mix=mix,
-                loss=partial(CROSS_ENTROPY, label_smoothing=self.smoothing),
+                loss=partial(F.cross_entropy, label_smoothing=self.smoothing, reduction="sum"),
             )
             for step in steps:
                 epoch = 1 + (step - 1) // crops.steps_per_epoch
