@@ -26,6 +26,7 @@ machine.limit_threads()
 
 # A verb has the same name here and on the command line, and a file of its own.
 _VERBS = (
+    "adapt",
     "choose",
     "detect",
     "diagnose",
@@ -34,6 +35,7 @@ _VERBS = (
     "evaluate",
     "export",
     "finish",
+    "predict",
     "prepare",
     "pretrain",
     "propagate",
@@ -65,6 +67,7 @@ _STAGES = (
     "schedules",
     "sklearn",
     "targets",
+    "tuning",
     "views",
     "weights",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,32 @@ Groups = list[dict[str, Any]]
 
 # Names of parameters that must not decay, in modules from outside, which cannot say so themselves.
 _TOKENS = re.compile(r"(^|\.)((cls|class|dist|reg|register|mask)_tokens?|pos(itional)?_embed(ding)?s?)$")
+
+
+def by_decay(
+    named: Iterable[tuple[str, nn.Parameter]], scales: Mapping[int, float], weight_decay: float, scale: float = 1.0
+) -> Groups:
+    """Groups of parameters that learn: vectors (biases, norm scales), single tokens and positions do not decay.
+
+    Args:
+        named: parameters with their names; those without requires_grad are left out.
+        scales: factor on the learning rate by the id of a parameter, as `Adaptation.groups` gives it.
+        weight_decay: weight decay of all others.
+        scale: factor on all rates.
+    """
+    found: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, p in named:
+        if p.requires_grad:
+            found.setdefault((is_vector(name, p), scales.get(id(p), 1.0) * scale), []).append(p)
+    return [
+        {"params": params, "weight_decay": 0.0 if vector else weight_decay, "lr_scale": by}
+        for (vector, by), params in found.items()
+    ]
+
+
+def is_vector(name: str, p: nn.Parameter) -> bool:
+    """Whether weight decay, LARS and Muon leave a parameter alone, as usual: a vector, a single token, positions."""
+    return p.squeeze().ndim <= 1 or name.endswith("pos_embed")
 
 
 def groups_by_layer(body: Any, head: nn.Module, weight_decay: float, layer_decay: float) -> Groups:

@@ -38,6 +38,8 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "Use": {
         "choose": use.choose,
+        "adapt": use.adapt,
+        "predict": use.predict,
         "embed": use.embed,
         "search": use.search,
         "duplicates": use.duplicates,

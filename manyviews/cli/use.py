@@ -5,21 +5,126 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+import manyviews as mv
 from manyviews.cli._options import (
     NO_HINTS,
     Count,
+    DataSet,
     Hints,
     Images,
     Json,
     Labels,
     NewFile,
+    NewFolder,
+    Settings,
+    TestLabels,
     Weights,
     load,
+    settings,
     write_json,
     wrote,
 )
 from manyviews.cli._parser import Arg
 from manyviews.errors import printable
+
+
+def adapt(
+    weights: Weights,
+    /,
+    data: Annotated[str, Arg("DATA")],
+    out: NewFolder,
+    strategy: Literal["auto", "linear", "mlp", "lora", "dora", "unfreeze", "lpft", "finetune"] = "auto",
+    budget: Annotated[str | None, Arg("TIME")] = None,
+    test: DataSet = None,
+    balance: Literal["none", "weights", "sampling", "logits"] = "none",
+    labels: Labels = None,
+    test_labels: TestLabels = None,
+    shifted: Annotated[tuple[str, ...], Arg("DATA", repeat=True)] = (),
+    corruptions: bool = False,
+    min_per_class: Annotated[int | None, Arg("N")] = None,
+    seed: int = 0,
+    set: Settings = (),
+    hints: Hints = NO_HINTS,
+    json: Json = None,
+) -> None:
+    """Make a model that answers from an encoder and labeled images: a folder to predict with, show and export.
+
+    For example:
+      manyviews adapt runs/first --data labeled/ --out models/first
+      manyviews adapt timm:resnet18 --data labeled/ --test held/ --budget 30m --out models/second
+      manyviews adapt runs/first --data labeled/ --strategy lora --set lora.rank=16 --out models/third
+
+    Args:
+        data: Labeled images: each first-level folder is a class, or see --labels. A fifth of them chooses.
+        out: A new folder for the model.
+        strategy: linear: a linear layer on features; mlp: a small head; lora, dora: narrow matrices beside the layers;
+            unfreeze: block by block; lpft: a head, then everything slowly; finetune: everything at once. auto climbs
+            them as far as it helps on the images that choose, and says why.
+        budget: How long it may take, such as 30m or 2h.
+        test: Labeled images to test on, which choose nothing. By default, the test images of DATA if it has splits.
+        balance: For classes of unequal size: weigh the loss, sample rare classes more often, or adjust the logits.
+        shifted: Labeled images of the same classes under other conditions, to test on too.
+        corruptions: Test on corrupted test images too: noise, blur, weather, compression.
+        min_per_class: Leave out classes with fewer images, at least 2. By default they are refused.
+        seed: Seed of everything that is drawn.
+        set: Change a setting of a strategy, such as lpft.descent.epochs=50.
+    """
+    from manyviews.reporting import summary
+
+    found = mv.adapt(
+        load(weights, hints),
+        data,
+        out,
+        strategy=strategy,
+        labels=labels,
+        test=test,
+        test_labels=test_labels,
+        shifted=shifted,
+        corruptions=corruptions,
+        balance=balance,
+        budget=budget,
+        settings=settings(set, example="lora.rank=16"),
+        min_per_class=min_per_class,
+        seed=seed,
+    )
+    facts = {"classes": found.classes, "temperature": found.temperature, **found.facts}
+    summary.show_model(facts)
+    wrote(out)
+    write_json(json, facts)
+
+
+def predict(
+    model: Annotated[str, Arg("MODEL", "The folder of a model that `manyviews adapt` wrote.")],
+    data: Images,
+    /,
+    out: NewFile,
+    k: Count = 3,
+    json: Json = None,
+) -> None:
+    """Write the class of every image, with a calibrated probability, to a CSV or Parquet file.
+
+    The column `known` is false for images that are farther from the training images than 95 % of those that chose the
+    model. The same command continues an interrupted one.
+
+    For example:
+      manyviews predict models/first photos/ --out predictions.csv
+      manyviews predict models/first photos/ --out predictions.parquet --k 5
+
+    Args:
+        out: A new file that ends in .csv or .parquet.
+        k: Classes in a row, the likeliest first.
+    """
+    from manyviews.verbs.predict import write
+
+    found = write(model, data, out, k=k)
+    read = found.images - sum(found.problems.values())
+    print(f"Predicted {read:,} images; {found.unknown:,} of them are unlike the training images (known is false).")
+    for reason, count in list(found.problems.items())[:5]:
+        print(printable(f"{count:,} cannot be read: {reason}"))
+    for name, count in list(found.counts.items())[:10]:
+        print(printable(f"  {name}: {count:,}"))
+    wrote(found.path)
+    write_json(json, found.to_dict())
 
 
 def embed(

@@ -82,6 +82,11 @@ def shared_features(
     return seen[title]
 
 
+def plain(name: str) -> str:
+    """A name that any format can hold: file names need not be valid Unicode."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def new_file(out: str | Path) -> Path:
     """The path of a new file or folder. Raises UserError if it exists or cannot be made."""
     out = Path(out)
