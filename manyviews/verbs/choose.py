@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from manyviews import checkpoint, evaluation, machine
+from manyviews.backbones import Encoder
 from manyviews.data import Source, split
-from manyviews.errors import UserError, printable, say
+from manyviews.errors import Unreachable, UserError, printable, say
 from manyviews.evaluation.features import extract, frozen
 from manyviews.evaluation.knn import neighbors
 from manyviews.evaluation.sets import FEWEST
@@ -173,7 +174,7 @@ def choose(
         few = _few(source)
         titles = [f"{c.name} ({c.backbone})" for c in found]
         checkpoint.write_text(page, pages.compared(few, titles, near, "choose"))
-    return Choice(tuple(found), skipped, best and best.name, pixels, len(source), tuple(words), page)
+    return Choice(tuple(found), skipped, None if best is None else best.name, pixels, len(source), tuple(words), page)
 
 
 def _had(candidates: Sequence[str | Path]) -> tuple[dict[str, Pretrained], dict[str, str]]:
@@ -182,12 +183,20 @@ def _had(candidates: Sequence[str | Path]) -> tuple[dict[str, Pretrained], dict[
         raise UserError("There is nothing to choose from: give candidates, such as timm:resnet50 or a run's folder.")
     able: dict[str, Pretrained] = {}
     skipped: dict[str, str] = {}
-    for given in dict.fromkeys(map(str, candidates)):
-        try:
-            able[given] = load(given)
-        except UserError as error:
-            skipped[given] = str(error)
-            say(f"Left out {given}: {error}")
+    from huggingface_hub import constants  # of timm, imported late as timm is
+
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        for given in dict.fromkeys(map(str, candidates)):
+            try:
+                able[given] = load(given)
+            except UserError as error:
+                skipped[given] = str(error)
+                say(f"Left out {given}: {error}")
+                if isinstance(error, Unreachable):  # found out in a minute of attempts, and not again for each
+                    constants.HF_HUB_OFFLINE = True
+    finally:
+        constants.HF_HUB_OFFLINE = offline
     if not able:
         raise UserError(
             f"None of the {len(skipped)} candidates can be had. Download weights elsewhere and give their files, or "
@@ -274,7 +283,7 @@ def _measured(
         linear and linear.interval,
         describe(seen.x),
     )
-    pace = measure(encoder, few, known.test_size, how["device"]) if hasattr(encoder, "features") else None
+    pace = measure(encoder, few, known.test_size, how["device"]) if isinstance(encoder, Encoder) else None
     return found, shown, pace or Pace(0.0, 1 / speed, 3 / speed)
 
 
