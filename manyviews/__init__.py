@@ -44,6 +44,7 @@ _VERBS = (
     "search",
     "segment",
     "select",
+    "serve",
     "subspaces",
     "sweep",
     "transfer",

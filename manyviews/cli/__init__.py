@@ -43,6 +43,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "embed": use.embed,
         "search": use.search,
         "duplicates": use.duplicates,
+        "serve": use.serve,
         "export": use.export,
     },
     "Show": {

@@ -23,6 +23,7 @@ _VERBS = {
     "select": "choose compare pick best",
     "embed": "features feature embedding embeddings extract encode infer inference predict vectors",
     "choose": "pick recommend candidates backbone which models",
+    "serve": "server http api web deploy demo-page app",
     "search": "find query neighbors neighbours similar lookup retrieve retrieval",
     "duplicates": "dedup dedupe deduplicate dups duplicate copies near-duplicates",
     "export": "convert save onnx timm torch huggingface hub torchscript deploy",

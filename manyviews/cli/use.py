@@ -232,6 +232,42 @@ def search(
     write_json(json, found.to_dict())
 
 
+def serve(
+    weights: Weights,
+    /,
+    *,
+    in_: Annotated[str | None, Arg("DATA")] = None,
+    host: Annotated[str, Arg("ADDRESS")] = "127.0.0.1",
+    port: Count = 8000,
+    largest: Annotated[float, Arg("MB")] = 20.0,
+    per_minute: Count = 120,
+    hints: Hints = NO_HINTS,
+) -> None:
+    """Serve a page on which you drop a picture, and a small HTTP API, on this machine.
+
+    The page shows classes, the nearest images, and what the encoder looked at. Nothing that is sent is kept.
+
+    For example:
+      manyviews serve models/clothes --in photos/
+      manyviews serve runs/first --in photos/ --port 8080
+      curl --data-binary @dress.jpg -H "Content-Type: image/jpeg" http://127.0.0.1:8000/api/look
+
+    Args:
+        in_: Images to find neighbors among: a folder, or Parquet or tar files.
+        host: Where to listen. Only this machine reaches the default.
+        port: The port; 0 for any that is free.
+        largest: Size of the largest file that is taken, in megabytes.
+        per_minute: Pictures that one client may ask about in a minute.
+    """
+    from manyviews.verbs.serve import serve as start
+
+    def tell(address: str) -> None:
+        print(f"Open {address} in a browser. Ctrl-C ends it.", flush=True)
+
+    model = load(weights, hints)
+    start(model, images=in_, host=host, port=port, largest=largest, per_minute=per_minute, started=tell)
+
+
 def duplicates(
     weights: Weights,
     data: Images,

@@ -146,9 +146,9 @@ def find(
         queries, names = seen.x, seen.ids
     else:
         queries, names = _written(clip, texts, how["device"]), texts
-    kept = _kept(encoder, sources[0], how, None if index is None else Path(index))
+    folder = kept(encoder, sources[0], how, None if index is None else Path(index))
     with progress("index") as update:
-        made = indices.build(encoder, sources[0], kept, progress=update, **how)
+        made = indices.build(encoder, sources[0], folder, progress=update, **how)
     for where, reason in made.bad:
         say(f"Skipped {where}: {reason}")
     near, positions = made.search(queries, k, how["device"])
@@ -160,11 +160,11 @@ def find(
     if page is not None:
         shown = None if clip is not None else (sources[1], seen.index.tolist())
         checkpoint.write_text(page, pages.render(sources[0], found, len(sources[0]) - len(made.bad), shown))
-    return Search(found, len(sources[0]) - len(made.bad), kept, page)
+    return Search(found, len(sources[0]) - len(made.bad), folder, page)
 
 
-def _kept(encoder: nn.Module, source: Source, how: dict[str, Any], folder: Path | None) -> Path:
-    """The folder of the index, which says what it is of."""
+def kept(encoder: nn.Module, source: Source, how: dict[str, Any], folder: Path | None = None) -> Path:
+    """The folder of an index, which says what it is of; in the user's cache if none is given."""
     shown = [how["test_size"], list(how["mean"]), list(how["std"]), str(source.reading)]
     images = f"{fingerprint(source)} {stamps(source)}"
     plan = json.dumps({"weights": weights_digest(encoder), "images": images, "shown": shown}, indent=2)
