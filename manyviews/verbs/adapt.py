@@ -109,7 +109,7 @@ def adapt(
         raise unknown("balance", balance, WAYS)
     check_seed(seed)
     strategies = with_settings({name: kind() for name, kind in STRATEGIES.items()}, settings or {})
-    out = new_file(out)
+    out = _new_folder(Path(out))
     source = opened(data, labels)
     held = own_test(data, source) if test is None else opened(test, test_labels)
     if corruptions and held is None:
@@ -145,20 +145,30 @@ def adapt(
     with progress(f"adapt {strategy}") as update:
         problem = replace(problem, deadline=None if limit is None else begun + limit, progress=update)
         climbed = _run(problem, strategy, strategies, pace)
-    model = _model(found, problem, climbed, strategy, source, begun)
-    rivals = {climbed.best.strategy: model}
+    model, learned = _model(found, problem, climbed, strategy, source)
+    tested = {climbed.best.strategy: _tested(model, problem, learned, held, further, corruptions, seed)}
     linear = climbed.tried[0]
     if linear is not climbed.best and (held is not None or further):
-        rivals["linear"] = replace(model, **_parts(linear))
-    tested = {name: _tested(rival, problem, source, held, further, corruptions, seed) for name, rival in rivals.items()}
+        warm = temperature(linear.logits, problem.task.frozen.val_y)
+        plain = replace(model, temperature=warm, **_parts(linear))
+        tested["linear"] = _tested(plain, problem, None, held, further, corruptions, seed)
     own = tested.pop(climbed.best.strategy)
     facts = {**model.facts, **own}
     if tested:
-        facts["instead"] = {name: numbers for name, numbers in tested.items()}
+        facts["instead"] = tested
     facts["seconds"] = round(time.monotonic() - begun, 1)
     model = replace(model, facts=facts)
     write(model, out)
     return replace(model, name=str(out))
+
+
+def _new_folder(out: Path) -> Path:
+    """The path of a new folder, whose parents are made."""
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"The folder {out.parent} cannot be made ({e.strerror}): give another --out.") from None
+    return new_file(out)
 
 
 def with_settings(strategies: Mapping[str, Strategy], settings: Mapping[str, Any]) -> dict[str, Strategy]:
@@ -240,8 +250,10 @@ def _parts(found: Candidate) -> dict[str, Any]:
     }
 
 
-def _model(weights: Pretrained, problem: Problem, climbed: Climb, strategy: str, source: Source, begun: float) -> Model:
-    """The best candidate, calibrated on validation images."""
+def _model(
+    weights: Pretrained, problem: Problem, climbed: Climb, strategy: str, source: Source
+) -> tuple[Model, Tensor]:
+    """The best candidate, calibrated on validation images, and its features of training and validation images."""
     best, task = climbed.best, problem.task
     parts = _parts(best)
     encoder, y = best.encoder, task.frozen.val_y.cpu()
@@ -287,7 +299,7 @@ def _model(weights: Pretrained, problem: Problem, climbed: Climb, strategy: str,
         "why": list(climbed.why),
         "machine": machine.describe(task.device),
     }
-    return Model(
+    made = Model(
         mean=weights.mean,
         std=weights.std,
         test_size=weights.test_size,
@@ -299,6 +311,7 @@ def _model(weights: Pretrained, problem: Problem, climbed: Climb, strategy: str,
         facts=facts,
         **parts,
     )
+    return made, torch.cat([train_x, val_x])
 
 
 def numbers_of(probability: Tensor, y: Tensor) -> dict[str, Any]:
@@ -319,13 +332,23 @@ def numbers_of(probability: Tensor, y: Tensor) -> dict[str, Any]:
 def _tested(
     model: Model,
     problem: Problem,
-    source: Source,
+    learned: Tensor | None,
     held: Source | None,
     further: Sequence[Source],
     corruptions: bool,
     seed: int,
 ) -> dict[str, Any]:
-    """Numbers on test images and on images under other conditions."""
+    """Numbers on test images and on images under other conditions.
+
+    Args:
+        model: the model.
+        problem: what it learned.
+        learned: its features of training and validation images, to find test images among them; None not to look.
+        held: test images.
+        further: images under other conditions.
+        corruptions: whether to test on corrupted test images.
+        seed: seed of corruptions and intervals.
+    """
     found: dict[str, Any] = {}
     if held is None and not further:
         return found
@@ -341,16 +364,19 @@ def _tested(
         with torch.no_grad():
             logits = model.head(seen.x.to(look["device"])).float().cpu()
         probability = (logits / model.temperature).softmax(1)
-        distance = model.kept.distance(seen.x)
         found["test"] = {
             "data": held.name,
             "images": len(seen),
             "unreadable": len(seen.bad),
             **numbers_of(probability, seen.labels),
             "calibration_error": calibration_error(probability, seen.labels),
-            "known": (distance <= model.kept.threshold).double().mean().item(),
-            "learned_from": len({j for _, j in across(source, held)}),
         }
+        if learned is not None:  # the images themselves are read only where features cannot tell them apart
+            before = Features(learned, None, torch.arange(len(learned)), [], [])
+            twice = across(problem.task.trainval, held, before, seen)
+            near = model.kept.distance(seen.x) <= model.kept.threshold
+            found["test"]["known"] = near.double().mean().item()
+            found["test"]["learned_from"] = len({j for _, j in twice})
         known = replace(known, test_x=seen.x.to(look["device"]))
         test_y = seen.labels.to(look["device"])
         images = replace(held.subset(seen.index.numpy()), annotate=unlabeled)
