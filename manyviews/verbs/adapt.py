@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -182,8 +182,9 @@ def with_settings(strategies: Mapping[str, Strategy], settings: Mapping[str, Any
         name, _, rest = path.partition(".")
         if name not in found:
             raise unknown("strategy", name, found)
-        if rest.partition(".")[0] not in get_type_hints(type(found[name])) or not rest:
-            raise unknown(f"setting of {name}", rest, [f.name for f in fields(cast(Any, found[name]))])
+        known = [f.name for f in fields(cast(Any, found[name]))]
+        if rest.partition(".")[0] not in known:
+            raise unknown(f"setting of {name}", rest, known)
         new = parse(value) if isinstance(value, str) else value
         (found[name],) = cast(Any, override)((found[name],), f"{name}.{rest}", new)
     return found
