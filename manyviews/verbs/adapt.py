@@ -41,7 +41,7 @@ from manyviews.tuning import (
 )
 from manyviews.tuning.ladder import Climb
 from manyviews.tuning.pace import Pace, measure
-from manyviews.verbs._common import doubted, loaded, new_file, opened, own_test, preprocessing, say_once, seen_by
+from manyviews.verbs._common import doubted, loaded, new_file, opened, own_test, preprocessing, say_once, seen_by, tell
 from manyviews.weights import Pretrained
 from manyviews.weights.model import Known, Model, write
 
@@ -50,7 +50,6 @@ SHARE = 0.2
 """Share of the labeled images that choose."""
 
 _FEWEST = 2  # images of a class: one to learn from and one to choose with
-_SHORT = 20.0  # seconds that nobody needs to be told of
 
 
 def adapt(
@@ -112,6 +111,8 @@ def adapt(
     out = _new_folder(Path(out))
     source = opened(data, labels)
     held = own_test(data, source) if test is None else opened(test, test_labels)
+    if held is not None and test is None:
+        tell(held, [f"The test images are {held.name} ({len(held):,} images)."])
     if corruptions and held is None:
         raise UserError("Corrupted images are test images: give some as --test, or leave out --corruptions.")
     further = [opened(other) for other in shifted]
@@ -128,6 +129,10 @@ def adapt(
     found = loaded(weights)
     if not isinstance(found.encoder, Encoder):
         raise UserError(f"{found.name} is a bare module, which cannot be kept: adapt weights that `load` reads.")
+    if corruptions and len(found.mean) != 3:
+        raise UserError(
+            f"Corruptions change colors, and images of {len(found.mean)} channels have none: leave them out."
+        )
     if found.note:
         say_once(found.note)
     source, *more = seen_by(found, source, *([] if held is None else [held]), *further)
