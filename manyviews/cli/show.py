@@ -42,9 +42,10 @@ def show(run: RunOrModel, /, settings: bool = False, json: Json = None) -> None:
 
     if is_model(run):
         told = described(run)
-        for path, value in summary.flat(told) if settings else ():
-            print(printable(f"{path}={value}"))
-        if not settings:
+        if settings:
+            for path, value in summary.flat(told):
+                print(printable(f"{path}={value}"))
+        else:
             summary.show_model(told)
         return write_json(json, told)
     found = mv.Run(run)

@@ -4,13 +4,27 @@ from manyviews.tuning.balance import WAYS, Balance, Score
 from manyviews.tuning.calibration import calibration_error, temperature
 from manyviews.tuning.ladder import climb
 from manyviews.tuning.problem import Candidate, Problem
-from manyviews.tuning.strategies import STRATEGIES, FineTune, Linear, LowRank, Strategy, Unfreeze, WarmStart
+from manyviews.tuning.strategies import (
+    MLP,
+    STRATEGIES,
+    Descent,
+    DoRA,
+    FineTune,
+    Linear,
+    LowRank,
+    Strategy,
+    Unfreeze,
+    WarmStart,
+)
 
 __all__ = [
+    "MLP",
     "STRATEGIES",
     "WAYS",
     "Balance",
     "Candidate",
+    "Descent",
+    "DoRA",
     "FineTune",
     "Linear",
     "LowRank",

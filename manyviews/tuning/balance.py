@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -13,6 +14,8 @@ from manyviews.errors import unknown
 
 Way = Literal["none", "weights", "sampling", "logits"]
 WAYS: tuple[str, ...] = get_args(Way)
+
+_NONE = -1e6  # certainty of a network that diverged: JSON has no infinity
 
 
 class Score(NamedTuple):
@@ -99,8 +102,9 @@ class Balance:
         """The score of logits, `v classes`; a network that diverged has accuracy 0."""
         logits, y = logits.float().cpu(), y.cpu()
         certainty = -F.cross_entropy(logits, y).item()
+        certainty = certainty if math.isfinite(certainty) else _NONE
         right = ((logits.argmax(1) == y) & logits.isfinite().all(1)).double()
         if self.way == "none":
-            return Score(right.mean().item(), certainty if certainty == certainty else -torch.inf)
+            return Score(right.mean().item(), certainty)
         accuracy = torch.stack([right[y == c].mean() for c in y.unique()]).mean().item()
-        return Score(accuracy, certainty if certainty == certainty else -torch.inf)
+        return Score(accuracy, certainty)

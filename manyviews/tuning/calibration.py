@@ -13,8 +13,8 @@ _RANGE = (0.01, 100.0)  # of the inverse temperature
 def temperature(logits: Tensor, y: Tensor) -> float:
     """The temperature that makes validation labels likeliest (Guo et al. 2017, section 4.2).
 
-    The mean cross-entropy is convex in the inverse temperature, and bisection finds where its slope is zero. Where all answers are
-    right it would be infinite, so each label counts as `(n + 1) / (n + 2)` certain (Platt 1999).
+    The mean cross-entropy is convex in the inverse temperature, and bisection finds where its slope is zero. Where all
+    answers are right it would be infinite, so each label counts as `(n + 1) / (n + 2)` certain (Platt 1999).
 
     Args:
         logits: float, `v classes`, finite.

@@ -59,7 +59,8 @@ def climb(
     """
     known = problem.task.frozen
     y, n, classes = known.val_y.cpu(), len(known.train_y), known.classes
-    accuracy = knn(known.train_x, known.train_y, known.val_x, known.val_y, ks=(min(20, n),), classes=classes)
+    k = max(1, min(20, n // classes // 2))
+    accuracy = knn(known.train_x, known.train_y, known.val_x, known.val_y, ks=(k,), classes=classes)
     share = max(0.0, (next(iter(accuracy.weighted.values())) - 1 / classes) / (1 - 1 / classes))
     rungs, words = plan(n / classes, share, problem.encoder.is_transformer)
     why: list[str] = []

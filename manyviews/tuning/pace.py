@@ -16,7 +16,7 @@ from manyviews.data.canvas import sample
 from manyviews.data.source import Source
 from manyviews.engine.precision import resolve
 from manyviews.evaluation.features import frozen, test_images
-from manyviews.tuning.strategies import FEWEST_STEPS, MLP, Strategy, Unfreeze
+from manyviews.tuning.strategies import MLP, Strategy, Unfreeze
 
 _IMAGES, _BATCH = 32, 16
 
@@ -53,7 +53,7 @@ class Pace:
         if descent is None:
             return 0.0
         per_epoch = math.ceil(images / descent.batch)
-        epochs: int = max(descent.epochs, math.ceil(FEWEST_STEPS / per_epoch))
+        epochs: int = max(descent.epochs, math.ceil(descent.fewest / per_epoch))
         stages: int = strategy.blocks if isinstance(strategy, Unfreeze) else 1
         return stages * epochs * (images * self.learn + validation * self.encode)
 
@@ -85,4 +85,4 @@ def measure(encoder: Encoder, source: Source, size: int, device: torch.device) -
 
     net.eval()  # BatchNorm as most strategies have it
     look(), learn()  # the first of a size allocates
-    return Pace(read, look() / _BATCH, learn() / _BATCH)
+    return Pace(read, min(look(), look()) / _BATCH, min(learn(), learn()) / _BATCH)

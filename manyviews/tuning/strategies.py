@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +32,6 @@ from manyviews.heads.classify import Standardize, classifier
 from manyviews.tuning.balance import Score
 from manyviews.tuning.problem import Candidate, Problem
 
-FEWEST_STEPS = 200
-"""Steps of a strategy that trains on crops, at least: few images are seen in more epochs."""
-
 _LOOK = 10
 """Steps between two looks at the validation images, at least."""
 
@@ -45,15 +42,9 @@ class Strategy(ABC):
 
     Attributes:
         name: the name to ask for.
-        passes: about how many passes of training images through the encoder it takes, for the time it needs.
     """
 
     name: ClassVar[str] = ""
-
-    @property
-    @abstractmethod
-    def passes(self) -> float:
-        """Passes of the training images through the encoder; those with gradients count as three."""
 
     @abstractmethod
     def run(self, problem: Problem, before: Candidate | None = None) -> Candidate:
@@ -65,8 +56,9 @@ class Strategy(ABC):
         """
 
     def shortened(self, share: float) -> Strategy:
-        """The same strategy in about this share of its time."""
-        return self
+        """The same strategy in about this share of its time; heads stay as they are."""
+        descent = getattr(self, "descent", None)
+        return self if descent is None else replace(cast(Any, self), descent=descent.shortened(share))
 
 
 # -- heads ---------------------------------------------------------------------------------------------------------
@@ -83,10 +75,6 @@ class Linear(Strategy):
     name = "linear"
 
     penalties: tuple[float, ...] = PENALTIES
-
-    @property
-    def passes(self) -> float:
-        return 0.0
 
     def run(self, problem: Problem, before: Candidate | None = None) -> Candidate:
         begun, known = time.monotonic(), problem.task.frozen
@@ -133,7 +121,8 @@ class MLP(Strategy):
         dropout: share of the hidden units that is left out in training.
         lr: learning rate, to zero by a cosine.
         weight_decay: weight decay of the matrices.
-        epochs: passes over the features of an image's size.
+        epochs: passes over the features.
+        fewest: steps, at least.
         patience: looks at the validation images without a better score, after which it stops.
     """
 
@@ -145,11 +134,8 @@ class MLP(Strategy):
     lr: float = 1e-3
     weight_decay: float = 1e-4
     epochs: int = 60
+    fewest: int = 200
     patience: int = 15
-
-    @property
-    def passes(self) -> float:
-        return float(self.crops)
 
     def run(self, problem: Problem, before: Candidate | None = None) -> Candidate:
         begun, task = time.monotonic(), problem.task
@@ -165,7 +151,7 @@ class MLP(Strategy):
 
         batch = min(256, len(x))
         per_epoch = math.ceil(len(x) / batch)
-        steps = max(self.epochs * per_epoch, FEWEST_STEPS)
+        steps = max(self.epochs * per_epoch, self.fewest)
         parameters = by_decay(made.named_parameters(), {}, self.weight_decay)
         optimizer = torch.optim.AdamW(parameters, fused=task.device.type in ("cpu", "cuda"))
 
@@ -211,7 +197,8 @@ class Descent:
     Attributes:
         lr: learning rate of the encoder.
         head_lr: learning rate of the head.
-        epochs: passes over the images; more if they are so few that it would be less than 200 steps.
+        epochs: passes over the images.
+        fewest: steps, at least: few images are seen in more epochs.
         batch: largest number of images per step.
         warmup: epochs in which the rates grow linearly; then they fall to zero by a cosine.
         weight_decay: weight decay of matrices and kernels.
@@ -222,7 +209,8 @@ class Descent:
 
     lr: float
     head_lr: float = 1e-4
-    epochs: int = 20
+    epochs: int = 12
+    fewest: int = 200
     batch: int = 64
     warmup: float = 0.0
     weight_decay: float = 1e-5
@@ -233,14 +221,16 @@ class Descent:
     def __post_init__(self) -> None:
         for name in ("lr", "head_lr", "clip"):
             require(getattr(self, name) > 0, self, name, "more than 0")
-        for name in ("epochs", "batch", "patience"):
+        for name in ("epochs", "fewest", "batch", "patience"):
             require(getattr(self, name) >= 1, self, name, "1 or more")
         require(self.warmup >= 0, self, "warmup", "0 or more")
         require(0 < self.area[0] <= self.area[1] <= 1, self, "area", "an increasing pair in (0, 1]")
 
     def shortened(self, share: float) -> Descent:
-        """The same in so much of the epochs."""
-        return replace(self, epochs=max(1, math.floor(self.epochs * min(1.0, share))))
+        """The same in so much of the epochs and steps."""
+        share = min(1.0, share)
+        epochs, fewest = (max(1, math.floor(n * share)) for n in (self.epochs, self.fewest))
+        return replace(self, epochs=epochs, fewest=fewest)
 
 
 @dataclass(frozen=True)
@@ -263,13 +253,6 @@ class LowRank(Strategy):
     dropout: float = 0.0
     layers: str = "attention"
     descent: Descent = Descent(lr=3e-4, head_lr=1e-4)
-
-    @property
-    def passes(self) -> float:
-        return 3.0 * self.descent.epochs
-
-    def shortened(self, share: float) -> Strategy:
-        return replace(self, descent=self.descent.shortened(share))
 
     def run(self, problem: Problem, before: Candidate | None = None) -> Candidate:
         begun, start = time.monotonic(), _start(problem, before)
@@ -306,18 +289,11 @@ class Unfreeze(Strategy):
 
     blocks: int = 4
     gamma: float = 0.8
-    descent: Descent = Descent(lr=2e-4, head_lr=2e-4, epochs=8, patience=4)
+    descent: Descent = Descent(lr=2e-4, head_lr=2e-4, epochs=5, fewest=100, patience=4)
 
     def __post_init__(self) -> None:
         require(self.blocks >= 1, self, "blocks", "1 or more")
         require(0 < self.gamma <= 1, self, "gamma", "more than 0, and at most 1")
-
-    @property
-    def passes(self) -> float:
-        return 2.0 * self.descent.epochs * self.blocks
-
-    def shortened(self, share: float) -> Strategy:
-        return replace(self, descent=self.descent.shortened(share))
 
     def run(self, problem: Problem, before: Candidate | None = None) -> Candidate:
         begun, best = time.monotonic(), _start(problem, before)
@@ -349,14 +325,7 @@ class WarmStart(Strategy):
     name = "lpft"
 
     layer_decay: float = 0.9
-    descent: Descent = Descent(lr=5e-5, head_lr=5e-5, warmup=5)
-
-    @property
-    def passes(self) -> float:
-        return 3.0 * self.descent.epochs
-
-    def shortened(self, share: float) -> Strategy:
-        return replace(self, descent=self.descent.shortened(share))
+    descent: Descent = Descent(lr=5e-5, head_lr=5e-5, warmup=3)
 
     def run(self, problem: Problem, before: Candidate | None = None) -> Candidate:
         begun, start = time.monotonic(), _start(problem, before)
@@ -376,15 +345,8 @@ class FineTune(Strategy):
 
     layer_decay: float = 0.75
     descent: Descent = Descent(
-        lr=5e-4, head_lr=1e-3, epochs=30, warmup=3, weight_decay=0.05, patience=8, area=(0.2, 1.0)
+        lr=5e-4, head_lr=1e-3, epochs=20, warmup=2, weight_decay=0.05, patience=8, area=(0.2, 1.0)
     )
-
-    @property
-    def passes(self) -> float:
-        return 3.0 * self.descent.epochs
-
-    def shortened(self, share: float) -> Strategy:
-        return replace(self, descent=self.descent.shortened(share))
 
     def run(self, problem: Problem, before: Candidate | None = None) -> Candidate:
         begun, start = time.monotonic(), _start(problem, None, fresh=True)
@@ -434,13 +396,13 @@ def tune(
     encoder = adaptation.begin(encoder).to(task.device)
     net = nn.Sequential(encoder, head).train()
     crops = problem.crops(descent.area, min(descent.batch, len(problem.images)))
-    epochs = max(descent.epochs, math.ceil(FEWEST_STEPS / crops.steps_per_epoch))
+    epochs = max(descent.epochs, math.ceil(descent.fewest / crops.steps_per_epoch))
     if problem.balance.way == "sampling":  # as many steps as without it
         longer = crops.steps_per_epoch * crops.batch / len(problem.images)
-        epochs = max(math.ceil(FEWEST_STEPS / crops.steps_per_epoch), round(descent.epochs / longer), 1)
+        epochs = max(math.ceil(descent.fewest / crops.steps_per_epoch), round(descent.epochs / longer))
     scales = {id(p): g["lr_scale"] for g in adaptation.groups(encoder) for p in g["params"]}
     groups = by_decay(encoder.named_parameters(), scales, descent.weight_decay)
-    groups += by_decay(head.named_parameters(), {}, descent.weight_decay, descent.head_lr / descent.lr)
+    groups += by_decay(head.named_parameters(), {}, descent.weight_decay, scale=descent.head_lr / descent.lr)
     learning = [p for group in groups for p in group["params"]]
     optimizer = torch.optim.AdamW(groups, lr=descent.lr, fused=task.device.type in ("cpu", "cuda"))
     low = torch.autocast(task.device.type, torch.bfloat16, enabled=resolve("auto", task.device) == "bfloat16")

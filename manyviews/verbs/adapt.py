@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ from manyviews.tuning import (
 )
 from manyviews.tuning.ladder import Climb
 from manyviews.tuning.pace import Pace, measure
-from manyviews.verbs._common import doubted, loaded, new_file, opened, own_test, preprocessing, say_once, seen_by
+from manyviews.verbs._common import doubted, loaded, new_file, opened, own_test, preprocessing, say_once, seen_by, tell
 from manyviews.weights import Pretrained
 from manyviews.weights.model import Known, Model, write
 
@@ -50,7 +50,6 @@ SHARE = 0.2
 """Share of the labeled images that choose."""
 
 _FEWEST = 2  # images of a class: one to learn from and one to choose with
-_SHORT = 20.0  # seconds that nobody needs to be told of
 
 
 def adapt(
@@ -109,9 +108,11 @@ def adapt(
         raise unknown("balance", balance, WAYS)
     check_seed(seed)
     strategies = with_settings({name: kind() for name, kind in STRATEGIES.items()}, settings or {})
-    out = new_file(out)
+    out = _new_folder(Path(out))
     source = opened(data, labels)
     held = own_test(data, source) if test is None else opened(test, test_labels)
+    if held is not None and test is None:
+        tell(held, [f"The test images are {held.name} ({len(held):,} images)."])
     if corruptions and held is None:
         raise UserError("Corrupted images are test images: give some as --test, or leave out --corruptions.")
     further = [opened(other) for other in shifted]
@@ -128,6 +129,10 @@ def adapt(
     found = loaded(weights)
     if not isinstance(found.encoder, Encoder):
         raise UserError(f"{found.name} is a bare module, which cannot be kept: adapt weights that `load` reads.")
+    if corruptions and len(found.mean) != 3:
+        raise UserError(
+            f"Corruptions change colors, and images of {len(found.mean)} channels have none: leave them out."
+        )
     if found.note:
         say_once(found.note)
     source, *more = seen_by(found, source, *([] if held is None else [held]), *further)
@@ -145,20 +150,30 @@ def adapt(
     with progress(f"adapt {strategy}") as update:
         problem = replace(problem, deadline=None if limit is None else begun + limit, progress=update)
         climbed = _run(problem, strategy, strategies, pace)
-    model = _model(found, problem, climbed, strategy, source, begun)
-    rivals = {climbed.best.strategy: model}
+    model, learned = _model(found, problem, climbed, strategy, source)
+    tested = {climbed.best.strategy: _tested(model, problem, learned, held, further, corruptions, seed)}
     linear = climbed.tried[0]
     if linear is not climbed.best and (held is not None or further):
-        rivals["linear"] = replace(model, **_parts(linear))
-    tested = {name: _tested(rival, problem, source, held, further, corruptions, seed) for name, rival in rivals.items()}
+        warm = temperature(linear.logits, problem.task.frozen.val_y)
+        plain = replace(model, temperature=warm, **_parts(linear))
+        tested["linear"] = _tested(plain, problem, None, held, further, corruptions, seed)
     own = tested.pop(climbed.best.strategy)
     facts = {**model.facts, **own}
     if tested:
-        facts["instead"] = {name: numbers for name, numbers in tested.items()}
+        facts["instead"] = tested
     facts["seconds"] = round(time.monotonic() - begun, 1)
     model = replace(model, facts=facts)
     write(model, out)
     return replace(model, name=str(out))
+
+
+def _new_folder(out: Path) -> Path:
+    """The path of a new folder, whose parents are made."""
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"The folder {out.parent} cannot be made ({e.strerror}): give another --out.") from None
+    return new_file(out)
 
 
 def with_settings(strategies: Mapping[str, Strategy], settings: Mapping[str, Any]) -> dict[str, Strategy]:
@@ -172,8 +187,9 @@ def with_settings(strategies: Mapping[str, Strategy], settings: Mapping[str, Any
         name, _, rest = path.partition(".")
         if name not in found:
             raise unknown("strategy", name, found)
-        if rest.partition(".")[0] not in get_type_hints(type(found[name])) or not rest:
-            raise unknown(f"setting of {name}", rest, [f.name for f in fields(cast(Any, found[name]))])
+        known = [f.name for f in fields(cast(Any, found[name]))]
+        if rest.partition(".")[0] not in known:
+            raise unknown(f"setting of {name}", rest, known)
         new = parse(value) if isinstance(value, str) else value
         (found[name],) = cast(Any, override)((found[name],), f"{name}.{rest}", new)
     return found
@@ -240,8 +256,10 @@ def _parts(found: Candidate) -> dict[str, Any]:
     }
 
 
-def _model(weights: Pretrained, problem: Problem, climbed: Climb, strategy: str, source: Source, begun: float) -> Model:
-    """The best candidate, calibrated on validation images."""
+def _model(
+    weights: Pretrained, problem: Problem, climbed: Climb, strategy: str, source: Source
+) -> tuple[Model, Tensor]:
+    """The best candidate, calibrated on validation images, and its features of training and validation images."""
     best, task = climbed.best, problem.task
     parts = _parts(best)
     encoder, y = best.encoder, task.frozen.val_y.cpu()
@@ -287,7 +305,7 @@ def _model(weights: Pretrained, problem: Problem, climbed: Climb, strategy: str,
         "why": list(climbed.why),
         "machine": machine.describe(task.device),
     }
-    return Model(
+    made = Model(
         mean=weights.mean,
         std=weights.std,
         test_size=weights.test_size,
@@ -299,6 +317,7 @@ def _model(weights: Pretrained, problem: Problem, climbed: Climb, strategy: str,
         facts=facts,
         **parts,
     )
+    return made, torch.cat([train_x, val_x])
 
 
 def numbers_of(probability: Tensor, y: Tensor) -> dict[str, Any]:
@@ -319,13 +338,23 @@ def numbers_of(probability: Tensor, y: Tensor) -> dict[str, Any]:
 def _tested(
     model: Model,
     problem: Problem,
-    source: Source,
+    learned: Tensor | None,
     held: Source | None,
     further: Sequence[Source],
     corruptions: bool,
     seed: int,
 ) -> dict[str, Any]:
-    """Numbers on test images and on images under other conditions."""
+    """Numbers on test images and on images under other conditions.
+
+    Args:
+        model: the model.
+        problem: what it learned.
+        learned: its features of training and validation images, to find test images among them; None not to look.
+        held: test images.
+        further: images under other conditions.
+        corruptions: whether to test on corrupted test images.
+        seed: seed of corruptions and intervals.
+    """
     found: dict[str, Any] = {}
     if held is None and not further:
         return found
@@ -341,16 +370,19 @@ def _tested(
         with torch.no_grad():
             logits = model.head(seen.x.to(look["device"])).float().cpu()
         probability = (logits / model.temperature).softmax(1)
-        distance = model.kept.distance(seen.x)
         found["test"] = {
             "data": held.name,
             "images": len(seen),
             "unreadable": len(seen.bad),
             **numbers_of(probability, seen.labels),
             "calibration_error": calibration_error(probability, seen.labels),
-            "known": (distance <= model.kept.threshold).double().mean().item(),
-            "learned_from": len({j for _, j in across(source, held)}),
         }
+        if learned is not None:  # the images themselves are read only where features cannot tell them apart
+            before = Features(learned, None, torch.arange(len(learned)), [], [])
+            twice = across(problem.task.trainval, held, before, seen)
+            near = model.kept.distance(seen.x) <= model.kept.threshold
+            found["test"]["known"] = near.double().mean().item()
+            found["test"]["learned_from"] = len({j for _, j in twice})
         known = replace(known, test_x=seen.x.to(look["device"]))
         test_y = seen.labels.to(look["device"])
         images = replace(held.subset(seen.index.numpy()), annotate=unlabeled)

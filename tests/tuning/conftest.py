@@ -46,6 +46,6 @@ def problem_of(encoder, source, val, way="none", **more):
 
 
 @pytest.fixture
-def few_steps(monkeypatch):
-    monkeypatch.setattr("manyviews.tuning.strategies.FEWEST_STEPS", 4)
+def looking(monkeypatch):
+    """A look at the validation images after each epoch."""
     monkeypatch.setattr("manyviews.tuning.strategies._LOOK", 1)

@@ -17,7 +17,9 @@ from manyviews.errors import UserError
 from manyviews.weights import Pretrained
 from manyviews.weights.model import tensors
 
-QUICK = {f"{name}.descent.epochs": 1 for name in ("lora", "unfreeze", "lpft", "finetune")} | {"mlp.crops": 1}
+QUICK = {
+    f"{name}.descent.{k}": v for name in ("unfreeze", "lpft", "finetune") for k, v in (("epochs", 1), ("fewest", 2))
+} | {"mlp.crops": 1, "mlp.fewest": 2, "mlp.epochs": 1}
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +51,6 @@ def model(weights, photos, tmp_path_factory):
     return mv.adapt(weights, photos, tmp_path_factory.mktemp("models") / "linear", strategy="linear")
 
 
-@pytest.fixture
-def few_steps(monkeypatch):
-    for module in ("strategies", "pace"):
-        monkeypatch.setattr(f"manyviews.tuning.{module}.FEWEST_STEPS", 2)
-
-
 def test_a_folder_says_what_the_model_is_and_gives_it_back(model, photos, capsys):
     folder = Path(model.name)
     assert {p.name for p in folder.iterdir()} == {"model.json", "model.safetensors", "known.safetensors", "README.md"}
@@ -78,50 +74,23 @@ def test_a_folder_says_what_the_model_is_and_gives_it_back(model, photos, capsys
     assert "3: blue, green, red" in shown and "validation" in shown and "test" in shown
 
 
-WITHOUT = (
-    "import sys; sys.path = [p for p in sys.path if not p.startswith({tree!r})]; sys.modules['manyviews'] = None; "
-)
+WITHOUT = """
+import json, os, sys
+sys.path = [p for p in sys.path if not p.startswith({tree!r})]
+sys.modules["manyviews"] = None  # cannot be imported
+"""
 
+README = """
+os.chdir({folder!r})
+sys.argv[1:] = {images!r}
+exec({program!r})
+"""
 
-def outside(code: str, folder: Path, *args: str) -> str:
-    """What a program prints that cannot import this library."""
-    tree = str(Path(mv.__file__).parents[1])
-    run = subprocess.run(
-        [sys.executable, "-I", "-c", WITHOUT.format(tree=tree) + f"exec({code!r})", *args],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout
-
-
-def test_programs_without_this_library_give_the_same_predictions(model, weights, photos, tmp_path):
-    """Those that the READMEs of the folders print, with timm, Pillow and NumPy: of a linear head, and of another."""
-    other = mv.adapt(weights, photos, tmp_path / "mlp", strategy="mlp", settings={"mlp.crops": 0})
-    found = [m.predict(photos / "test") for m in (model, other)]
-    images = [str(photos / "test" / name) for name in found[0].ids]
-    code = "import os, sys\n"
-    for m in (model, other):
-        program = (Path(m.name) / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
-        code += f"os.chdir({m.name!r}); sys.argv[1:] = {images!r}; exec({program!r})\n"
-    theirs = np.array([list(json.loads(line).values()) for line in outside(code, tmp_path).splitlines()])
-    np.testing.assert_allclose(theirs, np.concatenate([f.probability for f in found]), atol=1e-4)
-
-
-def test_exports_give_the_same_predictions(model, tmp_path):
-    """ONNX, torch.export, a state dict and timm's folder, from images in [0, 1], where they can be loaded anywhere."""
-    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.mean, model.std))
-    with torch.no_grad():
-        wanted = model.top(model.encoder((images - mean) / std)).numpy()
-    np.save(tmp_path / "images.npy", images.numpy())
-    for form, name in (("onnx", "m.onnx"), ("torch_export", "m.pt2"), ("torch", "m.pt"), ("timm", "timm")):
-        mv.export(model.name, form, tmp_path / name)
-    code = f"""
-import json, numpy as np, onnxruntime, timm, torch
+EXPORTS = """
+import onnxruntime
+os.chdir({folder!r})
 x = np.load("images.npy")
-facts = json.load(open({str(Path(model.name) / "model.json")!r}))
+facts = json.load(open({facts!r}))
 session = onnxruntime.InferenceSession("m.onnx")
 found = [session.run(["probabilities"], {{"images": x}})[0]]
 with torch.no_grad():
@@ -135,14 +104,38 @@ with torch.no_grad():
 assert json.load(open("timm/config.json"))["label_names"] == facts["classes"]
 print(json.dumps(np.stack(found).tolist()))
 """
-    found = np.array(json.loads(outside(code, tmp_path).splitlines()[-1]))
-    for theirs in found:
+
+
+def test_a_process_without_this_library_gives_the_same_predictions(model, weights, photos, tmp_path):
+    """By the programs that the READMEs print, of a linear head and of another; by timm, ONNX and torch.export."""
+    other = mv.adapt(weights, photos, tmp_path / "mlp", strategy="mlp", settings={"mlp.crops": 0, "mlp.fewest": 20})
+    answers = [m.predict(photos / "test") for m in (model, other)]
+    code = WITHOUT.format(tree=str(Path(mv.__file__).parents[1]))
+    for m in (model, other):
+        program = (Path(m.name) / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+        images = [str(photos / "test" / name) for name in answers[0].ids]
+        code += README.format(folder=m.name, images=images, program=program)
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    np.save(tmp_path / "images.npy", images.numpy())
+    for form, name in (("onnx", "m.onnx"), ("torch_export", "m.pt2"), ("torch", "m.pt"), ("timm", "timm")):
+        mv.export(model.name, form, tmp_path / name)
+    code += EXPORTS.format(folder=str(tmp_path), facts=str(Path(model.name) / "model.json"))
+
+    run = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    *printed, exported = run.stdout.splitlines()
+    theirs = np.array([list(json.loads(line).values()) for line in printed])
+    np.testing.assert_allclose(theirs, np.concatenate([a.probability for a in answers]), atol=1e-4)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.mean, model.std))
+    with torch.no_grad():
+        wanted = model.top(model.encoder((images - mean) / std)).numpy()
+    for theirs in np.array(json.loads(exported)):
         np.testing.assert_allclose(theirs, wanted, atol=1e-4)
     with pytest.raises(UserError, match="a model is written as timm, onnx"):
         mv.export(model.name, "detectron2", tmp_path / "d.pth")
 
 
-def test_auto_is_never_below_linear_on_validation_images(weights, photos, tmp_path, few_steps, capsys):
+def test_auto_is_never_below_linear_on_validation_images(weights, photos, tmp_path, capsys):
     found = mv.adapt(weights, photos, tmp_path / "auto", settings=QUICK)
     tried = {t["strategy"]: t["accuracy"] for t in found.facts["tried"]}
     assert tried[found.facts["strategy"]] >= tried["linear"] and "mlp" in tried
@@ -150,9 +143,10 @@ def test_auto_is_never_below_linear_on_validation_images(weights, photos, tmp_pa
     assert "further rungs take up to" in said and all(text in said for text in found.facts["why"])
 
 
-def test_the_encoder_that_learned_is_the_one_that_is_kept(weights, photos, tmp_path, few_steps):
+def test_the_encoder_that_learned_is_the_one_that_is_kept(weights, photos, tmp_path):
     """Its features, its distances, and numbers for other conditions beside those of the linear layer."""
-    settings = {"finetune.descent.lr": 3e-3, "finetune.descent.epochs": 12, "finetune.descent.batch": 9}
+    settings = {"lr": 3e-3, "epochs": 12, "fewest": 24, "batch": 9}
+    settings = {f"finetune.descent.{k}": v for k, v in settings.items()}
     found = mv.adapt(
         weights, photos / "train", tmp_path / "m", strategy="finetune", settings=settings, shifted=(photos / "test",)
     )

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyviews.adaptation.groups import Groups, groups_by_layer, groups_by_name
+from manyviews.adaptation import Full
+from manyviews.adaptation.groups import Groups, by_decay, groups_by_name
 from manyviews.backbones import Encoder, protect
 from manyviews.errors import UserError
 from manyviews.evaluation.contract import (
@@ -301,9 +302,12 @@ def groups(model: nn.Sequential, weight_decay: float, layer_decay: float) -> Gro
     """
     encoder, head = model
     inner = encoder.encoder if isinstance(encoder, Chosen) else encoder
-    body = inner.model if isinstance(inner, Encoder) else inner
-    if hasattr(body, "group_matcher"):
-        return groups_by_layer(body, head, weight_decay, layer_decay)
+    if isinstance(inner, Encoder):
+        rates = Full(layer_decay).groups(inner)
+        scales = {id(p): group["lr_scale"] for group in rates for p in group["params"]}
+        exempt = inner.model.no_weight_decay() if hasattr(inner.model, "no_weight_decay") else ()
+        body = by_decay(inner.model.named_parameters(), scales, weight_decay, exempt=exempt)
+        return body + by_decay(head.named_parameters(), {}, weight_decay)
     if layer_decay != 1:
         raise UserError(f"{_name(inner)} does not say what its layers are: set layer_decay to 1.")
     return groups_by_name(model, weight_decay)
