@@ -141,7 +141,7 @@ def test_the_page_in_a_browser(look, photos):
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(address)
-        page.wait_for_function("document.getElementById('about').textContent.includes('3 classes')")
+        page.get_by_text("3 classes").wait_for()
         assert page.locator("h1").inner_text() == HOSTILE
         page.set_input_files("#file", str(photos / "03.png"))
         page.wait_for_selector("#answer:not([hidden])")
@@ -153,7 +153,7 @@ def test_the_page_in_a_browser(look, photos):
             if folder := os.environ.get("MANYVIEWS_SCREENSHOTS"):
                 page.screenshot(path=f"{folder}/serve{width}.png", full_page=True)
         page.set_input_files("#file", {"name": "no.png", "mimeType": "image/png", "buffer": b"no picture"})
-        page.wait_for_function("document.getElementById('state').textContent.includes('cannot be read')")
+        page.get_by_text("cannot be read").wait_for()
         assert page.locator("#answer").is_hidden()
         browser.close()
     server.should_exit = True
