@@ -26,6 +26,8 @@ machine.limit_threads()
 
 # A verb has the same name here and on the command line, and a file of its own.
 _VERBS = (
+    "adapt",
+    "choose",
     "detect",
     "diagnose",
     "duplicates",
@@ -33,13 +35,16 @@ _VERBS = (
     "evaluate",
     "export",
     "finish",
+    "predict",
     "prepare",
     "pretrain",
     "propagate",
     "report",
     "resume",
+    "search",
     "segment",
     "select",
+    "serve",
     "subspaces",
     "sweep",
     "transfer",
@@ -63,6 +68,7 @@ _STAGES = (
     "schedules",
     "sklearn",
     "targets",
+    "tuning",
     "views",
     "weights",
 )

@@ -14,6 +14,10 @@ class UserError(Exception):
     """
 
 
+class Unreachable(UserError):
+    """What lies on the network, which cannot be reached."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest one that does.
 

@@ -34,6 +34,11 @@ def _visible() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cache_folder(name: str) -> Path:
+    """The folder of that name in the user's cache, which may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "manyviews" / name
+
+
 def limit_threads() -> None:
     """Give PyTorch no more threads than cores. Call it before PyTorch is imported: it does not see container limits."""
     if cores() < _visible() and "torch" not in sys.modules:

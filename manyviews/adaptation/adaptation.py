@@ -75,7 +75,7 @@ class Full(Adaptation):
         if self.patch_embed != 1:
             encoder.transformer("have a rate of its own for the projection of patches")
         if self.keep_statistics:
-            encoder.stays = tuple(name for name, m in encoder.model.named_modules() if isinstance(m, _BatchNorm))
+            encoder.stays = batchnorms(encoder)
         return encoder
 
     def groups(self, encoder: Encoder) -> list[dict[str, Any]]:
@@ -108,25 +108,45 @@ class LastBlocks(Adaptation):
 
     Attributes:
         blocks: how many.
+        decay: factor on the learning rate from each block to the one below it. The last block and the norm have the
+            whole rate: block i from the top has `decay ** i` of it.
+        keep_statistics: whether BatchNorm of the blocks that learn keeps its statistics too: see `Full`.
     """
 
     blocks: int = 2
+    decay: float = 1.0
+    keep_statistics: bool = False
 
     def __post_init__(self) -> None:
         require(self.blocks >= 1, self, "blocks", "1 or more")
+        require(0 < self.decay <= 1, self, "decay", "more than 0, and at most 1")
 
     def begin(self, encoder: Encoder) -> Encoder:
-        names = encoder.layer_names
+        layers, first = _layers(encoder), self._first(encoder)
+        for name, p in encoder.model.named_parameters():
+            p.requires_grad_(p.requires_grad and layers[name] >= first[-1])
+        own = {name: list(m.parameters(recurse=False)) for name, m in encoder.model.named_modules()}
+        stays = [name for name, ps in own.items() if ps and not any(p.requires_grad for p in ps)]
+        encoder.stays = tuple(dict.fromkeys([*stays, *(batchnorms(encoder) if self.keep_statistics else ())]))
+        return encoder
+
+    def groups(self, encoder: Encoder) -> list[dict[str, Any]]:
+        layers, first = _layers(encoder), self._first(encoder)
+        by_block: dict[int, list[nn.Parameter]] = {}
+        for name, p in encoder.model.named_parameters():
+            if p.requires_grad:
+                by_block.setdefault(sum(layers[name] < f for f in first), []).append(p)
+        return [{"params": ps, "lr_scale": self.decay**i} for i, ps in sorted(by_block.items())]
+
+    def _first(self, encoder: Encoder) -> list[int]:
+        """The first layer of each block that learns, from the last block down."""
+        names, layers = blocks_of(encoder), _layers(encoder)
         if self.blocks > len(names):
             raise UserError(f"{encoder.name} has {len(names)} blocks, and {self.blocks} are to learn: set fewer.")
-        layers = _layers(encoder)
-        first = min(i for name, i in layers.items() if name.startswith(f"{names[-self.blocks]}."))
-        for name, p in encoder.model.named_parameters():
-            if layers[name] < first:
-                p.requires_grad_(False)
-        own = {name: list(m.parameters(recurse=False)) for name, m in encoder.model.named_modules()}
-        encoder.stays = tuple(name for name, ps in own.items() if ps and not any(p.requires_grad for p in ps))
-        return encoder
+        return [
+            min(i for name, i in layers.items() if name.startswith(f"{block}."))
+            for block in reversed(names[-self.blocks :])
+        ]
 
 
 @dataclass(frozen=True)
@@ -197,6 +217,17 @@ def _hold(encoder: Encoder, learning: Sequence[nn.Parameter], held: bool) -> Non
         for p in learning:
             p.requires_grad_(not held)
         encoder.train(encoder.training)
+
+
+def blocks_of(encoder: Encoder) -> tuple[str, ...]:
+    """timm's names of the blocks or stages that have weights, from the first to the last."""
+    weighted = [name for name, _ in encoder.model.named_parameters()]
+    return tuple(b for b in encoder.layer_names if any(name.startswith(f"{b}.") for name in weighted))
+
+
+def batchnorms(encoder: Encoder) -> tuple[str, ...]:
+    """The names of the model's parts that keep statistics of batches."""
+    return tuple(name for name, m in encoder.model.named_modules() if isinstance(m, _BatchNorm))
 
 
 def _layers(encoder: Encoder) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -14,18 +15,37 @@ Groups = list[dict[str, Any]]
 _TOKENS = re.compile(r"(^|\.)((cls|class|dist|reg|register|mask)_tokens?|pos(itional)?_embed(ding)?s?)$")
 
 
-def groups_by_layer(body: Any, head: nn.Module, weight_decay: float, layer_decay: float) -> Groups:
-    """Groups of a timm model and a head above it: each layer's rate is `layer_decay` times that of the layer above."""
-    from timm.optim import param_groups_layer_decay
+def by_decay(
+    named: Iterable[tuple[str, nn.Parameter]],
+    scales: Mapping[int, float],
+    weight_decay: float,
+    *,
+    scale: float = 1.0,
+    exempt: Collection[str] = (),
+) -> Groups:
+    """Groups of parameters that learn: vectors (biases, norm scales), single tokens and positions do not decay.
 
-    exempt = body.no_weight_decay() if hasattr(body, "no_weight_decay") else ()
-    # While it is a part of the body, timm takes it for a classifier, the layer above all others.
-    body.add_module("_head", head)
-    try:
-        found: Groups = param_groups_layer_decay(body, weight_decay, exempt, layer_decay=layer_decay)
-        return found
-    finally:
-        del body._head
+    Args:
+        named: parameters with their names; those without requires_grad are left out.
+        scales: factor on the learning rate by the id of a parameter, as `Adaptation.groups` gives it.
+        weight_decay: weight decay of all others.
+        scale: factor on all rates.
+        exempt: names of further parameters that do not decay.
+    """
+    found: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, p in named:
+        if p.requires_grad:
+            still = is_vector(name, p) or name in exempt
+            found.setdefault((still, scales.get(id(p), 1.0) * scale), []).append(p)
+    return [
+        {"params": params, "weight_decay": 0.0 if vector else weight_decay, "lr_scale": by}
+        for (vector, by), params in found.items()
+    ]
+
+
+def is_vector(name: str, p: nn.Parameter) -> bool:
+    """Whether weight decay, LARS and Muon leave a parameter alone, as usual: a vector, a single token, positions."""
+    return p.squeeze().ndim <= 1 or name.endswith("pos_embed")
 
 
 def groups_by_name(model: nn.Module, weight_decay: float) -> Groups:

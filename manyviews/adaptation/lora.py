@@ -1,32 +1,44 @@
-"""Low-rank adaptation, by peft. Hu et al. 2022."""
+"""Low-rank adaptation, by peft. Hu et al. 2022; with a magnitude of its own (DoRA), Liu et al. 2024."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
-from manyviews.adaptation.adaptation import Adaptation
+from manyviews.adaptation.adaptation import Adaptation, batchnorms
 from manyviews.backbones import Encoder
 from manyviews.errors import UserError, require
 
 
 @dataclass(frozen=True)
 class LoRA(Adaptation):
-    """The encoder stays; to its linear layers a product of two narrow matrices is added, which learns.
+    """The encoder stays; to its layers a product of two narrow matrices is added, which learns.
 
-    Hu et al. 2022, eq. 3: `h = W x + alpha / rank B A x`, with B zero at the start.
+    Hu et al. 2022, eq. 3: `h = W x + alpha / rank B A x`, with B zero at the start. A layer of d outputs and k inputs
+    gets `rank (d + k)` parameters. BatchNorm keeps its statistics. The first convolution, which sees the pixels, stays
+    as it is, and so do grouped ones, whose kernels are narrow already.
+
+    timm's attention has one layer for queries, keys and values: one product adapts all three, with as many parameters
+    as two products for queries and values alone, `4 rank d`.
 
     Attributes:
         rank: width of the product.
         alpha: scale of the product, times rank.
         dropout: probability that a number of x is dropped before A.
+        layers: "all" are the linear layers, and in a network with convolutions those too; "attention" is the layer of
+            queries, keys and values.
+        magnitude: whether each output's weights have a length that learns by itself, and the product changes their
+            direction (DoRA).
     """
 
     rank: int = 8
     alpha: int = 16
     dropout: float = 0.0
+    layers: Literal["all", "attention"] = "all"
+    magnitude: bool = False
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, self, "rank", "1 or more")
@@ -37,16 +49,42 @@ class LoRA(Adaptation):
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as e:
             raise UserError("LoRA needs the package peft: pip install 'manyviews[lora]'.") from e
-        names = [name for name, m in encoder.model.named_modules() if isinstance(m, nn.Linear)]
-        if not names:
-            raise UserError(f"{encoder.name} has no linear layers for LoRA: choose a vision transformer.")
         config = LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=names, bias="none"
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self._targets(encoder),
+            bias="none",
+            use_dora=self.magnitude,
         )
         inject_adapter_in_model(config, encoder.model)
         for name, p in encoder.model.named_parameters():
             p.requires_grad_(".lora_" in name)
+        encoder.stays = batchnorms(encoder)
         return encoder
+
+    def _targets(self, encoder: Encoder) -> list[str]:
+        """The names of the layers that are adapted."""
+        first = {name.removesuffix(".weight") for name in encoder.first_convolutions}
+        found = [
+            name
+            for name, m in encoder.model.named_modules()
+            if isinstance(m, nn.Linear)
+            or (
+                isinstance(m, nn.Conv2d)
+                and m.groups == 1
+                and name not in first
+                and not encoder.is_transformer
+                and not m._forward_pre_hooks  # see `backbones.protect`, whose hook stands for the stride
+            )
+        ]
+        if self.layers == "attention":
+            found = [name for name in found if name.rpartition(".")[2] in _ATTENTION]
+            if not found:
+                raise UserError(f"{encoder.name} has no attention for LoRA: choose layers='all'.")
+        if not found:
+            raise UserError(f"{encoder.name} has no layers for LoRA: choose another adaptation.")
+        return found
 
     def finish(self, encoder: Encoder) -> Encoder:
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -58,3 +96,7 @@ class LoRA(Adaptation):
                 parent, _, own = name.rpartition(".")
                 setattr(found.model.get_submodule(parent), own, module.get_base_layer())
         return found.requires_grad_(True)
+
+
+_ATTENTION = ("qkv", "q_proj", "v_proj", "q", "v")
+"""What timm calls the layers that make queries and values, together or each."""

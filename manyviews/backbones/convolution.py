@@ -22,7 +22,8 @@ class SmallMapConv2d(nn.Conv2d):
         # Exported graphs take any batch size, so do not branch on it.
         exported = torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
         here = not exported and x.ndim == 4 and x.device.type == "cpu"
-        if here and max(x.shape[-2:]) <= 2 and len(x) >= _FEWEST:
+        # LoRA makes 1x1 convolutions of the class of those that it adapts.
+        if here and max(x.shape[-2:]) <= 2 and len(x) >= _FEWEST and self.kernel_size == (3, 3):
             return dense_conv3x3(x, self.weight, self.bias, self.stride[0])
         return super().forward(x)
 

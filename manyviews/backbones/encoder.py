@@ -20,7 +20,7 @@ from manyviews.backbones.convolution import protect, quicken
 from manyviews.backbones.packing import drop_uniformly, flat, packs, parted, run, skip_dropped
 from manyviews.backbones.positions import sincos
 from manyviews.checkpoint import load_tensors
-from manyviews.errors import UserError, printable
+from manyviews.errors import Unreachable, UserError, printable
 from manyviews.types import Packed
 
 
@@ -534,7 +534,7 @@ def _create(name: str, pretrained: bool, settings: Mapping[str, Any]) -> tuple[d
         return settings, timm.create_model(name, pretrained=pretrained, num_classes=0, **settings)
     except OSError as e:  # also what is raised where there is no network
         reason = f" ({e.strerror})" if e.strerror else ""
-        raise UserError(
+        raise Unreachable(
             f"The weights of {name} are not in the cache and could not be downloaded{reason}: connect to the network, "
             "or run this once on a machine that is connected and set HF_HUB_CACHE to a copy of its cache."
         ) from e

@@ -37,8 +37,13 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "select": evaluate.select,
     },
     "Use": {
+        "choose": use.choose,
+        "adapt": use.adapt,
+        "predict": use.predict,
         "embed": use.embed,
+        "search": use.search,
         "duplicates": use.duplicates,
+        "serve": use.serve,
         "export": use.export,
     },
     "Show": {

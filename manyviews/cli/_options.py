@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from manyviews.weights import Pretrained
 
 _WEIGHTS = (
-    "The folder of a run, a file of weights (from this library, timm, transformers, torchvision, OpenMMLab, lightly, "
-    "MoCo, DINO, MAE and others), a folder of the Hugging Face Hub, or timm:NAME for timm's own weights."
+    "The folder of a run or of a model, a file of weights (from this library, timm, transformers, torchvision, "
+    "OpenMMLab, lightly, MoCo, DINO, MAE and others), a folder of the Hugging Face Hub, or timm:NAME for timm's own "
+    "weights."
 )
 _TRAINING = (
     'A folder of images, or "demo"; Parquet or tar files, as a path, a URL, or a pattern such as '
@@ -36,6 +37,7 @@ DataSet = Annotated[str | None, Arg("DATA")]
 Labels = Annotated[Path | None, Arg("FILE_OR_COLUMN", _LABELS)]
 TestLabels = Annotated[Path | None, Arg("FILE_OR_COLUMN", "The same for the test images.")]
 RunFolder = Annotated[Path, Arg("RUN", "The folder of the run.")]
+RunOrModel = Annotated[Path, Arg("RUN_OR_MODEL", "The folder of a run, or of a model that `manyviews adapt` wrote.")]
 RunFolders = Annotated[tuple[Path, ...], Arg("RUN")]
 Recipe = Annotated[str, Arg("NAME", "Name of the recipe: see `manyviews list recipes`.")]
 Epochs = Annotated[float | None, Arg("N", "Passes over the images. By default, the recipe's number.")]

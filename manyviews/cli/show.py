@@ -17,6 +17,7 @@ from manyviews.cli._options import (
     NewFolder,
     RunFolder,
     RunFolders,
+    RunOrModel,
     facts,
     write_json,
     wrote,
@@ -25,18 +26,28 @@ from manyviews.cli._parser import Arg
 from manyviews.errors import UserError, printable
 
 
-def show(run: RunFolder, /, settings: bool = False, json: Json = None) -> None:
-    """Show what a run is, how far it is, and how good it is.
+def show(run: RunOrModel, /, settings: bool = False, json: Json = None) -> None:
+    """Show what a run or a model is, how far it is, and how good it is.
 
     For example:
       manyviews show runs/first
+      manyviews show models/first
       manyviews show runs/first --settings
 
     Args:
         settings: Print every setting with its dotted path.
     """
     from manyviews.reporting import summary
+    from manyviews.weights.model import described, is_model
 
+    if is_model(run):
+        told = described(run)
+        if settings:
+            for path, value in summary.flat(told):
+                print(printable(f"{path}={value}"))
+        else:
+            summary.show_model(told)
+        return write_json(json, told)
     found = mv.Run(run)
     if settings:
         for path, value in summary.settings(found.recipe):

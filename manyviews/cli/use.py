@@ -2,11 +2,129 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from manyviews.cli._options import NO_HINTS, Hints, Images, Json, NewFile, Weights, load, write_json, wrote
+import manyviews as mv
+from manyviews.cli._options import (
+    NO_HINTS,
+    Count,
+    DataSet,
+    Hints,
+    Images,
+    Json,
+    Labels,
+    NewFile,
+    NewFolder,
+    Settings,
+    TestLabels,
+    Weights,
+    load,
+    settings,
+    write_json,
+    wrote,
+)
 from manyviews.cli._parser import Arg
 from manyviews.errors import printable
+
+
+def adapt(
+    weights: Weights,
+    /,
+    data: Annotated[str, Arg("DATA")],
+    out: NewFolder,
+    strategy: Literal["auto", "linear", "mlp", "lora", "dora", "unfreeze", "lpft", "finetune"] = "auto",
+    budget: Annotated[str | None, Arg("TIME")] = None,
+    test: DataSet = None,
+    balance: Literal["none", "weights", "sampling", "logits"] = "none",
+    labels: Labels = None,
+    test_labels: TestLabels = None,
+    shifted: Annotated[tuple[str, ...], Arg("DATA", repeat=True)] = (),
+    corruptions: bool = False,
+    min_per_class: Annotated[int | None, Arg("N")] = None,
+    seed: int = 0,
+    set: Settings = (),
+    hints: Hints = NO_HINTS,
+    json: Json = None,
+) -> None:
+    """Make a model that answers from an encoder and labeled images: a folder to predict with, show and export.
+
+    For example:
+      manyviews adapt runs/first --data labeled/ --out models/first
+      manyviews adapt timm:resnet18 --data labeled/ --test held/ --budget 30m --out models/second
+      manyviews adapt runs/first --data labeled/ --strategy lora --set lora.rank=16 --out models/third
+
+    Args:
+        data: Labeled images: each first-level folder is a class, or see --labels. A fifth of them chooses.
+        out: A new folder for the model.
+        strategy: linear: a linear layer on features; mlp: a small head; lora, dora: narrow matrices beside the layers;
+            unfreeze: block by block; lpft: a head, then everything slowly; finetune: everything at once. auto climbs
+            them as far as it helps on the images that choose, and says why.
+        budget: How long it may take, such as 30m or 2h.
+        test: Labeled images to test on, which choose nothing. By default, the test images of DATA if it has splits.
+        balance: For classes of unequal size: weigh the loss, sample rare classes more often, or adjust the logits.
+        shifted: Labeled images of the same classes under other conditions, to test on too.
+        corruptions: Test on corrupted test images too: noise, blur, weather, compression.
+        min_per_class: Leave out classes with fewer images, at least 2. By default they are refused.
+        seed: Seed of everything that is drawn.
+        set: Change a setting of a strategy, such as lpft.descent.epochs=50.
+    """
+    from manyviews.reporting import summary
+
+    found = mv.adapt(
+        load(weights, hints),
+        data,
+        out,
+        strategy=strategy,
+        labels=labels,
+        test=test,
+        test_labels=test_labels,
+        shifted=shifted,
+        corruptions=corruptions,
+        balance=balance,
+        budget=budget,
+        settings=settings(set, example="lora.rank=16"),
+        min_per_class=min_per_class,
+        seed=seed,
+    )
+    facts = {"classes": found.classes, "temperature": found.temperature, **found.facts}
+    summary.show_model(facts)
+    wrote(out)
+    write_json(json, facts)
+
+
+def predict(
+    model: Annotated[str, Arg("MODEL", "The folder of a model that `manyviews adapt` wrote.")],
+    data: Images,
+    /,
+    out: NewFile,
+    k: Count = 3,
+    json: Json = None,
+) -> None:
+    """Write the class of every image, with a calibrated probability, to a CSV or Parquet file.
+
+    The column `known` is false for images that are farther from the training images than 95 % of those that chose the
+    model. The same command continues an interrupted one.
+
+    For example:
+      manyviews predict models/first photos/ --out predictions.csv
+      manyviews predict models/first photos/ --out predictions.parquet --k 5
+
+    Args:
+        out: A new file that ends in .csv or .parquet.
+        k: Classes in a row, the likeliest first.
+    """
+    from manyviews.verbs.predict import write
+
+    found = write(model, data, out, k=k)
+    read = found.images - sum(found.problems.values())
+    print(f"Predicted {read:,} images; {found.unknown:,} of them are unlike the training images (known is false).")
+    for reason, count in list(found.problems.items())[:5]:
+        print(printable(f"{count:,} cannot be read: {reason}"))
+    for name, count in list(found.counts.items())[:10]:
+        print(printable(f"  {name}: {count:,}"))
+    wrote(found.path)
+    write_json(json, found.to_dict())
 
 
 def embed(
@@ -35,6 +153,119 @@ def embed(
         wrote(found.path)
         write_json(json, {"file": str(found.path), "images": found.images, "columns": found.columns})
     distributed.stop()
+
+
+def choose(
+    data: Images,
+    /,
+    candidates: Annotated[tuple[str, ...], Arg("RUN_OR_WEIGHTS")] = (),
+    labels: Labels = None,
+    out: Annotated[Path | None, Arg("FILE")] = None,
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Compare backbones on your images, and say which to take and what to do next.
+
+    With labels, a fifth of the images judges, and test images are not looked at. Without, look at the page.
+
+    For example:
+      manyviews choose photos/ --candidates timm:resnet50 timm:vit_small_patch16_224.dino runs/first --out page.html
+      manyviews choose photos/ --labels labels.csv --candidates mobilenet_v2.pth runs/first
+
+    Args:
+        candidates: Folders of runs, files of weights, or timm:NAME; by default four of timm. Those that cannot be had
+            are named and left out.
+        out: A new page of nearest neighbors, those of each candidate side by side.
+        seed: Seed of the probes and intervals.
+    """
+    from manyviews.reporting import summary
+    from manyviews.verbs.choose import USUAL
+    from manyviews.verbs.choose import choose as compare
+
+    found = compare(data, candidates or USUAL, labels=labels, out=out, seed=seed)
+    summary.show_choice(found)
+    if found.page is not None:
+        wrote(found.page)
+    write_json(json, found.to_dict())
+
+
+def search(
+    weights: Weights,
+    query: Annotated[tuple[str, ...], Arg("PICTURE")] = (),
+    /,
+    *,
+    in_: Images,
+    k: Count = 20,
+    text: Annotated[tuple[str, ...], Arg("TEXT", repeat=True)] = (),
+    index: Annotated[Path | None, Arg("FOLDER")] = None,
+    out: Annotated[Path | None, Arg("FILE")] = None,
+    hints: Hints = NO_HINTS,
+    json: Json = None,
+) -> None:
+    """Find the images that are nearest to a picture or a text, with a page of them.
+
+    The images' features are kept, so that a further search of them decodes the query alone; any number of images fits.
+
+    For example:
+      manyviews search runs/first query.jpg --in photos/ --out found.html
+      manyviews search timm:resnet18 queries/*.jpg --in photos/ --k 5 --json found.json
+      manyviews search runs/clip --text "a red dress" --in photos/ --out found.html
+
+    Args:
+        in_: Where to look: a folder of images, or Parquet or tar files.
+        k: Images for each query.
+        text: What to look for in words, for a run of the method clip; several with --text again.
+        index: The folder of the features; by default one in the user's cache.
+        out: A new page with the pictures, such as found.html.
+    """
+    from manyviews.verbs.search import find
+
+    asked = (query[0] if len(query) == 1 else list(query)) if query else None
+    found = find(load(weights, hints), asked, in_, k=k, text=text, index=index, out=out)
+    for one in found.found:
+        print(printable(one.query))
+        for similarity, name in zip(one.similarity, one.ids, strict=True):
+            print(f"  {similarity:.3f}  {printable(name)}")
+    print(f"Searched {found.images:,} images, whose features are kept in {printable(str(found.folder))}.")
+    if found.page is not None:
+        wrote(found.page)
+    write_json(json, found.to_dict())
+
+
+def serve(
+    weights: Weights,
+    /,
+    *,
+    in_: Annotated[str | None, Arg("DATA")] = None,
+    host: Annotated[str, Arg("ADDRESS")] = "127.0.0.1",
+    port: Count = 8000,
+    largest: Annotated[float, Arg("MB")] = 20.0,
+    per_minute: Count = 120,
+    hints: Hints = NO_HINTS,
+) -> None:
+    """Serve a page on which you drop a picture, and a small HTTP API, on this machine.
+
+    The page shows classes, the nearest images, and what the encoder looked at. Nothing that is sent is kept.
+
+    For example:
+      manyviews serve models/clothes --in photos/
+      manyviews serve runs/first --in photos/ --port 8080
+      curl --data-binary @dress.jpg -H "Content-Type: image/jpeg" http://127.0.0.1:8000/api/look
+
+    Args:
+        in_: Images to find neighbors among: a folder, or Parquet or tar files.
+        host: Where to listen. Only this machine reaches the default.
+        port: The port; 0 for any that is free.
+        largest: Size of the largest file that is taken, in megabytes.
+        per_minute: Pictures that one client may ask about in a minute.
+    """
+    from manyviews.verbs.serve import serve as start
+
+    def tell(address: str) -> None:
+        print(f"Open {address} in a browser. Ctrl-C ends it.", flush=True)
+
+    model = load(weights, hints)
+    start(model, images=in_, host=host, port=port, largest=largest, per_minute=per_minute, started=tell)
 
 
 def duplicates(

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from manyviews import machine
 from manyviews.checkpoint import write_text
 from manyviews.data.blocks import Blocks, window
 from manyviews.data.decode import BadImage, fault
@@ -75,7 +76,7 @@ def _index(file: File, scan: Callable[[File], Index], kind: str) -> Index:
     """The index of an archive. Of several processes one reads it, and the others wait."""
     lacking = [one.name for one in FORMATS if missing(one)]
     facts = f"{_VERSION} {file} {file.size} {file.stamp} {kind} {lacking}"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "manyviews" / "tars"
+    cache = machine.cache_folder("tars")
     path = cache / f"{blake2b(facts.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()}.json"
     with ExitStack() as stack:
         # A folder that cannot be written or locked only costs time at the next start.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from manyviews.adaptation import Adaptation, Full
+from manyviews.adaptation.groups import is_vector
 from manyviews.backbones import Encoder
 from manyviews.engine.optimizers import LARS, SGD, Muon
 from manyviews.methods import Method
@@ -28,9 +29,8 @@ def groups(method: Method, adaptation: Adaptation = Full()) -> list[dict[str, An
     found: dict[tuple[bool, bool, float], list[Tensor]] = {}
     for name, p in method.named_parameters():
         if p.requires_grad:
-            vector = p.squeeze().ndim <= 1 or name.endswith("pos_embed")
             constant = any(name.startswith(prefix) for prefix in method.constant_lr)
-            found.setdefault((vector, constant, scales.get(id(p), 1.0)), []).append(p)
+            found.setdefault((is_vector(name, p), constant, scales.get(id(p), 1.0)), []).append(p)
     return [
         {"params": params, "decays": not vector, "adapt": not vector, "constant": constant, "lr_scale": scale}
         for (vector, constant, scale), params in found.items()

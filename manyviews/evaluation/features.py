@@ -322,7 +322,7 @@ def extract_all(
     first = not shared or distributed.rank() == 0
     files: dict[str, Path] = {}
     if cache is not None and first:
-        shown = f"{fingerprint(source)} {_stamps(source)} {_shown(source)}{test_size} {list(mean)} {list(std)}"
+        shown = f"{fingerprint(source)} {stamps(source)} {_shown(source)}{test_size} {list(mean)} {list(std)}"
         files = {name: cache / f"{_digest(weights_digest(e) + shown)}.safetensors" for name, e in encoders.items()}
     found = {name: stored for name, file in files.items() if (stored := _load(file)) is not None}
     # An image that could not be read may be readable today, and rows must match the same images for all encoders.
@@ -418,7 +418,7 @@ def fingerprint(source: Source) -> str:
     return _digest(source.naming + source.sample())
 
 
-def _stamps(source: Source) -> str:
+def stamps(source: Source) -> str:
     """A hash of the files' sizes, times and permissions, where images are files: fixed files are read again."""
     digest = blake2b(digest_size=16)
     for i in range(len(source)):

@@ -42,13 +42,13 @@ class Linear:
         validation: validation accuracy in [0, 1] of each setting tried, in the order of the sweep. The first best is
             chosen.
         logits: float32, `m c`, logits of the test items.
-        classify: the classifier, for further features; given by `linear_probe`.
+        classify: the classifier, for further features.
     """
 
     setting: dict[str, float]
     validation: list[tuple[dict[str, float], float]]
     logits: Tensor
-    classify: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
+    classify: Layer = field(compare=False)
 
     @property
     def ranked(self) -> Tensor:
@@ -82,6 +82,24 @@ class Standardizer:
 
     def __call__(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A linear layer on standardized features, `m d` to logits, `m c`.
+
+    Attributes:
+        standard: standardization of the features.
+        weight: float32, `d c`.
+        bias: float32, `c`.
+    """
+
+    standard: Standardizer
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.standard(x) @ self.weight + self.bias
 
 
 def linear_probe(
@@ -153,7 +171,7 @@ def linear_probes(
         accuracies = some.accuracies(task.val_x[:, part], task.val_y)
         best = accuracies.index(max(accuracies))
         validation = list(zip(named, accuracies, strict=True))
-        classify = partial(some.logits, head=best)
+        classify = some.layer(best)
         found.append(Linear(named[best], validation, classify(task.test_x[:, part]), classify))
     return found
 
@@ -205,10 +223,10 @@ class _Heads:
             right += ((logits.argmax(2) == labels[:, None]) & finite).sum(0)
         return [count / max(1, len(x)) for count in right.tolist()]
 
-    def logits(self, x: Tensor, head: int) -> Tensor:
-        """Logits of one head, `m classes`."""
+    def layer(self, head: int) -> Layer:
+        """One head."""
         columns = slice(head * self.classes, (head + 1) * self.classes)
-        return self.standard(x) @ self.weight[:, columns] + self.bias[columns]
+        return Layer(self.standard, self.weight[:, columns], self.bias[columns])
 
 
 def logistic_regression(task: Task, *, penalties: Sequence[float] = PENALTIES, iterations: int = 200) -> Linear:
@@ -258,15 +276,15 @@ def sweep(
     weight = x.new_zeros(x.shape[1], classes, requires_grad=True)
     bias = x.new_zeros(classes, requires_grad=True)
     tried: list[tuple[dict[str, float], float]] = []
-    best, logits = -1.0, test_x.new_zeros(len(test_x), classes)
+    best, layer = -math.inf, Layer(standard, weight.detach().clone(), bias.detach().clone())
     for penalty in sorted(penalties, reverse=True):
         _minimize(x, targets, weight, bias, penalty, iterations, loss)
         with torch.no_grad():
             score = judge(val_x @ weight + bias)
             tried.append(({"l2": penalty}, score))
             if score > best:
-                best, logits = score, test_x @ weight + bias
-    return Linear(max(tried, key=lambda t: t[1])[0], tried, logits)
+                best, layer = score, Layer(standard, weight.detach().clone(), bias.detach().clone())
+    return Linear(max(tried, key=lambda t: t[1])[0], tried, test_x @ layer.weight + layer.bias, layer)
 
 
 def logistic_fit(

@@ -136,8 +136,13 @@ def checked(
     return classes, test, others
 
 
-def check_labels(source: Source, fewest: int = 1) -> list[str]:
+def check_labels(source: Source, fewest: int = 1, what: str = "an evaluation") -> list[str]:
     """The classes of a source.
+
+    Args:
+        source: images.
+        fewest: images that a class must have.
+        what: for what, for the message.
 
     Raises:
         UserError: it has no labels, all its images have the same, or a class has fewer than `fewest` images.
@@ -150,33 +155,34 @@ def check_labels(source: Source, fewest: int = 1) -> list[str]:
     numbers, counts = np.unique(labels, return_counts=True)
     if len(numbers) < 2:
         raise UserError(
-            f"All {len(labels)} images of {source.name} are of the class '{classes[numbers[0]]}': an evaluation needs "
-            "at least two classes."
+            f"All {len(labels)} images of {source.name} are of the class '{classes[numbers[0]]}': {what} needs at "
+            "least two classes."
         )
     if counts.min() < fewest:
         rare = [(classes[k], count) for k, count in zip(numbers, counts, strict=True) if count < fewest]
         have, them = ("has", "it") if len(rare) == 1 else ("have", "them")
         raise UserError(
-            f"{_classes(rare)} of {source.name} {have} fewer than {fewest} images, and an evaluation needs as many: "
+            f"{_classes(rare)} of {source.name} {have} fewer than {fewest} images, and {what} needs as many: "
             f"add some, or leave {them} out with --min-per-class {fewest}."
         )
     return classes
 
 
-def frequent(sources: Sequence[Source], fewest: int | None) -> tuple[list[Source], str]:
+def frequent(sources: Sequence[Source], fewest: int | None, least: int = FEWEST) -> tuple[list[Source], str]:
     """Sources without the classes that have fewer images than that in the first, and a sentence about these classes.
 
     Args:
         sources: training images, and others of the same classes.
         fewest: images that a class must have; None to leave nothing out.
+        least: smallest number that may be asked for.
 
     Raises:
-        UserError: `fewest` is below 10, or images have several labels.
+        UserError: `fewest` is below `least`, or images have several labels.
     """
     if fewest is None:
         return list(sources), ""
-    if fewest < FEWEST:
-        raise UserError(f"--min-per-class must be {FEWEST} or more, as an evaluation needs {FEWEST} images of a class.")
+    if fewest < least:
+        raise UserError(f"--min-per-class must be {least} or more: so many images of a class are needed.")
     first = sources[0]
     if first.several:
         raise UserError("--min-per-class is for images with one label each.")

@@ -123,6 +123,50 @@ def show_transfer(rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) 
     _show(Group(table, *(Text(printable(note), style="yellow") for note in notes)))
 
 
+def show_model(facts: Mapping[str, Any]) -> None:
+    """Print what a model is and how good it is (its model.json) to standard output."""
+    classes, images, learned = facts["classes"], facts["images"], facts["parameters"]
+    rows = [
+        ("classes", f"{len(classes)}: {', '.join(map(str, classes[:8]))}{', ...' if len(classes) > 8 else ''}"),
+        ("from", f"{facts['from']}, adapted by {facts['strategy']}"),
+        ("learned", f"{learned['learned']:,} of {learned['all']:,} parameters and the head"),
+        ("images", f"{images['train']:,} of {facts['data']} to learn from, {images['validation']:,} to choose with"),
+        ("balance", facts["balance"] if facts["balance"] != "none" else ""),
+        ("probabilities", f"of logits / {facts['temperature']:.2f}"),
+        ("time", duration(facts["seconds"]) if "seconds" in facts else ""),
+    ]
+    table = _table("images", "", "accuracy (95 % interval)", "mean per class", "calibration error")
+    other = facts.get("instead", {})
+    for name, found in ((facts["strategy"], facts), *other.items()):
+        for part in ("validation", "test", "corruptions"):
+            if part in found:
+                table.add_row(*_judged(part, name, found[part]))
+        for part, numbers in found.get("shifted", {}).items():
+            table.add_row(*_judged(part, name, numbers))
+    why = [Padding(Text(printable(text, 300)), (0, 0, 0, 2)) for text in facts.get("why", ())]
+    title = Text(printable(facts.get("title", "A model")), style="bold")
+    _show(Group(title, _grid([row for row in rows if row[1]]), "", table, *([""] if why else []), *why))
+
+
+def _judged(part: str, name: str, found: Mapping[str, Any]) -> Iterator[Text]:
+    """The row of a model's accuracy on some images."""
+    low, high = found["interval"]
+    yield Text(printable(part, 40))
+    yield Text(printable(name), style="dim")
+    yield Text(percent(found["accuracy"])).append(f" ({100 * low:.1f} to {100 * high:.1f})", style="dim")
+    yield Text(percent(found["mean_per_class"]) if "mean_per_class" in found else "")
+    yield Text(percent(found["calibration_error"]) if "calibration_error" in found else "")
+
+
+def flat(facts: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every fact with its dotted path; lists stay whole."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
 def show_dense(found: Dense) -> None:
     """Print the result of a dense evaluation to standard output."""
     table = _table("", found.metric)
@@ -135,6 +179,31 @@ def show_dense(found: Dense) -> None:
     lines += [f"{others}." if others else "", f"With {chosen}, in {duration(found.seconds)}."]
     shown = [Text(line, style="dim") for line in lines if line]
     _show(Group(table, "", Text(found.verdict, style="bold"), *shown))
+
+
+def show_choice(found: Any) -> None:
+    """Print candidates side by side, and what follows: a `manyviews.verbs.choose.Choice`."""
+    labeled = any(c.linear is not None for c in found.candidates)
+    accuracies = ("k-NN (95 % interval)", "linear (95 % interval)") if labeled else ()
+    table = _table("backbone", *accuracies, "weights", "images/s", "effective rank")
+    for c in found.candidates:
+        style = "bold" if c.name == found.best else ""
+        scores = ((c.knn, c.knn_interval), (c.linear, c.linear_interval)) if labeled else ()
+        cells = [
+            Text(percent(value), style=style).append(f" ({percent(low)} to {percent(high)})", style="dim")
+            for value, (low, high) in scores
+        ]
+        rank = f"{c.spectrum['rankme']:.0f} of {c.dim}"
+        name = Text(printable(c.name, 60), style=style).append(
+            f"\n{printable(c.backbone, 40)}, {c.test_size} px", "dim"
+        )
+        table.add_row(name, *cells, f"{c.parameters / 1e6:.1f} M", f"{c.images_per_second:.0f}", rank)
+    if found.pixels is not None:
+        knn, linear = (Text(percent(v)) for v in found.pixels)
+        table.add_row(Text("raw pixels"), knn, linear, "", "", "")
+    words = [Text(printable(text, 1000), style="bold" if i == 0 else "") for i, text in enumerate(found.words)]
+    left = [Text(printable(f"Left out {name}: {why}", 300), style="yellow") for name, why in found.skipped.items()]
+    _show(Group(table, "", *words, *left))
 
 
 def _print(facts: Mapping[str, Any], report: Report | None) -> None:

@@ -82,6 +82,11 @@ def shared_features(
     return seen[title]
 
 
+def plain(name: str) -> str:
+    """A name that any format can hold: file names need not be valid Unicode."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def new_file(out: str | Path) -> Path:
     """The path of a new file or folder. Raises UserError if it exists or cannot be made."""
     out = Path(out)
@@ -89,7 +94,7 @@ def new_file(out: str | Path) -> Path:
     return out
 
 
-def claim(folder: Path, file: str, plan: str, other: str) -> None:
+def claim(folder: Path, file: str, plan: str, other: str, option: str = "--out") -> None:
     """Make a folder and write a plan to it, or continue a folder that holds the same plan.
 
     Args:
@@ -97,6 +102,7 @@ def claim(folder: Path, file: str, plan: str, other: str) -> None:
         file: name of the plan's file in the folder.
         plan: everything that decides the results, as text.
         other: what the folder holds when its plan differs, for the message.
+        option: the option that names the folder, for the message.
 
     Raises:
         UserError: the folder holds another plan or other files, or cannot be made.
@@ -104,12 +110,12 @@ def claim(folder: Path, file: str, plan: str, other: str) -> None:
     path = folder / file
     if path.exists():
         if path.read_text(encoding="utf-8") != plan:
-            raise UserError(f"{folder} holds {other}: give another --out, or the same settings to continue it.")
+            raise UserError(f"{folder} holds {other}: give another {option}, or the same settings to continue it.")
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder: give another --out.")
+        raise UserError(f"{folder} exists and is not an empty folder: give another {option}.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise UserError(f"The folder {folder} cannot be made ({e.strerror}): give another --out.") from None
+        raise UserError(f"The folder {folder} cannot be made ({e.strerror}): give another {option}.") from None
     write_text(path, plan)

@@ -19,7 +19,7 @@ from manyviews.checkpoint import check_new, save_tensors, write_atomically, writ
 from manyviews.data.layout import ALL
 from manyviews.errors import UserError
 from manyviews.reporting.embedding_map import lay_out
-from manyviews.verbs._common import new_file, opened, shared_features
+from manyviews.verbs._common import new_file, opened, plain, shared_features
 from manyviews.weights import Pretrained
 
 
@@ -89,9 +89,9 @@ def write(
     found = shared_features(weights, source, "embed")
     if found is None:
         return tell(Embedded(out, 0, (), ()))
-    columns: dict[str, Any] = {"id": [_text(name) for name in found.ids]}
+    columns: dict[str, Any] = {"id": [plain(name) for name in found.ids]}
     if found.labels is not None and source.classes is not None:
-        columns["label"] = [_text(source.classes[i]) for i in found.labels.tolist()]
+        columns["label"] = [plain(source.classes[i]) for i in found.labels.tolist()]
     columns["embedding"] = found.x.numpy()
     notes = [f"{len(found.bad)} of {len(source)} images could not be read."] if found.bad else []
     if map:
@@ -155,8 +155,3 @@ _FORMATS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
 }
 
 _BESIDE = (".npy", ".safetensors")
-
-
-def _text(name: str) -> str:
-    """A name that any format can hold: file names need not be valid Unicode."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -36,7 +36,7 @@ from manyviews.reporting import plots
 from manyviews.reporting.views import draw_reconstructions, drawn, titled, views_of, words_of
 from manyviews.settings import Data, Recipe, check_saved, override, parts
 from manyviews.verbs._common import opened, say_once, tell
-from manyviews.verbs.choose import AUTO, BUDGET, announced, choose, within
+from manyviews.verbs.auto import AUTO, BUDGET, announced, choose, within
 from manyviews.verbs.run import Run
 from manyviews.verbs.start import SETTING, settled, start_of, started, write
 

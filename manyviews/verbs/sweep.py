@@ -25,7 +25,7 @@ from manyviews.progress import Outer, duration, within
 from manyviews.reporting import plots
 from manyviews.settings import Recipe, override, parts, to_json
 from manyviews.verbs._common import claim
-from manyviews.verbs.choose import AUTO
+from manyviews.verbs.auto import AUTO
 from manyviews.verbs.pretrain import changed, fitted, pretrain
 from manyviews.verbs.resume import resume
 from manyviews.verbs.run import Run

@@ -2,6 +2,19 @@
 
 from manyviews.weights.export import FORMATS, Exported, write
 from manyviews.weights.load import TIMM, Pretrained, load
+from manyviews.weights.model import Model, Predictions
 from manyviews.weights.recognize import Recognized, fetch, recognize
 
-__all__ = ["FORMATS", "TIMM", "Exported", "Pretrained", "Recognized", "fetch", "load", "recognize", "write"]
+__all__ = [
+    "FORMATS",
+    "TIMM",
+    "Exported",
+    "Model",
+    "Predictions",
+    "Pretrained",
+    "Recognized",
+    "fetch",
+    "load",
+    "recognize",
+    "write",
+]

@@ -11,6 +11,7 @@ from manyviews.engine.folder import ENCODER, RECIPE, RunFolder
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import short_side
 from manyviews.weights.load import Pretrained
+from manyviews.weights.model import Model
 from manyviews.weights.pixels import pixels
 
 _UNKNOWN = "unknown"
@@ -51,7 +52,7 @@ def card(weights: Pretrained) -> str:
             "---",
             "license: unknown",
             "library_name: timm",
-            "pipeline_tag: image-feature-extraction",
+            f"pipeline_tag: image-{'classification' if isinstance(weights, Model) else 'feature-extraction'}",
             "tags:",
             "- self-supervised-learning",
             "- manyviews",
@@ -59,7 +60,9 @@ def card(weights: Pretrained) -> str:
             "",
             f"# {_cell(name)}",
             "",
-            "An image encoder without a classifier, trained without labels by manyviews."
+            f"An image classifier of {len(weights.classes)} classes, adapted by manyviews."
+            if isinstance(weights, Model)
+            else "An image encoder without a classifier, trained without labels by manyviews."
             if run is not None
             else "An image encoder without a classifier, exported by manyviews.",
             "",

@@ -15,9 +15,10 @@ from manyviews import __version__, checkpoint
 from manyviews.backbones import Encoder, ExternalEncoder
 from manyviews.errors import UserError, unknown
 from manyviews.evaluation.features import SMALL, short_side
-from manyviews.weights import programs
+from manyviews.weights import model, programs
 from manyviews.weights.card import card, run_of
 from manyviews.weights.load import Pretrained
+from manyviews.weights.model import Model
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,14 @@ class Format:
         about: what it is, and what loads it.
         folder: whether it is a folder.
         sizes: whether it can hold a network for images of any size.
+        answers: whether it can hold a model with its head.
     """
 
     write: Callable[[Pretrained, Path, bool], Exported]
     about: str
     folder: bool = False
     sizes: bool = False
+    answers: bool = False
 
 
 def write(weights: Pretrained, format: str, out: Path, *, dynamic_size: bool = False) -> Exported:
@@ -74,6 +77,9 @@ def write(weights: Pretrained, format: str, out: Path, *, dynamic_size: bool = F
         able = ", ".join(name for name, found in FORMATS.items() if found.sizes)
         raise UserError(f"--dynamic-size is for {able}: {format} holds no program, or one for images of one size.")
     _own(weights)
+    if isinstance(weights, Model) and not FORMATS[format].answers:
+        able = ", ".join(name for name, found in FORMATS.items() if found.answers)
+        raise UserError(f"{format} holds an encoder without a classifier: a model is written as {able}.")
     return FORMATS[format].write(weights, out, dynamic_size)
 
 
@@ -82,7 +88,9 @@ def facts(weights: Pretrained) -> dict[str, Any]:
     reading = {} if weights.reading is None else {"reading": weights.reading.to_dict()}
     run = run_of(weights)
     recipe = {} if run is None else {"recipe": run.recipe.name}
+    answers = model.facts_of(weights) if isinstance(weights, Model) else {}
     return {
+        **{k: answers[k] for k in ("classes", "temperature", "head") if k in answers},
         "encoder": _own(weights).spec,
         "mean": weights.mean,
         "std": weights.std,
@@ -101,6 +109,8 @@ def _own(weights: Pretrained) -> Encoder:
 
 
 def _tensors(weights: Pretrained) -> dict[str, Tensor]:
+    if isinstance(weights, Model):
+        return model.tensors(weights)
     return {k: v.detach().cpu() for k, v in _own(weights).model.state_dict().items()}
 
 
@@ -192,6 +202,9 @@ def _write_timm(weights: Pretrained, folder: Path) -> tuple[str, ...]:
 
     encoder = _own(weights)
     stem = encoder.spec["stem"]
+    if isinstance(weights, Model) and weights.head_spec["kind"] != "linear":
+        raise UserError("timm's classifiers are linear, and this head is not: export to onnx, torch_export or torch.")
+    whole = model.with_head(weights) if isinstance(weights, Model) else encoder.model
     if stem != "native":
         raise UserError(
             f"timm cannot build the stem '{stem}' of {encoder.name}: export to onnx, safetensors or torch, or "
@@ -207,10 +220,11 @@ def _write_timm(weights: Pretrained, folder: Path) -> tuple[str, ...]:
     }
     # timm's facts about its own weights of this architecture are not true of these.
     source = ("tag", "license", "origin_url", "paper_ids", "paper_name", "notes", "test_input_size", "test_crop_pct")
+    names = {"label_names": list(weights.classes)} if isinstance(weights, Model) else {}
     save_for_hf(
-        encoder.model,
+        whole,
         str(folder),
-        model_config={"pretrained_cfg": {**dict.fromkeys(source), **data}},
+        model_config={"pretrained_cfg": {**dict.fromkeys(source), **data}, **names},
         model_args=encoder.timm_kwargs,
         safe_serialization=True,
     )
@@ -248,15 +262,22 @@ def _program(save: Callable[[Pretrained, Path, bool, dict[str, Any]], programs.C
 
 FORMATS: dict[str, Format] = {
     "safetensors": Format(_safetensors, "tensors under timm's names, and all that `manyviews.load` needs"),
-    "timm": Format(_timm, 'a folder for timm\'s "local-dir:" and "hf-hub:"', folder=True),
+    "timm": Format(_timm, 'a folder for timm\'s "local-dir:" and "hf-hub:"', folder=True, answers=True),
     "huggingface": Format(_huggingface, "a folder for the Hub, which transformers and timm load", folder=True),
-    "onnx": Format(_program(programs.onnx), "a graph for onnxruntime and others, which normalizes images", sizes=True),
-    "torch": Format(_torch, "a state dict under timm's names"),
+    "onnx": Format(
+        _program(programs.onnx), "a graph for onnxruntime and others, which normalizes images", sizes=True, answers=True
+    ),
+    "torch": Format(_torch, "a state dict under timm's names", answers=True),
     "torchvision": Format(_torchvision, "a state dict under torchvision's names, of ResNets and vision transformers"),
     "detectron2": Format(_detectron2, "a ResNet for detectron2"),
-    "torchscript": Format(_program(programs.torchscript), "a program for torch.jit.load, which normalizes images"),
+    "torchscript": Format(
+        _program(programs.torchscript), "a program for torch.jit.load, which normalizes images", answers=True
+    ),
     "torch_export": Format(
-        _program(programs.torch_export), "a program for torch.export.load, which normalizes images", sizes=True
+        _program(programs.torch_export),
+        "a program for torch.export.load, which normalizes images",
+        sizes=True,
+        answers=True,
     ),
 }
 """The ways to write an encoder, by name."""

@@ -54,6 +54,16 @@ class Pretrained:
     note: str = ""
     reading: Reading | None = None
 
+    @property
+    def top(self) -> nn.Module:
+        """What follows the encoder in an exported program: nothing, or in a `Model` its answer."""
+        return nn.Identity()
+
+    @property
+    def outputs(self) -> str:
+        """What an exported program gives."""
+        return "features"
+
     def embed(self, images: Any, *, unreadable: Literal["refuse", "nan"] = "refuse") -> np.ndarray:
         """The features of images: float32, `n d`, a row for each, in their order. Nothing is written.
 
@@ -90,10 +100,11 @@ def load(
     Files of other libraries do not say which images they expect; `Pretrained.note` names the assumptions.
 
     Args:
-        weights: a run folder; an exported file; a checkpoint of timm, transformers, torchvision, OpenMMLab, lightly,
-            solo-learn, MoCo, DINO, MAE and the like (`.pth`, `.pth.tar`, `.ckpt`, `.safetensors`, `.bin`), see
-            `weights.recognize`; a folder of the Hugging Face Hub, or a file in it; "timm:NAME" for timm's own weights;
-            or a module from images `b c s s` to features, see `backbones.ExternalEncoder`. Code in a file is never run.
+        weights: a run folder; the folder of a model that `adapt` wrote; an exported file; a checkpoint of timm,
+            transformers, torchvision, OpenMMLab, lightly, solo-learn, MoCo, DINO, MAE and the like (`.pth`, `.pth.tar`,
+            `.ckpt`, `.safetensors`, `.bin`), see `weights.recognize`; a folder of the Hugging Face Hub, or a file in
+            it; "timm:NAME" for timm's own weights; or a module from images `b c s s` to features, see
+            `backbones.ExternalEncoder`. Code in a file is never run.
         backbone: timm's name of the architecture, if the file does not tell it.
         test_size: side in pixels of test images. The default is the file's, else the architecture's, or 32 for small
             stems. Modules have no default.
@@ -151,6 +162,12 @@ def _of_file(path: Path, backbone: str | None, settings: dict[str, Any]) -> tupl
     """An encoder, and what was assumed about its images."""
     name, parts = str(path), [path]
     if path.is_dir():
+        from manyviews.weights import model  # a model is loaded weights itself
+
+        if model.is_model(path):
+            if backbone is not None or settings:
+                raise UserError(f"{path} holds a model, which has its architecture: leave out the backbone's options.")
+            return model.read(path), _Guess()
         hub = [] if (path / RECIPE).exists() else huggingface.files(path)
         folder = RunFolder(path)
         if not hub:

@@ -55,20 +55,21 @@ class _Pooled(nn.Module):
 
 
 class Normalized(nn.Module):
-    """An encoder of images in [0, 1]: float32 `b channels s s` to `b embed_dim`."""
+    """An encoder of images in [0, 1], and what follows it: float32 `b channels s s` to features or probabilities."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, encoder: Encoder, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, encoder: Encoder, mean: Sequence[float], std: Sequence[float], top: nn.Module) -> None:
         super().__init__()
         self.encoder = _Pooled(encoder.model)
+        self.top = copy.deepcopy(top).cpu()
         self.register_buffer("mean", column(mean))
         self.register_buffer("std", column(std))
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.encoder((images - self.mean) / self.std)
-        return features
+        found: Tensor = self.top(self.encoder((images - self.mean) / self.std))
+        return found
 
 
 def column(values: Sequence[float]) -> Tensor:
@@ -96,7 +97,9 @@ def normalized(weights: Pretrained, dynamic_size: bool) -> tuple[Normalized, Enc
         fixed = Encoder.from_spec(encoder.spec | {"img_size": size, "dynamic_img_size": False})
         fixed.load_weights(copied.model.state_dict())
         copied = fixed.eval()
-    return Normalized(copied.requires_grad_(False), weights.mean, weights.std).eval(), copied
+    return Normalized(copied.requires_grad_(False), weights.mean, weights.std, weights.top).eval().requires_grad_(
+        False
+    ), copied
 
 
 @torch.no_grad()
@@ -114,13 +117,14 @@ def compare(weights: Pretrained, run: Callable[[Tensor], Tensor], sizes: Sequenc
     encoder = weights.encoder
     device = next(encoder.parameters()).device
     mode, most, scale = encoder.training, 0.0, 0.0
+    top = copy.deepcopy(weights.top).cpu().eval()
     encoder.eval()
     try:
         for size in sizes or (weights.test_size,):
             generator = torch.Generator().manual_seed(size)
             images = torch.rand(_TRIED, encoder.channels, size, size, generator=generator)
             x = (images - column(weights.mean)) / column(weights.std)
-            wanted = encoder(x.to(device)).cpu().float()
+            wanted = top(encoder(x.to(device)).cpu().float())
             difference = float((run(images).cpu().float() - wanted).abs().max())
             most, scale = max(most, difference), max(scale, float(wanted.abs().max()))
     finally:
@@ -131,15 +135,16 @@ def compare(weights: Pretrained, run: Callable[[Tensor], Tensor], sizes: Sequenc
         )
     if not most <= _TOLERANCE * scale:
         raise UserError(
-            f"The exported program of {encoder.name} gives other features than the network: they differ by {most:.2g}, "
-            f"and are at most {scale:.2g}. Nothing was written; export to safetensors, timm or torch instead."
+            f"The exported program of {encoder.name} gives other {weights.outputs} than the network: they differ "
+            f"by {most:.2g}, and are at most {scale:.2g}. Nothing was written; export to safetensors, timm or torch "
+            "instead."
         )
     sides = " and ".join(map(str, sizes or (weights.test_size,)))
     return Compared(
         most,
         scale,
         f"Compared with the network on {_TRIED} random images of {sides} pixels: the greatest difference is "
-        f"{most:.1e}, of features up to {scale:.1e}.",
+        f"{most:.1e}, of {weights.outputs} up to {scale:.1e}.",
     )
 
 
@@ -192,7 +197,7 @@ def _program(weights: Pretrained, dynamic_size: bool) -> tuple[Normalized, Tenso
 
 
 def onnx(weights: Pretrained, path: Path, dynamic_size: bool, facts: dict[str, Any]) -> Compared:
-    """A graph from "images", in [0, 1], to "features". Its properties hold the facts and the difference."""
+    """A graph from "images", in [0, 1], to "features", or a model's "probabilities". Its properties hold the facts."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401
@@ -210,7 +215,7 @@ def onnx(weights: Pretrained, path: Path, dynamic_size: bool, facts: dict[str, A
             model,
             (images,),
             input_names=["images"],
-            output_names=["features"],
+            output_names=[weights.outputs],
             dynamic_shapes={"images": shapes},
             dynamo=True,
             verbose=False,
@@ -236,6 +241,7 @@ def onnx(weights: Pretrained, path: Path, dynamic_size: bool, facts: dict[str, A
         "channels": images.shape[1],
         "range": (0, 1),
         "features": weights.encoder.embed_dim,
+        **{k: facts[k] for k in ("classes", "temperature") if k in facts},
         "preprocessing": f"{kind} with a short side of {short} pixels, bicubic and antialiased, cropped to the central "
         f"{size} x {size}, in [0, 1], float32, b c h w; the graph subtracts the mean and divides by the std",
         "difference": f"{found.difference:.3g}",

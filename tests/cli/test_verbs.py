@@ -229,6 +229,16 @@ def test_prepare_decodes_once_and_a_run_reads_its_canvases(manyviews, tmp_path: 
     assert result.code == 2 and "damaged" in result.err
 
 
+def test_search(manyviews, run_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found, name = tmp_path / "found.json", sorted(photos.rglob("*.png"))[1]
+    result = manyviews("search", run_folder, name, "--in", photos, "--k", "2", "--json", found)
+    assert result.code == 0 and name.name in result.out and "features are kept in" in result.out
+    assert json.loads(found.read_text())["queries"][0]["ids"][0].endswith(name.name)
+    result = manyviews("search", run_folder, "--in", photos)
+    assert result.code == 2 and "give either a query or --text" in result.err
+
+
 def test_duplicates(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
     folder = tmp_path / "twice"
     shutil.copytree(photos / "red", folder / "red")

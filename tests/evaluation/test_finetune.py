@@ -18,7 +18,7 @@ from manyviews.data import BadImage, load_canvases, open_source
 from manyviews.data.order import order
 from manyviews.data.source import unlabeled
 from manyviews.errors import UserError
-from manyviews.evaluation import ImageTask, Pixels, Task, extract, linear_probe
+from manyviews.evaluation import ImageTask, Pixels, Task, crops, extract, linear_probe
 from manyviews.evaluation.features import Chosen
 from manyviews.evaluation.protocols import finetune
 from manyviews.evaluation.protocols.finetune import FineTune, FineTuneViT, LinearAugmented, Semi1, Semi10
@@ -186,7 +186,7 @@ def test_the_first_best_on_validation_images_answers(learner, pictures, logits):
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(pictures, logits, monkeypatch):
     task = image_task(Gray(), pictures(50), 40, pictures(9, seed=2))
     whole = FineTune(lrs=(0.1,), epochs=(3,)).run(task, 0).ranked
-    monkeypatch.setattr(finetune, "_PART", 7)
+    monkeypatch.setattr(crops, "_PART", 7)
     torch.testing.assert_close(FineTune(lrs=(0.1,), epochs=(3,)).run(task, 0).ranked, whole)
 
 
@@ -266,7 +266,7 @@ def test_subsets_are_balanced_stable_and_nested():
 def test_validation_images_that_do_not_fit_are_read_again(learner, pictures, monkeypatch):
     task = image_task(learner, pictures(60), 40, pictures(9, seed=2))
     held = FineTune(lrs=(0.02, 0.1), epochs=(1,)).run(task, 0)
-    monkeypatch.setattr(finetune, "_MEMORY", 0)
+    monkeypatch.setattr(crops, "_MEMORY", 0)
     again = FineTune(lrs=(0.02, 0.1), epochs=(1,)).run(task, 0)
     assert held.validation == again.validation and torch.equal(held.ranked, again.ranked)
 

@@ -15,7 +15,7 @@ from manyviews.data import open_source
 from manyviews.engine import Stopped, build, loop, pace, training
 from manyviews.engine.folder import CHECKPOINT
 from manyviews.progress import seconds
-from manyviews.verbs import choose
+from manyviews.verbs import auto
 
 CPU = torch.device("cpu")
 
@@ -39,19 +39,19 @@ def test_other_lengths_of_time_are_refused(text: str | float) -> None:
 
 @pytest.mark.parametrize("images", [1, 5, 20, 100, 700, 3000, 10**6])
 def test_a_batch_suits_the_images(images: int) -> None:
-    batch = choose.batch_size(images)
+    batch = auto.batch_size(images)
     assert batch <= images and batch <= 128 and batch & (batch - 1) == 0
     assert images < 16 or images // batch >= 2
 
 
 def test_the_recipe_follows_size_and_device() -> None:
     gpu = torch.device("cuda")
-    small, large = (choose.short_side(open_source(noise(4, side))) for side in (32, 200))
+    small, large = (auto.short_side(open_source(noise(4, side))) for side in (32, 200))
     assert (small, large) == (32, 200)
-    assert choose.names(small, CPU) == ["photos_cpu_small"]
-    assert choose.names(large, CPU)[-1] == "photos_cpu_small"
-    assert choose.names(large, gpu)[-1] == "photos_gpu_small"
-    assert set(choose.names(small, gpu) + choose.names(large, gpu)) < set(recipes.names())
+    assert auto.names(small, CPU) == ["photos_cpu_small"]
+    assert auto.names(large, CPU)[-1] == "photos_cpu_small"
+    assert auto.names(large, gpu)[-1] == "photos_gpu_small"
+    assert set(auto.names(small, gpu) + auto.names(large, gpu)) < set(recipes.names())
 
 
 def test_epochs_and_a_budget_exclude_each_other(tmp_path: Path) -> None:

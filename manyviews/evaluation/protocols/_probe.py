@@ -47,7 +47,6 @@ def classifier(task: Task, probe: Probe, seed: int) -> Classifier:
     """
     if probe == "linear":
         found = linear_probe(task, seed=seed)
-        assert found.classify is not None
         return Classifier(found.classify, found.setting)
     if probe != "knn":
         raise unknown("probe", probe, ("linear", "knn"))

@@ -12,7 +12,7 @@ from manyviews.evaluation import metrics
 from manyviews.evaluation.contract import Count, LabeledTask, Metric, MetricProtocol, Range
 from manyviews.evaluation.corrupt import KINDS, SEVERITIES, corrupt
 from manyviews.evaluation.features import encode, read_again
-from manyviews.evaluation.protocols._probe import Probe, in_parts, learn
+from manyviews.evaluation.protocols._probe import Classifier, Probe, in_parts, learn
 from manyviews.views import Draws
 
 _BATCH = 128  # images that are corrupted at a time
@@ -53,8 +53,11 @@ class Corruptions(MetricProtocol):
                 raise unknown("corruption", kind, KINDS)
 
     def run(self, task: LabeledTask, seed: int) -> Metric:
+        return self.judge(task, learn(task, self.probe, seed), seed)
+
+    def judge(self, task: LabeledTask, model: Classifier, seed: int) -> Metric:
+        """The same for a classifier of the encoder's features that has learned already."""
         kinds, severities = self.kinds, self.severities
-        model = learn(task, self.probe, seed)
         m = len(task.test_y)
         rows = Draws(seed, 0, torch.arange(m)).bits("images", 1)[:, 0].argsort()[: self.images].sort()[0]
         y, n = task.test_y.cpu()[rows], len(rows)

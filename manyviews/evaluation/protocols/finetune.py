@@ -8,23 +8,18 @@ last step, without having learned from them.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyviews import machine
-from manyviews.adaptation.groups import Groups, groups_by_layer, groups_by_name
+from manyviews.adaptation import Full
+from manyviews.adaptation.groups import Groups, by_decay, groups_by_name
 from manyviews.backbones import Encoder, protect
-from manyviews.data.loader import Loader
-from manyviews.data.source import Source
 from manyviews.errors import UserError
 from manyviews.evaluation.contract import (
     BELOW_ONE,
@@ -38,17 +33,13 @@ from manyviews.evaluation.contract import (
     Prediction,
     Sees,
 )
-from manyviews.evaluation.descent import descend, stepping
+from manyviews.evaluation.crops import LabeledCrops, Mix, again, unmixed
 from manyviews.evaluation.features import Chosen, encode, frozen, read_again
 from manyviews.evaluation.linear import Standardizer, ranked
 from manyviews.evaluation.subsets import balanced
-from manyviews.schedules import WarmupCosine
-from manyviews.types import Batch, Progress
-from manyviews.views import Crop, Global, Strong, Views, resolution
+from manyviews.views import Crop, Global, Strong
 
 _MOMENTUM = 0.9
-_PART = 256  # images that go through a network at once: the paper's batches of 1024 are shared by four GPUs
-_MEMORY = 4 * 2**30  # bytes of validation images that are held; more are read again for every setting
 
 
 @dataclass(frozen=True)
@@ -85,7 +76,7 @@ class LinearAugmented(ImageProtocol):
                 found = task.encoder(x).float()
             return _tensor(head(standard(found)))  # outside of inference mode, whose tensors nothing can learn from
 
-        crops = _Crops(task, task.trainval, known.trainval_y, self.batch, seed)
+        crops = LabeledCrops(task, task.trainval, known.trainval_y, _crop(task.size), self.batch, seed)
         optimizer = torch.optim.SGD(head.parameters(), lr=self.lr, momentum=self.momentum)
         for done in crops.descend(logits, optimizer, lr=self.lr, epochs=epochs):
             epoch = 1 + (done - 1) // crops.steps_per_epoch
@@ -159,8 +150,8 @@ class FineTune(ImageProtocol):
         if self.share < 1:
             rows = balanced(task.trainval.ids[: len(rows)], known.train_y.cpu(), self.share, seed)
         images, y = task.trainval.subset(rows.numpy()), known.train_y[rows.to(task.device)]
-        crops = _Crops(task, images, y, self.batch, seed, self.randaugment)
-        validation = _again(task.trainval.subset(range(len(known.train_y), len(task.trainval))), task.size)
+        crops = LabeledCrops(task, images, y, _crop(task.size, self.randaugment), self.batch, seed)
+        validation = again(task.trainval.subset(range(len(known.train_y), len(task.trainval))), task.size)
         mix = _mixing(self.mixup, self.cutmix, known.classes)
 
         settings = [(lr, length) for length in self.epochs for lr in self.lrs]
@@ -177,7 +168,7 @@ class FineTune(ImageProtocol):
                 epochs=length,
                 warmup=self.warmup,
                 mix=mix,
-                smoothing=self.smoothing,
+                loss=partial(F.cross_entropy, label_smoothing=self.smoothing, reduction="sum"),
             )
             for step in steps:
                 epoch = 1 + (step - 1) // crops.steps_per_epoch
@@ -245,76 +236,22 @@ class FineTuneViT(FineTune):
     drop_path: Annotated[float, BELOW_ONE] = 0.1
 
 
-_Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Maps images, `b 3 h w`, and labels, int64 `b`, to new images and labels; new labels may be float32, `b classes`."""
+def _crop(size: int, randaugment: int = 0) -> Crop:
+    """The papers' crops, with so many operations of RandAugment."""
+    if randaugment:
+        return Strong(1, size, (0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, operations=randaugment, hole=None)
+    return Global(1, size=size, area=(0.08, 1.0), color=None, flip=0.5)
 
 
-def _unmixed(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    return x, y
-
-
-class _Crops:
-    """Labeled images, decoded once if they fit into memory; crops are made on the device in every step."""
-
-    def __init__(self, task: ImageTask, source: Source, y: Tensor, batch: int, seed: int, randaugment: int = 0) -> None:
-        size, n = task.size, len(source)
-        self._task, self._y, self._seed = task, y, seed
-        self._kind: Crop = Global(1, size=size, area=(0.08, 1.0), color=None, flip=0.5)
-        if randaugment:
-            self._kind = Strong(1, size, (0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5, operations=randaugment, hole=None)
-        canvas = resolution([self._kind])
-        # Equal batches: a last one of few images would spoil BatchNorm, and leaving it out would cost small sets much.
-        self._loader = Loader(source, canvas, n // math.ceil(n / batch), seed=seed, device=task.device)
-        self.steps_per_epoch, self.batch = self._loader.steps_per_epoch, self._loader.batch
-
-    def descend(
-        self,
-        logits: Callable[[Tensor], Tensor],
-        optimizer: torch.optim.Optimizer,
-        *,
-        lr: float,
-        epochs: int,
-        warmup: float = 0.0,
-        mix: _Mix = _unmixed,
-        smoothing: float = 0.0,
-    ) -> Iterator[int]:
-        """Minimize the cross-entropy of `logits`, a function of images; yields the steps done, after each."""
-        task, steps = self._task, epochs * self.steps_per_epoch
-        schedule = WarmupCosine(lr, warmup)
-
-        def rate(step: int) -> float:
-            return schedule(Progress(step, steps, self.steps_per_epoch))
-
-        def backward(given: tuple[int, int, Batch]) -> None:
-            step, epoch, batch = given
-            with _noise(f"{self._seed} {step}", task.device):
-                for part in batch.to(task.device).chunk(math.ceil(len(batch) / _PART)):
-                    x = Views(part, (self._kind,), self._seed, epoch, task.mean, task.std)[self._kind.name, 0]
-                    x, y = mix(x, self._y[part.index])
-                    loss = F.cross_entropy(logits(x), y, label_smoothing=smoothing, reduction="sum")
-                    (loss / len(batch)).backward()
-
-        batches = ((epoch, batch) for epoch in range(epochs) for batch in self._loader.batches(epoch))
-        numbered = ((step, epoch, batch) for step, (epoch, batch) in enumerate(batches))
-        yield from descend(numbered, stepping(optimizer, backward), rate)
-
-
-def _mixing(mixup: float, cutmix: float, classes: int) -> _Mix:
+def _mixing(mixup: float, cutmix: float, classes: int) -> Mix:
     """torchvision's mixing, which draws from torch's generator and takes batches of any size; timm's does neither."""
     if not mixup and not cutmix:
-        return _unmixed
+        return unmixed
     from torchvision.transforms import v2
 
     ways = [kind(alpha=a, num_classes=classes) for kind, a in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if a]
-    mix: _Mix = v2.RandomChoice(ways)
+    mix: Mix = v2.RandomChoice(ways)
     return mix
-
-
-@contextmanager
-def _noise(key: str, device: torch.device) -> Iterator[None]:
-    """Draws from the global generators depend on `key` alone; afterwards the generators are as they were."""
-    with machine.seeded(int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big"), device):
-        yield
 
 
 def _copy(task: ImageTask, drop_path: float) -> nn.Sequential:
@@ -365,9 +302,12 @@ def groups(model: nn.Sequential, weight_decay: float, layer_decay: float) -> Gro
     """
     encoder, head = model
     inner = encoder.encoder if isinstance(encoder, Chosen) else encoder
-    body = inner.model if isinstance(inner, Encoder) else inner
-    if hasattr(body, "group_matcher"):
-        return groups_by_layer(body, head, weight_decay, layer_decay)
+    if isinstance(inner, Encoder):
+        rates = Full(layer_decay).groups(inner)
+        scales = {id(p): group["lr_scale"] for group in rates for p in group["params"]}
+        exempt = inner.model.no_weight_decay() if hasattr(inner.model, "no_weight_decay") else ()
+        body = by_decay(inner.model.named_parameters(), scales, weight_decay, exempt=exempt)
+        return body + by_decay(head.named_parameters(), {}, weight_decay)
     if layer_decay != 1:
         raise UserError(f"{_name(inner)} does not say what its layers are: set layer_decay to 1.")
     return groups_by_name(model, weight_decay)
@@ -407,14 +347,6 @@ def _tensor(x: Any) -> Tensor:
 def _precision(device: torch.device) -> torch.autocast:
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
-
-
-def _again(source: Source, size: int) -> Callable[[], Iterable[Tensor]]:
-    """`read_again`, as often as it is called: from memory if it holds the images."""
-    if len(source) * 3 * size**2 > _MEMORY:
-        return lambda: read_again(source, size)
-    held = list(read_again(source, size))
-    return lambda: held
 
 
 def _logits(model: nn.Module, batches: Iterable[Tensor], task: ImageTask) -> Tensor:

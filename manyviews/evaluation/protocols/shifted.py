@@ -11,7 +11,7 @@ from manyviews.errors import UserError
 from manyviews.evaluation import metrics
 from manyviews.evaluation.contract import ImageTask, LabeledTask, Metric, MetricProtocol
 from manyviews.evaluation.features import Features, extract
-from manyviews.evaluation.protocols._probe import Probe, in_parts, learn
+from manyviews.evaluation.protocols._probe import Classifier, Probe, in_parts, learn
 from manyviews.evaluation.unlabeled.duplicates import across
 
 
@@ -44,7 +44,11 @@ class Shifted(MetricProtocol):
         object.__setattr__(self, "name", f"shifted {self.other.name}")  # one for each set
 
     def run(self, task: LabeledTask, seed: int) -> Metric:
-        other, model = self.other, learn(task, self.probe, seed)
+        return self.judge(task, learn(task, self.probe, seed), seed)
+
+    def judge(self, task: LabeledTask, model: Classifier, seed: int) -> Metric:
+        """The same for a classifier of the encoder's features that has learned already."""
+        other = self.other
         seen = extract(
             task.encoder,
             other,

@@ -190,7 +190,7 @@ def patches(
         "grid": side,
         "components": [pictures.save(c, lossless=True) for c in colors],
         "attention": {
-            name: [pictures.save(a, lossless=True) for a in _glow(found.reshape(-1, side, side))]
+            name: [pictures.save(a, lossless=True) for a in glow(found.reshape(-1, side, side))]
             for name, found in maps.items()
         },
     }
@@ -237,7 +237,7 @@ def attention(encoder: Encoder, x: Tensor) -> Tensor | None:
     return heard[0][:, :, 0, model.num_prefix_tokens :] if heard else None
 
 
-def _glow(maps: Tensor) -> np.ndarray:
+def glow(maps: Tensor) -> np.ndarray:
     """Maps (`b h w`) as uint8 `b h w 3`, each from black at 0 to bright at its own maximum."""
     from matplotlib import colormaps
 

@@ -1,0 +1,1 @@
+"""A page and a small HTTP API for one model, on this machine."""
