@@ -124,7 +124,9 @@ def adapt(
         say(left_out)
     else:
         doubted(source)
-    classes = check_labels(source, _FEWEST, "an adaptation")
+    named = check_labels(source, _FEWEST, "an adaptation")
+    classes = [named[i] for i in np.unique(cast(np.ndarray, source.labels))]  # of a part of a set, some have no images
+    source = source.with_classes(classes)
     held, further = (None if held is None else held.with_classes(classes)), [s.with_classes(classes) for s in further]
     found = loaded(weights)
     if not isinstance(found.encoder, Encoder):

@@ -13,6 +13,7 @@ from PIL import Image
 import manyviews as mv
 from manyviews import cli
 from manyviews.backbones import Encoder
+from manyviews.data import open_source
 from manyviews.errors import UserError
 from manyviews.weights import Pretrained
 from manyviews.weights.model import tensors
@@ -142,6 +143,12 @@ def test_auto_is_never_below_linear_on_validation_images(weights, photos, tmp_pa
     assert tried[found.facts["strategy"]] >= tried["linear"] and "mlp" in tried
     said = capsys.readouterr().err
     assert "further rungs take up to" in said and all(text in said for text in found.facts["why"])
+
+
+def test_a_class_without_images_is_no_class(weights, photos, tmp_path):
+    source = open_source(photos / "train")
+    found = mv.adapt(weights, source.subset(np.flatnonzero(source.labels != 1)), tmp_path / "m", strategy="linear")
+    assert found.classes == ("blue", "red") and found.head.weight.shape == (2, 16)
 
 
 def test_the_encoder_that_learned_is_the_one_that_is_kept(weights, photos, tmp_path):
