@@ -82,7 +82,7 @@ class Full(Adaptation):
         if self.layer_decay == self.patch_embed == 1:
             return super().groups(encoder)
         layers = _layers(encoder) if self.layer_decay != 1 else {}
-        above = max(layers.values(), default=-1) + 1
+        above = layers.get(_HEAD, 0)
         by_scale: dict[float, list[nn.Parameter]] = {}
         for name, p in encoder.model.named_parameters():
             if p.requires_grad:
@@ -230,8 +230,13 @@ def batchnorms(encoder: Encoder) -> tuple[str, ...]:
     return tuple(name for name, m in encoder.model.named_modules() if isinstance(m, _BatchNorm))
 
 
+_HEAD = "_head.weight"
+
+
 def _layers(encoder: Encoder) -> dict[str, int]:
-    """The number of the layer of each parameter, as timm counts them from the input.
+    """The number of the layer of each parameter, and of a head's, as timm counts them from the input.
+
+    In some networks, such as ConvNeXt, the last norm is a part of the head.
 
     Raises:
         UserError: timm does not know the layers of this network.
@@ -240,5 +245,11 @@ def _layers(encoder: Encoder) -> dict[str, int]:
 
     if not hasattr(encoder.model, "group_matcher"):
         raise UserError(f"{encoder.name} does not say what its layers are: choose another adaptation.")
-    found: dict[str, int] = group_parameters(encoder.model, encoder.model.group_matcher(coarse=False), reverse=True)
-    return found
+    # While it is a part of the model, timm takes it for a classifier.
+    encoder.model.add_module("_head", nn.utils.skip_init(nn.Linear, 1, 1, bias=False))  # no draws
+    try:
+        matcher = encoder.model.group_matcher(coarse=False)
+        found: dict[str, int] = group_parameters(encoder.model, matcher, reverse=True)
+        return found
+    finally:
+        del encoder.model._head

@@ -48,8 +48,8 @@ def climb(
     """Climb the ladder: heads, low-rank matrices, the last blocks, everything slowly, everything.
 
     A rung must be better than the best before it on validation images by at least the standard error of the
-    difference. The first rung above the heads that is not ends the climb; where the encoder does not know the domain,
-    the climb goes on to LP-FT before it may end. So the result is never below `linear` on validation images.
+    difference. The first rung above the heads that is not ends the climb, unless the encoder hardly knows the domain:
+    then all rungs of the plan are tried. The result is never below `linear` on validation images.
 
     Args:
         problem: what to learn.
@@ -92,9 +92,9 @@ def climb(
             best = found
             say(f"{words}, {by:+d} images: kept.")
             continue
-        must = name == "mlp" or (share < FAR and "lpft" in rungs and rungs.index(name) < rungs.index("lpft"))
-        say(f"{words}, {by:+d} images: no more than chance would give{'.' if must else ', so it ends here.'}")
-        if not must:
+        ends = name != "mlp" and share >= FAR
+        say(f"{words}, {by:+d} images: no more than chance would give{', so it ends here.' if ends else '.'}")
+        if ends:
             break
     return Climb(best, tuple(tried), tuple(why))
 

@@ -124,7 +124,9 @@ def adapt(
         say(left_out)
     else:
         doubted(source)
-    classes = check_labels(source, _FEWEST, "an adaptation")
+    named = check_labels(source, _FEWEST, "an adaptation")
+    classes = [named[i] for i in np.unique(cast(np.ndarray, source.labels))]  # of a part of a set, some have no images
+    source = source.with_classes(classes)
     held, further = (None if held is None else held.with_classes(classes)), [s.with_classes(classes) for s in further]
     found = loaded(weights)
     if not isinstance(found.encoder, Encoder):
@@ -147,8 +149,12 @@ def adapt(
         say(f"Skipped {where}: {reason}")
     check_finite(seen.x)
     problem = _problem(found, source, seen, classes, cast(Any, balance), seed)
+    deadline = None
+    if limit is not None:  # features of what learned, and of the test images, come after it
+        after = pace.features(len(source) + sum(map(len, (*further, *([] if held is None else [held])))))
+        deadline = begun + limit - min(after, limit / 3)
     with progress(f"adapt {strategy}") as update:
-        problem = replace(problem, deadline=None if limit is None else begun + limit, progress=update)
+        problem = replace(problem, deadline=deadline, progress=update)
         climbed = _run(problem, strategy, strategies, pace)
     model, learned = _model(found, problem, climbed, strategy, source)
     tested = {climbed.best.strategy: _tested(model, problem, learned, held, further, corruptions, seed)}
@@ -201,7 +207,7 @@ def announced(strategies: Sequence[Strategy], pace: Pace, images: int, name: str
     each = {s.name: pace.most(s, train, images - train) for s in strategies}
     looks = pace.features(images)
     if limit is not None:
-        return f"It ends after {duration(limit)} at most; the features of {images:,} images take {duration(looks)}."
+        return f"It ends after about {duration(limit)}; the features of {images:,} images take {duration(looks)}."
     if name != AUTO:
         return f"{name} takes up to {duration(looks + each[name])} on this machine."
     listed = ", ".join(f"{k} {duration(v)}" for k, v in each.items() if v >= 1 and k != "dora")

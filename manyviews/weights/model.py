@@ -260,8 +260,7 @@ def facts_of(model: Model) -> dict[str, Any]:
     encoder = model.encoder
     assert isinstance(encoder, Encoder)
     size = model.test_size
-    settings = {**encoder.timm_kwargs}
-    timm = {"name": encoder.name, "settings": settings, "classifier": _place(encoder)}
+    timm = {"name": encoder.name, "settings": encoder.timm_kwargs, "classifier": _place(encoder)}
     return {
         "library": "manyviews",
         "version": __version__,
@@ -286,10 +285,8 @@ def facts_of(model: Model) -> dict[str, Any]:
     }
 
 
-_OURS = (
-    *("library", "version", "classes", "temperature", "head", "timm", "encoder", "preprocessing", "known"),
-    "reading",
-)
+_OWN = {"library", "version", "classes", "temperature", "head", "timm", "encoder", "preprocessing", "known", "reading"}
+"""Names in model.json that are fields of a model; all others are its facts."""
 
 
 def read(folder: Path) -> Model:
@@ -310,12 +307,12 @@ def read(folder: Path) -> Model:
     encoder = Encoder.from_spec(spec)
     place = _place(encoder)
     found, _ = checkpoint.load_tensors(folder / WEIGHTS)
-    head = classifier(head_spec, encoder.embed_dim, len(classes))
     own = {k.removeprefix(f"{place}."): v for k, v in found.items() if k.startswith(f"{place}.")}
     encoder.load_weights({k: v for k, v in found.items() if not k.startswith(f"{place}.")})
     try:
+        head = classifier(head_spec, encoder.embed_dim, len(classes))
         head.load_state_dict(own)
-    except RuntimeError as e:
+    except (RuntimeError, KeyError, TypeError, ValueError) as e:
         raise UserError(f"{folder / WEIGHTS} does not fit {FACTS} beside it: {printable(e, 200)}") from e
     x = checkpoint.load_tensors(folder / KNOWN)[0]["x"].float()
     return Model(
@@ -330,7 +327,7 @@ def read(folder: Path) -> Model:
         classes=classes,
         temperature=numbers[0],
         kept=Known(x, numbers[1], numbers[2]),
-        facts={k: v for k, v in facts.items() if k not in _OURS},
+        facts={k: v for k, v in facts.items() if k not in _OWN},
     )
 
 
@@ -368,7 +365,7 @@ def _readme(model: Model) -> str:
         "`manyviews show` says what it is, and `manyviews predict` uses it. `model.json` holds every fact.",
         "",
     ]
-    if facts["timm"] is None:
+    if facts["timm"] is None or len(model.mean) != 3:
         return "\n".join([*lines, "Without manyviews: `manyviews export` writes it as ONNX or torch.export.", ""])
     return "\n".join(
         [

@@ -13,6 +13,7 @@ from PIL import Image
 import manyviews as mv
 from manyviews import cli
 from manyviews.backbones import Encoder
+from manyviews.data import open_source
 from manyviews.errors import UserError
 from manyviews.weights import Pretrained
 from manyviews.weights.model import tensors
@@ -48,7 +49,7 @@ def weights() -> Pretrained:
 @pytest.fixture(scope="module")
 def model(weights, photos, tmp_path_factory):
     """A linear model and its folder. Do not change it."""
-    return mv.adapt(weights, photos, tmp_path_factory.mktemp("models") / "linear", strategy="linear")
+    return mv.adapt(weights, photos, tmp_path_factory.mktemp("models") / "linear", strategy="linear", corruptions=True)
 
 
 def test_a_folder_says_what_the_model_is_and_gives_it_back(model, photos, capsys):
@@ -57,6 +58,7 @@ def test_a_folder_says_what_the_model_is_and_gives_it_back(model, photos, capsys
     facts = json.loads((folder / "model.json").read_text())
     assert facts["classes"] == ["blue", "green", "red"] and facts["strategy"] == "linear"
     assert facts["images"] == {"train": 18, "validation": 6} and facts["test"]["images"] == 9
+    assert facts["corruptions"]["clean"] == facts["test"]["accuracy"] and "jpeg" in facts["corruptions"]
     assert facts["preprocessing"]["mean"] == [0.4, 0.5, 0.6] and facts["preprocessing"]["size"] == 32
     again = mv.load(folder)
     assert isinstance(again, mv.weights.Model)
@@ -141,6 +143,12 @@ def test_auto_is_never_below_linear_on_validation_images(weights, photos, tmp_pa
     assert tried[found.facts["strategy"]] >= tried["linear"] and "mlp" in tried
     said = capsys.readouterr().err
     assert "further rungs take up to" in said and all(text in said for text in found.facts["why"])
+
+
+def test_a_class_without_images_is_no_class(weights, photos, tmp_path):
+    source = open_source(photos / "train")
+    found = mv.adapt(weights, source.subset(np.flatnonzero(source.labels != 1)), tmp_path / "m", strategy="linear")
+    assert found.classes == ("blue", "red") and found.head.weight.shape == (2, 16)
 
 
 def test_the_encoder_that_learned_is_the_one_that_is_kept(weights, photos, tmp_path):
