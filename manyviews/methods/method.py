@@ -88,6 +88,7 @@ class Method(nn.Module):
         normalize_pixels: whether `reconstruct` gives each patch its true mean and deviation, because they are not
             predicted.
         constant_lr: prefixes of the parameters that keep the peak learning rate throughout.
+        lr_scales: factors on the learning rates of parameters, by prefix.
         scored: the trained module whose outputs, `b k`, are scores of prototypes, and the temperature of their softmax;
             None in methods without prototypes.
     """
@@ -97,6 +98,7 @@ class Method(nn.Module):
     masking: Masking | None = None
     normalize_pixels: bool = False
     constant_lr: tuple[str, ...] = ()
+    lr_scales: Mapping[str, float] = {}
     scored: tuple[nn.Module, float] | None = None
 
     @classmethod
