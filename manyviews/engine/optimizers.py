@@ -61,8 +61,9 @@ class LARS(torch.optim.Optimizer):
             if adapted:
                 w, g = (torch.stack(torch._foreach_norm([x[i] for i in adapted])) for x in (weights, grads))
                 ratios = torch.where((w > 0) & (g > 0), group["trust"] * w / g, 1.0)
-                for i, scaled in zip(adapted, torch._foreach_mul([grads[i] for i in adapted], list(ratios)), strict=True):
-                    grads[i] = scaled
+                scaled = torch._foreach_mul([grads[i] for i in adapted], list(ratios.unbind()))
+                for i, its in zip(adapted, scaled, strict=True):
+                    grads[i] = its
             velocities = []
             for p in weights:
                 state = self.state[p]

@@ -1,8 +1,8 @@
 """MAST's recipes.
 
-The loss as printed lets masks die (docs/methods/mast.md), within 3 of the 1000 epochs of the paper's schedule: it cannot
-give the paper's numbers, and `printed` is here to see that. All others have gates and a prior, which the paper does not
-have. So no recipe is the run behind a number, and each says what the paper reports, not what to expect.
+The loss as printed lets masks die (docs/methods/mast.md), within 3 of the 1000 epochs of the paper's schedule. So it
+cannot give the paper's numbers; `printed` is here to see that. All others have gates and a prior, which the paper does
+not have. No recipe is the run behind a number, and each says what the paper reports, not what to expect.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ APPLIED = torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1
 
 
 class Some(Views):
-    """Random views, to which the augmentations in a table were applied, each to the one or the other of the first two."""
+    """Random views. The augmentations in a table were applied, each to the first or to the second of them."""
 
     def __init__(self, count: int = 2, applied: Tensor = APPLIED) -> None:
         draw = torch.Generator().manual_seed(1)

@@ -1,4 +1,4 @@
-"""MAST's gates: the projection against slow ones, VICReg's loss in both stages, rates and pooling that do not run away."""
+"""MAST's gates: the projection against slow ones, VICReg's loss in both stages, rates, and pooling that comes back."""
 
 from __future__ import annotations
 

@@ -51,7 +51,10 @@ def test_equation_4(applied: Tensor | None, squared: bool):
             if applied is None or applied[i, k]:
                 square = (mu[i] * masks[:, k] - mu2[i] * masks[:, k]).norm().item() ** 2
                 m = torch.diag(masks[:, k])
-                traces = [torch.trace((m if squared else torch.eye(6, dtype=D)) @ torch.diag(v[i]) @ m).item() for v in (var, var2)]
+                traces = [
+                    torch.trace((m if squared else torch.eye(6, dtype=D)) @ torch.diag(v[i]) @ m).item()
+                    for v in (var, var2)
+                ]
                 count = 3 if applied is None else applied[i].sum().item()
                 total += 2 * square / sum(traces) / count
     found = gaussian_distance(mu, mu2, var, var2, masks, applied, squared=squared)
