@@ -47,6 +47,6 @@ class _AtLeastOne(torch.autograd.Function):
         return p.clamp(min=1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (p,) = ctx.saved_tensors
         return torch.where((p < 1) & (grad > 0), 0, grad)

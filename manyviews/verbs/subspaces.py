@@ -43,9 +43,9 @@ def subspaces(
     Raises:
         UserError: a run of a method without projections, or `out` exists.
     """
-    run, other = (Run(Path(r)) if isinstance(r, str | Path) else r for r in (run, baseline))
+    run = run if isinstance(run, Run) else Run(Path(run))
+    other = baseline if isinstance(baseline, Run) or baseline is None else Run(Path(baseline))
     out = new_file(out)
-    assert run is not None
     with progress("subspaces"):
         found = numbers.analyze(
             inner(run.method),
