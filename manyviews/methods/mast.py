@@ -144,11 +144,12 @@ class MAST(Method):
 
         loss: Terms = {}
         if self.uncertainty:
-            # The ratio of two sums over dimensions is already one of means.
+            loss["divergence"] = w_kl / size * mean_of(gaussian_kl(a, b, s, t) for a, b, s, t, _ in pairs)
+        if self.uncertainty or self.masks.kind == "gates":
+            # The ratio of two sums over dimensions is already one of means. Without uncertainty variances are one.
             distance = mean_of(
                 gaussian_distance(a, b, s, t, masks, on, squared=self.squared) for a, b, s, t, on in pairs
             )
-            loss["divergence"] = w_kl / size * mean_of(gaussian_kl(a, b, s, t) for a, b, s, t, _ in pairs)
         else:
             # A mean over as many dimensions as disjoint masks have, whose traces they would be at unit variances.
             distance = mean_of(masked_distance(a, b, masks, on) for a, b, _, _, on in pairs)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -85,7 +85,7 @@ def test_two_subspaces_are_mapped():
 
 def test_a_baselines_invariance_stands_next_to_the_subspaces(tmp_path, monkeypatch):
     flat = lambda x: (x[:, :2].numpy(), "first two")  # noqa: E731 (t-SNE and UMAP take seconds)
-    monkeypatch.setattr(sys.modules["manyviews.verbs.subspaces"], "lay_out", flat)
+    monkeypatch.setattr(importlib.import_module("manyviews.verbs.subspaces"), "lay_out", flat)
     small = {"method.hidden_dim": 16, "method.output_dim": 20, "data.holdout": 0.0, "monitor.epochs": 0.0}
     for name in ("mast", "vicreg"):
         mv.pretrain(images(), f"{name}_tiny", epochs=1, settings=small, out=tmp_path / name)

@@ -170,6 +170,17 @@ def test_half_of_the_hinge_is_where_the_masks_select_and_has_no_gradient_to_them
     assert method.masks.weight.grad is None or not method.masks.weight.grad.any()
 
 
+def test_without_uncertainty_a_gates_distance_is_a_weighted_mean():
+    """Divided by d/K as disjoint masks are, a gate of many small entries would have next to none."""
+    method = build(uncertainty=False).eval()
+    views, masks = Some(ALL), method.masks()
+    (a, _), (b, _) = (method.embed(x) for x in views.x)
+    means = [((a - b).square() * m**2).sum() / (m**2).sum() / 4 for m in masks.T]
+    found = terms(method, views)
+    torch.testing.assert_close(found["distance"], 25 * sum(means) / 5)
+    assert set(found) == {"distance", "variance", "covariance"}
+
+
 def test_no_gradient_can_shrink_a_gate():
     method = build()
     sum(terms(method, Some(ALL)).values()).backward()
