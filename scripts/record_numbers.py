@@ -4,9 +4,10 @@
     python scripts/record_numbers.py --compare before.json      # on the machine that wrote before.json
 
 `tests/data/recorded_93ea1ef.json` was written with `--spread 3` at commit 93ea1ef, and `tests/test_recorded.py` holds
-today's code to it. Other processors round differently, and training amplifies rounding. `--spread` measures by how
-much: it repeats each recording with noise of 1e-6 of its root mean square on the output of every convolution and every
-linear layer. float32 sums of the at most 1,000 terms that these networks have err by less.
+today's code to it. MAST's part is of 2026-11-30, when its loss changed (`--only mast --spread 3`). Other processors
+round differently, and training amplifies rounding. `--spread` measures by how much: it repeats each recording with
+noise of 1e-6 of its root mean square on the output of every convolution and every linear layer. float32 sums of the at
+most 1,000 terms that these networks have err by less.
 
 Only public functions are called, so the script also runs at older commits: `PYTHONPATH=/path/to/checkout`.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Annotated, Literal
 
 import manyviews as mv
@@ -87,16 +88,26 @@ def report(
     write_json(json, {"file": str(path)})
 
 
-def subspaces(run: RunFolder, data: Images, /, out: NewFolder, labels: Labels = None, json: Json = None) -> None:
+def subspaces(
+    run: RunFolder,
+    data: Images,
+    /,
+    out: NewFolder,
+    labels: Labels = None,
+    baseline: Annotated[Path | None, Arg("RUN")] = None,
+    json: Json = None,
+) -> None:
     """Show what a MAST run learned about its augmentations: masks, correlations, invariances, uncertainties.
 
     For example:
       manyviews subspaces runs/mast labeled/ --out subspaces/
+      manyviews subspaces runs/mast labeled/ --baseline runs/vicreg --out beside/
 
     Args:
         out: A new folder, for plots and subspaces.json.
+        baseline: Another run, such as one of vicreg, whose invariance is drawn next to that of the subspaces.
     """
-    found = mv.subspaces(run, data, out, labels)
+    found = mv.subspaces(run, data, out, labels, baseline=baseline)
     print(f"Wrote {len(list(out.glob('*.png')))} plots and subspaces.json to {printable(str(out))}.")
     print(f"The most diverse augmentations first: {printable(', '.join(found['order']))}.")
     if found["bad"]:

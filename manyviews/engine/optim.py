@@ -22,7 +22,8 @@ def groups(method: Method, adaptation: Adaptation = Full()) -> list[dict[str, An
     """The trained parameters, grouped by how the optimizer treats them.
 
     As usual, vectors (biases, norm scales) and single tokens do not decay and are not adapted by LARS and Muon.
-    Parameters under `method.constant_lr` keep the peak rate. `adaptation` scales the rates of the trained encoder.
+    Parameters under `method.constant_lr` keep the peak rate, and rates under `method.lr_scales` have factors of their
+    own. `adaptation` scales the rates of the trained encoder.
     """
     trained = [m for m in method.modules() if isinstance(m, Encoder) and any(p.requires_grad for p in m.parameters())]
     scales = {id(p): g["lr_scale"] for m in trained for g in adaptation.groups(m) for p in g["params"]}
@@ -30,7 +31,10 @@ def groups(method: Method, adaptation: Adaptation = Full()) -> list[dict[str, An
     for name, p in method.named_parameters():
         if p.requires_grad:
             constant = any(name.startswith(prefix) for prefix in method.constant_lr)
-            found.setdefault((is_vector(name, p), constant, scales.get(id(p), 1.0)), []).append(p)
+            scale = scales.get(id(p), 1.0)
+            for prefix, factor in method.lr_scales.items():
+                scale *= factor if name.startswith(prefix) else 1.0
+            found.setdefault((is_vector(name, p), constant, scale), []).append(p)
     return [
         {"params": params, "decays": not vector, "adapt": not vector, "constant": constant, "lr_scale": scale}
         for (vector, constant, scale), params in found.items()

@@ -31,8 +31,9 @@ class LARS(torch.optim.Optimizer):
 
     The norm is that of the gradient with the decay in it, as in the code of Barlow Twins and MoCo v3. You et al. have
     the two norms apart, ||w|| / (||gradient|| + weight_decay ||w||). Groups with `adapt=False` (biases and norms) take
-    the plain momentum step. A layer whose weight or gradient is zero is not scaled, so that layers that start at zero
-    can move.
+    the plain momentum step, except their single numbers, such as exponents and temperatures: rates of LARS are a
+    thousand times those that a number can take as they are. A layer whose weight or gradient is zero is not scaled, so
+    that layers that start at zero can move.
 
     Args:
         params: parameters or groups.
@@ -58,10 +59,13 @@ class LARS(torch.optim.Optimizer):
             grads = [p.grad for p in weights]
             if group["weight_decay"]:
                 grads = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"]))
-            if group["adapt"]:
-                w, g = (torch.stack(torch._foreach_norm(x)) for x in (weights, grads))
+            adapted = [i for i, p in enumerate(weights) if group["adapt"] or p.numel() == 1]
+            if adapted:
+                w, g = (torch.stack(torch._foreach_norm([x[i] for i in adapted])) for x in (weights, grads))
                 ratios = torch.where((w > 0) & (g > 0), group["trust"] * w / g, 1.0)
-                grads = list(torch._foreach_mul(grads, list(ratios.unbind())))
+                scaled = torch._foreach_mul([grads[i] for i in adapted], list(ratios.unbind()))
+                for i, its in zip(adapted, scaled, strict=True):
+                    grads[i] = its
             velocities = []
             for p in weights:
                 state = self.state[p]

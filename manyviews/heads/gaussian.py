@@ -17,10 +17,10 @@ class GaussianProjector(nn.Module):
     Two hidden layers with BatchNorm and ReLU are shared; the mean and the variance have a `GeM` and a last layer each
     of their own (section 3.2, appendix A).
 
-    The paper does not say where in this the pooling is. "first", here the default, pools the places twice, once for
-    each head, and sends both through the shared layers: as one batch, for BatchNorm's statistics must be the same in
-    evaluation as in training. "last" sends every place through the shared layers and pools before the last ones, at n
-    times the cost: 49 times at 224 pixels.
+    In the paper each head begins with its pooling, behind the shared layers. That is "last", which sends every place
+    through the shared layers, at n times the cost: 49 times at 224 pixels. "first", here the default, saves this: it
+    pools the places twice, once for each head, and sends both through the shared layers, as one batch, so that
+    BatchNorm has the same statistics in evaluation as in training.
 
     The paper makes variances positive with a ReLU, whose zeros are infinitely sure: two views' divergence is infinite
     then. By default it is a softplus, and a floor is added to either.

@@ -87,6 +87,7 @@ class Method(nn.Module):
         masking: how patches of the first view type are hidden; None if none are.
         normalize_pixels: whether pixels are predicted standardized within each patch.
         constant_lr: prefixes of the parameters that keep the peak learning rate throughout.
+        lr_scales: factors on the learning rates of parameters, by prefix.
         scored: the trained module whose outputs, `b k`, are scores of prototypes, and the temperature of their softmax;
             None in methods without prototypes.
     """
@@ -96,6 +97,7 @@ class Method(nn.Module):
     masking: Masking | None = None
     normalize_pixels: bool = False
     constant_lr: tuple[str, ...] = ()
+    lr_scales: Mapping[str, float] = {}
     scored: tuple[nn.Module, float] | None = None
 
     @classmethod

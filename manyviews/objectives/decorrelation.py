@@ -31,7 +31,7 @@ def invariance(za: Tensor, zb: Tensor) -> Tensor:
 
 
 @in_float32
-def variance(z: Tensor) -> Tensor:
+def variance(z: Tensor, weight: Tensor | None = None) -> Tensor:
     """How far each dimension's standard deviation over the batch of all ranks is below one, eq. 1 and 2.
 
         mean over dimensions of  max(0, 1 - sqrt(var(z) + 1e-4))
@@ -40,6 +40,7 @@ def variance(z: Tensor) -> Tensor:
 
     Args:
         z: one branch's embeddings, `b d`, not normalized.
+        weight: `d`, of sum 1, for a weighted mean over dimensions; None if all count the same.
 
     Returns:
         A scalar in [0, 0.99].
@@ -47,7 +48,8 @@ def variance(z: Tensor) -> Tensor:
     Raises:
         UserError: a batch of one image.
     """
-    return (1 - (_batch(z).var(0) + 1e-4).sqrt()).relu().mean()
+    short = (1 - (_batch(z).var(0) + 1e-4).sqrt()).relu()
+    return short.mean() if weight is None else (weight * short).sum()
 
 
 @in_float32

@@ -3,6 +3,9 @@
 An embedding is a mean `b d` and a diagonal covariance, whose diagonal is also `b d`. A subspace is the embedding times
 one column of the masks, `d k`, which are not negative. `applied`, bool `b k`, tells which subspaces count for each
 image; None means all. The printed equations sum over dimensions, so the terms scale with d.
+
+The distances are means over the subspaces that count for an image, where the paper prints sums over its K and a weight
+of 25 d/K: K is theirs ("setting K = 1 in Eq. (4)", section 3.2), so that it differs from image to image.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ _TINY = 1e-12  # in place of a zero mask or variance: far below any trained valu
 def masked_distance(z: Tensor, z2: Tensor, masks: Tensor, applied: Tensor | None = None) -> Tensor:
     """The squared distance of two views' embeddings in every subspace, mean over images, eq. 2.
 
-        mean over i of  sum over k of  ||z_i * m_k - z2_i * m_k||^2
+        mean over i of  1/K_i  sum over its K_i subspaces k of  ||z_i * m_k - z2_i * m_k||^2
 
     Args:
         z: embeddings, `b d`, not normalized.
@@ -40,11 +43,22 @@ def sparsity(masks: Tensor) -> Tensor:
 
 @in_float32
 def gaussian_distance(
-    mu: Tensor, mu2: Tensor, var: Tensor, var2: Tensor, masks: Tensor, applied: Tensor | None = None
+    mu: Tensor,
+    mu2: Tensor,
+    var: Tensor,
+    var2: Tensor,
+    masks: Tensor,
+    applied: Tensor | None = None,
+    *,
+    squared: bool = True,
 ) -> Tensor:
     """The squared distance of two views' means over their mean variance, in every subspace, mean over images, eq. 4.
 
-        mean over i of  sum over k of  2 ||mu_i * m_k - mu2_i * m_k||^2 / (tr(S_i diag(m_k)) + tr(S2_i diag(m_k)))
+        mean over i of  1/K_i  sum over its K_i subspaces k of
+            2 ||mu_i * m_k - mu2_i * m_k||^2 / (tr(S_i diag(m_k)^2) + tr(S2_i diag(m_k)^2))
+
+    The covariance of x * m is diag(m) S diag(m). The paper prints S diag(m_k), which is that of masks of zeros and ones
+    only: a mask of half the size then has half the distance.
 
     A subspace whose mask is zero has distance zero. The ratio of two sums over dimensions does not scale with d.
 
@@ -53,11 +67,12 @@ def gaussian_distance(
         var, var2: their variances, `b d`, not negative.
         masks: `d k`.
         applied: bool, `b k`; an image without any subspace counts as zero.
+        squared: whether variances are masked twice; once, if not, as printed.
 
     Returns:
         A scalar, at least 0.
     """
-    traces = (var + var2) @ masks
+    traces = (var + var2) @ (masks.square() if squared else masks)
     return _counted(2 * _squares(mu, mu2, masks) / traces.clamp(min=_TINY), applied)
 
 
@@ -104,7 +119,8 @@ def _squares(z: Tensor, z2: Tensor, masks: Tensor) -> Tensor:
 
 
 def _counted(distances: Tensor, applied: Tensor | None) -> Tensor:
-    """`b k` to the mean over images of the sum over the subspaces that count."""
-    if applied is not None:
-        distances = distances.masked_fill(~applied, 0)
-    return distances.sum(1).mean()
+    """`b k` to the mean over images of the mean over the subspaces that count."""
+    if applied is None:
+        return distances.mean()
+    found = distances.masked_fill(~applied, 0).sum(1) / applied.sum(1).clamp(min=1)
+    return found.mean()

@@ -47,6 +47,27 @@ def staged() -> Recipe:
     return replace(imagenet(), method=Component("vicreg", {"view": Composed(2)}))
 
 
+def staged15() -> Recipe:
+    """VICReg with MAST's 15 augmentations, one at a time first and then composed: the control of `mast_imagenet15`.
+
+    torchrun --nproc-per-node 8 -m manyviews pretrain imagenet/train --recipe vicreg_staged15
+
+    The paper has no such row. Not run by us.
+    """
+    return replace(imagenet(), method=Component("vicreg", {"view": Composed(2, augmentations=MAST_15)}))
+
+
+def cifar10_staged() -> Recipe:
+    """VICReg with `mast_cifar10`'s views, optimizer and widths: its control.
+
+    manyviews pretrain cifar10/train --recipe vicreg_cifar10_staged
+
+    One GPU. Not run by us.
+    """
+    lars = Optimizer("lars", lr=0.2, weight_decay=1e-4, schedule=WarmupCosine(warmup=10, end=0.002 / 1.6))
+    return common.cifar10("vicreg", optimizer=lars, view=Composed(2, size=32), hidden_dim=2048, output_dim=2048)
+
+
 def cifar10() -> Recipe:
     """VICReg on 32-pixel images, ResNet-18, 200 epochs, batch 512.
 

@@ -58,6 +58,7 @@ class Regularized(Method):
         self.method, self.regularizers, self.parts = method, regularizers, parts
         self.views, self.masking = method.views, method.masking
         self.constant_lr = tuple(f"method.{prefix}" for prefix in method.constant_lr)
+        self.lr_scales = {f"method.{prefix}": scale for prefix, scale in method.lr_scales.items()}
 
     @property
     def online(self) -> Branch:  # type: ignore[override]

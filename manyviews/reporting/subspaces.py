@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from manyviews.reporting.embedding_map import turned
 from manyviews.reporting.plots import _figure
 from manyviews.reporting.text import unmathed
 
@@ -20,10 +21,13 @@ _MOST_NAMED = 30  # with more classes, their names would overlap
 def draw(numbers: Numbers, folder: Path) -> list[Path]:
     """Plot all numbers that are there into a folder, made if needed.
 
-    `masks.png`, `correlation.png`, `invariance.png`, `uncertainty.png`, `classes.png` and `predictions.png`.
+    `masks.png`, `correlation.png`, `maps.png`, `invariance.png`, `uncertainty.png`, `classes.png` and
+    `predictions.png`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = [masks(numbers, folder / "masks.png"), correlation(numbers, folder / "correlation.png")]
+    if numbers["maps"] is not None:
+        files.append(maps(numbers, folder / "maps.png"))
     if numbers["invariance"]:
         files.append(invariance(numbers, folder / "invariance.png"))
     if numbers["uncertainty"] is not None:
@@ -67,10 +71,28 @@ def correlation(numbers: Numbers, path: Path) -> Path:
     return path
 
 
+def maps(numbers: Numbers, path: Path) -> Path:
+    """Images in two subspaces, in two dimensions, by class if there are labels (figure 3b).
+
+    The second map is turned onto the first, so that the same images lie near each other as far as the subspaces agree.
+    """
+    found: Mapping[str, Any] = numbers["maps"]
+    first, *rest = (np.array(positions) for positions in found["positions"])
+    with _figure(path, 4.5 * len(found["positions"]), 4.5) as figure:
+        panels = figure.subplots(1, len(found["positions"]), squeeze=False)[0]
+        for axes, name, x in zip(panels, found["subspaces"], [first, *(turned(x, first) for x in rest)], strict=True):
+            axes.scatter(*x.T, s=5, c=found["labels"] or _BAR, cmap="tab10" if found["labels"] else None)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.set_title(f"{_words(name)}, {found['algorithm']}")
+    return path
+
+
 def invariance(numbers: Numbers, path: Path) -> Path:
     """Similarity of images and augmented images in each subspace, by strength (figure 7).
 
-    The line of the augmentation's own subspace is thick. If there are variances, their trace is plotted below.
+    The line of the augmentation's own subspace is thick, and that of a baseline black. If there are variances, their
+    trace is plotted below.
     """
     from matplotlib import colormaps
 
@@ -84,6 +106,8 @@ def invariance(numbers: Numbers, path: Path) -> Path:
                 style = {"linewidth": 2.5 if key in (name, "all") else 1, "color": colors(k % colors.N)}
                 column[0].plot(sweep["values"], values, marker=".", label=_words(key), **style)
             column[0].plot(sweep["values"], sweep["all"], ":", color=_ALL, label="without masks")
+            if "baseline" in sweep:
+                column[0].plot(sweep["values"], sweep["baseline"], "--", color="black", label="baseline")
             column[0].set_title(_words(name))
             if traces:
                 column[1].plot(sweep["values"], sweep["trace"], color=_BAR, marker=".")

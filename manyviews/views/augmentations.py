@@ -96,7 +96,7 @@ class Identity(Augmentation):
         return x
 
 
-# -- SimCLR's five, with the probabilities and ranges of BYOL --------------------------------------------------------
+# -- SimCLR's five, with the ranges of BYOL; its probabilities too, except the blur's: SimCLR's half ------------------
 
 
 @dataclass(frozen=True)
@@ -491,11 +491,11 @@ MAST_15 = (
     *MAST_5,
     ShearX(),
     ShearY(),
-    TranslateX(),
-    TranslateY(),
+    TranslateX(magnitude=(0.0, 0.45)),  # RandAugment's 100 of 224 pixels (Cubuk et al. 2019), from which MAST borrows
+    TranslateY(magnitude=(0.0, 0.45)),
     Rotate(),
     Invert(),
-    Sharpness(factor=(0.1, 1.9)),  # both ways, as in RandAugment (Cubuk et al. 2019), from which MAST borrows
+    Sharpness(factor=(0.1, 1.9)),  # both ways, as in RandAugment; the paper does not say so of this one
     GaussianNoise(),
     Sobel(),
     Erase(),

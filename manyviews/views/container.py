@@ -203,7 +203,7 @@ class Views:
         return kind.blend(targets, kind.place(self.draws, i))
 
     def applied(self, name: str) -> Tensor:
-        """Which augmentations of a composed kind are applied in any of its views: bool, `b K`.
+        """Which augmentations of a composed kind are applied in each of its views: bool, `count b K`.
 
         Raises:
             UserError: the kind of view is not a composition.
@@ -211,7 +211,7 @@ class Views:
         kind = self._kind(name)
         if not isinstance(kind, Composed):
             raise UserError(f"Views of type {name} are not composed of single augmentations: use Composed views.")
-        return torch.stack([kind.applied(kind.place(self.draws, i)) for i in range(kind.count)]).any(0)
+        return torch.stack([kind.applied(kind.place(self.draws, i)) for i in range(kind.count)])
 
     def of(self, batch: Batch, kinds: Sequence[View]) -> Views:
         """Views of other images, or of other kinds, at the same place in the run."""

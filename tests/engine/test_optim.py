@@ -141,7 +141,7 @@ def test_parameters_that_are_frozen_at_first_learn_later(name):
         optimizer.step()
 
     method = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 3))
-    method.constant_lr = ()
+    method.constant_lr, method.lr_scales = (), {}
     plain, late = copy.deepcopy(method), copy.deepcopy(method)
     for model, frozen in ((plain, False), (late, True)):
         optimizer = optim.build(model, settings, CPU)

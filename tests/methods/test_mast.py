@@ -24,7 +24,7 @@ APPLIED = torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 1
 
 
 class Some(Views):
-    """Random views, to which the augmentations in a table were applied."""
+    """Random views. The augmentations in a table were applied, each to the first or to the second of them."""
 
     def __init__(self, count: int = 2, applied: Tensor = APPLIED) -> None:
         draw = torch.Generator().manual_seed(1)
@@ -36,7 +36,8 @@ class Some(Views):
 
     def applied(self, name: str) -> Tensor:
         assert name == "composed"
-        return self.table
+        first = torch.arange(self.table.shape[1]) % 2 == 0
+        return torch.stack([self.table & first, self.table & ~first, *([self.table] * (len(self.x) - 2))])
 
 
 def build(count: int = 2, **settings: object) -> MAST:
@@ -54,22 +55,24 @@ def terms(method: MAST, views: Views | None = None) -> dict[str, Tensor]:
 @pytest.mark.parametrize("uncertainty", [True, False])
 @pytest.mark.parametrize("kind", ["learned", "disjoint", "none"])
 def test_the_loss_is_the_papers_sum(reduction: str, uncertainty: bool, kind: str):
-    method = build(reduction=reduction, uncertainty=uncertainty, masks=kind, prior_weight=7.0)
+    """With K the number of masks applied to an image, section 3.2: "setting K = 1 in Eq. (4)" for one augmentation."""
+    method = build(reduction=reduction, uncertainty=uncertainty, masks=kind, squared=False, prior_weight=7.0)
     found = terms(method)
     (mu, var), (mu2, var2) = Some().map(method.online)
     masks = method.masks()
     d, k = 12, 1 if kind == "none" else 5
     distance = torch.zeros(())
     for i in range(4):
+        applied = 1 if kind == "none" else int(APPLIED[i].sum())
         for j in range(k):
             if kind == "none" or APPLIED[i, j]:
                 square = ((mu[i] - mu2[i]) * masks[:, j]).square().sum()
                 plain = d / k if reduction == "mean" else 1
                 trace = ((var[i] + var2[i]) * masks[:, j]).sum() / 2 if uncertainty else plain
-                distance = distance + square / trace / 4
+                distance = distance + square / trace / applied / 4
     size = d if reduction == "mean" else 1
     expected = {
-        "distance": 25 * d / size / k * distance,
+        "distance": 25 * d / size * distance,
         "variance": 25 * (variance(mu) + variance(mu2)) / 2,
         "covariance": covariance(mu) + covariance(mu2),
     }
@@ -95,6 +98,8 @@ def test_more_views_are_all_pairs():
         for i, j in combinations(range(3), 2):
             pair = Some()
             pair.x = [views.x[i], views.x[j]]
+            either = views.applied("composed")[[i, j]].any(0)
+            pair.table = either  # of this pair, not of all views
             parts.append(terms(method, pair)[name])
         torch.testing.assert_close(torch.stack(parts).mean(), value, rtol=1e-4, atol=1e-6)
 
@@ -117,10 +122,10 @@ def test_without_learned_masks_and_uncertainty_it_is_vicreg(kind: str):
 
 def test_terms_are_comparable_at_any_width_as_means_and_not_as_sums():
     """At the start, as the paper wants its weights to make them. Sparsity starts at 600 times the masks' mean, 0.4."""
-    small, large = (terms(build(output_dim=d, reduction="mean")) for d in (32, 512))
+    small, large = (terms(build(output_dim=d, masks="learned")) for d in (32, 512))
     for name in ("distance", "divergence", "variance"):
         assert 0.5 < small[name] / large[name] < 2, name
-    printed = terms(build(output_dim=512, reduction="sum"))
+    printed = terms(build(output_dim=512, masks="learned", reduction="sum"))
     for name in ("distance", "divergence"):
         torch.testing.assert_close(printed[name], 512 * large[name])
     assert torch.equal(printed["sparsity"], large["sparsity"]) and 220 < large["sparsity"] < 260
@@ -129,7 +134,7 @@ def test_terms_are_comparable_at_any_width_as_means_and_not_as_sums():
 def test_masks_learn_from_the_images_that_their_augmentation_was_applied_to():
     only_second = torch.zeros_like(APPLIED)
     only_second[:, 1] = True
-    method = build(sparsity_weight=0.0)
+    method = build(masks="learned", sparsity_weight=0.0)
     sum(terms(method, Some(applied=only_second)).values()).backward()
     gradient = method.masks.weight.grad
     assert gradient[:, 1].abs().sum() > 0 and not gradient[:, [0, 2, 3, 4]].any()
@@ -142,7 +147,7 @@ def test_views_and_their_augmentations_are_those_of_the_schedule(batch: Batch):
     counts = []
     for progress in (0.0, 0.4, 0.8, 0.999):
         views = Views(batch, method.views, seed=1, progress=progress)
-        counts.append(views.applied("composed").sum(1).float().mean().item())
+        counts.append(views.applied("composed").any(0).sum(1).float().mean().item())
         (found,) = method.loss(views, AT)
         assert all(t.isfinite() for t in found.values())
     assert counts[0] == counts[1] == 1 < counts[2] < counts[3]
@@ -197,3 +202,4 @@ def test_the_recipes_are_the_papers():
         assert get(f"mast_{name}").method.settings == recipe.method.settings | {key: value}
     small = get("mast_uncertainty_only")
     assert (small.backbone.name, small.epochs, small.method.settings["masks"]) == ("resnet18", 100, "none")
+    assert recipe.optimizer.schedule == get("vicreg_imagenet").optimizer.schedule  # "follows that in" VICReg

@@ -30,7 +30,8 @@ def test_equation_2(applied: Tensor | None):
     for i in range(4):
         for k in range(3):
             if applied is None or applied[i, k]:
-                total += sum((z[i, j] * masks[j, k] - z2[i, j] * masks[j, k]).item() ** 2 for j in range(6))
+                count = 3 if applied is None else applied[i].sum().item()  # K, whose weight is d/K
+                total += sum((z[i, j] * masks[j, k] - z2[i, j] * masks[j, k]).item() ** 2 for j in range(6)) / count
     assert masked_distance(z, z2, masks, applied).item() == pytest.approx(total / 4, abs=1e-12)
 
 
@@ -39,17 +40,35 @@ def test_equation_3():
     assert sparsity(masks).item() == pytest.approx(sum(abs(x) for row in masks.tolist() for x in row), rel=1e-6)
 
 
+@pytest.mark.parametrize("squared", [False, True])
 @pytest.mark.parametrize("applied", [None, APPLIED])
-def test_equation_4(applied: Tensor | None):
+def test_equation_4(applied: Tensor | None, squared: bool):
+    """As printed, S diag(m), and with the covariance that masked vectors have, diag(m) S diag(m)."""
     mu, mu2, var, var2, masks = drawn()
     total = 0.0
     for i in range(4):
         for k in range(3):
             if applied is None or applied[i, k]:
                 square = (mu[i] * masks[:, k] - mu2[i] * masks[:, k]).norm().item() ** 2
-                traces = [torch.trace(torch.diag(v[i]) @ torch.diag(masks[:, k])).item() for v in (var, var2)]
-                total += 2 * square / sum(traces)
-    assert gaussian_distance(mu, mu2, var, var2, masks, applied).item() == pytest.approx(total / 4, abs=1e-12)
+                m = torch.diag(masks[:, k])
+                traces = [
+                    torch.trace((m if squared else torch.eye(6, dtype=D)) @ torch.diag(v[i]) @ m).item()
+                    for v in (var, var2)
+                ]
+                count = 3 if applied is None else applied[i].sum().item()
+                total += 2 * square / sum(traces) / count
+    found = gaussian_distance(mu, mu2, var, var2, masks, applied, squared=squared)
+    assert found.item() == pytest.approx(total / 4, abs=1e-12)
+
+
+def test_the_covariance_of_a_masked_vector_is_masked_twice():
+    """Against samples: x * m of x from N(mu, S) has the covariance diag(m) S diag(m)."""
+    _, _, var, var2, masks = drawn(1)
+    zero, m = torch.zeros_like(var), masks[:, 0]
+    x = var.sqrt() * torch.randn(200_000, 6, dtype=D)
+    assert (x * m).var(0).sum().item() == pytest.approx((var @ m.square()).item(), rel=0.02)
+    distance = gaussian_distance(zero, zero + 1, var, var2, masks[:, :1])
+    assert distance.item() == pytest.approx((2 * m.square().sum() / ((var + var2) @ m.square())).item())
 
 
 def test_equations_5_and_6_with_their_constant():
@@ -113,7 +132,7 @@ def test_prior_is_pytorchs_divergence_from_unit_variances():
 def test_distance_of_unit_variances_and_full_masks_is_a_mean_over_dimensions_for_each_mask():
     mu, mu2 = torch.randn(7, 10), torch.randn(7, 10)
     one = torch.ones(7, 10)
-    expected = 5 * (mu - mu2).square().mean()
+    expected = (mu - mu2).square().mean()
     torch.testing.assert_close(gaussian_distance(mu, mu2, one, one, torch.ones(10, 5)), expected)
     torch.testing.assert_close(gaussian_distance(mu, mu2, 4 * one, 4 * one, torch.ones(10, 5)), expected / 4)
     torch.testing.assert_close(masked_distance(mu, mu2, torch.ones(10, 5)), 10 * expected)
@@ -129,12 +148,14 @@ def test_uncertainty_of_one_view_counts_as_half_of_both():
 
 @pytest.mark.parametrize("c", [0.1, 3.0])
 def test_nothing_in_the_printed_loss_holds_the_size_of_masks_and_variances(c: float):
-    """Why `MAST` has a `mask_norm` and a `prior_weight`: smaller masks and larger variances always cost less."""
+    """Why `MAST` has gates and a `prior_weight`: smaller masks and larger variances always cost less."""
     mu, mu2, var, var2, masks = drawn()
-    distance, plain = gaussian_distance(mu, mu2, var, var2, masks), masked_distance(mu, mu2, masks)
-    torch.testing.assert_close(gaussian_distance(mu, mu2, var, var2, c * masks), c * distance)
+    distance, plain = gaussian_distance(mu, mu2, var, var2, masks, squared=False), masked_distance(mu, mu2, masks)
+    torch.testing.assert_close(gaussian_distance(mu, mu2, var, var2, c * masks, squared=False), c * distance)
     torch.testing.assert_close(masked_distance(mu, mu2, c * masks), c**2 * plain)
-    torch.testing.assert_close(gaussian_distance(mu, mu2, c * var, c * var2, masks), distance / c)
+    torch.testing.assert_close(gaussian_distance(mu, mu2, c * var, c * var2, masks, squared=False), distance / c)
+    once = gaussian_distance(mu, mu2, var, var2, masks)
+    torch.testing.assert_close(gaussian_distance(mu, mu2, var, var2, c * masks), once)  # the size no longer matters
     torch.testing.assert_close(gaussian_kl(mu, mu2, c * var, c * var), gaussian_kl(mu, mu2, var, var) / c)
 
 
@@ -212,10 +233,11 @@ def test_zero_masks_and_variances_give_finite_values_and_gradients(empty: str):
 def test_the_smallest_masks_that_float32_knows_do_not_divide_by_zero():
     mu, mu2, var, var2, masks = (x.float() for x in drawn())
     for scale in (1e-20, 1e-38, 1e-44):
-        tiny = (masks * scale).requires_grad_()
-        found = gaussian_distance(mu, mu2, var, var2, tiny)
-        found.backward()
-        assert found.isfinite() and tiny.grad.isfinite().all()
+        for squared in (True, False):
+            tiny = (masks * scale).requires_grad_()
+            found = gaussian_distance(mu, mu2, var, var2, tiny, squared=squared)
+            found.backward()
+            assert found.isfinite() and tiny.grad.isfinite().all()
 
 
 def test_half_precision_is_computed_with_in_float32():

@@ -1,6 +1,7 @@
 """MAST's subspaces for its augmentations (Huang et al. 2023, figures 3 to 7): masks, invariances, uncertainties.
 
-Embeddings are the means of the images' Gaussians, `n d`; a subspace is one times a column of the masks, `d k`.
+Embeddings are the means of the images' Gaussians, `n d`; a subspace is one times a column of the masks, `d k`. Other
+methods with projections, such as VICReg, are looked at as one subspace "all", whose mask is one everywhere.
 """
 
 from __future__ import annotations
@@ -16,18 +17,24 @@ from torch.nn import functional as F
 
 from manyviews.data.source import Source
 from manyviews.data.split import split, spread_out
+from manyviews.errors import UserError
 from manyviews.evaluation import metrics
 from manyviews.evaluation.features import Features, extract, frozen, normalize, test_images
 from manyviews.evaluation.linear import Standardizer
+from manyviews.methods import Method
 from manyviews.methods.mast import MAST
-from manyviews.views import Draws
+from manyviews.views import MAST_5, Composed, Draws
 from manyviews.views.augmentations import Augmentation, ColorJitter, GaussianBlur, ResizedCrop
 
 _TINY = 1e-12
 
 
+LayOut = Callable[[Tensor], tuple[np.ndarray, str]]
+"""Features `n d` to positions on a map, `n 2`, and the name of the algorithm."""
+
+
 def analyze(
-    method: MAST,
+    method: Method,
     source: Source,
     *,
     test_size: int,
@@ -38,11 +45,13 @@ def analyze(
     images: int = 5_000,
     swept: int = 1_000,
     batch_size: int = 256,
+    lay_out: LayOut | None = None,
+    mapped: int = 1_000,
 ) -> dict[str, Any]:
     """All numbers about the subspaces of a trained method, from some images, as JSON can hold them.
 
     Args:
-        method: trained method. It is moved to `device`; its mode stays as it is.
+        method: trained method with projections. It is moved to `device`; its mode stays as it is.
         source: images. With labels of two or more classes, 80 % of them, by a stable hash, train a classifier.
         test_size: side of the encoder's input in pixels.
         mean: per channel, for images in [0, 1].
@@ -52,6 +61,8 @@ def analyze(
         images: largest number of images, from all over the source.
         swept: largest number of images that are augmented, 20 times each.
         batch_size: images at a time.
+        lay_out: makes maps of two subspaces; none are made without it.
+        mapped: largest number of images on a map.
 
     Returns:
         Numbers by name; None or missing where labels, variances or augmentations are:
@@ -59,38 +70,48 @@ def analyze(
         - "subspaces": their names, in the order of all that follows.
         - "masks": for each subspace the d entries of its mask, to four digits.
         - "correlation": for each two masks; see `correlation`.
-        - "order": the subspaces' names, the most diverse first; see `diverse`.
+        - "order": the subspaces' names, the most diverse first, but MAST-5's before others; see `diverse`.
         - "bad": (where, reason) for each image that could not be read and was left out.
         - "uncertainty": "images" (where they are) and "values"; see `uncertainty`.
         - "invariance": by augmentation: "strength" (its meaning), its "values", "subspaces" (for each, one number per
           value; see `invariance`), "all" (the same without masks), and "trace" (the variance's, mean over images).
         - "accuracy": accuracy of linear classifiers on the "embedding" and on the "ensemble"; see `ensemble`.
         - "predictions": for each subspace; see `predictions`.
+        - "maps": "subspaces" (two names, see `pictured`), "positions" (of each, `n 2`), "algorithm", and the images'
+          "labels" (figure 3b).
         - "classes": by name, "accuracy" on the embedding, and "mean" and "std" of the uncertainty.
 
     Raises:
-        UserError: no image could be read.
+        UserError: no image could be read, or the method has no projections.
     """
     chosen = source.subset(spread_out(len(source), images))
     seen = extract(
         _Gaussian(method), chosen, test_size=test_size, mean=mean, std=std, device=device, batch_size=batch_size
     )
     mu, var = seen.x.chunk(2, 1)
-    with torch.no_grad():
-        masks = method.masks().float().cpu()
-    unsure = uncertainty(var) if method.uncertainty else None
+    masks, names = _masks(method, mu.shape[1]), subspaces_of(method)
+    unsure = uncertainty(var) if _is_unsure(method) else None
     alike = correlation(masks)
     numbers: dict[str, Any] = {
-        "subspaces": list(method.subspaces),
+        "subspaces": list(names),
         "masks": [[round(v, 4) for v in column] for column in masks.T.tolist()],
         "correlation": alike.tolist(),
-        "order": [method.subspaces[k] for k in diverse(alike)],
+        "order": order(names, alike),
         "bad": [list(bad) for bad in seen.bad],
         "uncertainty": None,
-        "invariance": _sweeps(
-            method, chosen.subset(spread_out(len(chosen), swept)), masks, test_size, mean, std, device, seed, batch_size
+        "invariance": invariances(
+            method,
+            chosen,
+            test_size=test_size,
+            mean=mean,
+            std=std,
+            device=device,
+            seed=seed,
+            swept=swept,
+            batch_size=batch_size,
         ),
         **_classified(seen, chosen, mu, masks, unsure),
+        "maps": None if lay_out is None else _maps(seen, mu, masks, names, alike, lay_out, mapped),
     }
     if unsure is not None:
         numbers["uncertainty"] = {
@@ -101,6 +122,28 @@ def analyze(
 
 
 # -- masks -------------------------------------------------------------------------------------------------------
+
+
+def subspaces_of(method: Method) -> tuple[str, ...]:
+    """The names of the subspaces: of their augmentations, or "all"."""
+    return method.subspaces if isinstance(method, MAST) else ("all",)
+
+
+def _masks(method: Method, dim: int) -> Tensor:
+    with torch.no_grad():
+        return method.masks().float().cpu() if isinstance(method, MAST) else torch.ones(dim, 1)
+
+
+def _is_unsure(method: Method) -> bool:
+    return isinstance(method, MAST) and method.uncertainty
+
+
+def _embed(method: Method, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and variances of views, `b d` each; ones where there are none."""
+    if method.online is None:
+        raise UserError("This method has no projections to look at: take a run of mast or vicreg.")
+    z = method.online(x)
+    return z if isinstance(z, tuple) else (z, torch.ones_like(z))
 
 
 def correlation(masks: Tensor) -> Tensor:
@@ -125,6 +168,23 @@ def diverse(alike: Tensor, first: Sequence[int] = ()) -> list[int]:
         order.append(best)
         rest.remove(best)
     return order
+
+
+def order(names: Sequence[str], alike: Tensor) -> list[str]:
+    """The names in the order of `diverse`: MAST-5's five first where there are more, as in figure 4b."""
+    five = [a.name for a in MAST_5]
+    first = [names.index(name) for name in five] if len(names) > 5 and set(five) <= set(names) else []
+    return [names[k] for k in diverse(alike, first)]
+
+
+def pictured(names: Sequence[str], alike: Tensor) -> list[int]:
+    """The two subspaces of figure 3b, resized crops and grayscale; without them, the two that are least alike."""
+    if {"resized_crop", "grayscale"} <= set(names):
+        return [names.index("resized_crop"), names.index("grayscale")]
+    if len(names) < 2:
+        return [0]
+    a, b = divmod(int(alike.argmin()), len(names))
+    return [a, b]
 
 
 def ensemble(mu: Tensor, masks: Tensor) -> Tensor:
@@ -202,25 +262,38 @@ _SWEEPS: dict[type[Augmentation], Sweep] = {
 }
 
 
-def _sweeps(
-    method: MAST,
+def swept_of(method: Method) -> tuple[Augmentation, ...]:
+    """The method's augmentations that have a strength; MAST-5's if its views are not composed."""
+    view = method.views[0]
+    return tuple(a for a in (view.augmentations if isinstance(view, Composed) else MAST_5) if type(a) in _SWEEPS)
+
+
+def invariances(
+    method: Method,
     source: Source,
-    masks: Tensor,
+    *,
     test_size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    device: torch.device | str,
-    seed: int,
-    batch_size: int,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    swept: int = 1_000,
+    batch_size: int = 256,
+    augmentations: Sequence[Augmentation] | None = None,
 ) -> dict[str, Any]:
-    """Invariances and traces by strength, for those of the method's augmentations that have one."""
-    with_all = torch.cat([masks, torch.ones(len(masks), 1)], 1)
-    kinds = {k.name: (k, *_SWEEPS[type(k)]) for k in method.view.augmentations if type(k) in _SWEEPS}
-    sums = {name: torch.zeros(len(values), with_all.shape[1] + 1) for name, (_, _, values, _) in kinds.items()}
+    """Invariances and traces by strength: "invariance" in `analyze`, whose arguments these are.
+
+    Args:
+        augmentations: those to vary, of `swept_of`; the method's own if None.
+    """
+    source = source.subset(spread_out(len(source), swept))
+    chosen = swept_of(method) if augmentations is None else augmentations
+    kinds = {k.name: (k, *_SWEEPS[type(k)]) for k in chosen}
+    sums: dict[str, Tensor] = {}
     count = 0
 
     def embed(x: Tensor) -> tuple[Tensor, Tensor]:
-        mu, var = method.embed(normalize(255 * x, mean, std))
+        mu, var = _embed(method, normalize(255 * x, mean, std))
         return mu.cpu(), var.sum(1).cpu()
 
     for pixels, good, _ in test_images(source, test_size, batch_size):
@@ -229,7 +302,10 @@ def _sweeps(
         x, draws = pixels.to(device) / 255, Draws(seed, 0, torch.tensor(good, device=device))
         with frozen(method):
             original, _ = embed(x)
+            masks = _masks(method, original.shape[1])
+            with_all = torch.cat([masks, torch.ones(len(masks), 1)], 1)
             for name, (kind, _, values, at) in kinds.items():
+                sums.setdefault(name, torch.zeros(len(values), with_all.shape[1] + 1))
                 for row, value in zip(sums[name], values, strict=True):
                     # The same draws at every strength: two differ by the strength alone.
                     changed, trace = embed(at(kind, value)(x, draws.at(name)))
@@ -241,7 +317,7 @@ def _sweeps(
             "values": list(values),
             "subspaces": (sums[name][:, :-2] / count).T.tolist(),
             "all": (sums[name][:, -2] / count).tolist(),
-            "trace": (sums[name][:, -1] / count).tolist() if method.uncertainty else None,
+            "trace": (sums[name][:, -1] / count).tolist() if _is_unsure(method) else None,
         }
         for name, (_, what, values, _) in kinds.items()
     }
@@ -294,13 +370,29 @@ def _logistic(x: Tensor, y: Tensor, test_x: Tensor, classes: int) -> tuple[Tenso
     return torch.from_numpy(found.predict(test_x.numpy())), weight
 
 
+# -- maps --------------------------------------------------------------------------------------------------------
+
+
+def _maps(
+    seen: Features, mu: Tensor, masks: Tensor, names: Sequence[str], alike: Tensor, lay_out: LayOut, most: int
+) -> dict[str, Any]:
+    """Two subspaces in two dimensions (figure 3b)."""
+    rows, which = spread_out(len(mu), most), pictured(names, alike)
+    laid = [lay_out(mu[rows] * masks[:, k]) for k in which]
+    return {
+        "subspaces": [names[k] for k in which],
+        "algorithm": laid[0][1],
+        "positions": [np.round(positions.astype(float), 3).tolist() for positions, _ in laid],
+        "labels": None if seen.labels is None else seen.labels[rows].tolist(),
+    }
+
+
 class _Gaussian(nn.Module):
     """Means and variances side by side, `b 2*d`, as features are extracted."""
 
-    def __init__(self, method: MAST) -> None:
+    def __init__(self, method: Method) -> None:
         super().__init__()
         self.method = method
 
     def forward(self, x: Tensor) -> Tensor:
-        mu, var = self.method.embed(x)
-        return torch.cat([mu, var], 1)
+        return torch.cat(_embed(self.method, x), 1)

@@ -286,7 +286,7 @@ def _subspaces(method: MAST, recipe: Recipe, source: Source | None, device: torc
     if source is None:
         weights = method.masks().detach().float().cpu()
         alike = numbers.correlation(weights)
-        order = [method.subspaces[k] for k in numbers.diverse(alike)]
+        order = numbers.order(method.subspaces, alike)
         found = {"masks": weights.T.tolist(), "correlation": alike.tolist(), "order": order, "invariance": {}}
     else:
         found = numbers.analyze(
