@@ -192,14 +192,15 @@ def segment(
 
 def detect(
     weights: Weights,
-    data: Scenes,
+    data: Annotated[tuple[Path, ...], Arg("DATA")],
     /,
+    preset: Literal["coco_1x", "voc_24k"] | None = None,
     masks: bool = False,
     size: Pixels = 800,
-    epochs: Count = 12,
+    epochs: Annotated[int | None, Arg("N")] = None,
     batch_size: Count = 16,
     lr: Annotated[float | None, Arg("RATE")] = None,
-    batch_norm: Literal["batch", "running"] = "batch",
+    batch_norm: Literal["batch", "backbone", "running"] | None = None,
     proposals: Count = 512,
     baseline: bool = False,
     seed: int = 0,
@@ -210,16 +211,20 @@ def detect(
 
     For example:
       manyviews detect runs/first cells/ --size 160 --epochs 6 --batch-size 4 --proposals 64
-      manyviews detect runs/first coco/ --masks
+      manyviews detect runs/first coco/ --masks --preset coco_1x
+      torchrun --nproc-per-node 8 -m manyviews detect runs/first VOC2007/ VOC2012/ --preset voc_24k
 
     Args:
-        data: A folder in the format of Pascal VOC or COCO.
+        data: A folder in the format of Pascal VOC or COCO, or several that are one set.
+        preset: A published schedule: detectron2's 1x for COCO with a feature pyramid, or MoCo's 24,000 steps for VOC
+            07+12 with the C4 detector. Steps are scaled to the number of images.
         masks: Segment every object, too (COCO's format only).
-        size: Short side of the images in pixels.
-        epochs: Passes over the images.
-        batch_size: Images per step.
+        size: Short side of the images in pixels. The training sizes of a preset are in proportion.
+        epochs: Passes over the images; by default 12, or the preset's steps.
+        batch_size: Images per step, of all processes.
         lr: Peak learning rate; by default 0.02 for a batch of 16, and 1e-4 with AdamW for transformers.
-        batch_norm: Normalize with the statistics of the batch, or with the running ones.
+        batch_norm: Normalize with the statistics of the batch, in the backbone alone or in the pyramid too, or with the
+            running ones. By default batch, and backbone with a preset.
         proposals: How many proposals are sampled from each image.
         baseline: Fine-tune an untrained encoder too.
         seed: Seed of the new layers and of the order of the images.
@@ -230,6 +235,7 @@ def detect(
         load(weights, hints),
         data,
         baseline=baseline,
+        preset=preset,
         masks=masks,
         size=size,
         epochs=epochs,
