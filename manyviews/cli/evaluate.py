@@ -28,6 +28,7 @@ from manyviews.cli._options import (
     settings,
     show_dense,
     write_json,
+    wrote,
 )
 from manyviews.cli._parser import Arg
 from manyviews.errors import UserError
@@ -111,6 +112,7 @@ def transfer(
     seed: int = 0,
     seeds: Count = 1,
     set: Settings = (),
+    compare: Annotated[tuple[Path, ...], Arg("FOLDER", repeat=True)] = (),
     hints: Hints = NO_HINTS,
     json: Json = None,
 ) -> None:
@@ -119,10 +121,11 @@ def transfer(
     For example:
       manyviews transfer runs/first sets/ --out transfer/first
       manyviews transfer runs/first sets/ --protocol linear,finetune --seeds 3 --out transfer/tuned
+      manyviews transfer runs/second sets/ --out transfer/second --compare transfer/first
 
     Args:
         suite: A folder that holds each set: pets/train/<class> and pets/test/<class>, or pets/<class>, or pets.zip, or
-            pets_train.parquet and pets_test.parquet. Or one such set.
+            pets_train.parquet and pets_test.parquet, or a folder in Pascal VOC's layout. Or one such set.
         out: A folder for the reports. The same command again continues an interrupted suite.
         protocol: Protocols that classify, separated by commas: see `manyviews list protocols`.
         baselines: Evaluate an untrained encoder and raw pixels too.
@@ -130,6 +133,7 @@ def transfer(
         seed: Seed of the untrained encoder, of the protocols that draw, and of the intervals.
         seeds: How often each protocol that draws is run; its accuracy is the mean.
         set: Change a setting of a protocol, such as finetune.epochs=30: see `manyviews list protocols NAME`.
+        compare: The folder of another encoder's suite, to draw a radar plot of both; may be repeated.
     """
     from manyviews.reporting import summary
 
@@ -143,8 +147,11 @@ def transfer(
         seeds=seeds,
         baselines=baselines,
         min_per_class=min_per_class,
+        compare=compare,
     )
     summary.show_transfer(found.table(), found.notes)
+    for plot in sorted(found.folder.glob("radar-*.png")) if compare else ():
+        wrote(plot)
     write_json(json, found.to_dict())
 
 

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from manyviews.data import load_canvases
+import manyviews as mv
+from manyviews.backbones import Encoder
+from manyviews.data import load_canvases, open_source
 from manyviews.data.order import order
 from manyviews.data.source import unlabeled
+from manyviews.engine.monitor import hold_out
 from manyviews.errors import UserError
 from manyviews.evaluation import ImageTask, Task, evaluate, extract
 from manyviews.evaluation.protocols import finetune
 from manyviews.evaluation.protocols.finetune import FineTune, FineTuneA3, LinearAugmented, LinearMoCo, Semi1, Semi10
+from manyviews.evaluation.protocols.linear import LogisticRegression
 from manyviews.evaluation.subsets import balanced, matching, read_list
-from manyviews.views import Global, Views
+from manyviews.evaluation.unlabeled.diagnosis import Diagnosis, default_view, diagnose
+from manyviews.reporting import plots
+from manyviews.verbs import sweep
+from manyviews.views import Global, Strong, Views, resolution
+from manyviews.weights import Pretrained
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 LOOK = {"mean": MEAN, "std": STD}
@@ -247,3 +258,154 @@ def test_a3_is_the_papers():
     assert (a3.mixup, a3.cutmix, a3.randaugment) == (0.1, 1.0, 2)
     with pytest.raises(UserError, match="smoothing is for the cross-entropy"):
         FineTuneA3(smoothing=0.1)
+
+
+# -- the rescue of easy samples --------------------------------------------------------------------------------------
+
+
+def test_common_and_strong_views_are_compared_by_their_cosines(encoder, pictures):
+    """An image at a time, from the same draws."""
+    source = pictures(20)
+    found = diagnose(encoder, source, test_size=12, **LOOK, views=2, seed=4)
+    canvases, _ = load_canvases(source, resolution([default_view(12)]))
+    common, strong = [], []
+    with torch.no_grad():
+        for i in range(20):
+            first, second = (
+                encoder(Views(canvases[i : i + 1], (default_view(12),), 4, k, MEAN, STD)["global", 0])[0]
+                for k in (0, 1)
+            )
+            other = encoder(Views(canvases[i : i + 1], (Strong(size=12),), 4, 0, MEAN, STD)["strong", 0])[0]
+            common.append((first @ second / first.norm() / second.norm()).item())
+            strong.append((first @ other / first.norm() / other.norm()).item())
+    assert found.cosine == pytest.approx(np.mean(common), abs=1e-5)
+    assert found.strong == pytest.approx(np.mean(strong), abs=1e-5)
+    assert f"{found.strong:.4f}  cosine of a view and a strongly augmented one" in found.text()
+    assert Diagnosis.from_json(found.to_json()) == found
+
+
+def write_voc(root, rng, splits):
+    """Pictures of red and blue things, one or both, in Pascal VOC's layout; what is difficult is no label."""
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    thing = "<object><name>{}</name><difficult>{}</difficult><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>6</xmax>"
+    truth = {}
+    for split, count in splits.items():
+        names = [f"{split}{i}" for i in range(count)]
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names))
+        for i, name in enumerate(names):
+            shown = [
+                kind for kind, there in zip(("red", "blue"), ((1, 0), (0, 1), (1, 1))[i % 3], strict=True) if there
+            ]
+            pixels = rng.integers(0, 30, (12, 12, 3)) + rng.integers(0, 120, 3)
+            for kind in shown:
+                pixels[:, :, 0 if kind == "red" else 2] += 80
+            Image.fromarray(pixels.astype(np.uint8)).save(root / "JPEGImages" / f"{name}.png")
+            text = "".join(thing.format(kind, 0) + "<ymax>6</ymax></bndbox></object>" for kind in shown)
+            text += thing.format("red", 1) + "<ymax>6</ymax></bndbox></object>"
+            size = "<size><width>12</width><height>12</height></size>"
+            (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{size}{text}</annotation>")
+            truth[name] = shown
+    return truth
+
+
+def test_a_suite_has_voc_in_its_table_and_draws_other_suites_beside_it(tmp_path, monkeypatch):
+    """Tables 1 and figure 4 of the rescue: VOC 2007 by mAP among sets by accuracy; the lines have the numbers."""
+    rng = np.random.default_rng(0)
+    truth = write_voc(tmp_path / "suite" / "voc2007", rng, {"train": 24, "val": 12, "test": 12})
+    for name in ("a", "b"):
+        for k in range(2):
+            (tmp_path / "suite" / name / f"class {k}").mkdir(parents=True)
+            for i in range(15):
+                pixels = (rng.integers(0, 120, (12, 12, 3)) + 80 * k).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "suite" / name / f"class {k}" / f"{i}.png")
+    encoders = [
+        Pretrained(Encoder("resnet18", stem="small", channels=(4, 4, 8, 8)).eval(), MEAN, STD, 12, name)
+        for name in ("first", "second")
+    ]
+    how = {"baselines": False, "settings": {"multilabel.penalties": (0.1,)}, "protocols": ("knn", "logistic")}
+    suite = tmp_path / "suite"
+    first = mv.transfer(encoders[0], suite, tmp_path / "first", **how)
+    figures, drawn = [], plots._figure
+
+    @contextmanager
+    def kept(*given):
+        with drawn(*given) as figure:
+            figures.append(figure)
+            yield figure
+
+    monkeypatch.setattr(plots, "_figure", kept)
+    second = mv.transfer(encoders[1], suite, tmp_path / "second", compare=[tmp_path / "first"], **how)
+    rows = second.table()
+    assert [(r["set"], r["metric"]) for r in rows[:4]] == [
+        ("a", "top-1"), ("b", "top-1"), ("voc2007", "mAP"), ("mean", "top-1 and mAP")
+    ]  # fmt: skip
+    assert rows[2]["value"] == rows[6]["value"] and rows[2]["protocol"] == "multilabel" and rows[2]["top1"] is None
+    assert rows[3]["value"] == pytest.approx(np.mean([r["value"] for r in rows[:3]])) and rows[3]["top1"] is None
+
+    # VOC's number is the mAP of its own images, labels and parts.
+    def part(*splits):
+        names = [name for name in truth if name.startswith(splits)]
+        pixels = np.stack([np.asarray(Image.open(suite / "voc2007/JPEGImages" / f"{n}.png")) for n in names])
+        targets = np.array([[kind in truth[n] for kind in ("blue", "red")] for n in names])
+        source = open_source(pixels)
+        ids = partial(list, [f"{n}.png" for n in names])
+        return dataclasses.replace(source, identify=ids, annotate=lambda: (targets, ["blue", "red"]))
+
+    monkeypatch.setattr(plots, "evaluation", lambda *_: [])
+    alone = mv.evaluate(encoders[1], part("train", "val"), part("test"), protocols=("multilabel",), baselines=False,
+                        settings=how["settings"])  # fmt: skip
+    assert rows[2]["value"] == pytest.approx(alone.representations["trained"].measures["multilabel"].value, abs=1e-6)
+
+    assert len(figures) == 2 and (tmp_path / "second" / "radar-logistic.png").stat().st_size > 5000
+    (axes,) = figures[0].axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["a", "b", "voc2007"]
+    for line, found in zip(axes.lines, (second, first), strict=True):
+        numbers = [100 * r["value"] for r in found.table()[:3]]
+        assert line.get_label() == found.weights
+        assert list(line.get_ydata()) == pytest.approx([*numbers, numbers[0]])
+        assert list(line.get_xdata()) == pytest.approx([0, 2 * np.pi / 3, 4 * np.pi / 3, 0])
+        assert min(numbers) >= axes.get_ylim()[0]
+    with pytest.raises(UserError, match="holds no finished suite"):
+        mv.transfer(encoders[1], suite, tmp_path / "third", compare=[tmp_path], **how)
+    with pytest.raises(UserError, match="three sets or more"):
+        mv.transfer(
+            encoders[1], {"a": suite / "a"}, tmp_path / "third", compare=[tmp_path / "first"], protocols=["knn"]
+        )
+    with pytest.raises(UserError, match="one label each"):
+        mv.transfer(encoders[1], suite, tmp_path / "third", protocols=["multilabel"])
+
+
+def test_a_sweep_is_judged_by_a_protocol_beside_two_baselines(pictures, tmp_path, monkeypatch, capsys):
+    """Figure 5 of the rescue: the probe learns from all training images and is judged on others, once for each run."""
+    data, test = pictures(90), pictures(24, seed=5)
+    monkeypatch.setattr(plots, "evaluation", lambda *_: [])
+    how = {
+        "recipe": "simclr_tiny",
+        "vary": {"method.temperature": (0.5,)},
+        "out": tmp_path / "sweep",
+        "seeds": 1,
+        "settings": {"data.batch_size": 16, "data.holdout": 0.3, "monitor.steps": 1000, "epochs": 1},
+        "baseline": [{"optimizer.lr": 0.0}, {"optimizer.lr": 0.0, "epochs": 2}],
+        "metric": LogisticRegression(),
+        "test": test,
+    }
+    found = mv.sweep(data, **how)
+    assert (found.metric, found.words) == ("logistic", "logistic regression on test images")
+    assert [p.value for p in found.baselines] == ["optimizer.lr=0.0", "optimizer.lr=0.0, epochs=2"]
+    run = tmp_path / "sweep" / found.points[0].runs[0]
+    train, held = hold_out(data, 0.3)
+    alone = mv.evaluate(run, train, test, protocols=("logistic",), baselines=False)
+    assert found.points[0].scores == [alone.representations["trained"].scores["logistic"].top1]
+    evaluated = []
+    monkeypatch.setattr(
+        sweep, "evaluate", lambda *given, **more: evaluated.append(given) or mv.evaluate(*given, **more)
+    )
+    assert mv.sweep(data, **how) == found and not evaluated  # it is not judged again
+    on_held = mv.sweep(data, **how | {"metric": "knn_majority", "test": None})
+    assert [len(images) for _, images, _ in evaluated] == [len(train)] * 3
+    assert all(images.ids == held.ids for *_, images in evaluated) and "held-out" in on_held.words
+    with pytest.raises(UserError, match="Test images are for protocols"):
+        mv.sweep(data, **how | {"metric": "ridge"})
+    with pytest.raises(UserError, match="knn, ridge, rankme or a protocol"):
+        mv.sweep(data, **how | {"metric": "loss"})
