@@ -114,6 +114,8 @@ def detect(
         steps = per_epoch * (12 if epochs is None else epochs)
     else:
         steps = schedule.steps_for(len(shown), batch)
+    given = {"epochs": epochs, "lr": lr, "batch_norm": batch_norm}
+    changed = [name for name, value in given.items() if value is not None]
     batch_norm = batch_norm or ("batch" if schedule is None else "backbone")
     bad: Bad = list(found.bad)
     # The heads and torchvision's samplers draw from the global random state; it is restored.
@@ -140,7 +142,7 @@ def detect(
     scores = {kind: average_precision(truth, answers, kind) for kind in kinds}
     details = {f"{words[k]} {name}": value for k in kinds for name, value in scores[k][0].items()}
     metric = f"{words[kinds[0]]} AP"
-    ours = () if schedule is None else (schedule.told(steps, batch, size, plain),)
+    ours = () if schedule is None else (schedule.told(steps, batch, size, plain, changed),)
     report = Dense(
         task="detection",
         metric=metric,
@@ -465,7 +467,7 @@ def _train(
             module.train(batch_norm != "running")
     generator = torch.Generator().manual_seed(seed)
     per_epoch, done = math.ceil(len(pictures) / batch), 0
-    epochs, own = math.ceil(steps / per_epoch), slice(distributed.rank(), None, distributed.world_size())
+    epochs, rank, world = math.ceil(steps / per_epoch), distributed.rank(), distributed.world_size()
     good: set[Path] = set()
 
     def batches() -> Iterator[list[tuple[Picture, bool]]]:
@@ -474,7 +476,9 @@ def _train(
             flipped = torch.rand(len(pictures), generator=generator) < 0.5
             # Equal batches: a last one of one image would spoil BatchNorm.
             for part in order.tensor_split(per_epoch):
-                yield [(pictures[i], bool(flipped[i])) for i in part[own].tolist()]
+                # Where there are fewer images than processes, some images are taken twice.
+                own = part[rank::world] if rank < len(part) else part[rank % len(part), None]
+                yield [(pictures[i], bool(flipped[i])) for i in own.tolist()]
 
     def backward(some: list[_Example]) -> None:
         pairs = [_example(image, picture, masks, flip, device) for picture, flip, image in some]
@@ -487,8 +491,8 @@ def _train(
     learn = stepping(optimizer, backward)
 
     def step(some: list[_Example], rate: float) -> None:
-        good.update(picture.path for picture, _, _ in some)
         if distributed.least(len(some)):  # else none of the images of some process can be read
+            good.update(picture.path for picture, _, _ in some)
             learn(some, rate)
 
     for done in descend(_read(islice(batches(), steps), bad), step, lambda step: lr * share(step)):

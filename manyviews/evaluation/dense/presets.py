@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,11 +49,19 @@ class Preset:
         """`drops` as shares of the run."""
         return tuple(drop / self.steps for drop in self.drops)
 
-    def told(self, steps: int, batch: int, size: int, plain: bool) -> str:
-        """A sentence on a run of the schedule: what it is, and what it is not."""
-        scaled = f"{steps:,} steps of {batch} images, which is the same number of looks at each"
-        ran = "" if (steps, batch) == (self.steps, _BATCH) else f"; here {scaled}"
+    def told(self, steps: int, batch: int, size: int, plain: bool, changed: Sequence[str] = ()) -> str:
+        """A sentence on a run of the schedule: what it is, and what it is not.
+
+        Args:
+            steps: steps of the run.
+            batch: images of a step.
+            size: short side of test images in pixels.
+            plain: whether the encoder is a plain vision transformer.
+            changed: names of other settings that were given.
+        """
+        ran = "" if (steps, batch) == (self.steps, _BATCH) else f"; here {steps:,} steps of {batch} images"
         shrunk = "" if size == _SIZE else f"; sizes are {size}/{_SIZE} of these"
+        shrunk += f"; other {' and '.join(changed)}, as asked" if changed else ""
         unlike = "the heads, regions and proposals are torchvision's, statistics of BatchNorm are not computed again"
         transformer = "; vision transformers learn by AdamW, which the schedule does not know" if plain else ""
         return f"{self.name}: {self.says}{ran}{shrunk}. Not as in detectron2: {unlike}{transformer}."
