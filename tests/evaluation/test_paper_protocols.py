@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 from contextlib import contextmanager
 from functools import partial
 
@@ -150,11 +151,28 @@ def test_shares_are_of_all_labels_as_simclrs_lists():
     assert set(balanced(ids, y, 0.01, 0).tolist()) < set(balanced(ids, y, 0.0101, 0).tolist())
 
 
-def test_the_report_says_what_was_learned_from(learner, pictures):
+def test_the_report_says_what_was_learned_from_and_how_long_it_takes_is_told_before(
+    learner, pictures, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys.modules["manyviews.evaluation.evaluate"], "_LONG", 0.0)
     settings = {"finetune.lrs": (0.02, 0.1), "finetune.epochs": 1, "finetune.batch": 40}
+    said = []
     report = evaluate(
-        learner, pictures(80), pictures(20, seed=3), protocols=("finetune",), settings=settings, test_size=12, **LOOK
+        learner,
+        pictures(80),
+        pictures(20, seed=3),
+        protocols=("finetune",),
+        settings=settings,
+        test_size=12,
+        progress=lambda done, total, note="": said.append((note if isinstance(note, str) else note(), done)),
+        **LOOK,
     )
+    told = [note for note, *_ in said if note.startswith("finetune: trained")]
+    assert told and capsys.readouterr().err.count("fine-tuning of this encoder takes about ") == 1
+    protocol = FineTune(lrs=(1.0, 2.0), epochs=(3, 5))
+    assert protocol.forwards(100) == 3 * 100 * (2 * (3 + 5) + 5)  # and a last time with all labels
+    assert Semi10(lrs=(1.0, 2.0), epochs=(3, 5)).forwards(100) == 3 * 10 * 2 * (3 + 5)
+    assert LinearAugmented(epochs=7).forwards(100) == 700
     (note,) = [note for note in report.notes if note.startswith("fine-tuning: ")]
     assert "held out" in note and "all 80 labeled images" in note
     assert report.representations["trained"].scores["finetune"].setting["images"] == 80

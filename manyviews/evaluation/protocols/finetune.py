@@ -207,7 +207,8 @@ class FineTune(ImageProtocol):
     def forwards(self, rows: int) -> float:
         images = rows * self.share if self.subset is None else min(rows, len(read_list(self.subset)))
         passes = sum(self.epochs) * len(self.lrs)
-        return 3.0 * images * (passes + (max(self.epochs) if images == rows and passes > self.epochs[0] else 0))
+        chosen = len(self.epochs) * len(self.lrs) > 1
+        return 3.0 * images * (passes + (max(self.epochs) if chosen and images == rows else 0))
 
     def run(self, task: ImageTask, seed: int) -> Prediction:
         known = task.frozen
