@@ -288,19 +288,20 @@ def _protocol(metric: str | Protocol | None) -> Protocol | None:
 def _judged(folder: Path, protocol: Protocol, data: Any, test: Any, runs: Sequence[Run]) -> dict[Path, float]:
     """The number of a protocol for each run, by its folder; measured once, and then read from the sweep's folder."""
     held = None if test is None else opened(test)
+    key = [repr(protocol), "" if held is None else fingerprint(held)]
     found: dict[Path, float] = {}
     for run in dict.fromkeys(run.folder for run in runs):
         file = folder / f"{run.name}-{protocol.name}.json"
         known = distributed.share(file.read_text(encoding="utf-8") if file.exists() else "")
         if known:
             facts = json.loads(known)
-        if not known or facts["protocol"] != repr(protocol):
+        if not known or facts["of"] != key:
             recipe = RunFolder(run).recipe
             train, rest = hold_out(open_source(data), recipe.data.holdout)
             report = evaluate(run, train, rest if held is None else held, protocols=(protocol,), baselines=False)
             ours = report.representations["trained"]
             score = ours.scores[protocol.name].top1 if ours.scores else ours.measures[protocol.name].value
-            facts = {"protocol": repr(protocol), "value": score}
+            facts = {"of": key, "value": score}
             if distributed.rank() == 0:
                 write_text(file, json.dumps(facts))
         found[run] = facts["value"]

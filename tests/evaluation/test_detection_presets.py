@@ -204,7 +204,7 @@ def detected(root: str) -> dict:
 
     detection._ask = listen
     torch.manual_seed(0)
-    found["report"] = detect(resnet(), Path(root), preset="coco_1x", epochs=3, **QUICK | {"batch": 2})
+    found["report"] = detect(resnet(), Path(root), preset="coco_1x", epochs=3, **QUICK | {"batch": 2, "size": 32})
     return found
 
 

@@ -114,7 +114,8 @@ def detect(
         steps = per_epoch * (12 if epochs is None else epochs)
     else:
         steps = schedule.steps_for(len(shown), batch)
-    given = {"epochs": epochs, "lr": lr, "batch_norm": batch_norm}
+    few = None if proposals == 512 else proposals
+    given = {"epochs": epochs, "lr": lr, "batch_norm": batch_norm, "proposals": few}
     changed = [name for name, value in given.items() if value is not None]
     batch_norm = batch_norm or ("batch" if schedule is None else "backbone")
     bad: Bad = list(found.bad)
