@@ -319,24 +319,27 @@ def add(x: Tensor) -> Tensor:
 
 
 class _Normalize(torch.autograd.Function):
-    """BatchNorm with the statistics of all ranks, which hold equally many rows; also returns the mean and variance.
+    """BatchNorm with the statistics of the rows of all ranks; also returns the mean, the variance and their number.
 
     It calls PyTorch's own kernels for one process, each of which reads the input once and not once per operation.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         own = torch.stack(torch.batch_norm_update_stats(x, None, None, 0.0))
-        means, variances = _all_gather(own[None]).unbind(1)
-        mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
+        rows = own.new_full((1, own.shape[1]), x.numel() / x.shape[1])
+        means, variances, counts = _all_gather(torch.cat([own, rows])[None]).unbind(1)
+        n = counts.sum(0)
+        mean = (counts / n * means).sum(0)
+        var = (counts / n * (variances + (means - mean).square())).sum(0)
         ctx.eps = eps
-        ctx.save_for_backward(x, weight, mean, var)
-        ctx.mark_non_differentiable(mean, var)
-        return F.batch_norm(x, mean, var, weight, bias, eps=eps), mean, var
+        ctx.save_for_backward(x, weight, mean, var, n)
+        ctx.mark_non_differentiable(mean, var, n)
+        return F.batch_norm(x, mean, var, weight, bias, eps=eps), mean, var, n
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, mean, var = ctx.saved_tensors
+        x, weight, mean, var, n = ctx.saved_tensors
         scale = (var + ctx.eps).rsqrt()
         # First the gradient with sums over this rank's rows, then the difference that the sums of all ranks make.
         of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
@@ -345,7 +348,7 @@ class _Normalize(torch.autograd.Function):
         sums = torch.stack([of_weight, of_bias])
         everyone = sums.clone()
         dist.all_reduce(everyone)
-        off = (sums - everyone / world_size()) * (weight * scale * x.shape[1] / x.numel())
+        off = (sums * (x.shape[1] / x.numel()) - everyone / n) * (weight * scale)
         of_x += F.batch_norm(x, mean, var, off[0], off[1], eps=ctx.eps)
         return of_x, of_weight, of_bias, None
 
@@ -361,9 +364,8 @@ class SyncBatchNorm(torch.nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         weight, bias = (self.weight, self.bias) if self.affine else (x.new_ones(x.shape[1]), x.new_zeros(x.shape[1]))
-        y, mean, var = _Normalize.apply(x, weight, bias, self.eps)
+        y, mean, var, n = _Normalize.apply(x, weight, bias, self.eps)
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            n = x.numel() // x.shape[1] * world_size()
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
             momentum = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)  # type: ignore[arg-type]
             self.running_mean.lerp_(mean, momentum)

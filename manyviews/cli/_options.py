@@ -182,11 +182,14 @@ def show_finished(run: Run, out: Path | None) -> None:
 
 
 def show_dense(found: Dense, out: Path | None) -> None:
-    """Print the result of segment, detect or propagate."""
+    """Print the result of segment, detect or propagate, in the first process only."""
+    from manyviews import distributed
     from manyviews.reporting import summary
 
-    summary.show_dense(found)
-    write_json(out, found.to_dict())
+    if distributed.rank() == 0:
+        summary.show_dense(found)
+        write_json(out, found.to_dict())
+    distributed.stop()
 
 
 def facts(run: Run) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from manyviews.cli._options import (
     settings,
     show_dense,
     write_json,
+    wrote,
 )
 from manyviews.cli._parser import Arg
 from manyviews.errors import UserError
@@ -111,6 +112,7 @@ def transfer(
     seed: int = 0,
     seeds: Count = 1,
     set: Settings = (),
+    compare: Annotated[tuple[Path, ...], Arg("FOLDER", repeat=True)] = (),
     hints: Hints = NO_HINTS,
     json: Json = None,
 ) -> None:
@@ -119,10 +121,11 @@ def transfer(
     For example:
       manyviews transfer runs/first sets/ --out transfer/first
       manyviews transfer runs/first sets/ --protocol linear,finetune --seeds 3 --out transfer/tuned
+      manyviews transfer runs/second sets/ --out transfer/second --compare transfer/first
 
     Args:
         suite: A folder that holds each set: pets/train/<class> and pets/test/<class>, or pets/<class>, or pets.zip, or
-            pets_train.parquet and pets_test.parquet. Or one such set.
+            pets_train.parquet and pets_test.parquet, or a folder in Pascal VOC's layout. Or one such set.
         out: A folder for the reports. The same command again continues an interrupted suite.
         protocol: Protocols that classify, separated by commas: see `manyviews list protocols`.
         baselines: Evaluate an untrained encoder and raw pixels too.
@@ -130,6 +133,7 @@ def transfer(
         seed: Seed of the untrained encoder, of the protocols that draw, and of the intervals.
         seeds: How often each protocol that draws is run; its accuracy is the mean.
         set: Change a setting of a protocol, such as finetune.epochs=30: see `manyviews list protocols NAME`.
+        compare: The folder of another encoder's suite, to draw a radar plot of both; may be repeated.
     """
     from manyviews.reporting import summary
 
@@ -143,8 +147,11 @@ def transfer(
         seeds=seeds,
         baselines=baselines,
         min_per_class=min_per_class,
+        compare=compare,
     )
     summary.show_transfer(found.table(), found.notes)
+    for plot in sorted(found.folder.glob("radar-*.png")) if compare else ():
+        wrote(plot)
     write_json(json, found.to_dict())
 
 
@@ -192,14 +199,15 @@ def segment(
 
 def detect(
     weights: Weights,
-    data: Scenes,
+    data: Annotated[tuple[Path, ...], Arg("DATA")],
     /,
+    preset: Literal["coco_1x", "voc_24k"] | None = None,
     masks: bool = False,
     size: Pixels = 800,
-    epochs: Count = 12,
+    epochs: Annotated[int | None, Arg("N")] = None,
     batch_size: Count = 16,
     lr: Annotated[float | None, Arg("RATE")] = None,
-    batch_norm: Literal["batch", "running"] = "batch",
+    batch_norm: Literal["batch", "backbone", "running"] | None = None,
     proposals: Count = 512,
     baseline: bool = False,
     seed: int = 0,
@@ -210,16 +218,20 @@ def detect(
 
     For example:
       manyviews detect runs/first cells/ --size 160 --epochs 6 --batch-size 4 --proposals 64
-      manyviews detect runs/first coco/ --masks
+      manyviews detect runs/first coco/ --masks --preset coco_1x
+      torchrun --nproc-per-node 8 -m manyviews detect runs/first VOC2007/ VOC2012/ --preset voc_24k
 
     Args:
-        data: A folder in the format of Pascal VOC or COCO.
+        data: A folder in the format of Pascal VOC or COCO, or several that are one set.
+        preset: A published schedule: detectron2's 1x for COCO with a feature pyramid, or MoCo's 24,000 steps for VOC
+            07+12 with the C4 detector. Steps are scaled to the number of images.
         masks: Segment every object, too (COCO's format only).
-        size: Short side of the images in pixels.
-        epochs: Passes over the images.
-        batch_size: Images per step.
+        size: Short side of the images in pixels. The training sizes of a preset are in proportion.
+        epochs: Passes over the images; by default 12, or the preset's steps.
+        batch_size: Images per step, of all processes.
         lr: Peak learning rate; by default 0.02 for a batch of 16, and 1e-4 with AdamW for transformers.
-        batch_norm: Normalize with the statistics of the batch, or with the running ones.
+        batch_norm: Normalize with the statistics of the batch, in the backbone alone or in the pyramid too, or with the
+            running ones. By default batch, and backbone with a preset.
         proposals: How many proposals are sampled from each image.
         baseline: Fine-tune an untrained encoder too.
         seed: Seed of the new layers and of the order of the images.
@@ -230,6 +242,7 @@ def detect(
         load(weights, hints),
         data,
         baseline=baseline,
+        preset=preset,
         masks=masks,
         size=size,
         epochs=epochs,

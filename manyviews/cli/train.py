@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from json import loads
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -246,7 +247,8 @@ def sweep(
     lr: LearningRate = None,
     set: Settings = (),
     baseline: Settings = (),
-    metric: Literal["knn", "linear", "rankme"] | None = None,
+    metric: Annotated[str | None, Arg("NAME")] = None,
+    test: DataSet = None,
     json: Json = None,
 ) -> None:
     """Train with several values of a setting, and plot how sensitive the result is to it.
@@ -261,24 +263,29 @@ def sweep(
         out: The sweep's folder. The same command again continues an interrupted sweep.
         seeds: Trainings for each value, with seeds 0, 1, ...
         set: Change a setting of all trainings.
-        baseline: Train with this setting too, and draw its result as a line to compare with.
-        metric: Metric on held-out training images. By default, k-NN if there are labels, else the effective rank.
+        baseline: Train with this setting too, and draw its result as a line to compare with. Several values make
+            several baselines.
+        metric: Metric on held-out training images: knn, ridge (a linear classifier on 1,000 images), rankme (the
+            effective rank), or a protocol of `manyviews list protocols`, which learns from all labels. By default knn
+            if there are labels, else rankme.
+        test: Labeled images to judge a protocol on.
     """
     from manyviews.reporting import summary
     from manyviews.settings import parse
 
     example = "method.temperature=0.1,0.2"
 
-    def values(path: str, text: str) -> tuple[Any, ...]:
+    def values(path: str, text: str, flag: str = "--vary") -> tuple[Any, ...]:
         found = parse(f"({text},)")
         if not isinstance(found, tuple):
-            raise UserError(f"--vary takes path=value,value, such as {example}, not '{path}={text}'.")
+            raise UserError(f"{flag} takes path=value,value, such as {example}, not '{path}={text}'.")
         return found
 
     changed = with_short(set, epochs=epochs, batch_size=batch_size, lr=lr)
     varied = settings(vary, "--vary", example)
     if len(varied) < len(vary):  # only the last of two would count, as with --set
         raise UserError(f"--vary names a setting several times: give all of its values at once, such as {example}.")
+    beside = {k: values(k, v, "--baseline") for k, v in settings(baseline, "--baseline").items()}
     found = mv.sweep(
         data,
         recipe,
@@ -286,8 +293,9 @@ def sweep(
         out,
         seeds=seeds,
         settings=changed,
-        baseline=settings(baseline, "--baseline") or None,
+        baseline=[dict(zip(beside, chosen, strict=True)) for chosen in product(*beside.values())] if beside else None,
         metric=metric,
+        test=test,
     )
     summary.show_sweep(found.to_dict())
     write_json(json, found.to_dict())

@@ -148,12 +148,14 @@ class Prediction:
         setting: the setting that predicted them.
         validation: accuracy on the validation set of each setting that was tried.
         others: int64, `m`: predictions of settings that are reported in addition.
+        notes: sentences that a reader must know.
     """
 
     ranked: Tensor
     setting: dict[str, float]
     validation: list[tuple[dict[str, float], float]]
     others: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -191,11 +193,12 @@ class Range:
         words: the range for people; completes "must be".
     """
 
-    holds: Callable[[float], bool]
+    holds: Callable[[Any], bool]
     words: str
 
 
 POSITIVE = Range(lambda v: 0 < v < math.inf, "positive and finite")
+POSITIVE_OR_NONE = Range(lambda v: v is None or 0 < v < math.inf, "positive and finite, or none")
 NOT_NEGATIVE = Range(lambda v: 0 <= v < math.inf, "at least 0 and finite")
 SHARE = Range(lambda v: 0 < v <= 1, "more than 0 and at most 1")
 BELOW_ONE = Range(lambda v: 0 <= v < 1, "at least 0 and less than 1")
@@ -219,7 +222,8 @@ class Protocol(ABC):
         sees: the most that it looks at.
         in_color: whether it changes images in ways that only RGB has.
         seeded: whether the result depends on the seed. Such protocols are repeated with several seeds.
-        passes: passes over all images, for the time left; 0 for none. See `products` for work on features.
+        passes: passes over all images, for the time left; 0 for none. See `forwards`, and `products` for work on
+            features.
 
     Raises:
         UserError: a setting is out of its range.
@@ -242,6 +246,14 @@ class Protocol(ABC):
             for limit in (extra for extra in get_args(hints[name])[1:] if isinstance(extra, Range)):
                 if value == () or not all(map(limit.holds, value if isinstance(value, tuple) else (value,))):
                     raise UserError(f"The setting {self.name}.{name} must be {limit.words}, not {value}.")
+
+    def forwards(self, rows: int) -> float:
+        """About how many images a run sends through the encoder, for the time left.
+
+        Args:
+            rows: training images. One that the encoder itself learns from counts three times.
+        """
+        return float(self.passes * rows)
 
     def products(self, rows: int, tests: int, dims: int, classes: int) -> float:
         """About how many multiplications a run takes with features, for the time left; 0 for next to nothing.

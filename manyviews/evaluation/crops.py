@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from hashlib import blake2b
@@ -85,6 +85,7 @@ class LabeledCrops:
         warmup: float = 0.0,
         mix: Mix = unmixed,
         loss: Loss = CROSS_ENTROPY,
+        drops: Sequence[float] = (),
         clip: float | None = None,
     ) -> Iterator[int]:
         """Minimize the mean loss of `logits`, a function of images; yields the steps done, after each.
@@ -92,11 +93,12 @@ class LabeledCrops:
         Args:
             logits: images to logits.
             optimizer: updates the weights.
-            lr: learning rate, to zero by a cosine, per step.
+            lr: learning rate, to zero by a cosine, per step; or to a tenth at each of the `drops`.
             epochs: passes over the images.
             warmup: epochs in which the learning rate grows linearly; a tenth of the run if that is shorter.
             mix: changes images and labels.
             loss: see `Loss`.
+            drops: shares of the run after which the rate falls to a tenth; without warm-up.
             clip: largest norm of the whole gradient; None for any.
         """
         steps = epochs * self.steps_per_epoch
@@ -104,6 +106,8 @@ class LabeledCrops:
         learning = [p for group in optimizer.param_groups for p in group["params"]]
 
         def rate(step: int) -> float:
+            if drops:
+                return lr * 0.1 ** sum(step >= share * steps for share in drops)
             return schedule(Progress(step, steps, self.steps_per_epoch))
 
         def backward(given: tuple[int, int, Batch]) -> None:

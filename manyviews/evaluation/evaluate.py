@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from manyviews import distributed, machine
 from manyviews.backbones import Encoder, ExternalEncoder, Kind, width
 from manyviews.data.source import Source
-from manyviews.errors import UserError
+from manyviews.errors import UserError, say
 from manyviews.evaluation import scores
 from manyviews.evaluation.baselines import Pixels, untrained
 from manyviews.evaluation.contract import (
@@ -39,9 +39,11 @@ from manyviews.evaluation.linear import Standardizer
 from manyviews.evaluation.protocols import requested
 from manyviews.evaluation.protocols.shifted import Shifted
 from manyviews.evaluation.remaining import Part, Remaining
-from manyviews.evaluation.report import Report, Score
+from manyviews.evaluation.report import NAMES, Report, Score
 from manyviews.evaluation.sets import Sets, checked
-from manyviews.progress import Note, Update
+from manyviews.progress import Note, Update, duration
+
+_LONG = 600.0  # seconds of one run of a protocol that are told before it begins
 
 
 def evaluate(
@@ -130,7 +132,7 @@ def evaluate(
     rows, tests = (len(source), len(test)) if test is not None else (len(source) * 4 // 5, len(source) // 5)
     dims = {name: _dims(module, features, test_size, len(mean)) for name, module in encoders.items()}
     parts = [
-        Part(p.name, float(p.passes * len(source)), p.products(rows, tests, dims[name], len(classes)))
+        Part(p.name, p.forwards(rows), p.products(rows, tests, dims[name], len(classes)))
         for name, p in runs
         for _ in range(repeats[p])
     ]
@@ -193,7 +195,9 @@ def evaluate(
         for protocol in (p for n, p in runs if n == name):
             note, results = f"{protocol.name}: {name}", []
             for s in range(seed, seed + repeats[protocol]):
-                remaining.begin(note)
+                expected = remaining.begin(note)
+                if expected > _LONG and s == seed and progress is not None:
+                    say(f"{protocol.title} of {NAMES[name]} takes about {duration(expected)} on this machine.")
                 images_again = replace(again, progress=None if progress is None else _titled(remaining, note))
                 once = protocol
                 if isinstance(protocol, Shifted):  # doubts concern the images: once is enough
@@ -204,6 +208,8 @@ def evaluate(
             if predictions:
                 scored[protocol.name] = scores.score(predictions, test_y, len(classes), seed)
                 right[name][protocol.name] = scores.right(predictions, test_y)
+                if name == "trained":
+                    notes += [f"{protocol.title}: {note}" for note in predictions[0].notes]
             else:
                 measured[protocol.name] = scores.mean([result for result in results if isinstance(result, Metric)])
         found[name] = scores.represent(task, scored, measured)

@@ -17,7 +17,7 @@ class Part(NamedTuple):
 
     Attributes:
         protocol: its name.
-        images: how many images it looks at again.
+        images: how many images it sends through the encoder again.
         products: how many multiplications it does with features.
     """
 
@@ -55,12 +55,13 @@ class Remaining:
         self._per_image = (time.monotonic() - self._start) / max(1, self._read)
         self._show(self._unread * self._per_image, note)
 
-    def begin(self, note: Note) -> None:
-        """The next run of a protocol begins."""
+    def begin(self, note: Note) -> float:
+        """The next run of a protocol begins. Returns the seconds that it is expected to take."""
         self._unread, self._begun = 0, time.monotonic()
         self._running = self._parts.pop(0)
         self._expected = self._cost(self._running)
         self._show(self._expected, note)
+        return self._expected
 
     def within(self, done: float, of: float, note: Note) -> None:
         """So much of this run is done."""

@@ -6,6 +6,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -288,19 +289,15 @@ def in_colors(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndar
 def sweep(found: Mapping[str, Any], path: Path) -> Path:
     """A panel for each setting that was varied: the metric by value, with its spread over seeds, and the baseline.
 
-    Like figures 5 and 6 of "Rescuing easy samples"; gray marks values with a collapsed run.
+    Like figures 5 and 6 of "Rescuing easy samples", with all baselines; gray marks values with a collapsed run.
 
     Args:
         found: `manyviews.verbs.sweep.Sweep.to_dict()`.
         path: path of the PNG file.
     """
     settings = list(dict.fromkeys(p["setting"] for p in found["points"]))
-    scale = 1 if found["metric"] == "rankme" else 100
-    title = {
-        "knn": "nearest neighbors (k-NN) on held-out images, %",
-        "linear": "linear probe on held-out images, %",
-        "rankme": "dimensions in use (RankMe)",
-    }[found["metric"]]
+    scale, unit = (1, "") if found["metric"] == "rankme" else (100, ", %")
+    ylabel = _lines(found["words"], 40) + unit
 
     def summary(point: Mapping[str, Any]) -> tuple[float, float]:
         scores = scale * np.array(point["scores"])
@@ -326,15 +323,43 @@ def sweep(found: Mapping[str, Any], path: Path) -> Path:
             for place, point in zip(x, points, strict=True):
                 if point["collapsed"]:
                     axes.axvline(place, color="#cccccc", linewidth=8, zorder=0, label="collapsed")
-            if found["baseline"] and found["baseline"]["scores"]:
-                mean, spread = summary(found["baseline"])
-                axes.axhline(mean, color=_WRONG, linestyle="--", linewidth=1, label="baseline")
-                axes.axhspan(mean - spread, mean + spread, color=_WRONG, alpha=0.08)
+            for color, point in zip(cycle((_WRONG, _RIGHT, _COLORS["untrained"])), found["baselines"], strict=False):
+                if point["scores"]:
+                    mean, spread = summary(point)
+                    label = "baseline" if len(found["baselines"]) == 1 else f"baseline: {unmathed(point['value'], 30)}"
+                    axes.axhline(mean, color=color, linestyle="--", linewidth=1, label=label)
+                    axes.axhspan(mean - spread, mean + spread, color=color, alpha=0.08)
             axes.set_xlabel(unmathed(setting))
             handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
             if handles:
                 axes.legend(handles.values(), handles.keys())
-        panels[0].set_ylabel(title)
+        panels[0].set_ylabel(ylabel)
+    return path
+
+
+def radar(values: Mapping[str, Mapping[str, float]], path: Path, title: str = "") -> Path:
+    """A closed line for each encoder, with an axis for each set: figure 4 of "Rescuing easy samples".
+
+    Args:
+        values: for each encoder, by name, its number on each set, in [0, 1]; sets that some lack are left out.
+        path: path of the PNG file.
+        title: a line above the plot.
+    """
+    names = [name for name in next(iter(values.values())) if all(name in line for line in values.values())]
+    around = 2 * np.pi * np.arange(len(names)) / len(names)
+    least = min(100 * line[name] for line in values.values() for name in names)
+    with _figure(path, 7, 6) as figure:
+        axes: Any = figure.add_subplot(projection="polar")
+        for encoder, line in values.items():
+            numbers = [100 * line[name] for name in names]
+            axes.plot(
+                [*around, around[0]], [*numbers, numbers[0]], marker="o", markersize=3, label=unmathed(encoder, 40)
+            )
+        # From the center the next ten below the lowest: lines that are close are told apart.
+        axes.set_ylim(max(0.0, 10 * np.floor(least / 10 - 0.5)), 100)
+        axes.set_xticks(around, [unmathed(name, 20) for name in names])
+        axes.set_title(f"{title}, %" if title else "%")
+        axes.legend(loc="upper left", bbox_to_anchor=(-0.15, 1.1))
     return path
 
 

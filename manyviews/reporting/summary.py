@@ -89,9 +89,9 @@ def show_run(run: Any) -> None:
 def show_sweep(found: Mapping[str, Any]) -> None:
     """Print a sweep (`manyviews.verbs.sweep.Sweep.to_dict()`) to standard output, with the best value in bold."""
     scale, unit = (1.0, "") if found["metric"] == "rankme" else (100.0, " %")
-    points = [*([found["baseline"]] if found["baseline"] else []), *found["points"]]
+    points = [*found["baselines"], *found["points"]]
     best = max(points, key=lambda p: sum(p["scores"]) / len(p["scores"]) if p["scores"] else -np.inf)
-    table = _table("setting", "value", f"held-out {found['metric']}", "seeds", "")
+    table = _table("setting", "value", found["metric"], "seeds", "")
     for point in points:
         scores = np.array(point["scores"]) * scale
         spread = f" ± {scores.std(ddof=1):.1f}" if len(scores) > 1 else ""
@@ -101,12 +101,22 @@ def show_sweep(found: Mapping[str, Any]) -> None:
         style = "bold" if point is best else ""
         table.add_row(*(Text(printable(c), style=style) for c in (*cells, str(len(scores)), collapsed)))
     files = [f"{found['folder']}/sweep.png", f"{found['folder']}/sweep.json"]
-    _show(Group(table, "", Text("files"), *(Padding(Text(printable(f)), (0, 0, 0, 2)) for f in files)))
+    _show(
+        Group(
+            table,
+            "",
+            Text(f"{found['metric']}: {found['words']}."),
+            "",
+            Text("files"),
+            *(Padding(Text(printable(f)), (0, 0, 0, 2)) for f in files),
+        )
+    )
 
 
 def show_transfer(rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> None:
     """Print the table and the notes of a suite (`manyviews.verbs.transfer.Transfer`) to standard output."""
-    table = _table("set", "protocol", "top-1 (95 % interval)", "mean per class", "untrained", "test images")
+    names = " or ".join(sorted({name for row in rows for name in row["metric"].split(" and ")}, reverse=True))
+    table = _table("set", "protocol", f"{names} (95 % interval)", "mean per class", "untrained", "test images")
     for row in rows:
         style = "bold" if row["set"] == "mean" else ""
         interval = " ({:.1f} to {:.1f})".format(*(100 * v for v in row["interval"])) if row["interval"] else ""
@@ -115,8 +125,8 @@ def show_transfer(rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) 
         table.add_row(
             Text(printable(row["set"]), style=style),
             Text(title(row["protocol"]), style=style),
-            Text(percent(row["top1"]), style=style).append(interval, style="dim"),
-            percent(row["mean_per_class"]),
+            Text(_named(row), style=style).append(interval, style="dim"),
+            "-" if row["mean_per_class"] is None else percent(row["mean_per_class"]),
             "-" if row["untrained"] is None else percent(row["untrained"]),
             str(row["images"] or ""),
         )
@@ -165,6 +175,11 @@ def flat(facts: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{path}{name}.")
         else:
             yield f"{path}{name}", value
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    """The value of a row, with the name of its metric unless it is an accuracy."""
+    return percent(row["value"]) + ("" if row["metric"] == "top-1" else f" {row['metric']}")
 
 
 def show_dense(found: Dense) -> None:

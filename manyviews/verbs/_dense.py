@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from manyviews import distributed
 from manyviews.backbones import Encoder
 from manyviews.data import RGB
 from manyviews.errors import UserError, say
@@ -21,7 +22,7 @@ from manyviews.weights import Pretrained
 def evaluated(
     judge: Callable[..., Dense],
     weights: str | Path | Pretrained,
-    data: str | Path,
+    data: str | Path | Sequence[str | Path],
     baseline: bool,
     options: Mapping[str, Any],
 ) -> Dense:
@@ -41,16 +42,18 @@ def evaluated(
         raise UserError(
             f"segment, detect and propagate read images as RGB, and {encoder.name} takes {encoder.channels} channels."
         )
-    if found.reading is not None and found.reading.words != RGB.words:
+    first = distributed.rank() == 0
+    if first and found.reading is not None and found.reading.words != RGB.words:
         say(f"This command reads images as {RGB.words}; the encoder learned from {found.reading.words}.")
     options = {k: v for k, v in preprocessing(found).items() if k != "test_size"} | dict(options)
-    with progress(judge.__name__) as update:
-        result = judge(encoder, Path(data), progress=update, **options)
-    for note in result.notes:
+    where = Path(data) if isinstance(data, str | Path) else [Path(folder) for folder in data]
+    with progress(judge.__name__, quiet=not first) as update:
+        result = judge(encoder, where, progress=update, **options)
+    for note in result.notes if first else ():
         say(note)
     if not baseline:
         return result
     fresh = untrained(encoder, options.get("seed", 0))
-    with progress(f"{judge.__name__}: untrained") as update:
-        theirs = judge(fresh, Path(data), progress=update, **options)
+    with progress(f"{judge.__name__}: untrained", quiet=not first) as update:
+        theirs = judge(fresh, where, progress=update, **options)
     return replace(result, baselines={"an untrained encoder": theirs.value, **result.baselines})

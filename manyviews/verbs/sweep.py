@@ -19,19 +19,28 @@ from manyviews.engine.folder import RunFolder
 from manyviews.engine.monitor import FEWEST, hold_out
 from manyviews.engine.pace import Pace, measure
 from manyviews.errors import UserError, say
+from manyviews.evaluation import Protocol, protocols
 from manyviews.evaluation.features import fingerprint
+from manyviews.evaluation.sets import check_labels, check_targets
 from manyviews.evaluation.unlabeled.spectrum import COLLAPSED
 from manyviews.progress import Outer, duration, within
 from manyviews.reporting import plots
 from manyviews.settings import Recipe, override, parts, to_json
-from manyviews.verbs._common import claim
+from manyviews.verbs._common import claim, opened
 from manyviews.verbs.auto import AUTO
+from manyviews.verbs.evaluate import evaluate
 from manyviews.verbs.pretrain import changed, fitted, pretrain
 from manyviews.verbs.resume import resume
 from manyviews.verbs.run import Run
 
-METRICS = ("knn", "linear", "rankme")
-"""The metrics of a run: accuracies on held-out training images, which need labels, and the effective rank."""
+METRICS = {
+    "knn": "k-NN (k = 20) on at most 1,000 held-out training images, among at most 1,000 of the others",
+    "ridge": "ridge regression on at most 1,000 training images, accuracy on at most 1,000 held-out ones",
+    "rankme": "effective rank (RankMe) of at most 1,000 held-out training images, without labels",
+}
+"""Metrics that a run measures while it trains. Any protocol is one too, of the network at the end."""
+
+_LOGGED = {"ridge": "linear"}  # names in the logs of runs
 
 
 @dataclass(frozen=True)
@@ -59,15 +68,17 @@ class Sweep:
 
     Attributes:
         folder: the folder of the sweep and its runs.
-        metric: one of `METRICS`.
+        metric: one of `METRICS`, or a protocol.
+        words: what the metric is of which images.
         points: a point for every value, in the order given.
-        baseline: the point of the settings to compare with; None if none were given.
+        baselines: the points of the settings to compare with.
     """
 
     folder: Path
     metric: str
+    words: str
     points: list[Point]
-    baseline: Point | None
+    baselines: list[Point]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON can hold it."""
@@ -83,13 +94,15 @@ def sweep(
     seeds: int = 3,
     epochs: float | None = None,
     settings: Mapping[str, Any] | None = None,
-    baseline: Mapping[str, Any] | None = None,
-    metric: str | None = None,
+    baseline: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    metric: str | Protocol | None = None,
+    test: Any = None,
 ) -> Sweep:
     """Train a recipe with each value of each setting, everything else unchanged, and plot the results.
 
-    The score of a run is its last measurement on images held out of the training set, never on test images. Call it
-    again to continue an interrupted sweep: finished runs are not repeated.
+    The score of a run is its last measurement on images held out of the training set. Or, as in papers, it is that of
+    a protocol at the end: it learns from all labels of the training images, and is judged on the held-out ones, or on
+    test images if they are given. Call it again to continue an interrupted sweep: finished runs are not repeated.
 
     Args:
         data: see `manyviews.pretrain`.
@@ -99,8 +112,11 @@ def sweep(
         seeds: how many runs each value gets, with seeds 0, 1, ...
         epochs: passes over the images; the recipe's if None.
         settings: settings of all runs: see `manyviews.pretrain`.
-        baseline: settings of one more point, drawn as a line, such as `{"regularizers": ()}`.
-        metric: one of `METRICS`. If None, k-NN accuracy when there are labels, else RankMe.
+        baseline: settings of one more point, drawn as a line, such as `{"regularizers": ()}`; or of several, as figure
+            5 of "Rescuing easy samples" has them: `[{"regularizers": ()}, {"regularizers": (), "epochs": 200}]`.
+        metric: one of `METRICS`; or the name of a protocol, such as "linear_augmented", or one with settings of its
+            own. If None, k-NN accuracy when there are labels, else RankMe.
+        test: labeled images that a protocol is judged on.
 
     Raises:
         UserError: bad input, nothing measured, or another sweep in the folder.
@@ -111,18 +127,19 @@ def sweep(
         raise UserError("There is nothing to vary: give a setting and its values, such as method.temperature=0.1,0.2.")
     if seeds < 1:
         raise UserError(f"A sweep needs 1 seed or more, not {seeds}.")
-    if metric is not None and metric not in METRICS:
-        raise UserError(f"The metric of a sweep is one of {', '.join(METRICS)}, not '{metric}'.")
-    if any("seed" in given for given in (vary, settings or {}, baseline or {})):
+    protocol = _protocol(metric)
+    if test is not None and protocol is None:
+        raise UserError("Test images are for protocols: name one as the metric, such as linear_augmented.")
+    beside = [baseline] if isinstance(baseline, Mapping) else list(baseline or [])
+    if any("seed" in given for given in (vary, settings or {}, *beside)):
         raise UserError("A sweep sets the seeds 0, 1, ... itself: choose how many with --seeds, and set no seed.")
     base = changed(recipe, epochs, settings or {})
     if base.data.holdout == 0:
         raise UserError("A sweep compares runs on held-out images: set data.holdout above 0.")
     folder = Path(out)
     wanted = [(path, value, changed(base, None, {path: value})) for path, values in vary.items() for value in values]
-    if baseline is not None:
-        wanted.append(("", ", ".join(f"{k}={v}" for k, v in baseline.items()), changed(base, None, baseline)))
-    _check_measured(open_source(data), metric, [r for *_, r in wanted])
+    wanted += [("", ", ".join(f"{k}={v}" for k, v in given.items()), changed(base, None, given)) for given in beside]
+    _check_measured(open_source(data), metric, protocol is not None, [r for *_, r in wanted])
     distributed.start()  # the first of several processes makes the folder
     _begin(folder, data, wanted)
 
@@ -145,11 +162,20 @@ def sweep(
     if not seen:
         raise UserError("None of these runs came to an end: their losses are not finite.")
     metric = metric or ("knn" if all("monitor/knn" in last for last in seen) else "rankme")
-    if not all(f"monitor/{metric}" in last for last in seen):
-        labels = ", and labels" if metric in ("knn", "linear") else ""
-        raise UserError(f"These runs did not measure {metric}: it needs 16 held-out images or more{labels}.")
-    points = [_point(folder, path, value, runs, metric) for path, value, runs in found]
-    result = Sweep(folder, metric, [p for p in points if p.setting], next((p for p in points if not p.setting), None))
+    if protocol is not None:
+        scores = _judged(folder, protocol, data, test, [run for *_, runs in found for run in runs if run.summary])
+        name = protocol.name
+        words = f"{protocol.title} on {'test images' if test is not None else 'held-out training images'}"
+    else:
+        name, words = str(metric), METRICS[str(metric)]
+        key = f"monitor/{_LOGGED.get(name, name)}"
+        if not all(key in last for last in seen):
+            labels = ", and labels" if name in ("knn", "ridge") else ""
+            raise UserError(f"These runs did not measure {name}: it needs 16 held-out images or more{labels}.")
+        scores = {run.folder: float(run.summary["last"][key]) for *_, runs in found for run in runs if run.summary}
+    points = [_point(folder, path, value, runs, scores) for path, value, runs in found]
+    parts = [[p for p in points if bool(p.setting) == varied] for varied in (True, False)]
+    result = Sweep(folder, name, words, *parts)
     if distributed.rank() == 0:
         write_text(folder / "sweep.json", json.dumps(result.to_dict(), indent=2))
         plots.sweep(result.to_dict(), folder / "sweep.png")
@@ -245,9 +271,50 @@ def _train(data: Any, recipe: Recipe, where: Path) -> Run:
         return Run(where)
 
 
-def _check_measured(source: Source, metric: str | None, wanted: Sequence[Recipe]) -> None:
+def _protocol(metric: str | Protocol | None) -> Protocol | None:
+    """The protocol that is asked for; None for a metric of the runs themselves.
+
+    Raises:
+        UserError: there is no such metric.
+    """
+    if isinstance(metric, Protocol) or metric is None or metric in METRICS:
+        return metric if isinstance(metric, Protocol) else None
+    if metric not in protocols.names():
+        known = ", ".join(METRICS)
+        raise UserError(
+            f"The metric of a sweep is {known} or a protocol (see `manyviews list protocols`), not '{metric}'."
+        )
+    return protocols.get(metric)()
+
+
+def _judged(folder: Path, protocol: Protocol, data: Any, test: Any, runs: Sequence[Run]) -> dict[Path, float]:
+    """The number of a protocol for each run, by its folder; measured once, and then read from the sweep's folder."""
+    held = None if test is None else opened(test)
+    key = [repr(protocol), "" if held is None else fingerprint(held)]
+    found: dict[Path, float] = {}
+    for run in dict.fromkeys(run.folder for run in runs):
+        file = folder / f"{run.name}-{protocol.name}.json"
+        known = distributed.share(file.read_text(encoding="utf-8") if file.exists() else "")
+        if known:
+            facts = json.loads(known)
+        if not known or facts["of"] != key:
+            recipe = RunFolder(run).recipe
+            train, rest = hold_out(open_source(data), recipe.data.holdout)
+            report = evaluate(run, train, rest if held is None else held, protocols=(protocol,), baselines=False)
+            ours = report.representations["trained"]
+            score = ours.scores[protocol.name].top1 if ours.scores else ours.measures[protocol.name].value
+            facts = {"of": key, "value": score}
+            if distributed.rank() == 0:
+                write_text(file, json.dumps(facts))
+        found[run] = facts["value"]
+    return found
+
+
+def _check_measured(source: Source, metric: str | Protocol | None, judged: bool, wanted: Sequence[Recipe]) -> None:
     """Raise UserError if the metric cannot be measured. Checked before hours of training, not after them."""
-    if metric in ("knn", "linear") and (source.labels is None or len(set(source.labels.tolist())) < 2):
+    if judged:
+        (check_targets if source.several else check_labels)(source)
+    if metric in ("knn", "ridge") and (source.labels is None or len(set(source.labels.tolist())) < 2):
         raise UserError(
             f"{source.name} has no labels of two classes or more, which the metric {metric} needs: use --metric rankme."
         )
@@ -280,12 +347,12 @@ def _name(path: str, value: Any) -> str:
     return re.sub(r"[^\w.=+-]+", "_", f"{path}={value}" if path else "baseline").strip("_")[:80]
 
 
-def _point(folder: Path, path: str, value: str, runs: Sequence[Run], metric: str) -> Point:
+def _point(folder: Path, path: str, value: str, runs: Sequence[Run], scores: Mapping[Path, float]) -> Point:
     last = [run.summary["last"] for run in runs if run.summary]
     return Point(
         path,
         value,
-        [float(row[f"monitor/{metric}"]) for row in last],
+        [scores[run.folder] for run in runs if run.summary],
         sum(row["monitor/spread"] < COLLAPSED for row in last) + len(runs) - len(last),
         [str(run.folder.relative_to(folder)) for run in runs],
     )

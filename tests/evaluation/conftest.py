@@ -68,6 +68,8 @@ def measured(protocol, task, test_y, seed=0):
 
 QUICK = {
     "linear_augmented.epochs": 2,
+    "linear_moco.epochs": 2,
+    "finetune_a3.train_size": 12,
     "corruptions.images": 20,
     "corruptions.kinds": ("contrast", "jpeg"),
     "corruptions.severities": (1, 5),
@@ -77,7 +79,7 @@ QUICK = {
     "few_shot_10.draws": 2,
     **{
         f"{p}.{k}": v
-        for p in ("semi_1", "semi_10", "finetune", "finetune_vit")
+        for p in ("semi_1", "semi_10", "finetune", "finetune_vit", "finetune_a3")
         for k, v in (("lrs", (0.02, 0.1)), ("epochs", 1))
     },
 }

@@ -209,7 +209,7 @@ def test_tuning_alone_is_judged_without_raw_pixels(learner, pictures):
     assert set(report.representations) == {"trained", "untrained"} and set(report.gains) == {"untrained"}
     assert "fine-tuning on 10 % " in report.verdict and "pixels" not in report.verdict
     images = report.representations["trained"].scores["semi_10"].setting["images"]
-    assert images == 3 * round(report.images["train"] / 30)
+    assert images == round((report.images["train"] + report.images["validation"]) / 10)
 
 
 # -- kinds of features -----------------------------------------------------------------------------------------------

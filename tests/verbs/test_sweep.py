@@ -55,7 +55,7 @@ def test_a_sweep_trains_every_value_once_and_continues(pictures: Path, tmp_path:
         assert re.search(rf"^Sweep {i} of 4: .*, seed [01]; about [\dhmins ]+ left of the sweep\.$", said, re.M), said
     assert "epochs take about" not in said  # which a run alone says
     assert "rescue.scale" in printed and "baseline" in printed and "sweep.png" in printed
-    points, baseline = found["points"], found["baseline"]
+    points, (baseline,) = found["points"], found["baselines"]
     assert [(p["setting"], p["value"]) for p in points] == [
         ("regularizers.rescue.scale", "0.5"),
         ("regularizers.rescue.k", "none"),

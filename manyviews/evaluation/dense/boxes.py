@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from manyviews.data.decode import BadImage, as_rgb, decode
+from manyviews.data.left import listed
 from manyviews.errors import UserError
 from manyviews.evaluation.dense.files import SPLITS, Bad, by_stem, check_folder, images_in, only_folder, read_json
 
@@ -78,7 +80,7 @@ class Pictures:
     notes: tuple[str, ...] = ()
 
 
-def open_pictures(root: Path, masks: bool = False) -> Pictures:
+def open_pictures(root: str | Path | Sequence[str | Path], masks: bool = False) -> Pictures:
     """Images with boxes: Pascal VOC's XML or COCO's JSON.
 
     VOC: `Annotations/x.xml`, `JPEGImages/x.jpg` and `ImageSets/Main/<split>.txt`, in the folder or in its only
@@ -91,35 +93,72 @@ def open_pictures(root: Path, masks: bool = False) -> Pictures:
     With a test split, val is learned from too, because nothing is chosen with it; without, val is the test. Test
     images are never learned from, whatever other splits they are in.
 
+    Several folders are one set, as VOC 2007 and 2012 are for detection: train and val of all of them are learned from,
+    and the test images are those of the folders that have a test split.
+
     Boxes and masks are for images as they are shown. If the width and height of an annotation are those of the pixels
     as they are stored, and the image's EXIF orientation turns it, boxes and polygons are turned too.
 
     Args:
-        root: the folder.
+        root: the folder, or several.
         masks: whether every object must have a mask.
 
     Raises:
         UserError: neither layout, annotations that cannot be read, or no masks.
     """
-    check_folder(root)
-    voc = [f for f in (root, *only_folder(root)) if (f / "Annotations").is_dir() and (f / "JPEGImages").is_dir()]
-    if voc and masks:
-        raise UserError(f"{root} is in Pascal VOC's format, which has no masks of objects: give annotations as COCO's.")
-    found = _turned(_open_voc(voc[0]) if voc else _open_coco(root, masks))
+    folders = [Path(root)] if isinstance(root, str | Path) else [Path(folder) for folder in root]
+    where = " and ".join(map(str, folders))
+    found = _turned(_together([_open(folder, masks, len(folders) == 1) for folder in folders], folders))
+    if len(folders) > 1 and not found.test:
+        raise UserError(f"Neither of {where} has a test split: one of several folders must have one.")
     tested = {picture.path for picture in found.test}
     train = [p for p in found.train if p.path not in tested]
     if len(train) < len(found.train):
         twice = f"{len(found.train) - len(train)} images to train are test images too"
         if not train:
-            raise UserError(f"{root} has no images to train but those to test: give others in one of the lists.")
-        found = replace(found, train=train, bad=[*found.bad, (str(root), f"{twice}, and are not learned from")])
+            raise UserError(f"{where} has no images to train but those to test: give others in one of the lists.")
+        found = replace(found, train=train, bad=[*found.bad, (where, f"{twice}, and are not learned from")])
     for name, part in (("train", found.train), ("test", found.test)):
         if not any(not thing.crowd for picture in part for thing in picture.things):
-            raise UserError(f"{root} has no objects in its images to {name}.")
+            raise UserError(f"{where} has no objects in its images to {name}.")
     return found
 
 
-def _open_voc(root: Path) -> Pictures:
+def is_voc(folder: Path) -> bool:
+    """Whether a folder is in Pascal VOC's layout."""
+    return (folder / "Annotations").is_dir() and (folder / "JPEGImages").is_dir()
+
+
+def _open(root: Path, masks: bool, alone: bool) -> Pictures:
+    """One folder. Unless it is alone, it may have no test images, and its validation images are learned from."""
+    check_folder(root)
+    voc = [f for f in (root, *only_folder(root)) if is_voc(f)]
+    if voc and masks:
+        raise UserError(f"{root} is in Pascal VOC's format, which has no masks of objects: give annotations as COCO's.")
+    return _open_voc(voc[0], alone) if voc else _open_coco(root, masks, alone)
+
+
+def _together(parts: Sequence[Pictures], folders: Sequence[Path]) -> Pictures:
+    """Several sets as one, whose classes are known by their names."""
+    if len(parts) == 1:
+        return parts[0]
+    classes = tuple(dict.fromkeys(name for part in parts for name in part.classes))
+    notes = [note for part in parts for note in part.notes]
+    for part, folder in zip(parts, folders, strict=True):
+        lacks = [name for name in classes if name not in part.classes]
+        if lacks:
+            notes.append(f"{folder} has no {listed(lacks)}: where its images show some, they are taken for background.")
+
+    def numbered(part: Pictures, pictures: list[Picture]) -> list[Picture]:
+        number = [classes.index(name) for name in part.classes]
+        return [replace(p, things=tuple(replace(t, label=number[t.label]) for t in p.things)) for p in pictures]
+
+    train = [p for part in parts for p in numbered(part, part.train)]
+    test = [p for part in parts for p in numbered(part, part.test)]
+    return Pictures(classes, train, test, [one for part in parts for one in part.bad], tuple(notes))
+
+
+def _open_voc(root: Path, alone: bool) -> Pictures:
     lists = {}
     for name in ("train", "val", "trainval", "test"):
         file = root / "ImageSets" / "Main" / f"{name}.txt"
@@ -128,6 +167,8 @@ def _open_voc(root: Path) -> Pictures:
     train = lists.get("train", lists.get("trainval"))
     if "test" in lists and train is not None:
         train, test = list(dict.fromkeys([*train, *lists.get("val", [])])), lists["test"]
+    elif train is not None and not alone:
+        train, test = list(dict.fromkeys([*train, *lists.get("val", [])])), []
     elif train is not None and "train" in lists and "val" in lists:
         test = lists["val"]
     else:
@@ -184,9 +225,9 @@ def _text(element: ElementTree.Element, path: str) -> str:
     return found.strip()
 
 
-def _open_coco(root: Path, masks: bool) -> Pictures:
+def _open_coco(root: Path, masks: bool, alone: bool) -> Pictures:
     files = {name: _coco_file(root, name) for name in SPLITS}
-    if files["train"] is None or (files["val"] or files["test"]) is None:
+    if files["train"] is None or (alone and (files["val"] or files["test"]) is None):
         raise UserError(
             f"{root} needs annotations in COCO's format for train, and for test or val, such as "
             "annotations/instances_train.json, or in Pascal VOC's: Annotations, JPEGImages and ImageSets/Main."
@@ -200,9 +241,9 @@ def _open_coco(root: Path, masks: bool) -> Pictures:
         for name, pictures in parts.items()
     }
     classes = tuple(known[k] for k in sorted(known))
-    if "test" not in labeled:
+    if "test" not in labeled and alone:
         return Pictures(classes, labeled["train"], labeled["val"], bad)
-    return Pictures(classes, labeled["train"] + labeled.get("val", []), labeled["test"], bad)
+    return Pictures(classes, labeled["train"] + labeled.get("val", []), labeled.get("test", []), bad)
 
 
 def _coco_file(root: Path, name: str) -> Path | None:

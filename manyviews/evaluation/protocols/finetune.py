@@ -1,14 +1,15 @@
 """Protocols that train on the images: a linear layer on random crops, and fine-tuning.
 
-De Plaen et al. 2026, "MULAN", appendices A and B; He et al. 2022, "MAE", table 9, for transformers. Where the papers
-are silent: linear layers start at zero; validation images choose, and the chosen network predicts as it is after its
-last step, without having learned from them.
+De Plaen et al. 2026, "MULAN", appendices A and B; He et al. 2022, "MAE", table 9, for transformers; He et al. 2020,
+"MoCo", and Wightman et al. 2021, "ResNet strikes back", for MAST's table 10. Where the papers are silent: linear layers
+start at zero; validation images choose; and the network that predicts has learned from all labels that the protocol
+gives it, and is as it is after its last step.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -21,10 +22,12 @@ from manyviews.adaptation import Full
 from manyviews.adaptation.groups import Groups, by_decay, groups_by_name
 from manyviews.backbones import Encoder, protect
 from manyviews.errors import UserError
+from manyviews.evaluation.baselines import Pixels
 from manyviews.evaluation.contract import (
     BELOW_ONE,
     NOT_NEGATIVE,
     POSITIVE,
+    POSITIVE_OR_NONE,
     SHARE,
     Count,
     ImageProtocol,
@@ -33,13 +36,15 @@ from manyviews.evaluation.contract import (
     Prediction,
     Sees,
 )
-from manyviews.evaluation.crops import LabeledCrops, Mix, again, unmixed
-from manyviews.evaluation.features import Chosen, encode, frozen, read_again
+from manyviews.evaluation.crops import LabeledCrops, Mix, unmixed
+from manyviews.evaluation.crops import again as read_often
+from manyviews.evaluation.features import Chosen, encode, frozen
 from manyviews.evaluation.linear import Standardizer, ranked
-from manyviews.evaluation.subsets import balanced
+from manyviews.evaluation.subsets import balanced, matching, read_list
 from manyviews.views import Crop, Global, Strong
 
 _MOMENTUM = 0.9
+_WHOLE = 0.2  # share of a mixed label above which the binary cross-entropy counts it whole, as timm's for A3
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,12 @@ class LinearAugmented(ImageProtocol):
 
     Args:
         epochs: passes over the images; the encoder sees each image that often.
-        lr: learning rate, to zero by a cosine, per step.
+        lr: learning rate.
         batch: largest number of images per step: an epoch is cut into equal batches.
-        momentum: momentum of SGD. The paper does not name it.
+        momentum: momentum of SGD. MULAN does not name it.
+        drops: shares of the run after each of which the learning rate falls to a tenth; none for a cosine to zero, per
+            step.
+        standardized: whether features are standardized.
     """
 
     name = "linear_augmented"
@@ -65,10 +73,16 @@ class LinearAugmented(ImageProtocol):
     lr: Annotated[float, POSITIVE] = 0.005
     batch: Count = 512
     momentum: Annotated[float, BELOW_ONE] = _MOMENTUM
+    drops: tuple[float, ...] = ()
+    standardized: bool = True
+
+    def forwards(self, rows: int) -> float:
+        return float(self.epochs * rows)
 
     def run(self, task: ImageTask, seed: int) -> Prediction:
         known, epochs = task.frozen, self.epochs
-        standard = Standardizer.of(known.trainval_x)
+        scaled = self.standardized or isinstance(task.encoder, Pixels)  # pixels are standardized in every protocol
+        standard: Callable[[Tensor], Tensor] = Standardizer.of(known.trainval_x) if scaled else _as_is
         head = _head(known.train_x.shape[1], known.classes, task.device)
 
         def logits(x: Tensor) -> Tensor:
@@ -78,7 +92,7 @@ class LinearAugmented(ImageProtocol):
 
         crops = LabeledCrops(task, task.trainval, known.trainval_y, _crop(task.size), self.batch, seed)
         optimizer = torch.optim.SGD(head.parameters(), lr=self.lr, momentum=self.momentum)
-        for done in crops.descend(logits, optimizer, lr=self.lr, epochs=epochs):
+        for done in crops.descend(logits, optimizer, lr=self.lr, epochs=epochs, drops=self.drops):
             epoch = 1 + (done - 1) // crops.steps_per_epoch
             task.tell(done, epochs * crops.steps_per_epoch, f"epoch {epoch} of {epochs}")
         with torch.no_grad():
@@ -87,14 +101,37 @@ class LinearAugmented(ImageProtocol):
 
 
 @dataclass(frozen=True)
+class LinearMoCo(LinearAugmented):
+    """A linear layer on frozen features of random crops and flips, by SGD at a learning rate of 30 (MoCo).
+
+    As `linear_augmented`, on features as they are, whose scale in ResNets asks for such a rate (He et al. 2020, section
+    4.1): 100 epochs of batches of 256, to a tenth after 60 and 80. MAST's table 10 names it. The layer starts at zero,
+    MoCo's at noise of standard deviation 0.01. For vision transformers take `linear_augmented`.
+    """
+
+    name = "linear_moco"
+    title = "linear probe at rate 30"
+
+    lr: Annotated[float, POSITIVE] = 30.0
+    batch: Count = 256
+    drops: tuple[float, ...] = (0.6, 0.8)
+    standardized: bool = False
+
+
+@dataclass(frozen=True)
 class FineTune(ImageProtocol):
     """Fine-tuning of the whole encoder on all training labels; settings chosen on validation images (MULAN, B).
 
     A copy of the encoder and a linear layer on its features learn from random crops (8 to 100 % of the image) and
     flips by SGD with Nesterov momentum 0.9, without weight decay, dropout or drop path; cosine to zero per step. Each
-    learning rate is tried with each number of epochs, all with the same crops in the same order; the first best on the
-    clean validation images predicts. (The paper names the best on the test images.) The other settings are for
-    transformers: see `FineTuneViT`.
+    learning rate is tried with each number of epochs, all with the same crops in the same order; the first best on
+    clean validation images is chosen. (The paper names the best on the test images.) The other settings are for
+    transformers and ResNets from scratch: see `FineTuneViT` and `FineTuneA3`.
+
+    The network that predicts has learned from all labels that the protocol gives it. With a subset, the validation
+    images are those outside of it, and nothing is held out. With all labels, the validation images are held out while
+    settings are tried; then a network learns anew from all images with the chosen setting. With one setting there is
+    nothing to choose, and no trial.
 
     BatchNorm learns with the statistics of up to 256 images and predicts with running ones. Parameters with
     requires_grad=False stay frozen. On GPUs that have it in hardware the forward pass of training is in bfloat16;
@@ -104,8 +141,10 @@ class FineTune(ImageProtocol):
         lrs: learning rates to try.
         epochs: passes over the images to try.
         batch: largest number of images per step: an epoch is cut into equal batches.
-        share: share of the training labels to learn from: see `balanced`.
-        optimizer: "sgd", or "adamw" with betas 0.9 and 0.999.
+        share: share of all training labels to learn from, those of validation images among them: see `balanced`.
+        subset: file that names the images to learn from, in place of a share: a relative path or a file name in each
+            line, as in SimCLR's lists of 1 and 10 % of ImageNet.
+        optimizer: "sgd"; "adamw" with betas 0.9 and 0.999; or "lamb" (You et al. 2020, timm's), with the same.
         lr_scaling: "linear" multiplies the learning rates by the images of a batch / 256 (Goyal et al. 2017).
         weight_decay: weight decay of matrices and kernels; biases, norms, positions and class tokens have none.
         layer_decay: factor on the learning rate from one layer to the one below it (Clark et al. 2020), from 1 at the
@@ -117,6 +156,9 @@ class FineTune(ImageProtocol):
             Beta(alpha, alpha), the same for up to 256 images.
         cutmix: alpha of CutMix (Yun et al. 2019): a box is the next image's. With mixup too, either is as likely.
         smoothing: share of each label that is spread over all classes.
+        loss: "cross_entropy"; or "bce", a binary cross-entropy for each class, where each of two mixed labels that has
+            more than a fifth counts whole.
+        train_size: side of the crops in pixels; None for the encoder's input size, at which it is tested.
         drop_path: probability with which the last block's residual branches are left out; the first one's stay, and it
             grows linearly between. Other noise that the encoder may have learned with is off.
 
@@ -133,7 +175,8 @@ class FineTune(ImageProtocol):
     epochs: Annotated[tuple[int, ...], POSITIVE] = (30, 50)
     batch: Count = 1024
     share: Annotated[float, SHARE] = 1.0
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    subset: str | None = None
+    optimizer: Literal["sgd", "adamw", "lamb"] = "sgd"
     lr_scaling: Literal["constant", "linear"] = "constant"
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
     layer_decay: Annotated[float, SHARE] = 1.0
@@ -143,50 +186,111 @@ class FineTune(ImageProtocol):
     cutmix: Annotated[float, NOT_NEGATIVE] = 0.0
     smoothing: Annotated[float, BELOW_ONE] = 0.0
     drop_path: Annotated[float, BELOW_ONE] = 0.0
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    train_size: Annotated[int | None, POSITIVE_OR_NONE] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.subset is not None:
+            read_list(self.subset)  # refused before hours of work, not after them
+        if self.loss == "bce" and self.smoothing:
+            raise UserError(f"{self.name}.smoothing is for the cross-entropy: leave it 0 with {self.name}.loss=bce.")
+
+    def forwards(self, rows: int) -> float:
+        images = rows * self.share if self.subset is None else min(rows, len(read_list(self.subset)))
+        passes = sum(self.epochs) * len(self.lrs)
+        chosen = len(self.epochs) * len(self.lrs) > 1
+        return 3.0 * images * (passes + (max(self.epochs) if chosen and images == rows else 0))
 
     def run(self, task: ImageTask, seed: int) -> Prediction:
         known = task.frozen
-        rows = torch.arange(len(known.train_y))
-        if self.share < 1:
-            rows = balanced(task.trainval.ids[: len(rows)], known.train_y.cpu(), self.share, seed)
-        images, y = task.trainval.subset(rows.numpy()), known.train_y[rows.to(task.device)]
-        crops = LabeledCrops(task, images, y, _crop(task.size, self.randaugment), self.batch, seed)
-        validation = again(task.trainval.subset(range(len(known.train_y), len(task.trainval))), task.size)
-        mix = _mixing(self.mixup, self.cutmix, known.classes)
-
+        n, total = len(known.train_y), len(known.trainval_y)
+        allowed, missing = self._allowed(task, seed)
+        validation = torch.arange(n, total)
+        outside = validation[~torch.isin(validation, allowed)]
         settings = [(lr, length) for length in self.epochs for lr in self.lrs]
-        done, total = 0, crops.steps_per_epoch * sum(length for _, length in settings)
+        # With a subset there are labels enough outside of it; else a part of the labels must be held out at first.
+        again = len(settings) > 1 and 2 * len(outside) < len(validation) and bool((allowed < n).any())
+        held = validation if again else outside
+        if len(settings) > 1 and not len(held):
+            raise UserError(f"{self.subset} leaves no image to choose {self.name}.lrs and epochs with: give one each.")
+        tried_on = _Learning(self, task, allowed[allowed < n] if again else allowed, seed)
+        judged = read_often(task.trainval.subset(held.numpy()), task.size) if len(settings) > 1 else None
+        judged_y = known.trainval_y[held.to(task.device)]
+        last = _Learning(self, task, allowed, seed) if again else tried_on
+
+        done, steps = 0, tried_on.steps(sum(length for _, length in settings))
+        steps += last.steps(max(self.epochs)) if again else 0
         tried: list[tuple[dict[str, float], float]] = []
-        best = -1.0
+        best, setting = -1.0, {"lr": settings[0][0], "epochs": settings[0][1]}
         for lr, length in settings:
-            model = _copy(task, self.drop_path)
-            rate = lr * crops.batch / 256 if self.lr_scaling == "linear" else lr
-            steps = crops.descend(
-                partial(_forward, model, task.device),
-                _optimizer(self.optimizer, groups(model, self.weight_decay, self.layer_decay), rate, task.device),
-                lr=rate,
-                epochs=length,
-                warmup=self.warmup,
-                mix=mix,
-                loss=partial(F.cross_entropy, label_smoothing=self.smoothing, reduction="sum"),
-            )
-            for step in steps:
-                epoch = 1 + (step - 1) // crops.steps_per_epoch
-                task.tell(done + step, total, f"lr {lr:g}, epoch {epoch} of {length}")
-            done += length * crops.steps_per_epoch
-            accuracy = _accuracy(_logits(model, validation(), task), known.val_y)
-            tried.append(({"lr": lr, "epochs": length}, accuracy))
+            for step, note in tried_on.learn(lr, length):
+                task.tell(done + step, steps, note)
+            done += tried_on.steps(length)
+            accuracy = 0.0 if judged is None else _accuracy(_logits(tried_on.model, judged(), task), judged_y)
+            if judged is not None:
+                tried.append(({"lr": lr, "epochs": length}, accuracy))
             if accuracy > best:
-                best, setting, chosen = accuracy, tried[-1][0], model
+                best, setting, chosen = accuracy, {"lr": lr, "epochs": length}, tried_on.model
+        if again:
+            length = int(setting["epochs"])
+            for step, note in last.learn(setting["lr"], length):
+                task.tell(done + step, done + last.steps(length), f"all labels, {note}")
+            chosen = last.model
         logits = _logits(chosen, read_again(task.test, task.size), task)
-        return Prediction(ranked(logits), setting | {"images": len(rows)}, tried, {})
+        notes = self._told(setting, len(allowed), total, len(held) if judged is not None else 0, again, missing)
+        return Prediction(ranked(logits), setting | {"images": len(allowed)}, tried, {}, notes)
+
+    def _allowed(self, task: ImageTask, seed: int) -> tuple[Tensor, list[str]]:
+        """Rows of the training and validation images to learn from, and the names in the list that are none of them.
+
+        Raises:
+            UserError: the list names no training image, or one of several.
+        """
+        y = task.frozen.trainval_y.cpu()
+        if self.subset is not None:
+            ids = task.trainval.ids
+            rows, missing = matching(read_list(self.subset), ids)
+            if not len(rows):
+                raise UserError(
+                    f"None of the images in {self.subset} is a training image: it names {missing[0]}, and the images "
+                    f"are called {ids[0]} and so on."
+                )
+            return rows, missing
+        if self.share < 1:
+            return balanced(task.trainval.ids, y, self.share, seed), []
+        return torch.arange(len(y)), []
+
+    def _told(
+        self, setting: dict[str, float], images: int, total: int, held: int, again: bool, missing: list[str]
+    ) -> tuple[str, ...]:
+        """What the network that predicts has learned from, and on which images its setting was chosen."""
+        origin = f"of {self.subset}" if self.subset is not None else f"of {total:,}"
+        chosen = f"lr {setting['lr']:g} and {setting['epochs']:g} epochs were"
+        if again:
+            text = (
+                f"{chosen} chosen with {held:,} validation images held out; then the network that predicts learned "
+                f"anew from all {images:,} labeled images, these among them."
+            )
+        elif held:
+            text = (
+                f"the network learned from {images:,} labeled images {origin}; {chosen} chosen on {held:,} validation "
+                "images outside of them, so none of them was held out."
+            )
+        else:
+            text = f"{chosen} given, so nothing was held out: the network learned from {images:,} labeled images."
+        if not missing:
+            return (text,)
+        lost = f"{len(missing):,} of the names in {self.subset} belong to no training image (first: {missing[0]})."
+        return text, lost
 
 
 @dataclass(frozen=True)
 class Semi1(FineTune):
     """Fine-tuning of the whole encoder on 1 % of the training labels, the same number of each class (MULAN, B).
 
-    See `FineTune` and `balanced`. The settings are chosen with all validation labels, which are more than 1 %.
+    See `FineTune` and `balanced`. The paper's images are SimCLR's list: `semi_1.subset`. The settings are chosen with
+    the labels of all other validation images, which are more than 1 %.
     """
 
     name = "semi_1"
@@ -199,7 +303,7 @@ class Semi1(FineTune):
 class Semi10(FineTune):
     """Fine-tuning of the whole encoder on 10 % of the training labels, the same number of each class (MULAN, B).
 
-    See `FineTune` and `balanced`.
+    See `FineTune` and `balanced`. The paper's images are SimCLR's list: `semi_10.subset`.
     """
 
     name = "semi_10"
@@ -224,7 +328,7 @@ class FineTuneViT(FineTune):
 
     lrs: LearningRates = (5e-4, 1e-3, 2e-3)
     epochs: Annotated[tuple[int, ...], POSITIVE] = (100,)
-    optimizer: Literal["sgd", "adamw"] = "adamw"
+    optimizer: Literal["sgd", "adamw", "lamb"] = "adamw"
     lr_scaling: Literal["constant", "linear"] = "linear"
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.05
     layer_decay: Annotated[float, SHARE] = 0.75
@@ -234,6 +338,80 @@ class FineTuneViT(FineTune):
     cutmix: Annotated[float, NOT_NEGATIVE] = 1.0
     smoothing: Annotated[float, BELOW_ONE] = 0.1
     drop_path: Annotated[float, BELOW_ONE] = 0.1
+
+
+@dataclass(frozen=True)
+class FineTuneA3(FineTune):
+    """Fine-tuning of a ResNet by "ResNet strikes back" A3: 100 epochs at 160 pixels, LAMB, binary cross-entropy.
+
+    Wightman et al. 2021, table 2, which MAST's table 10 fine-tunes with: rate 0.008 for batches of 2048, weight decay
+    0.02, five epochs of warm-up, Mixup 0.1 or CutMix 1.0, two operations of RandAugment, no smoothing. Nothing is
+    chosen. The paper's operations have severity 6 of 10 with some noise, these a random one (see `Strong`); its test
+    images keep 95 % of their short side, these what the encoder's test size keeps. See `FineTune`.
+    """
+
+    name = "finetune_a3"
+    title = "fine-tuning by A3"
+
+    lrs: LearningRates = (8e-3,)
+    epochs: Annotated[tuple[int, ...], POSITIVE] = (100,)
+    batch: Count = 2048
+    optimizer: Literal["sgd", "adamw", "lamb"] = "lamb"
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.02
+    warmup: Annotated[float, NOT_NEGATIVE] = 5
+    randaugment: Annotated[int, NOT_NEGATIVE] = 2
+    mixup: Annotated[float, NOT_NEGATIVE] = 0.1
+    cutmix: Annotated[float, NOT_NEGATIVE] = 1.0
+    loss: Literal["cross_entropy", "bce"] = "bce"
+    train_size: Annotated[int | None, POSITIVE_OR_NONE] = 160
+
+
+def _as_is(x: Tensor) -> Tensor:
+    return x.clone()  # outside of inference mode, as what a standardization gives
+
+
+class _Learning:
+    """Networks that learn from the same images, each with another setting.
+
+    Args:
+        protocol: all settings but those that are tried.
+        task: the encoder and the images.
+        rows: rows of the training and validation images to learn from, int64.
+        seed: seed of the crops, their order and all noise.
+    """
+
+    def __init__(self, protocol: FineTune, task: ImageTask, rows: Tensor, seed: int) -> None:
+        images, y = task.trainval.subset(rows.numpy()), task.frozen.trainval_y[rows.to(task.device)]
+        self._protocol, self._task = protocol, task
+        crop = _crop(protocol.train_size or task.size, protocol.randaugment)
+        self._crops = LabeledCrops(task, images, y, crop, protocol.batch, seed)
+
+    def steps(self, epochs: int) -> int:
+        """How many steps so many epochs are."""
+        return epochs * self._crops.steps_per_epoch
+
+    def learn(self, lr: float, epochs: int) -> Iterator[tuple[int, str]]:
+        """Train a new `model`; yields the steps done and words on them, after each."""
+        p, task, crops = self._protocol, self._task, self._crops
+        self.model = _copy(task, p.drop_path)
+        rate = lr * crops.batch / 256 if p.lr_scaling == "linear" else lr
+        steps = crops.descend(
+            partial(_forward, self.model, task.device),
+            _optimizer(p.optimizer, groups(self.model, p.weight_decay, p.layer_decay), rate, task.device),
+            lr=rate,
+            epochs=epochs,
+            warmup=p.warmup,
+            mix=_mixing(p.mixup, p.cutmix, task.frozen.classes),
+            loss=_binary if p.loss == "bce" else partial(F.cross_entropy, label_smoothing=p.smoothing, reduction="sum"),
+        )
+        for step in steps:
+            yield step, f"lr {lr:g}, epoch {1 + (step - 1) // crops.steps_per_epoch} of {epochs}"
+
+
+def _binary(logits: Tensor, y: Tensor) -> Tensor:
+    """Binary cross-entropy, the mean over classes and the sum over images; labels of more than a fifth count whole."""
+    targets = (y if y.ndim == 2 else F.one_hot(y, logits.shape[1])).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, (targets > _WHOLE).to(logits.dtype)) * len(logits)
 
 
 def _crop(size: int, randaugment: int = 0) -> Crop:
@@ -322,6 +500,10 @@ def _optimizer(name: str, groups: Groups, lr: float, device: torch.device) -> to
     fused = device.type in ("cpu", "cuda")
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=_MOMENTUM, nesterov=True, fused=fused)
+    if name == "lamb":
+        from timm.optim import Lamb
+
+        return Lamb(groups, lr=lr)
     return torch.optim.AdamW(groups, lr=lr, fused=fused)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from manyviews.backbones import Encoder, ExternalEncoder
 from manyviews.data import Source, load_canvases, spread_out
@@ -30,7 +31,7 @@ from manyviews.evaluation.unlabeled.spectrum import (
 )
 from manyviews.progress import Update
 from manyviews.types import Batch
-from manyviews.views import SIMCLR, Color, Global, View, Views, resolution
+from manyviews.views import SIMCLR, Color, Global, Strong, View, Views, resolution
 
 FEWEST = 16
 """Fewest images for a spectrum that says anything."""
@@ -62,12 +63,14 @@ class Diagnosis:
         correlation: mean squared correlation of two dimensions, in [0, 1], lower is less redundant.
         constant: number of dimensions that do not vary.
         spread: 1 when features are uniform on the sphere, 0 when they are one point.
-        alignment: distance of two views of an image, in [0, 4].
+        alignment: distance of two views of an image, in [0, 4]: twice one minus their cosine.
         uniformity: in [-8, 0], lower is more uniform.
         singular_values: singular values of the features, descending.
         deviations: standard deviation of each dimension, descending.
         untrained: rankme and spread of an encoder of the same architecture with fresh weights; None if there is none.
         bad: (where, reason) for each image that could not be read and was left out.
+        strong: mean cosine of a view and of the image under RandAugment and a hole (`Strong`), in [-1, 1]; None in
+            files of earlier versions.
     """
 
     source: str
@@ -89,6 +92,12 @@ class Diagnosis:
     deviations: tuple[float, ...]
     untrained: dict[str, float] | None
     bad: tuple[tuple[str, str], ...]
+    strong: float | None = None
+
+    @property
+    def cosine(self) -> float:
+        """Mean cosine of two views of an image, in [-1, 1]. "Rescuing easy samples" has 0.7069, and `strong` 0.6690."""
+        return 1 - self.alignment / 2
 
     @property
     def state(self) -> str:
@@ -163,7 +172,10 @@ class Diagnosis:
             ("spread", f"{self.spread:.3f}", "1 evenly over the sphere, 0 one point", before.get("spread")),
             ("alignment", f"{self.alignment:.3f}", "distance of two views of an image, 0 to 4", None),
             ("uniformity", f"{self.uniformity:.2f}", "-4 is even, 0 one point", None),
+            ("cosine", f"{self.cosine:.4f}", "of two views of an image", None),
         ]
+        if self.strong is not None:
+            rows.append(("strong", f"{self.strong:.4f}", "cosine of a view and a strongly augmented one", None))
         lines = [
             f"{name:13} {value:>8}  {words}" + ("" if old is None else f" (untrained: {old:.3g})")
             for name, value, words, old in rows
@@ -197,7 +209,8 @@ def diagnose(
 
     Spectrum and spread come from images under the test-time transform; LiDAR, alignment and uniformity from random
     views. Unless given, the views are the same for all encoders: SimCLR's, at the encoder's size, and up to 64 pixels
-    with half the color and no blur (Chen et al. 2020, appendix B.9).
+    with half the color and no blur (Chen et al. 2020, appendix B.9). Each image is encoded once more under strong
+    augmentations, as "Rescuing easy samples" (Wang et al.) compares them under a supervised ResNet-50.
 
     Args:
         encoder: `b 3 test_size test_size` to `b d`. It is moved to `device`; its mode stays as it is.
@@ -225,7 +238,7 @@ def diagnose(
     device = torch.device(device)
     chosen = source.subset(spread_out(len(source), images))
     looked = chosen.subset(spread_out(len(chosen), viewed))
-    total = len(chosen) + len(looked) * views
+    total = len(chosen) + len(looked) * (views + 1)
     encoders: dict[str, nn.Module] = {"trained": encoder}
     if baseline and isinstance(encoder, Encoder | ExternalEncoder):
         with contextlib.suppress(UserError):  # some modules cannot be initialized again
@@ -250,7 +263,9 @@ def diagnose(
     if len(canvases) < 2:
         raise UserError(f"{source.name} has too few images that can be read: a diagnosis takes {FEWEST} or more.")
     encoder.to(device)  # where it is not yet, if its features were kept on disk
-    z = _of_views(encoder, canvases, shown, views, seed, mean, std, device, progress, total)
+    z = _of_views(encoder, canvases, shown, views, seed, mean, std, device, progress, total - len(canvases))
+    strong = Strong(1, size=test_size)
+    (other,) = _of_views(encoder, canvases, strong, 1, seed, mean, std, device, progress, total).unbind(1)
     numbers = describe(x)
     return Diagnosis(
         source=source.name,
@@ -266,6 +281,7 @@ def diagnose(
         deviations=tuple(deviations(x).sort(descending=True)[0].tolist()),
         untrained=_compared(seen["untrained"].x) if "untrained" in seen else None,
         bad=tuple(seen["trained"].bad),
+        strong=float(cosine_similarity(z[:, 0], other).double().mean()),
         **{k: numbers[k] for k in _KEYS},  # type: ignore[arg-type]
     )
 
