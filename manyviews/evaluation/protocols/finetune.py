@@ -38,7 +38,7 @@ from manyviews.evaluation.contract import (
 )
 from manyviews.evaluation.crops import LabeledCrops, Mix, unmixed
 from manyviews.evaluation.crops import again as read_often
-from manyviews.evaluation.features import Chosen, encode, frozen
+from manyviews.evaluation.features import Chosen, encode, frozen, read_again
 from manyviews.evaluation.linear import Standardizer, ranked
 from manyviews.evaluation.subsets import balanced, matching, read_list
 from manyviews.views import Crop, Global, Strong
