@@ -37,6 +37,7 @@ _VERBS = (
     "pretrain",
     "propagate",
     "report",
+    "reproduce",
     "resume",
     "segment",
     "select",
