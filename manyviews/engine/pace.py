@@ -31,7 +31,7 @@ SHORT = 20.0
 """Seconds of a whole run that need no better estimate, and of which nobody needs to be told."""
 
 _FIRST = 2  # images in the first step, which also compiles and allocates
-_FEW = 8  # images of which a step is measured, unless one of the first two takes too long already
+_FEW = 8  # the fewest images of which a step is measured, unless two take too long already
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Pace:
         decoding: seconds before the first step.
         steps_per_epoch: steps of one pass over the images.
         measured: steps that were measured.
-        images: images in each of them; if these are not a whole batch, a step is in proportion.
+        images: images in each of them; where they are fewer than a batch, a step is extrapolated.
     """
 
     step: float
@@ -125,16 +125,26 @@ def _step(
     take(size)
     first = take(size)
     guess = first * whole / size
-    if first > PATIENCE:
-        return guess, 1, size
-    size = min(whole, max(_FEW, round(whole * PATIENCE / 4 / max(1e-9, guess))))
+    # A large network takes long for a few images already.
+    size = min(whole, 2 * size if first > PATIENCE else max(_FEW, round(whole * PATIENCE / 4 / max(1e-9, guess))))
     begun, found = time.monotonic(), list[float]()
     while len(found) < 5 and (not found or time.monotonic() - begun < PATIENCE):
-        found.append(take(size) * whole / size)
-        if found[-1] * recipe.epochs * per_epoch < SHORT:
+        found.append(take(size))
+        if found[-1] * whole / size * recipe.epochs * per_epoch < SHORT:
             break
     # The first step of a size allocates.
-    return median(found[1:] or found), len(found), size
+    return _whole(first, median(found[1:] or found), size, whole), len(found), size
+
+
+def _whole(first: float, seconds: float, size: int, whole: int) -> float:
+    """Seconds of a step with the whole batch, from those with the first few images and with `size` of them.
+
+    A step takes a time for each image, and one for each weight: the optimizer's, which is the same for any batch.
+    """
+    if size == whole:
+        return seconds
+    each = min(max((seconds - first) / (size - min(_FIRST, whole)), seconds / size / 2), seconds / size)
+    return seconds + (whole - size) * each
 
 
 def _monitoring(method: Method, recipe: Recipe, device: torch.device, images: int) -> float:

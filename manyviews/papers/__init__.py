@@ -8,11 +8,12 @@ from __future__ import annotations
 from manyviews.errors import UserError, unknown
 from manyviews.papers import mast, mulan, rescue
 from manyviews.papers.parts import Detect, Evaluate, Row, Step, Subspaces, Sweep, Training, Transfer, hashed
-from manyviews.papers.sets import SETS, DataSet
+from manyviews.papers.sets import SETS, SUITE, DataSet
 
 __all__ = [
     "ROWS",
     "SETS",
+    "SUITE",
     "TITLES",
     "DataSet",
     "Detect",
@@ -56,10 +57,9 @@ def under(name: str = "") -> list[Row]:
 
 
 def get(name: str) -> Row:
-    """The row of that name. Raises UserError with the nearest one, or with one of several of which this is the table."""
+    """The row of that name. Raises UserError with the nearest one, or with one of the rows of a table."""
     found = under(name)
     if found[0].name != name.strip("."):
-        raise UserError(
-            f"{name} has rows, such as {found[0].name}: `manyviews reproduce {name}` lists all {len(found)}."
-        )
+        example = f"{name} has rows, such as {found[0].name}"
+        raise UserError(f"{example}: `manyviews reproduce {name}` lists all {len(found)}.")
     return found[0]

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 _CLASSES = "NAME/train/<class>/*.jpg and NAME/test/<class>/*.jpg"
+SUITE = ("aircraft", "caltech101", "cifar10", "cifar100", "dtd", "flowers", "food101", "pets", "sun397")
+"""The folders of a suite, SimCLR's sets of one label an image."""
+
 _BOXES = "a folder in Pascal VOC's format, or COCO's"
 
 
@@ -83,8 +86,7 @@ SETS = {
         96_000,
         800,
         "torchvision.datasets downloads them",
-        layout="a folder with the folders aircraft, caltech101, cifar10, cifar100, dtd, flowers, food101, pets and "
-        "sun397, each with train/<class> and test/<class>",
+        layout=f"the folders {', '.join(SUITE)} in NAME, each with train/<class> and test/<class>",
         kind="suite",
     ),
     "places205": DataSet("Places205", 2_448_873, 20_500, 205, "http://places.csail.mit.edu", 256, 256),

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from manyviews.checkpoint import new_folder
-from manyviews.papers import SETS, Detect, Sweep
+from manyviews.papers import SETS, SUITE, Detect, Sweep
+from manyviews.regularizers import Rescue
 from manyviews.settings import Component, Recipe
 from manyviews.views import Crop, View
 
@@ -51,7 +52,7 @@ def training(recipe: Recipe) -> dict[str, str]:
     rescued = {
         f"regularizers.{term.name}.k": str(_small_k(term.k))
         for term in recipe.regularizers
-        if getattr(term, "k", None) is not None
+        if isinstance(term, Rescue) and term.k is not None
     }
     return {**_RUN, **(_VIT if vit else _RESNET), **dict(_sizes(recipe.method)), **rescued}
 
@@ -113,10 +114,8 @@ def made_up(name: str, folder: Path) -> Path:
     kind = SETS[name].kind
     with new_folder(root) as part:
         if kind == "suite":
-            for i, one in enumerate(
-                ("aircraft", "caltech101", "cifar10", "cifar100", "dtd", "flowers", "food101", "pets", "sun397")
-            ):
-                _classes(part / one, i + 1)
+            for i, one in enumerate(SUITE, start=1):
+                _classes(part / one, i)
         elif kind == "classes":
             _classes(part, 0)
         elif kind == "several":
