@@ -43,8 +43,8 @@ def reproduce(
     """
     from manyviews import papers
 
-    if row is None or row not in papers.ROWS:
-        listed = papers.under(row or "")
+    listed = papers.under(row or "")
+    if row is None or listed[0].name != papers.plain(row):
         _list(listed)
         write_json(json, [_facts(one) for one in listed])
         return

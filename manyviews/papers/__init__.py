@@ -26,6 +26,7 @@ __all__ = [
     "Transfer",
     "get",
     "hashed",
+    "plain",
     "under",
 ]
 
@@ -36,13 +37,18 @@ ROWS = {row.name: row for row in (*mulan.ROWS, *rescue.ROWS, *mast.ROWS)}
 """Every row by its name, in the papers' order."""
 
 
+def plain(name: str) -> str:
+    """A row's name as it is written here: `mulan.table2.byol_multitask` is `mulan.table2.byol-multitask`."""
+    return name.strip(".").replace("_", "-")
+
+
 def under(name: str = "") -> list[Row]:
     """The rows of a paper, such as "mulan", of a table, "mulan.table2", or one of them; all without a name.
 
     Raises:
         UserError: there is no such row, with the nearest name.
     """
-    name = name.strip(".")
+    name = plain(name)
     found = [row for row in ROWS.values() if not name or row.name == name or row.name.startswith(f"{name}.")]
     if found:
         return found
@@ -59,7 +65,7 @@ def under(name: str = "") -> list[Row]:
 def get(name: str) -> Row:
     """The row of that name. Raises UserError with the nearest one, or with one of the rows of a table."""
     found = under(name)
-    if found[0].name != name.strip("."):
+    if found[0].name != plain(name):
         example = f"{name} has rows, such as {found[0].name}"
         raise UserError(f"{example}: `manyviews reproduce {name}` lists all {len(found)}.")
     return found[0]

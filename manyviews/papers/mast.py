@@ -104,7 +104,7 @@ _TABLE1 = {
     "moco": absent("MoCo", "There is no recipe of MoCo's first version, which had no projector.", _linear(60.6)),
     "simclr": _theirs("SimCLR", _SIMCLR, _linear(69.3, 89.0), _semi(48.3, 65.6, 75.5, 87.8)),
     "pcl": absent("PCL", _NO_METHOD.format("PCL"), _linear(71.0)),
-    "moco_v2": _theirs("MoCo v2", _MOCO_V2, _linear(71.1)),
+    "moco-v2": _theirs("MoCo v2", _MOCO_V2, _linear(71.1)),
     "simsiam": _theirs("SimSiam", _SIMSIAM, _linear(71.3)),
     "swav": _theirs(
         "SwAV, two views",
@@ -115,8 +115,8 @@ _TABLE1 = {
         "OBoW", _NO_METHOD.format("OBoW"), Evaluate({"linear": 73.8, "semi_1.top5": 82.9, "semi_10.top5": 90.7})
     ),
     "byol": _theirs("BYOL", _BYOL, _linear(74.3, 91.6), _semi(53.2, 68.8, 78.4, 89.0)),
-    "swav_multicrop": _theirs("SwAV, multi-crop", _SWAV, _linear(75.3), _semi(53.9, 70.2, 78.5, 89.9)),
-    "barlow_twins": _theirs("Barlow Twins", _BARLOW, _linear(73.2, 91.0), _semi(55.0, 69.7, 79.2, 89.3)),
+    "swav-multicrop": _theirs("SwAV, multi-crop", _SWAV, _linear(75.3), _semi(53.9, 70.2, 78.5, 89.9)),
+    "barlow-twins": _theirs("Barlow Twins", _BARLOW, _linear(73.2, 91.0), _semi(55.0, 69.7, 79.2, 89.3)),
     "vicreg": _theirs("VICReg", _VICREG, _linear(73.2, 91.1), _semi(54.8, 69.5, 79.4, 89.5)),
     "mast5": row("MAST-5", _MAST_5, _linear(74.9, 91.8), _semi(55.2, 70.2, 80.1, 90.2)),
     "infomin": absent("InfoMin", _NO_METHOD.format("InfoMin"), _linear(73.0, 91.1)),
@@ -132,12 +132,12 @@ _TABLE2 = {
         *_fixed(46.9, 79.8, 31.5),
     ),
     "simclr": _theirs("SimCLR", _SIMCLR, *_fixed(52.5, 85.5, 37.2)),
-    "moco_v2": _theirs("MoCo v2", _MOCO_V2, *_fixed(51.8, 86.4, 38.6), _voc(82.5), _coco(39.8, 36.1)),
+    "moco-v2": _theirs("MoCo v2", _MOCO_V2, *_fixed(51.8, 86.4, 38.6), _voc(82.5), _coco(39.8, 36.1)),
     "simsiam": _theirs("SimSiam", _SIMSIAM, _voc(82.4)),
     "byol": _theirs("BYOL", _BYOL, *_fixed(54.0, 86.6, 47.6), _coco(40.4, 37.0)),
-    "swav_multicrop": _theirs("SwAV, multi-crop", _SWAV, *_fixed(56.7, 88.9, 48.6), _voc(82.6), _coco(41.6, 37.8)),
+    "swav-multicrop": _theirs("SwAV, multi-crop", _SWAV, *_fixed(56.7, 88.9, 48.6), _voc(82.6), _coco(41.6, 37.8)),
     "obow": absent("OBoW", _NO_METHOD.format("OBoW"), *_fixed(56.8, 89.3), _voc(82.9)),
-    "barlow_twins": _theirs("Barlow Twins", _BARLOW, *_fixed(54.1, 86.2, 46.5), _voc(82.6), _coco(40.0, 36.7)),
+    "barlow-twins": _theirs("Barlow Twins", _BARLOW, *_fixed(54.1, 86.2, 46.5), _voc(82.6), _coco(40.0, 36.7)),
     "vicreg": _theirs("VICReg", _VICREG, *_fixed(54.3, 86.6, 47.0), _voc(82.4), _coco(39.4, 36.4)),
     "mast5": row("MAST-5", _MAST_5, *_fixed(58.9, 91.1, 49.5), _voc(83.1), _coco(41.9, 37.2)),
     "infomin": absent("InfoMin", _NO_METHOD.format("InfoMin"), _voc(82.7), _coco(40.6, 36.7)),
@@ -146,12 +146,12 @@ _TABLE2 = {
 }
 
 _TABLE3 = {
-    "moco_v2": row("MoCo v2", _MOCO_100, _linear(81.0, 95.2, "imagenet100")),
+    "moco-v2": row("MoCo v2", _MOCO_100, _linear(81.0, 95.2, "imagenet100")),
     "ifm": absent("IFM on MoCo v2", _NO_METHOD.format("IFM"), _linear(81.4, data="imagenet100")),
     "looc": absent("LooC", _NO_METHOD.format("LooC"), _linear(79.2, 94.7, "imagenet100")),
-    "looc_ensemble": absent("LooC++, 2048 x 3 features", _NO_METHOD.format("LooC"), _linear(81.2, 95.2, "imagenet100")),
+    "looc-ensemble": absent("LooC++, 2048 x 3 features", _NO_METHOD.format("LooC"), _linear(81.2, 95.2, "imagenet100")),
     "mast5": row("MAST-5", _MAST_5_100, _linear(81.9, 95.4, "imagenet100")),
-    "mast5_ensemble": row(
+    "mast5-ensemble": row(
         "MAST-5, 2048 x 5 features: top-5 95.4",
         _MAST_5_100,
         Subspaces({"accuracy.ensemble": 82.1}, "imagenet100"),
@@ -161,22 +161,22 @@ _TABLE3 = {
 }
 
 _TABLE4 = {
-    "moco_v2": row("MoCo v2", _MOCO_100, *_fine(36.7, 64.7, 67.9, 77.3)),
+    "moco-v2": row("MoCo v2", _MOCO_100, *_fine(36.7, 64.7, 67.9, 77.3)),
     "looc": absent("LooC", _NO_METHOD.format("LooC"), *_fine(39.6, 69.2, 70.9, 80.8)),
-    "moco_v2_augself": row(
+    "moco-v2-augself": row(
         "MoCo v2, as AugSelf's authors train it",
         _MOCO_100,
         *_fine(32.2, None, 78.5, 81.2),
         notes=["AugSelf's authors train it with settings of their own, which the paper does not name."],
     ),
-    "augself_moco_v2": absent("AugSelf on MoCo v2", _NO_METHOD.format("AugSelf"), *_fine(37.0, None, 81.7, 84.5)),
-    "simsiam_augself": row(
+    "augself-moco-v2": absent("AugSelf on MoCo v2", _NO_METHOD.format("AugSelf"), *_fine(37.0, None, 81.7, 84.5)),
+    "simsiam-augself": row(
         "SimSiam, as AugSelf's authors train it",
         _SIMSIAM_100,
         *_fine(38.4, None, 83.6, 85.9),
         notes=["AugSelf's authors train it with settings of their own, which the paper does not name."],
     ),
-    "augself_simsiam": absent("AugSelf on SimSiam", _NO_METHOD.format("AugSelf"), *_fine(45.3, None, 86.4, 88.3)),
+    "augself-simsiam": absent("AugSelf on SimSiam", _NO_METHOD.format("AugSelf"), *_fine(45.3, None, 86.4, 88.3)),
     "vicreg": row("VICReg", _VICREG_100, *_fine(37.5, 65.2, 68.3, 77.5)),
     "mast5": row("MAST-5", _MAST_5_100, *_fine(40.3, 69.8, 70.1, 81.2)),
     "mast15": row("MAST-15", _MAST_15_100, *_fine(41.1, 70.0, 72.4, 81.9)),
@@ -188,9 +188,9 @@ _TABLE5 = {
     "mast19": row("MAST-19", _MAST_19, *_four(75.8, 59.4, 84.0, 38.4)),
     "vicreg": row("VICReg, 5 augmentations", _VICREG, *_four(73.2, 54.3, 82.4, 36.4)),
     "mast5": row("MAST-5", _MAST_5, *_four(74.9, 58.9, 83.1, 37.2)),
-    "vicreg_staged": row("VICReg, staged augmentations", Training("vicreg_staged"), *_four(73.4, 54.6, 82.4, 36.5)),
+    "vicreg-staged": row("VICReg, staged augmentations", Training("vicreg_staged"), *_four(73.4, 54.6, 82.4, 36.5)),
     "handcrafted": row("MAST-5, handcrafted masks", Training("mast_handcrafted"), *_four(74.3, 58.1, 82.5, 36.9)),
-    "no_uncertainty": row(
+    "no-uncertainty": row(
         "MAST-5 without uncertainty", Training("mast_no_uncertainty"), *_four(74.1, 57.5, 82.7, 36.8)
     ),
 }
@@ -201,12 +201,12 @@ def _table6(
 ) -> dict[str, Row]:
     only, both = ours
     return {
-        f"simsiam_{data}": row("SimSiam", Training("simsiam_imagenet", data, 100, _R18), _linear(*simsiam, data)),
-        f"vi_simsiam_{data}": absent("VI-SimSiam", _NO_METHOD.format("VI-SimSiam"), _linear(*vi, data)),
-        f"uncertainty_{data}": row(
+        f"simsiam-{data}": row("SimSiam", Training("simsiam_imagenet", data, 100, _R18), _linear(*simsiam, data)),
+        f"vi-simsiam-{data}": absent("VI-SimSiam", _NO_METHOD.format("VI-SimSiam"), _linear(*vi, data)),
+        f"uncertainty-{data}": row(
             "MAST-5, uncertainty only", Training("mast_uncertainty_only", data), _linear(*only, data)
         ),
-        f"mast5_{data}": row(
+        f"mast5-{data}": row(
             "MAST-5",
             Training("mast_uncertainty_only", data, settings={"method.masks": "learned"}),
             _linear(*both, data),
@@ -230,7 +230,7 @@ _TABLE7 = {
 
 _EPOCHS = (200, 400, 800, 1000)
 _TABLE8 = {
-    f"{name}_{epochs}": row(
+    f"{name}-{epochs}": row(
         f"{title}, {epochs} epochs",
         Training(recipe, epochs=None if epochs == 1000 else epochs),
         _linear(top1),
@@ -243,11 +243,11 @@ _TABLE8 = {
 }
 
 _TABLE9 = {
-    "moco_v2": row("MoCo v2", _MOCO_100, *_finer(81.0, 95.2, 36.2, 62.0, 33.86, 46.50)),
+    "moco-v2": row("MoCo v2", _MOCO_100, *_finer(81.0, 95.2, 36.2, 62.0, 33.86, 46.50)),
     "looc": absent(
         "LooC", _NO_METHOD.format("LooC"), _linear(79.2, 94.7, "imagenet100"), _linear(44.0, 69.3, "inat1k")
     ),
-    "looc_ensemble": absent(
+    "looc-ensemble": absent(
         "LooC++", _NO_METHOD.format("LooC"), _linear(81.2, 95.2, "imagenet100"), _linear(46.1, 71.5, "inat1k")
     ),
     "augself": absent(
@@ -278,15 +278,15 @@ _TABLE10 = {
 # Figure 1 removes one augmentation at a time; its numbers are in a picture.
 _WITHOUT: dict[str, Settings] = {
     "baseline": {},
-    "no_jitter": {"method.view.color.jitter": "0.0"},
-    "no_blur": {"method.view.color.blur": "0.0"},
-    "no_flip": {"method.view.flip": "0.0"},
-    "no_gray": {"method.view.color.gray": "0.0"},
-    "no_crop": {"method.view.area": "(1.0, 1.0)", "method.view.ratio": "(1.0, 1.0)"},
+    "no-jitter": {"method.view.color.jitter": "0.0"},
+    "no-blur": {"method.view.color.blur": "0.0"},
+    "no-flip": {"method.view.flip": "0.0"},
+    "no-gray": {"method.view.color.gray": "0.0"},
+    "no-crop": {"method.view.area": "(1.0, 1.0)", "method.view.ratio": "(1.0, 1.0)"},
 }
 _FIGURE1 = {
     name: row(
-        f"MoCo v2, {name.replace('_', ' ')}",
+        f"MoCo v2, {name.replace('-', ' ')}",
         Training("moco_v2_imagenet", settings=settings),
         _linear(None),
         _linear(None, data="cub200"),
@@ -353,9 +353,9 @@ ROWS = _noted(
             "figure 4",
             {
                 "correlation": row("Correlations of 19 augmentations", _MAST_19, Subspaces()),
-                "accuracy_5": row("5 augmentations", _MAST_5, _linear(74.9)),
-                "accuracy_15": row("15 augmentations", _MAST_15, _linear(75.8)),
-                "accuracy_19": row("19 augmentations", _MAST_19, _linear(75.8)),
+                "accuracy-5": row("5 augmentations", _MAST_5, _linear(74.9)),
+                "accuracy-15": row("15 augmentations", _MAST_15, _linear(75.8)),
+                "accuracy-19": row("19 augmentations", _MAST_19, _linear(75.8)),
             },
         ),
         *table(

@@ -108,29 +108,29 @@ ROWS = (
         "table 1",
         {
             "byol": row("BYOL, two views", _BYOL, *_probes(63.1, 70.7)),
-            "byol_multicrop": row("BYOL, multi-crop with a predictor for each type", _BYOL_CROPS, *_probes(69.5, 74.7)),
+            "byol-multicrop": row("BYOL, multi-crop with a predictor for each type", _BYOL_CROPS, *_probes(69.5, 74.7)),
             "simsiam": row("SimSiam, two views", _SIMSIAM, *_probes(60.2, 69.9)),
-            "simsiam_multicrop": row("SimSiam, multi-crop", _SIMSIAM_CROPS, *_probes(65.3, 73.9)),
-            "moco_v3": row("MoCo v3, two views", _MOCO, *_probes(64.5, 71.4)),
-            "moco_v3_multicrop": row("MoCo v3, multi-crop", _MOCO_CROPS, *_probes(68.7, 75.2)),
+            "simsiam-multicrop": row("SimSiam, multi-crop", _SIMSIAM_CROPS, *_probes(65.3, 73.9)),
+            "moco-v3": row("MoCo v3, two views", _MOCO, *_probes(64.5, 71.4)),
+            "moco-v3-multicrop": row("MoCo v3, multi-crop", _MOCO_CROPS, *_probes(68.7, 75.2)),
         },
     ),
     *table(
         "mulan.table2",
         "table 2",
         {
-            "byol_1000": row("BYOL, 1000 epochs", _BYOL_1000, *_probes(68.0, 74.3), notes=[_THEIRS]),
+            "byol-1000": row("BYOL, 1000 epochs", _BYOL_1000, *_probes(68.0, 74.3), notes=[_THEIRS]),
             "byol": row("BYOL, two views", _BYOL, *_probes(63.1, 70.7)),
-            "byol_multicrop": row("BYOL, multi-crop", _BYOL_CROPS, *_probes(69.5, 74.7)),
-            "byol_multitask": row("BYOL, three tasks", _BYOL_TASKS, *_probes(69.9, 75.6)),
-            "simsiam_800": row("SimSiam, 800 epochs", _SIMSIAM_800, _linear(71.3), notes=[_THEIRS]),
+            "byol-multicrop": row("BYOL, multi-crop", _BYOL_CROPS, *_probes(69.5, 74.7)),
+            "byol-multitask": row("BYOL, three tasks", _BYOL_TASKS, *_probes(69.9, 75.6)),
+            "simsiam-800": row("SimSiam, 800 epochs", _SIMSIAM_800, _linear(71.3), notes=[_THEIRS]),
             "simsiam": row("SimSiam, two views", _SIMSIAM, *_probes(60.2, 69.9)),
-            "simsiam_multicrop": row("SimSiam, multi-crop", _SIMSIAM_CROPS, *_probes(65.3, 73.9)),
-            "simsiam_multitask": row("SimSiam, three tasks", _SIMSIAM_TASKS, *_probes(66.5, 74.7)),
-            "moco_v3_1000": row("MoCo v3, 1000 epochs", _MOCO_1000, *_probes(68.9, 74.6), notes=[_THEIRS]),
-            "moco_v3": row("MoCo v3, two views", _MOCO, *_probes(64.5, 71.4)),
-            "moco_v3_multicrop": row("MoCo v3, multi-crop", _MOCO_CROPS, *_probes(68.7, 75.2)),
-            "moco_v3_multitask": row("MoCo v3, three tasks", _MOCO_TASKS, *_probes(69.2, 75.7)),
+            "simsiam-multicrop": row("SimSiam, multi-crop", _SIMSIAM_CROPS, *_probes(65.3, 73.9)),
+            "simsiam-multitask": row("SimSiam, three tasks", _SIMSIAM_TASKS, *_probes(66.5, 74.7)),
+            "moco-v3-1000": row("MoCo v3, 1000 epochs", _MOCO_1000, *_probes(68.9, 74.6), notes=[_THEIRS]),
+            "moco-v3": row("MoCo v3, two views", _MOCO, *_probes(64.5, 71.4)),
+            "moco-v3-multicrop": row("MoCo v3, multi-crop", _MOCO_CROPS, *_probes(68.7, 75.2)),
+            "moco-v3-multitask": row("MoCo v3, three tasks", _MOCO_TASKS, *_probes(69.2, 75.7)),
         },
     ),
     *table(
@@ -147,58 +147,58 @@ ROWS = (
         "mulan.table3",
         "table 3",
         {
-            "r50_supervised": absent("ResNet-50, labels", _SUPERVISED.format("resnet50.a1_in1k"), _linear(80.5)),
-            "r50_simclr": _theirs("ResNet-50, SimCLR", _SIMCLR, *_probes(60.7, 69.3)),
-            "r50_moco_v2": _theirs("ResNet-50, MoCo v2", _MOCO_V2, *_probes(61.9, 71.1)),
-            "r50_simsiam": _theirs("ResNet-50, SimSiam", _SIMSIAM_800, _linear(71.3)),
-            "r50_barlow_twins": _theirs("ResNet-50, Barlow Twins", _BARLOW, *_probes(66.0, 73.2)),
-            "r50_byol": _theirs("ResNet-50, BYOL", _BYOL_1000, *_probes(68.0, 74.3)),
-            "r50_moco_v3": _theirs("ResNet-50, MoCo v3", _MOCO_1000, *_probes(68.9, 74.6)),
-            "r50_swav": _theirs("ResNet-50, SwAV", _SWAV, *_probes(65.7, 75.3)),
-            "r50_dino": _theirs("ResNet-50, DINO", _DINO_R50, *_probes(67.5, 75.3)),
-            "r50_c_byol": absent("ResNet-50, C-BYOL", _NO_METHOD.format("C-BYOL"), _linear(75.6)),
-            "r50_relic_v2": absent("ResNet-50, ReLIC v2", _NO_METHOD.format("ReLIC v2"), *_probes(70.5, 77.1)),
-            "r50_mulan": row("ResNet-50, MULAN, 800 epochs", _MULAN, *_probes(70.9, 76.7)),
-            "vit_s_supervised": absent(
+            "r50-supervised": absent("ResNet-50, labels", _SUPERVISED.format("resnet50.a1_in1k"), _linear(80.5)),
+            "r50-simclr": _theirs("ResNet-50, SimCLR", _SIMCLR, *_probes(60.7, 69.3)),
+            "r50-moco-v2": _theirs("ResNet-50, MoCo v2", _MOCO_V2, *_probes(61.9, 71.1)),
+            "r50-simsiam": _theirs("ResNet-50, SimSiam", _SIMSIAM_800, _linear(71.3)),
+            "r50-barlow-twins": _theirs("ResNet-50, Barlow Twins", _BARLOW, *_probes(66.0, 73.2)),
+            "r50-byol": _theirs("ResNet-50, BYOL", _BYOL_1000, *_probes(68.0, 74.3)),
+            "r50-moco-v3": _theirs("ResNet-50, MoCo v3", _MOCO_1000, *_probes(68.9, 74.6)),
+            "r50-swav": _theirs("ResNet-50, SwAV", _SWAV, *_probes(65.7, 75.3)),
+            "r50-dino": _theirs("ResNet-50, DINO", _DINO_R50, *_probes(67.5, 75.3)),
+            "r50-c-byol": absent("ResNet-50, C-BYOL", _NO_METHOD.format("C-BYOL"), _linear(75.6)),
+            "r50-relic-v2": absent("ResNet-50, ReLIC v2", _NO_METHOD.format("ReLIC v2"), *_probes(70.5, 77.1)),
+            "r50-mulan": row("ResNet-50, MULAN, 800 epochs", _MULAN, *_probes(70.9, 76.7)),
+            "vit-s-supervised": absent(
                 "ViT-S, labels", _SUPERVISED.format("deit_small_patch16_224.fb_in1k"), _linear(79.8)
             ),
-            "vit_s_byol": _theirs(
+            "vit-s-byol": _theirs(
                 "ViT-S, BYOL",
                 Training("byol_imagenet", epochs=300, settings=_SMALL),
                 *_probes(66.6, 71.4, "last4"),
             ),
-            "vit_s_moco_v2": _theirs(
+            "vit-s-moco-v2": _theirs(
                 "ViT-S, MoCo v2",
                 Training("moco_v2_imagenet", settings={**_SMALL, "data.batch_size": "1024"}),
                 *_probes(64.4, 72.7, "last4"),
             ),
-            "vit_s_moco_v3": _theirs("ViT-S, MoCo v3", Training("moco_v3_vit_s"), _linear(73.4, "last4")),
-            "vit_s_swav": _theirs(
+            "vit-s-moco-v3": _theirs("ViT-S, MoCo v3", Training("moco_v3_vit_s"), _linear(73.4, "last4")),
+            "vit-s-swav": _theirs(
                 "ViT-S, SwAV", Training("swav_imagenet", settings=_SMALL), *_probes(66.3, 73.5, "last4")
             ),
-            "vit_s_dino": _theirs("ViT-S, DINO", Training("dino_imagenet"), *_probes(74.5, 77.0, "last4")),
-            "vit_s_mulan": row("ViT-S, MULAN, 200 epochs", _MULAN_S, *_probes(70.2, 74.5, "last4")),
-            "vit_b_supervised": absent(
+            "vit-s-dino": _theirs("ViT-S, DINO", Training("dino_imagenet"), *_probes(74.5, 77.0, "last4")),
+            "vit-s-mulan": row("ViT-S, MULAN, 200 epochs", _MULAN_S, *_probes(70.2, 74.5, "last4")),
+            "vit-b-supervised": absent(
                 "ViT-B, labels", _SUPERVISED.format("deit_base_patch16_224.fb_in1k"), _linear(81.8)
             ),
-            "vit_b_simmim": _theirs("ViT-B, SimMIM", Training("simmim_imagenet"), *_probes(16.1, 56.7)),
-            "vit_b_mae": _theirs("ViT-B, MAE", Training("mae_imagenet", epochs=1600), *_probes(27.1, 68.0)),
-            "vit_b_ijepa": _theirs("ViT-B, I-JEPA", Training("ijepa_imagenet"), _linear(72.9)),
-            "vit_b_ibot": _theirs(
+            "vit-b-simmim": _theirs("ViT-B, SimMIM", Training("simmim_imagenet"), *_probes(16.1, 56.7)),
+            "vit-b-mae": _theirs("ViT-B, MAE", Training("mae_imagenet", epochs=1600), *_probes(27.1, 68.0)),
+            "vit-b-ijepa": _theirs("ViT-B, I-JEPA", Training("ijepa_imagenet"), _linear(72.9)),
+            "vit-b-ibot": _theirs(
                 "ViT-B, iBOT", Training("ibot_imagenet", epochs=1600), *_probes(77.1, 79.5, "cls_mean")
             ),
-            "vit_b_simclr": _theirs(
+            "vit-b-simclr": _theirs(
                 "ViT-B, SimCLR",
                 Training("simclr_imagenet", epochs=300, settings=_BASE),
                 _linear(73.9, "cls_mean"),
             ),
-            "vit_b_byol": _theirs(
+            "vit-b-byol": _theirs(
                 "ViT-B, BYOL",
                 Training("byol_imagenet", epochs=300, settings=_BASE),
                 *_probes(68.1, 73.9, "cls_mean"),
             ),
-            "vit_b_moco_v3": _theirs("ViT-B, MoCo v3", Training("moco_v3_vit_b"), *_probes(71.4, 76.7, "cls_mean")),
-            "vit_b_dino": _theirs(
+            "vit-b-moco-v3": _theirs("ViT-B, MoCo v3", Training("moco_v3_vit_b"), *_probes(71.4, 76.7, "cls_mean")),
+            "vit-b-dino": _theirs(
                 "ViT-B, DINO",
                 Training(
                     "dino_imagenet",
@@ -207,7 +207,7 @@ ROWS = (
                 ),
                 *_probes(76.1, 78.2, "cls_mean"),
             ),
-            "vit_b_mulan": row("ViT-B, MULAN, 200 epochs", _MULAN_B, *_probes(74.2, 78.3, "cls_mean")),
+            "vit-b-mulan": row("ViT-B, MULAN, 200 epochs", _MULAN_B, *_probes(74.2, 78.3, "cls_mean")),
         },
     ),
     *(
@@ -222,10 +222,10 @@ ROWS = (
                     "--masks` judges such weights.",
                     _coco(39.0, 35.4),
                 ),
-                "moco_v2": _theirs("MoCo v2", _MOCO_V2, _coco(39.8, 36.1)),
+                "moco-v2": _theirs("MoCo v2", _MOCO_V2, _coco(39.8, 36.1)),
                 "byol": _theirs("BYOL", _BYOL_1000, _coco(40.4, 37.0)),
                 "swav": _theirs("SwAV", _SWAV, _coco(41.6, 37.8)),
-                "barlow_twins": _theirs("Barlow Twins", _BARLOW, _coco(40.0, 36.7)),
+                "barlow-twins": _theirs("Barlow Twins", _BARLOW, _coco(40.0, 36.7)),
                 "dino": _theirs("DINO", _DINO_R50, _coco(41.2, 37.1)),
                 "mulan": row("MULAN, 800 epochs", _MULAN, _coco(41.8, 38.0)),
             },
@@ -236,7 +236,7 @@ ROWS = (
         "table 5",
         {
             "byol": row("BYOL, 2 global views", _BYOL, *_probes(63.1, 70.7)),
-            "more_views": row("4 global views", Training("byol_global4"), *_probes(64.3, 71.7)),
+            "more-views": row("4 global views", Training("byol_global4"), *_probes(64.3, 71.7)),
             "local": row("2 global and 4 local views", _BYOL_CROPS, *_probes(69.5, 74.7)),
             "cutout": row("2 global and 2 cutout views", Training("byol_cutout"), *_probes(68.6, 73.7)),
             "multitask": row("2 global, 2 local and 1 cutout view", _BYOL_TASKS, *_probes(69.9, 75.6)),
@@ -247,9 +247,9 @@ ROWS = (
         "table 6",
         {
             "baseline": row("BYOL with all its augmentations", _BYOL, _linear(70.7)),
-            "no_crop": row("All but crops", Training("byol_no_crop"), _linear(33.8)),
-            "crop_only": row("Crops alone", Training("byol_crop_only"), _linear(55.3)),
-            "cutout_only": row("Asymmetric cutout alone, 100 epochs", Training("byol_cutout_only"), _linear(46.8)),
+            "no-crop": row("All but crops", Training("byol_no_crop"), _linear(33.8)),
+            "crop-only": row("Crops alone", Training("byol_crop_only"), _linear(55.3)),
+            "cutout-only": row("Asymmetric cutout alone, 100 epochs", Training("byol_cutout_only"), _linear(46.8)),
         },
     ),
     *(
@@ -268,10 +268,10 @@ ROWS = (
                 "byol": _theirs("BYOL", _BYOL_1000, _semi(53.2, 68.8, 78.4, 89.0)),
                 "dino": row("DINO, as MULAN's authors evaluate it", _DINO_R50, _semi(49.1, 69.0, 76.1, 89.7)),
                 "swav": _theirs("SwAV", _SWAV, _semi(53.9, 70.2, 78.5, 89.9)),
-                "barlow_twins": _theirs("Barlow Twins", _BARLOW, _semi(55.0, 69.7, 79.2, 89.3)),
+                "barlow-twins": _theirs("Barlow Twins", _BARLOW, _semi(55.0, 69.7, 79.2, 89.3)),
                 "nnclr": _theirs("NNCLR", Training("nnclr_imagenet"), _semi(56.4, 69.8, 80.7, 89.3)),
-                "c_byol": absent("C-BYOL", _NO_METHOD.format("C-BYOL"), _semi(60.6, 70.5, 83.4, 90.0)),
-                "relic_v2": absent("ReLIC v2", _NO_METHOD.format("ReLIC v2"), _semi(58.1, 72.4, 81.3, 91.2)),
+                "c-byol": absent("C-BYOL", _NO_METHOD.format("C-BYOL"), _semi(60.6, 70.5, 83.4, 90.0)),
+                "relic-v2": absent("ReLIC v2", _NO_METHOD.format("ReLIC v2"), _semi(58.1, 72.4, 81.3, 91.2)),
                 "mulan": row("MULAN, 800 epochs", _MULAN, _semi(60.4, 72.5, 84.0, 91.3)),
             },
         )
@@ -292,7 +292,7 @@ ROWS = (
             "byol": row("BYOL, 13:09 an epoch on 4 A100", _BYOL, _linear(70.7), hours=44),
             "multicrop": row("BYOL, multi-crop, 19:51 an epoch", _BYOL_CROPS, _linear(74.7), hours=66),
             "multitask": row("BYOL, three tasks, 21:35 an epoch", _BYOL_TASKS, _linear(75.6), hours=72),
-            "byol_1000": row("BYOL, 1000 epochs, 13:09 each", _BYOL_1000, _linear(74.3), hours=219),
+            "byol-1000": row("BYOL, 1000 epochs, 13:09 each", _BYOL_1000, _linear(74.3), hours=219),
         },
     ),
     *table(
@@ -303,35 +303,35 @@ ROWS = (
             "rotate": row("Rotated views too", Training("byol_rotation"), *_probes(68.9, 75.1)),
             "shuffle": row("Shuffled views too", Training("byol_shuffle"), *_probes(69.7, 75.1)),
             "cutout": row("Cutout views too", _BYOL_TASKS, *_probes(69.9, 75.6)),
-            "shuffle_cutout": row(
+            "shuffle-cutout": row(
                 "Shuffled and cutout views too", Training("byol_shuffle_cutout"), *_probes(70.0, 75.7)
             ),
         },
     ),
     *table(
-        "mulan.appendix_d",
+        "mulan.appendix-d",
         "appendix D",
         {
-            "byol_naive": row(
+            "byol-naive": row(
                 "BYOL, multi-crop with one predictor: unstable", Training("byol_naive_multicrop"), *_probes(None, None)
             ),
-            "simsiam_naive": row(
+            "simsiam-naive": row(
                 "SimSiam, multi-crop with one predictor: unstable",
                 Training("simsiam_multicrop", settings={"method.predictor": "shared"}),
                 *_probes(None, None),
             ),
-            "moco_v3_naive": row(
+            "moco-v3-naive": row(
                 "MoCo v3, multi-crop with one predictor: unstable",
                 Training("moco_v3_multicrop", settings={"method.predictor": "shared"}),
                 *_probes(None, None),
             ),
-            "smaller_batch": row(
+            "smaller-batch": row(
                 "BYOL, multi-crop with one predictor and a batch of 512: no collapse, and below two views",
                 Training("byol_naive_multicrop", settings={"data.batch_size": "512"}),
                 *_probes(None, None),
                 notes=["The paper does not say how much smaller its batch was."],
             ),
-            "smaller_rate": row(
+            "smaller-rate": row(
                 "BYOL, multi-crop with one predictor and half the rate: no collapse, and below two views",
                 Training("byol_naive_multicrop", settings={"optimizer.lr": "0.2"}),
                 *_probes(None, None),
@@ -343,22 +343,22 @@ ROWS = (
         "mulan.figure4",
         "figure 4",
         {
-            "beta2_999": row(
+            "beta2-999": row(
                 "ViT-B, beta2 0.999 and no clipping: spikes",
                 Training("byol_mulan_vit_b", settings={"optimizer.betas": "(0.9, 0.999)", "optimizer.clip": "none"}),
                 _linear(None, "cls_mean"),
             ),
-            "beta2_98": row("ViT-B, beta2 0.98, clipped at 0.5: none", _MULAN_B, _linear(78.3, "cls_mean")),
+            "beta2-98": row("ViT-B, beta2 0.98, clipped at 0.5: none", _MULAN_B, _linear(78.3, "cls_mean")),
         },
     ),
     *table(
-        "mulan.appendix_f",
+        "mulan.appendix-f",
         "appendix F",
         {
             "cutmix": row("CutMix-like views too: they degrade", Training("byol_cutmix"), *_probes(None, None)),
-            "rotation_alone": row("Rotated views alone: they fail", _alone("Rotation"), _linear(None)),
-            "shuffle_alone": row("Shuffled views alone: they fail", _alone("Shuffle"), _linear(None)),
-            "cutmix_alone": row("CutMix-like views alone: they fail", _alone("CutMix"), _linear(None)),
+            "rotation-alone": row("Rotated views alone: they fail", _alone("Rotation"), _linear(None)),
+            "shuffle-alone": row("Shuffled views alone: they fail", _alone("Shuffle"), _linear(None)),
+            "cutmix-alone": row("CutMix-like views alone: they fail", _alone("CutMix"), _linear(None)),
         },
     ),
 )

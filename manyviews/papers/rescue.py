@@ -73,15 +73,15 @@ ROWS = (
         "figure 2",
         {
             "simclr": row("SimCLR, ResNet-50", _SIMCLR, _linear(69.1), notes=[_PROBE]),
-            "simclr_rescue": row("SimCLR with rescue", _SIMCLR_OURS, _linear(70.2), notes=[_PROBE]),
-            "moco_v3": row("MoCo v3, ResNet-50, 800 epochs", _R50, _linear(73.8), notes=[_PROBE]),
-            "moco_v3_rescue": row("MoCo v3, ResNet-50, with rescue", _R50_OURS, _linear(74.4), notes=[_PROBE]),
-            "moco_v3_vit_s": row("MoCo v3, ViT-S", _S, _linear(None), notes=[_PROBE]),
-            "moco_v3_vit_s_rescue": row("MoCo v3, ViT-S, with rescue", _S_OURS, _linear(None), notes=[_PROBE]),
-            "moco_v3_vit_b": row("MoCo v3, ViT-B", _B, _linear(None), notes=[_PROBE]),
-            "moco_v3_vit_b_rescue": row("MoCo v3, ViT-B, with rescue", _B_OURS, _linear(None), notes=[_PROBE]),
+            "simclr-rescue": row("SimCLR with rescue", _SIMCLR_OURS, _linear(70.2), notes=[_PROBE]),
+            "moco-v3": row("MoCo v3, ResNet-50, 800 epochs", _R50, _linear(73.8), notes=[_PROBE]),
+            "moco-v3-rescue": row("MoCo v3, ResNet-50, with rescue", _R50_OURS, _linear(74.4), notes=[_PROBE]),
+            "moco-v3-vit-s": row("MoCo v3, ViT-S", _S, _linear(None), notes=[_PROBE]),
+            "moco-v3-vit-s-rescue": row("MoCo v3, ViT-S, with rescue", _S_OURS, _linear(None), notes=[_PROBE]),
+            "moco-v3-vit-b": row("MoCo v3, ViT-B", _B, _linear(None), notes=[_PROBE]),
+            "moco-v3-vit-b-rescue": row("MoCo v3, ViT-B, with rescue", _B_OURS, _linear(None), notes=[_PROBE]),
             "dinov2": row("DINOv2, ViT-L", _DINO, _linear(82.6), notes=[_PROBE]),
-            "dinov2_rescue": row("DINOv2, ViT-L, with rescue", _DINO_OURS, _linear(83.1), notes=[_PROBE]),
+            "dinov2-rescue": row("DINOv2, ViT-L, with rescue", _DINO_OURS, _linear(83.1), notes=[_PROBE]),
         },
     ),
     *table(
@@ -93,17 +93,17 @@ ROWS = (
                 _SIMCLR,
                 *_classify(83.31, 57.46, 66.71, 57.97, 68.72, 84.67, 50.36, 90.11, 89.43, voc=80.27),
             ),
-            "simclr_rescue": row(
+            "simclr-rescue": row(
                 "SimCLR with rescue",
                 _SIMCLR_OURS,
                 *_classify(84.50, 59.42, 67.42, 58.56, 68.94, 84.78, 51.28, 90.92, 90.24, voc=79.39),
             ),
-            "moco_v3": row(
+            "moco-v3": row(
                 "MoCo v3, ViT-B",
                 _B,
                 *_classify(88.67, 68.07, 71.56, 60.71, 70.90, 89.65, 44.48, 91.01, 90.00, voc=81.09),
             ),
-            "moco_v3_rescue": row(
+            "moco-v3-rescue": row(
                 "MoCo v3, ViT-B, with rescue",
                 _B_OURS,
                 *_classify(89.66, 68.56, 70.00, 59.98, 68.72, 91.44, 45.92, 92.22, 91.28, voc=82.17),
@@ -113,7 +113,7 @@ ROWS = (
                 _DINO,
                 *_classify(89.36, 68.18, 72.28, 61.09, 71.43, 90.31, 45.24, 91.31, 90.85, voc=81.23),
             ),
-            "dinov2_rescue": row(
+            "dinov2-rescue": row(
                 "DINOv2, ViT-L, with rescue",
                 _DINO_OURS,
                 *_classify(89.82, 69.18, 71.62, 60.50, 69.37, 91.86, 46.59, 92.63, 91.95, voc=82.91),
@@ -130,19 +130,19 @@ ROWS = (
                 *_dense(43.9, 77.0, 48.7, 33.8, 69.3, 27.6, 16.3, 52.8, 39.3),
                 notes=[_DETECTOR],
             ),
-            "simclr_rescue": row(
+            "simclr-rescue": row(
                 "SimCLR with rescue",
                 _SIMCLR_OURS,
                 *_dense(46.4, 77.9, 43.9, 34.7, 69.9, 29.5, 16.4, 53.5, 38.9),
                 notes=[_DETECTOR],
             ),
-            "moco_v3": row(
+            "moco-v3": row(
                 "MoCo v3",
                 _B,
                 *_dense(50.8, 80.5, 54.9, 39.3, 58.9, 42.5, 34.4, 55.8, 36.5),
                 notes=[_DETECTOR, _NETWORK],
             ),
-            "moco_v3_rescue": row(
+            "moco-v3-rescue": row(
                 "MoCo v3 with rescue",
                 _B_OURS,
                 *_dense(51.4, 80.8, 55.9, 41.0, 61.3, 44.4, 35.4, 57.5, 37.5),
@@ -154,7 +154,7 @@ ROWS = (
                 *_dense(51.9, 81.3, 57.0, 44.3, 66.8, 44.1, 23.9, 55.0, 45.8),
                 notes=[_DETECTOR],
             ),
-            "dinov2_rescue": row(
+            "dinov2-rescue": row(
                 "DINOv2, ViT-L, with rescue",
                 _DINO_OURS,
                 *_dense(52.2, 81.1, 57.3, 43.9, 66.9, 43.9, 24.2, 54.5, 45.8),
@@ -169,7 +169,7 @@ ROWS = (
             "simclr": _sweep(
                 "SimCLR, the scale s", "simclr_rescue", "scale", ("0.25", "0.5", "0.75", "1.0", "1.5"), 0.75, k="64"
             ),
-            "moco_v3_vit_s": _sweep(
+            "moco-v3-vit-s": _sweep(
                 "MoCo v3, ViT-S, the scale s",
                 "moco_v3_rescue_vit_s",
                 "scale",
@@ -177,7 +177,7 @@ ROWS = (
                 0.025,
                 k="64",
             ),
-            "moco_v3": _sweep(
+            "moco-v3": _sweep(
                 "MoCo v3, ResNet-50, the scale s",
                 "moco_v3_rescue",
                 "scale",
@@ -185,7 +185,7 @@ ROWS = (
                 0.05,
                 k="64",
             ),
-            "moco_v3_vit_b": _sweep(
+            "moco-v3-vit-b": _sweep(
                 "MoCo v3, ViT-B, the scale s (not shown)",
                 "moco_v3_rescue_vit_b",
                 "scale",
@@ -211,7 +211,7 @@ ROWS = (
             "simclr": _sweep(
                 "SimCLR, the number k", "simclr_rescue", "k", ("32", "64", "128", "256"), 64, scale="0.75"
             ),
-            "moco_v3_vit_s": _sweep(
+            "moco-v3-vit-s": _sweep(
                 "MoCo v3, ViT-S, the number k",
                 "moco_v3_rescue_vit_s",
                 "k",

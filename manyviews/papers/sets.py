@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-_CLASSES = "NAME/train/<class>/*.jpg and NAME/test/<class>/*.jpg"
+_CLASSES = "NAME/train/CLASS and NAME/test/CLASS"
 SUITE = ("aircraft", "caltech101", "cifar10", "cifar100", "dtd", "flowers", "food101", "pets", "sun397")
 """The folders of a suite, SimCLR's sets of one label an image."""
 
@@ -86,7 +86,7 @@ SETS = {
         96_000,
         800,
         "torchvision.datasets downloads them",
-        layout=f"the folders {', '.join(SUITE)} in NAME, each with train/<class> and test/<class>",
+        layout=f"the folders {', '.join(SUITE)} in NAME, each with train/CLASS and test/CLASS",
         kind="suite",
     ),
     "places205": DataSet("Places205", 2_448_873, 20_500, 205, "http://places.csail.mit.edu", 256, 256),

@@ -133,8 +133,8 @@ def reproduce(
     device = distributed.start()
     if distributed.world_size() > 1:
         raise UserError(
-            "reproduce runs in one process: start the commands of --dry-run with torchrun, and reproduce without it takes "
-            "up the trainings that they finished."
+            "reproduce runs in one process: start the commands of --dry-run with torchrun, and it takes up the "
+            "trainings that they finished."
         )
     if row.absent and not dry_run:
         raise UserError(f"{row.name} cannot be run here. {row.absent}")
