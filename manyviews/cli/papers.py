@@ -67,7 +67,7 @@ def _list(rows: list[Row]) -> None:
         print(
             f"  {row.name:{wide}}  {row.words}{f': {numbers}' if numbers else ''}{' (not here)' if row.absent else ''}"
         )
-    print("\n`manyviews reproduce ROW --dry-run` says what it takes; `docs/reproduce.md` has more.")
+    print("\n`manyviews reproduce ROW --dry-run` says what it takes.")
 
 
 def _printed(row: Row) -> str:

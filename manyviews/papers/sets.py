@@ -101,6 +101,15 @@ SETS = {
     "flowers17": DataSet("Flowers-17", 1_020, 340, 17, "https://www.robots.ox.ac.uk/~vgg/data/flowers/17", 667, 500),
     "cars": DataSet("Stanford Cars", 8_144, 8_041, 196, "https://pytorch.org/vision (StanfordCars)", 700, 480),
     "sun397": DataSet("SUN397", 19_850, 19_850, 397, "https://vision.princeton.edu/projects/2010/SUN", 1000, 750),
-    "stl10": DataSet("STL-10", 105_000, 8_000, 10, "https://cs.stanford.edu/~acoates/stl10", 96, 96),
+    "stl10": DataSet(
+        "STL-10",
+        105_000,
+        8_000,
+        10,
+        "https://cs.stanford.edu/~acoates/stl10",
+        96,
+        96,
+        f"{_CLASSES}, and the unlabeled images in one more folder of NAME/train",
+    ),
 }
 """Every set by the name that `--data NAME=PATH` takes."""

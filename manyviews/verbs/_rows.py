@@ -15,6 +15,7 @@ from manyviews.errors import UserError, unknown
 from manyviews.evaluation.contract import Metric
 from manyviews.evaluation.report import Report
 from manyviews.papers import SETS, Detect, Evaluate, Row, Step, Subspaces, Sweep, Training, Transfer, hashed
+from manyviews.settings import Recipe, differences
 from manyviews.verbs import _small
 from manyviews.verbs.detect import detect
 from manyviews.verbs.evaluate import evaluate
@@ -147,6 +148,7 @@ def _training(training: Training, place: Place) -> Task:
     def finished() -> bool:
         if run.started:
             _same(folder, RunFolder(folder).facts.get("data"), place.known(training.data))
+            _as_asked(RunFolder(folder), changed(training.recipe, epochs, settings))
         return run.complete
 
     def hours() -> dict[str, float | None]:
@@ -170,7 +172,9 @@ def _evaluate(step: Evaluate, training: Training, place: Place) -> Task:
         return place.result(training, step.data, "" if step.features == "pooled" else step.features, protocol, mark)
 
     def missing() -> list[str]:
-        return [protocol for protocol in step.protocols if _read(file(protocol), place.known(step.data)) is None]
+        return [
+            protocol for protocol in step.protocols if _read(file(protocol), folder, place.known(step.data)) is None
+        ]
 
     def run() -> None:
         path, protocols = place.path(step.data), missing()
@@ -182,13 +186,13 @@ def _evaluate(step: Evaluate, training: Training, place: Place) -> Task:
             folder, path, protocols=protocols, features=step.features, settings=chosen, baselines=False, **more
         )
         for protocol in protocols:
-            _write(file(protocol), path, _of_report(report, protocol))
+            _write(file(protocol), folder, path, _of_report(report, protocol))
 
     def values() -> dict[str, float | None]:
         found = {}
         for key in step.printed:
             protocol, _, name = key.partition(".")
-            found[key] = (_read(file(protocol), place.known(step.data)) or {}).get(name or "value")
+            found[key] = (_read(file(protocol), folder, place.known(step.data)) or {}).get(name or "value")
         return found
 
     shown = place.shown(step.data)
@@ -230,17 +234,17 @@ def _detect(step: Detect, training: Training, place: Place) -> Task:
     def run() -> None:
         path = place.path(step.data)
         found = detect(folder, path, **options)
-        _write(file, path, {**found.details, found.metric: found.value})
+        _write(file, folder, path, {**found.details, found.metric: found.value})
 
     def values() -> dict[str, float | None]:
-        found = _read(file, place.known(step.data)) or {}
+        found = _read(file, folder, place.known(step.data)) or {}
         return {key: found.get(key) for key in step.printed}
 
     words = ["manyviews", "detect", str(folder), place.shown(step.data)]
     for name, value in options.items():
         flag = f"--{_FLAGS.get(name, name).replace('_', '-')}"
         words += ([flag] if value else []) if isinstance(value, bool) else [flag, str(value)]
-    return Task(words, step.data, step, lambda: _read(file, place.known(step.data)) is not None, run, values)
+    return Task(words, step.data, step, lambda: _read(file, folder, place.known(step.data)) is not None, run, values)
 
 
 _FLAGS = {"batch": "batch_size"}
@@ -323,19 +327,38 @@ def _of_report(report: Report, protocol: str) -> dict[str, float | None]:
     return {"value": score.top1, "top5": score.top5}
 
 
-def _write(file: Path, data: str, values: Mapping[str, float | None]) -> None:
+def _write(file: Path, run: Path, data: str, values: Mapping[str, float | None]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps({"data": address(data), "values": values}, indent=2))
+    write_text(file, json.dumps({"run": _id(run), "data": address(data), "values": values}, indent=2))
 
 
-def _read(file: Path, data: str | None) -> dict[str, float | None] | None:
-    """What `_write` wrote; None before that. Raises UserError if it is of other images."""
+def _read(file: Path, run: Path, data: str | None) -> dict[str, float | None] | None:
+    """What `_write` wrote of this run; None before that. Raises UserError if it is of other images."""
     if not file.exists():
         return None
     found = json.loads(file.read_text(encoding="utf-8"))
+    if found["run"] != _id(run):  # a run that was deleted
+        return None
     _same(file, found["data"], data)
     values: dict[str, float | None] = found["values"]
     return values
+
+
+def _id(run: Path) -> str | None:
+    return RunFolder(run).facts.get("id") if RunFolder(run).started else None
+
+
+_READ = {"data.range", "data.channels", "data.mean", "data.std"}
+"""Settings that a run may have measured on its images."""
+
+
+def _as_asked(run: RunFolder, wanted: Recipe) -> None:
+    """Raise UserError if a run has other settings than its row, such as one that was started by hand."""
+    few = run.facts.get("images", 0) * (1 - wanted.data.holdout) < wanted.data.batch_size
+    skipped = _READ | ({"data.batch_size"} if few else set())
+    for path, theirs, ours in differences(wanted, run.recipe):
+        if path not in skipped:
+            raise UserError(f"{run.path} holds a run with {path}={ours}, not {theirs}: give another --out.")
 
 
 def _same(place: Path, then: str | None, now: str | None) -> None:

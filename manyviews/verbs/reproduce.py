@@ -98,6 +98,7 @@ class Reproduction:
             "small": self.small,
             "numbers": [asdict(number) | {"difference": number.difference} for number in self.numbers],
             "parts": [asdict(part) for part in self.parts],
+            "absent": self.row.absent or None,
             "notes": list(self.row.notes),
             "folder": str(self.folder),
         }
