@@ -50,6 +50,7 @@ def pace(recipe: Recipe, source: Source, count: Count, device: torch.device) -> 
     found = measure(recipe, source, device)
     if found is None:
         return None
+    # The first images are decoded before the first step, all others beside the steps.
     held = min(count.images * recipe.data.holdout, MOST)
     seen = min(len(source), MOST)
     return replace(

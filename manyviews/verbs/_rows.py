@@ -209,7 +209,9 @@ def _transfer(step: Transfer, training: Training, place: Place) -> Task:
     out = place.out / "transfer" / "-".join([folder.name, *step.protocols, hashed(settings)])
 
     def run() -> None:
-        transfer(folder, place.path(step.data), out, protocols=step.protocols, settings=settings, baselines=False)
+        path = place.path(step.data)
+        transfer(folder, path, out, protocols=step.protocols, settings=settings, baselines=False)
+        _write(out / _DONE, folder, path, {})
 
     def values() -> dict[str, float | None]:
         file = out / "transfer.json"
@@ -223,7 +225,7 @@ def _transfer(step: Transfer, training: Training, place: Place) -> Task:
 
     words = ["manyviews", "transfer", str(folder), place.shown(step.data), "--protocol", ",".join(step.protocols)]
     words += [*_set(settings), "--no-baselines", "--out", str(out)]
-    return Task(words, step.data, step, (out / "transfer.json").exists, run, values)
+    return Task(words, step.data, step, _ended(out, folder, place.known(step.data)), run, values)
 
 
 def _detect(step: Detect, training: Training, place: Place) -> Task:
@@ -257,7 +259,9 @@ def _subspaces(step: Subspaces, training: Training, place: Place) -> Task:
 
     def run() -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        subspaces(folder, place.path(step.data), out)
+        path = place.path(step.data)
+        subspaces(folder, path, out)
+        _write(out / _DONE, folder, path, {})
 
     def values() -> dict[str, float | None]:
         file = out / "subspaces.json"
@@ -265,7 +269,7 @@ def _subspaces(step: Subspaces, training: Training, place: Place) -> Task:
         return {key: accuracy.get(key.removeprefix("accuracy.")) for key in step.printed}
 
     words = ["manyviews", "subspaces", str(folder), place.shown(step.data), "--out", str(out)]
-    return Task(words, step.data, step, (out / "subspaces.json").exists, run, values)
+    return Task(words, step.data, step, _ended(out, folder, place.known(step.data)), run, values)
 
 
 def _sweep(step: Sweep, place: Place) -> Task:
@@ -277,8 +281,9 @@ def _sweep(step: Sweep, place: Place) -> Task:
 
     def run() -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
+        path = place.path(training.data)
         sweep(
-            place.path(training.data),
+            path,
             training.recipe,
             vary,
             out,
@@ -288,6 +293,7 @@ def _sweep(step: Sweep, place: Place) -> Task:
             baseline=dict(step.baseline) or None,
             metric="linear",
         )
+        _write(out / _DONE, out, path, {})
 
     def values() -> dict[str, float | None]:
         file = out / "sweep.json"
@@ -301,7 +307,7 @@ def _sweep(step: Sweep, place: Place) -> Task:
         words += ["--vary", f"{path}={','.join(tried)}"]
     words += _set(step.baseline, "--baseline")
     words += ["--seeds", str(seeds), "--metric", "linear", "--out", str(out)]
-    return Task(words, training.data, step, (out / "sweep.json").exists, run, values)
+    return Task(words, training.data, step, _ended(out, out, place.known(training.data)), run, values)
 
 
 def _best(points: list[dict[str, Any]]) -> float | None:
@@ -342,6 +348,14 @@ def _read(file: Path, run: Path, data: str | None) -> dict[str, float | None] | 
     _same(file, found["data"], data)
     values: dict[str, float | None] = found["values"]
     return values
+
+
+_DONE = "reproduce.json"
+"""The file in a verb's own folder of results that says that they are all there, and of which run and images."""
+
+
+def _ended(out: Path, run: Path, data: str | None) -> Callable[[], bool]:
+    return lambda: _read(out / _DONE, run, data) is not None
 
 
 def _id(run: Path) -> str | None:
