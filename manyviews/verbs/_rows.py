@@ -260,7 +260,9 @@ def _subspaces(step: Subspaces, training: Training, place: Place) -> Task:
     def run() -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         path = place.path(step.data)
-        subspaces(folder, path, out)
+        # One that was typed, or ended just before its mark, is taken up; one of another run is refused.
+        if (out / _DONE).exists() or not (out / "subspaces.json").exists():
+            subspaces(folder, path, out)
         _write(out / _DONE, folder, path, {})
 
     def values() -> dict[str, float | None]:
