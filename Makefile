@@ -15,7 +15,7 @@ EDITED = $(shell git diff --name-only $(BASE); git ls-files --others --exclude-s
 METHODS = $(filter-out method _% __init__,$(filter $(basename $(notdir $(wildcard manyviews/methods/*.py))),\
 	$(sort $(basename $(notdir $(filter manyviews/methods/%.py manyviews/recipes/%.py,$(EDITED)))))))
 
-.PHONY: demo check test lint test-learning bench clean
+.PHONY: demo check test lint test-learning test-papers bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/manyviews demo
@@ -37,6 +37,10 @@ lint: $(VENV)/installed-dev
 
 test-learning: $(VENV)/installed-dev
 	$(BIN)/pytest -m learning
+
+# Every row of the papers' tables at about a hundredth of its size.
+test-papers: $(VENV)/installed-dev
+	$(TESTS) -m papers
 
 # Each prints a table and writes the JSON beside it. DATA is a folder with cifar10_train.parquet and cifar10_test.parquet
 # (Hugging Face's layout) and imagewoof160_mini.zip (train/*/*.jpg: any photographs). The machine must be otherwise

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import manyviews
-from manyviews import backbones, methods, objectives, recipes, views, weights
+from manyviews import backbones, methods, objectives, papers, recipes, views, weights
 from manyviews.data import formats
 from manyviews.errors import UserError
 from manyviews.evaluation import protocols
@@ -35,6 +35,7 @@ from manyviews.regularizers import Regularized
 from manyviews.settings import Data, Monitor, Optimizer, Recipe, Regularizer, Stage, Step, settings
 from manyviews.testing import pictures
 from manyviews.types import Backward, Progress
+from manyviews.verbs.reproduce import label
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -427,6 +428,47 @@ def protocol_settings(page: Path) -> str:
     return table(["protocol", "settings"], (row for row in rows if row[1]))
 
 
+def paper_tables(page: Path, paper: str) -> str:
+    """A table for each table of a paper: its rows, the training of each, and the numbers that are printed."""
+    found: dict[str, list[list[str]]] = {}
+    titles: dict[str, str] = {}
+    for row in papers.under(paper):
+        where = row.name.rpartition(".")[0]
+        titles.setdefault(where, row.where.rpartition(",")[0])
+        sweeps = [step for step in row.steps if isinstance(step, papers.Sweep)]
+        trainings = [*([] if row.run is None else [row.run]), *(step.training for step in sweeps)]
+        run = row.absent or ", ".join(map(_trained, trainings))
+        run += " Sweeps " + ", ".join(f"`{path}`" for step in sweeps for path in step.vary) + "." if sweeps else ""
+        found.setdefault(where, []).append([f"`{row.name}`", row.words, run, _printed(row)])
+    head = ["row", "what it is", "run", "the paper's numbers"]
+    name = papers.TITLES[paper].partition(" (")[0]
+    return "\n\n".join(f"### {name}, {titles[where]}\n\n{table(head, rows)}" for where, rows in found.items())
+
+
+def _trained(training: papers.Training) -> str:
+    """A training in a cell: its recipe and what is changed."""
+    changes = [] if training.data == "imagenet" else [f"on {papers.SETS[training.data].title}"]
+    changes += [] if training.epochs is None else [f"{training.epochs:g} epochs"]
+    changes += ["other settings"] if training.settings else []
+    return f"`{training.recipe}`{' (' + ', '.join(changes) + ')' if changes else ''}"
+
+
+def _printed(row: papers.Row) -> str:
+    """The numbers of a row, by set."""
+    words = []
+    for step in row.steps:
+        known = [f"{label(step, key)} {value:g}" for key, value in step.printed.items() if value is not None]
+        words += [f"{papers.SETS[step.data].title}: {', '.join(known)}"] if known else []
+    words += [] if row.hours is None else [f"{row.hours:g} hours"]
+    return "; ".join(words) or "-"
+
+
+def set_table(page: Path) -> str:
+    """The sets of images that rows need."""
+    rows = ([f"`{k}`", v.title, f"{v.images:,}", v.where, v.layout] for k, v in papers.SETS.items())
+    return table(["`--data`", "set", "training images", "from", "folder NAME"], rows)
+
+
 def format_table(page: Path) -> str:
     """The ways to write an encoder."""
     rows = (
@@ -499,6 +541,8 @@ PARTS: Mapping[str, Callable[..., str]] = {
     "names": class_table,
     "protocols": protocol_table,
     "protocol-settings": protocol_settings,
+    "papers": paper_tables,
+    "sets": set_table,
     "verbs": verb_table,
     "formats": format_table,
     "images": image_table,

@@ -40,6 +40,7 @@ _VERBS = (
     "pretrain",
     "propagate",
     "report",
+    "reproduce",
     "resume",
     "search",
     "segment",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 # Nothing heavy is imported here: `manyviews --help` answers at once.
 import manyviews as mv
 from manyviews import machine
-from manyviews.cli import _nearest, _parser, evaluate, show, train, use
+from manyviews.cli import _nearest, _parser, evaluate, papers, show, train, use
 from manyviews.cli._options import DEVICE, check_json
 from manyviews.cli._options import settings as _settings
 from manyviews.errors import UserError, printable
@@ -23,6 +23,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "resume": train.resume,
         "finish": train.finish,
         "sweep": train.sweep,
+        "reproduce": papers.reproduce,
         "demo": train.demo,
     },
     "Evaluate with labels": {

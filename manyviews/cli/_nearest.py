@@ -12,6 +12,7 @@ _VERBS = {
     "resume": "continue restart proceed carry-on",
     "finish": "stop end complete conclude abort kill early-stop",
     "sweep": "search tune grid ablate hpo vary",
+    "reproduce": "replicate paper papers table row repro",
     "demo": "try example quickstart hello",
     "prepare": "decode tile cache preprocess convert-images shard",
     "evaluate": "eval test score benchmark probe knn linear accuracy judge measure validate classify",

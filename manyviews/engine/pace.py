@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -30,7 +30,8 @@ PATIENCE = 4.0
 SHORT = 20.0
 """Seconds of a whole run that need no better estimate, and of which nobody needs to be told."""
 
-_FEW = 8  # images in the first step, which also compiles and allocates
+_FIRST = 2  # images in the first step, which also compiles and allocates
+_FEW = 8  # the fewest images of which a step is measured, unless two take too long already
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Pace:
         decoding: seconds before the first step.
         steps_per_epoch: steps of one pass over the images.
         measured: steps that were measured.
+        images: images in each of them; where they are fewer than a batch, a step is extrapolated.
     """
 
     step: float
@@ -50,6 +52,7 @@ class Pace:
     decoding: float
     steps_per_epoch: int
     measured: int
+    images: int
 
     def seconds(self, recipe: Recipe) -> float:
         """Seconds of the whole run."""
@@ -69,6 +72,8 @@ def measure(recipe: Recipe, source: Source, device: torch.device) -> Pace | None
     None for several processes, whose steps wait for each other, and for views that need more than pixels.
     """
     images = len(monitor.hold_out(source, recipe.data.holdout)[0])
+    if recipe.data.batch_size > _FIRST:
+        recipe = replace(recipe, regularizers=tuple(term.fewer(_FEW) for term in recipe.regularizers))
     with machine.seeded(recipe.seed, device):
         method = build_method(recipe, trained=True)
         needed = {column for view in method.views for column in view.needs} - {"pixels", "extent"}
@@ -83,16 +88,16 @@ def measure(recipe: Recipe, source: Source, device: torch.device) -> Pace | None
         per_epoch = max(1, images // recipe.data.batch_size)
         with threads_of(device) as threads:
             threads.begin()
-            step, measured = _step(method, recipe, few, images, device, per_epoch)
+            step, measured, size = _step(method, recipe, few, images, device, per_epoch)
             pixels = min(len(source), monitor.MOST)
             monitoring = _monitoring(method, recipe, device, pixels) if recipe.data.holdout else 0.0
-    return Pace(step, monitoring, decoding, per_epoch, measured)
+    return Pace(step, monitoring, decoding, per_epoch, measured, size)
 
 
 def _step(
     method: Method, recipe: Recipe, few: Batch, images: int, device: torch.device, per_epoch: int
-) -> tuple[float, int]:
-    """Seconds of a step, and how many steps they were measured in."""
+) -> tuple[float, int, int]:
+    """Seconds of a step, how many steps they were measured in, and how many images each of these had."""
     method.begin(images)
     method = method.to(device).to(memory_format=torch.channels_last).train()
     protect(method)
@@ -116,17 +121,30 @@ def _step(
         return time.monotonic() - start
 
     whole = data.batch_size
-    size = min(_FEW, whole)
+    size = min(_FIRST, whole)
     take(size)
-    guess = take(size) * whole / size
-    size = max(size, min(whole, round(whole * PATIENCE / 4 / max(1e-9, guess))))
+    first = take(size)
+    guess = first * whole / size
+    # A large network takes long for a few images already.
+    size = min(whole, 2 * size if first > PATIENCE else max(_FEW, round(whole * PATIENCE / 4 / max(1e-9, guess))))
     begun, found = time.monotonic(), list[float]()
     while len(found) < 5 and (not found or time.monotonic() - begun < PATIENCE):
-        found.append(take(size) * whole / size)
-        if found[-1] * recipe.epochs * per_epoch < SHORT:
+        found.append(take(size))
+        if found[-1] * whole / size * recipe.epochs * per_epoch < SHORT:
             break
     # The first step of a size allocates.
-    return median(found[1:] or found), len(found)
+    return _whole(first, median(found[1:] or found), size, whole), len(found), size
+
+
+def _whole(first: float, seconds: float, size: int, whole: int) -> float:
+    """Seconds of a step with the whole batch, from those with the first few images and with `size` of them.
+
+    A step takes a time for each image, and one for each weight: the optimizer's, which is the same for any batch.
+    """
+    if size == whole:
+        return seconds
+    each = min(max((seconds - first) / (size - min(_FIRST, whole)), seconds / size / 2), seconds / size)
+    return seconds + (whole - size) * each
 
 
 def _monitoring(method: Method, recipe: Recipe, device: torch.device, images: int) -> float:

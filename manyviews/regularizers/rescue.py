@@ -19,7 +19,7 @@ their projections exactly opposite.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,9 @@ class Rescue(Regularizer):
                 f"{self.k} images cannot be rescued of a batch of {batch}, shared evenly in {shares} parts: change the "
                 "k of Rescue."
             )
+
+    def fewer(self, images: int) -> Rescue:
+        return self if self.k is None else replace(self, k=min(self.k, max(2, images // 4)))
 
     def views(self, method: Method) -> tuple[Strong, ...]:
         return (self._strong(method),)

@@ -182,6 +182,10 @@ class Regularizer(ABC):
     def check_batch(self, batch: int, shares: int) -> None:  # noqa: B027  # most terms take any batch
         """Raises UserError when a batch, in equal shares of processes and accumulated parts, does not suit the term."""
 
+    def fewer(self, images: int) -> Regularizer:
+        """The same term for a few images, with which the time of a step of a whole batch is measured."""
+        return self
+
     @abstractmethod
     def terms(self, method: Any, views: Any, heard: Any, parts: int) -> dict[str, Any]:
         """Named scalar terms for the method's terms of the moment: see `manyviews.regularizers.Regularized`."""
