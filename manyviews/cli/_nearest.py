@@ -24,6 +24,7 @@ _VERBS = {
     "embed": "features feature embedding embeddings extract encode infer inference predict vectors",
     "choose": "pick recommend candidates backbone which models",
     "search": "find query neighbors neighbours similar lookup retrieve retrieval",
+    "distill": "compress teach student teacher shrink kd knowledge-distillation",
     "duplicates": "dedup dedupe deduplicate dups duplicate copies near-duplicates",
     "export": "convert save onnx timm torch huggingface hub torchscript deploy",
     "show": "info status inspect settings describe summary print log cat",

@@ -93,7 +93,7 @@ def _step(
     method: Method, recipe: Recipe, few: Batch, images: int, device: torch.device, per_epoch: int
 ) -> tuple[float, int]:
     """Seconds of a step, and how many steps they were measured in."""
-    method.begin(images)
+    method.begin(max(images, len(few)))
     method = method.to(device).to(memory_format=torch.channels_last).train()
     protect(method)
     optimizer = optim.build(method, recipe.optimizer, device, recipe.adaptation)
