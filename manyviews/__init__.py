@@ -30,6 +30,7 @@ _VERBS = (
     "choose",
     "detect",
     "diagnose",
+    "distill",
     "duplicates",
     "embed",
     "evaluate",

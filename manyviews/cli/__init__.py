@@ -20,6 +20,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "Train": {
         "prepare": train.prepare,
         "pretrain": train.pretrain,
+        "distill": train.distill,
         "resume": train.resume,
         "finish": train.finish,
         "sweep": train.sweep,

@@ -26,6 +26,7 @@ _VERBS = {
     "choose": "pick recommend candidates backbone which models",
     "serve": "server http api web deploy demo-page app",
     "search": "find query neighbors neighbours similar lookup retrieve retrieval",
+    "distill": "compress teach student teacher shrink kd knowledge-distillation",
     "duplicates": "dedup dedupe deduplicate dups duplicate copies near-duplicates",
     "export": "convert save onnx timm torch huggingface hub torchscript deploy",
     "show": "info status inspect settings describe summary print log cat",

@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal
 
 import manyviews as mv
 from manyviews.cli._options import (
+    NO_HINTS,
     BatchSize,
     Count,
     DataSet,
     Epochs,
+    Hints,
     Images,
     Json,
     Labels,
@@ -23,7 +25,9 @@ from manyviews.cli._options import (
     RunFolder,
     Settings,
     Training,
+    Weights,
     facts,
+    load,
     settings,
     show_finished,
     with_short,
@@ -183,6 +187,65 @@ def pretrain(
         out=out,
         captions=captions,
         old=old,
+    )
+    show_finished(run, json)
+
+
+def distill(
+    teacher: Weights,
+    /,
+    data: Annotated[str, Arg("DATA")],
+    student: Annotated[str, Arg("NAME")] = "resnet18",
+    target: Literal["features", "relations", "prototypes", "soft", "hard"] = "features",
+    view: Literal["clean", "same"] = "clean",
+    recipe: Recipe = "auto",
+    budget: Annotated[str | None, Arg("TIME")] = None,
+    epochs: Epochs = None,
+    out: NewRun = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    seed: Annotated[int | None, Arg("N")] = None,
+    set: Settings = (),
+    hints: Hints = NO_HINTS,
+    json: Json = None,
+) -> None:
+    """Teach a small backbone, on unlabeled images, to see as a larger one does.
+
+    The result is a run as of `manyviews pretrain`: resume, evaluate, adapt and export it.
+
+    For example:
+      manyviews distill timm:vit_small_patch14_dinov2.lvd142m --data photos/ --student resnet18
+      manyviews distill mobilenet_v2.pth --data photos/ --student mobilenetv3_small_100 --budget 30m
+      manyviews distill models/first --data photos/ --target soft --set method.temperature=4
+      manyviews distill runs/large --data photos/ --target relations --view same
+
+    Args:
+        data: Unlabeled images: see `manyviews pretrain --help`.
+        student: Timm's name of the backbone that learns.
+        target: features: the teacher's features; relations: how similar it finds images; prototypes: its soft
+            assignments to groups of images; soft, hard: probabilities or likeliest class, of a model that
+            `manyviews adapt` wrote.
+        view: clean: the teacher looks at each image once, before the run, and further students use the same pass. same:
+            it sees the student's view in each step.
+        recipe: Name of a recipe of the method distill. auto takes distill_cpu or distill_gpu.
+        budget: How long the run may take, such as 30m or 2h.
+        out: A new folder for the run. By default, runs/<recipe>-<date>.
+        seed: Seed of the initial weights, the order of the images and the views, as --set seed=N.
+        set: Change any other setting by its dotted path: see `manyviews list recipes NAME`.
+    """
+    changed = with_short(set, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+    passes = changed.pop("epochs", None)
+    run = mv.distill(
+        load(teacher, hints),
+        data,
+        student,
+        target=target,
+        view=view,
+        recipe=recipe,
+        epochs=passes,
+        budget=budget,
+        settings=changed,
+        out=out,
     )
     show_finished(run, json)
 

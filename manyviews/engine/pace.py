@@ -98,7 +98,7 @@ def _step(
     method: Method, recipe: Recipe, few: Batch, images: int, device: torch.device, per_epoch: int
 ) -> tuple[float, int, int]:
     """Seconds of a step, how many steps they were measured in, and how many images each of these had."""
-    method.begin(images)
+    method.begin(max(images, len(few)))
     method = method.to(device).to(memory_format=torch.channels_last).train()
     protect(method)
     optimizer = optim.build(method, recipe.optimizer, device, recipe.adaptation)

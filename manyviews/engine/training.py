@@ -14,7 +14,7 @@ from shlex import quote
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from manyviews import checkpoint, distributed, machine
 from manyviews.backbones import Encoder, protect
@@ -29,6 +29,7 @@ from manyviews.engine.plan import Early, Plan
 from manyviews.engine.precision import Scaling, explain, resolve
 from manyviews.engine.stopping import Request, Stopped, watch
 from manyviews.errors import UserError, say
+from manyviews.evaluation.features import check_finite, extract_all
 from manyviews.heads import Watch
 from manyviews.methods import Method
 from manyviews.progress import Update, progress
@@ -84,6 +85,7 @@ def begin(
         plan = Plan(steps, loader.steps_per_epoch, recipe.budget, early and Early(**early))
         restored = _restore(folder, part, method, optimizer, scaling, identity, loader, plan)
         start = Start(*restored, identity, plan, since)
+        method.look(partial(_see, loader.source, device))  # before the broadcast: its finds may be part of the state
         distributed.broadcast(method.state_dict().values())
         if recipe.step.compile:
             _compile(method)
@@ -484,6 +486,35 @@ def _loader(method: Method, recipe: Recipe, source: Source, train: Source, devic
     for note in loader.notes if first else ():
         say(note)
     return loader
+
+
+def _see(
+    source: Source, device: torch.device, network: nn.Module, size: int, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """The outputs of a network for all images, on the device of every rank: see `Method.look`."""
+    first, cache = distributed.rank() == 0, machine.cache_folder("features")
+    with progress("teacher", quiet=not first) as update:
+        found = extract_all(
+            {"": network},
+            source,
+            test_size=size,
+            mean=mean,
+            std=std,
+            device=device,
+            cache=cache,
+            progress=update,
+            shared=True,
+        )
+    rows = torch.empty(0)
+    if first:
+        seen = found[""]
+        check_finite(seen.x)
+        rows = seen.x.new_zeros(len(source), seen.x.shape[1])
+        rows[seen.index] = seen.x
+    shape = distributed.share(tuple(rows.shape))
+    rows = rows.to(device) if first else torch.empty(shape, device=device)
+    distributed.broadcast([rows])
+    return rows
 
 
 def _compile(method: Method) -> None:

@@ -12,13 +12,14 @@ import sys
 from typing import TypeGuard
 
 from manyviews.errors import UserError, unknown
-from manyviews.methods.method import Branch, Method, TokenBranch, depth, exactly, mean_of, paired, sum_of, visible
+from manyviews.methods.method import Branch, Method, See, TokenBranch, depth, exactly, mean_of, paired, sum_of, visible
 from manyviews.settings.outside import advice, claim, load_outside, not_a
 from manyviews.views import Terms
 
 __all__ = [
     "Branch",
     "Method",
+    "See",
     "Terms",
     "TokenBranch",
     "depth",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -65,6 +65,10 @@ class TokenBranch(Branch):
         return pooled if where is None else (pooled, self.patch_head(take(found.patches, where)))
 
 
+See = Callable[[nn.Module, int, Sequence[float], Sequence[float]], Tensor]
+"""The outputs of a network for every image of a run: see `Method.look`."""
+
+
 class Method(nn.Module):
     """A loss over views.
 
@@ -112,6 +116,14 @@ class Method(nn.Module):
 
     def begin(self, images: int) -> None:
         """Called once before training on so many images: for memory that has a row for each of them."""
+
+    def look(self, see: See) -> None:
+        """Called once before training, with all weights in place: for a frozen network that looks once at each image.
+
+        `see(network, size, mean, std)` gives the network's outputs for all images under the test-time transform,
+        float32 `n d` on its device, rows by `batch.index`; zeros for images that cannot be read. They are kept in the
+        user's cache: a further run on these images with the same network does not call it.
+        """
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         """Yield named scalar terms, averaged over the images; their sum over all yields is the loss."""

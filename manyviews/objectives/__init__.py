@@ -10,7 +10,14 @@ from manyviews.objectives.alignment import consistency, negative_cosine, squared
 from manyviews.objectives.clustering import prior_divergence, sinkhorn, swapped_prediction
 from manyviews.objectives.contrastive import clip, cross_info_nce, directed_info_nce, info_nce, nt_xent
 from manyviews.objectives.decorrelation import covariance, cross_correlation, invariance, variance
-from manyviews.objectives.distillation import cross_entropy, gram, masked_cross_entropy, sharpen
+from manyviews.objectives.distillation import (
+    cross_entropy,
+    gram,
+    masked_cross_entropy,
+    relation_cross_entropy,
+    sharpen,
+    softened_divergence,
+)
 from manyviews.objectives.entropy import koleo
 from manyviews.objectives.gaussian import gaussian_distance, gaussian_kl, masked_distance, sparsity, unit_prior
 from manyviews.objectives.hog import hog
@@ -52,9 +59,11 @@ __all__ = [
     "nt_xent",
     "patchify",
     "prior_divergence",
+    "relation_cross_entropy",
     "restored",
     "sharpen",
     "sinkhorn",
+    "softened_divergence",
     "sparsity",
     "squared_distance",
     "swapped_prediction",

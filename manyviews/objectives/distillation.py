@@ -1,7 +1,8 @@
-"""Distillation: a student predicts its teacher's distribution. DINO, Caron et al. 2021."""
+"""Distillation: a student predicts its teacher's distribution. DINO, Caron et al. 2021; Hinton et al. 2015."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -74,3 +75,49 @@ def gram(student: Tensor, teacher: Tensor) -> Tensor:
     """
     s, t = normalize(student, dim=-1), normalize(teacher.detach(), dim=-1)
     return (s @ s.mT - t @ t.mT).square().mean()
+
+
+@in_float32
+def softened_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """`T^2 KL( softmax(teacher / T) || softmax(student / T) )`, mean over rows. Hinton et al. 2015, section 2.
+
+    Gradients shrink as 1 / T^2, and the factor makes up for it: as T grows, T^2 KL becomes the mean over classes of
+    half the squared difference of the logits, each less its mean.
+
+    Args:
+        student_logits: `b k`.
+        teacher_logits: `b k`; receive no gradient.
+        temperature: T of both, above 0.
+
+    Returns:
+        A scalar, at least 0: 0 if the distributions agree.
+    """
+    p = (teacher_logits.detach() / temperature).log_softmax(-1)
+    q = (student_logits / temperature).log_softmax(-1)
+    return temperature**2 * (p.exp() * (p - q)).sum(-1).mean()
+
+
+@in_float32
+def relation_cross_entropy(
+    student: Tensor, teacher: Tensor, others: Tensor, temperature: float, teacher_temperature: float
+) -> Tensor:
+    """How similar an image is to others, as the teacher sees it and as the student does: SEED, Fang et al. 2021, eq. 5.
+
+    Both compare their embedding with the teacher's embeddings of the image itself and of other images:
+
+        - sum_j softmax(cos(t_i, d_j) / teacher_temperature)_j  log softmax(cos(s_i, d_j) / temperature)_j
+
+    Args:
+        student: embeddings, `b d`, of any length above 0.
+        teacher: the teacher's embeddings of the same images, `b d`; receive no gradient.
+        others: the teacher's embeddings of other images, `n d`; receive no gradient.
+        temperature: the student's, above 0.
+        teacher_temperature: the teacher's, above 0.
+
+    Returns:
+        A scalar, at least 0, mean over rows; log(n + 1) if the student finds all equally similar.
+    """
+    s, t, d = normalize(student, dim=-1), normalize(teacher.detach(), dim=-1), normalize(others.detach(), dim=-1)
+    theirs = torch.cat([(t * t).sum(-1, keepdim=True), t @ d.T], -1)
+    ours = torch.cat([(s * t).sum(-1, keepdim=True), s @ d.T], -1)
+    return cross_entropy((theirs / teacher_temperature).softmax(-1), ours, temperature)

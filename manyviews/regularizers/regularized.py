@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from manyviews.backbones import Encoder
-from manyviews.methods import Branch, Method, Terms
+from manyviews.methods import Branch, Method, See, Terms
 from manyviews.settings import Recipe, Regularizer
 from manyviews.targets import EMA
 from manyviews.types import Progress
@@ -70,6 +70,9 @@ class Regularized(Method):
 
     def begin(self, images: int) -> None:
         self.method.begin(images)
+
+    def look(self, see: See) -> None:
+        self.method.look(see)
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
         heard, listening = Heard(), True

@@ -7,5 +7,6 @@ from manyviews.targets.moving import Moving
 from manyviews.targets.queue import Queue
 from manyviews.targets.snapshot import Snapshot
 from manyviews.targets.stages import StagedTeacher
+from manyviews.targets.teacher import Teacher
 
-__all__ = ["EMA", "Balance", "Center", "Moving", "Queue", "Snapshot", "StagedTeacher"]
+__all__ = ["EMA", "Balance", "Center", "Moving", "Queue", "Snapshot", "StagedTeacher", "Teacher"]
