@@ -67,11 +67,13 @@ class Distill(Method):
         teacher_temperature: the teacher's; None for 0.01 with relations and 0.04 with prototypes. Soft labels have one.
     """
 
+    table: Tensor
+
     def __init__(
         self,
         encoder: Encoder,
         *,
-        view: View = Global(1, color=None),
+        view: Crop = Global(1, color=None),
         target: Literal["features", "relations", "prototypes", "soft", "hard"] = "features",
         teacher: str = "",
         teacher_view: Literal["same", "clean"] = "same",
@@ -84,11 +86,15 @@ class Distill(Method):
         teacher_temperature: float | None = None,
     ) -> None:
         super().__init__()
-        assert isinstance(view, Crop)
         self.views, self.target, self.clean, self.size = (view,), target, teacher_view == "clean", size or view.size
+        if self.clean and type(view).blend is not View.blend:
+            raise UserError(
+                f"{view.name} views blend images, and a clean image has no blend: set teacher_view to same."
+            )
         made = Encoder.from_spec(encoder.spec) if network is None else Encoder(network.name, **network.settings)
         if made.channels != encoder.channels:
             raise UserError(f"The teacher takes images of {made.channels} channels, not of {encoder.channels}.")
+        made.check_size(self.size, self.size)
         dims = made.embed_dim
         if target in ("soft", "hard"):
             if answers is None:
@@ -123,7 +129,7 @@ class Distill(Method):
         facts = facts_of(path)
         if not isinstance(facts.get("encoder"), dict):
             raise UserError(f"{path} does not say what it holds: `manyviews distill` takes weights of any library.")
-        spec = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["encoder"].items()}
+        spec: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["encoder"].items()}
         network, answers = Component(spec.pop("name"), {**spec, "pretrained": False}), None
         if "head" in facts:
             head = {**facts["head"], "classes": len(facts["classes"])}
@@ -164,7 +170,8 @@ class Distill(Method):
             return self.table[views.batch.index]
         assert isinstance(kind, Crop)
         x = views[kind.name, i] if self.size == kind.size else views.resized(kind.name, i, self.size)
-        return self.teacher(x, views.mean, views.std)  # type: ignore[no-any-return]
+        found: Tensor = self.teacher(x, views.mean, views.std)
+        return found
 
     def _compare(self, z: Tensor, t: Tensor) -> Tensor:
         if self.target == "features":

@@ -29,7 +29,7 @@ def cpu() -> Recipe:
 
     manyviews distill timm:resnet50.a1_in1k --data photos/ --budget 30m
 
-    What to expect: docs/methods/distill.md.
+    Not run by us.
     """
     return _photos(64, 100, 128, lr=1e-3)
 

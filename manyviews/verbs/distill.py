@@ -14,13 +14,13 @@ from manyviews.evaluation.features import weights_digest
 from manyviews.methods.distill import ANSWER
 from manyviews.settings import Recipe
 from manyviews.verbs._common import loaded, say_once
+from manyviews.verbs.auto import AUTO
 from manyviews.verbs.pretrain import pretrain
 from manyviews.verbs.run import Run
 from manyviews.weights import Pretrained
 from manyviews.weights.model import Model
 
 Target = Literal["features", "relations", "prototypes", "soft", "hard"]
-AUTO = "auto"
 
 
 def distill(

@@ -17,7 +17,7 @@ from manyviews.recipes import get as recipe_of
 from manyviews.settings import Component, Recipe, override
 from manyviews.testing import gradients_reach_what_trains, it_resumes_to_the_same_bits, pictures
 from manyviews.types import Progress
-from manyviews.views import Global, Views
+from manyviews.views import CutMix, Global, Views
 
 AT = Progress(3, 20, 5)
 LABELS = {"answers": Component("mlp", {"hidden": 8, "dropout": 0.5, "classes": 3})}
@@ -170,7 +170,9 @@ def test_prototypes_are_the_centers_of_groups_and_stay_after_a_restart():
         many.look(lambda *_: x)
 
 
-def test_labels_need_a_teacher_with_classes():
+def test_what_a_teacher_cannot_give_is_refused():
     encoder = build_method(recipe("features")).kept_encoder
+    with pytest.raises(UserError, match="set teacher_view to same"):
+        get("distill")(encoder, view=CutMix(1, size=32), teacher_view="clean")
     with pytest.raises(UserError, match="a teacher with classes"):
         get("distill")(encoder, view=Global(1, size=32), target="soft")

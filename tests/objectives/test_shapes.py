@@ -15,6 +15,7 @@ from manyviews import objectives
 
 SIZES = {"b": 4, "n": 6, "m": 3, "k": 5, "d": 7, "K": 8, "p": 10, "size": 9}
 SCALARS: dict[str, Any] = {"temperature": 0.5, "epsilon": 0.5, "iterations": 3, "log_scale": torch.tensor(0.5)}
+SCALARS |= {"teacher_temperature": 0.5}
 """Arguments that have no shape, by name."""
 ELSEWHERE = {"patchify", "unpatchify", "hog", "latent_error", "layer_average", "sparsity", "gumbel_softmax"}
 ELSEWHERE |= {"code_divergence"}

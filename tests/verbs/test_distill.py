@@ -15,6 +15,7 @@ from manyviews.checkpoint import load_tensors, save_tensors
 from manyviews.engine import Stopped, training
 from manyviews.engine.training import Training
 from manyviews.weights import Pretrained
+from tests.ranks import on_ranks
 
 SMALL = {
     "method.view.size": 32,
@@ -78,6 +79,24 @@ def test_a_second_student_uses_the_first_ones_pass_and_a_run_needs_only_itself(p
     second = mv.distill(teacher, photos, settings=SMALL, out=tmp_path / "second", target="relations", **small)
     assert second.recipe.method.settings["target"] == "relations"
     assert len(looks) == 1, "the teacher looks at the images again"
+
+
+def looked(photos: Path, encoder: Encoder) -> torch.Tensor:
+    """What a network gives for every image, as a run asks for it."""
+    source = mv.data.open_source(photos).subset(range(6, 33))
+    return training._see(source, torch.device("cpu"), encoder, 40, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+
+
+def test_every_rank_has_the_features_of_all_images_by_their_number(photos, teacher, cache):
+    shutil.rmtree(cache, ignore_errors=True)
+    first, second = on_ranks(looked, photos, teacher.encoder)
+    shutil.rmtree(cache)
+    alone = looked(photos, teacher.encoder)
+    found = teacher.embed(sorted(photos.glob("*.png"))[6:33], unreadable="nan")
+    assert np.isnan(found[1]).all() and not alone[1].any(), "07.png cannot be read"
+    torch.testing.assert_close(alone, torch.from_numpy(np.nan_to_num(found)), rtol=1e-4, atol=1e-5)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits_without_the_teachers_file(
