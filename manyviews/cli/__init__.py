@@ -43,6 +43,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "embed": use.embed,
         "search": use.search,
         "duplicates": use.duplicates,
+        "curate": use.curate,
         "export": use.export,
     },
     "Show": {

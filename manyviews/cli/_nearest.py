@@ -25,6 +25,7 @@ _VERBS = {
     "choose": "pick recommend candidates backbone which models",
     "search": "find query neighbors neighbours similar lookup retrieve retrieval",
     "duplicates": "dedup dedupe deduplicate dups duplicate copies near-duplicates",
+    "curate": "filter balance clean subset outliers sample select-images",
     "export": "convert save onnx timm torch huggingface hub torchscript deploy",
     "show": "info status inspect settings describe summary print log cat",
     "report": "page html plot plots visualize dashboard",

@@ -208,17 +208,18 @@ def calibrate(
     if threshold is not None and not 0 < threshold < 1:
         raise UserError(f"The threshold of near-duplicates must be above 0 and below 1, not {threshold:g}.")
     of = rows[copies.index]
-    x, c = (F.normalize(v.x.float(), dim=1).to(device) for v in (features, copies))
-    near = (c * x[of.to(device)]).sum(1).cpu()
+    c = F.normalize(copies.x.float(), dim=1).to(device)
+    near = (c * F.normalize(features.x[of].float(), dim=1).to(device)).sum(1).cpu()
     looks = _grays(copy_grays.x)
-    g = F.normalize(grays.x.float(), dim=1)
-    gray = torch.maximum(*((look * g[of]).sum(1) for look in looks))
+    g = F.normalize(grays.x[of].float(), dim=1)
+    gray = torch.maximum(*((look * g).sum(1) for look in looks))
     limit = float(gray.quantile(_LOST).clamp(0.2, 0.999))
 
     some = torch.linspace(0, len(features) - 1, min(len(features), _OTHERS)).long().unique()
-    sims = (c @ x[some.to(device)].T).cpu()
+    sims = (c @ F.normalize(features.x[some].float(), dim=1).to(device).T).cpu()
     sims[of[:, None] == some] = -1
-    alike = torch.maximum(*(look @ g[some].T for look in looks)) >= limit
+    g = F.normalize(grays.x[some].float(), dim=1)
+    alike = torch.maximum(*(look @ g.T for look in looks)) >= limit
     if threshold is None:
         threshold = float(near.quantile(_LOST))
         # Pairs to look at, for each image: as many as there are for each copy, twice counted.
