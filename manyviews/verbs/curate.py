@@ -38,6 +38,8 @@ from manyviews.verbs.pretrain import address
 from manyviews.weights import Pretrained
 
 _GRAY = 65  # numbers of a small gray picture: see `duplicates.Gray`
+_AS_LARGE = 0.9  # share of the most pixels from which a copy is as large
+_FRAME = 10.0  # deviation of gray values up to which a row or column at the border is a frame
 _ROWS = 65536  # features that are compared with the images to be like at a time
 
 
@@ -85,8 +87,8 @@ def curate(
 
     No image is changed, moved or deleted. Other verbs take the list as their data. The stages, in this order:
 
-    1. Of images that look like copies of one another one is kept, that of the most pixels, and of equally many the
-       sharpest. See `manyviews.evaluation.unlabeled.duplicates`.
+    1. Of images that look like copies of one another one is kept: of the largest that of
+       the most bytes. See `manyviews.evaluation.unlabeled.duplicates`.
     2. The images that are farthest from their ten nearest neighbors are dropped.
     3. Images like a curated set are kept, the others dropped.
     4. A balanced sample is drawn: see `manyviews.evaluation.unlabeled.curation.balanced`.
@@ -203,8 +205,8 @@ def write(
             drop(torch.tensor([place[i] for i in others]), "duplicate")
         count = sum(len(group.ids) - 1 for group in groups)
         choice.notes.append(
-            f"{count:,} duplicates are dropped, from {len(groups):,} groups. The copy of the most pixels is kept, of "
-            f"equally many the sharpest. {words}"
+            f"{count:,} duplicates are dropped, from {len(groups):,} groups. The largest of a group is kept, "
+            f"of equally large ones that of the most bytes. {words}"
         )
     if outliers:
         some = left.nonzero()[:, 0]
@@ -295,22 +297,26 @@ def alike(
 
 
 def keep_of(source: Source, group: Sequence[int]) -> int:
-    """Which image of a group of copies to keep: that of the most pixels, of equally many the sharpest, else the first.
+    """Which image of a group of copies to keep: of the largest that of the most bytes, and the first of equals.
 
-    Sharpness is the energy of the Laplacian of the gray picture, in that of its deviations from the mean.
+    Images of 90 % of the most pixels are as large; a frame of one color does not count. Bytes tell compressed copies
+    where images are files; sharpness does not, because compression adds edges.
     """
+    pixels, size = np.array([_quality(source, i) for i in group]).T
+    large = np.flatnonzero(pixels >= _AS_LARGE * pixels.max()).tolist()
+    return group[max(large, key=lambda k: size[k])]
 
-    def quality(i: int) -> tuple[int, float]:
-        try:
-            pixels = np.atleast_3d(np.asarray(source.load(i), dtype=np.float32)).mean(2)
-        except BadImage:
-            return 0, 0.0
-        inner = 4 * pixels[1:-1, 1:-1]
-        edges = inner - pixels[:-2, 1:-1] - pixels[2:, 1:-1] - pixels[1:-1, :-2] - pixels[1:-1, 2:]
-        sharp = float(np.square(edges).mean() / (pixels.var() + 1)) if edges.size else 0.0
-        return pixels.size, round(sharp, 6)
 
-    return max(group, key=quality)  # the first of equals
+def _quality(source: Source, i: int) -> tuple[int, int]:
+    """Number of pixels within a frame, and of bytes where it is known; none of an image that cannot be read."""
+    try:
+        raw = source.read(i)
+        size = raw.stat().st_size if isinstance(raw, Path) else len(raw) if isinstance(raw, bytes) else 0
+        gray = np.atleast_3d(np.asarray(source.load(i), dtype=np.float32)).mean(2)
+    except (BadImage, OSError):
+        return 0, 0
+    spans = [np.flatnonzero(gray.std(axis) > _FRAME) for axis in (1, 0)]
+    return int(np.prod([span[-1] - span[0] + 1 if len(span) else 1 for span in spans])), size
 
 
 class _Both(nn.Module):

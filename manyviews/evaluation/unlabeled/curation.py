@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from manyviews.errors import UserError
 from manyviews.evaluation.features import Progress
@@ -102,7 +103,8 @@ def cells(x: Tensor, seed: int = 0) -> Cells:
     """Lay images into cells: one up to `EXACT` images, else twice the square root of their number."""
     if len(x) <= EXACT:
         return Cells(torch.empty(0, x.shape[1]), torch.zeros(len(x), 1, dtype=torch.int64))
-    centers = kmeans(x, round(2 * len(x) ** 0.5), seed)
+    # By cosine: short centers, the means of images that have little in common, would else be nearest to very many.
+    centers = normalize(kmeans(x, round(2 * len(x) ** 0.5), seed), dim=1)
     return Cells(centers, nearest_centers(x, centers, PROBES))
 
 
