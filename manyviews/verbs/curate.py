@@ -163,12 +163,17 @@ def write(
     if known.note:
         say_once(known.note)
     asked = None if like is None else open_images(like, len(known.mean)) or opened(like, split=ALL)
-    source, *seeds = seen_by(known, opened(data), *([] if asked is None else [asked]))
+    files = opened(data)
+    source, *seeds = seen_by(known, files, *([] if asked is None else [asked]))
+    if len(source) != len(files):
+        raise UserError(
+            f"{known.name} sees each picture of a file as an image, and a list is of files: prepare them first."
+        )
     how = preprocessing(known)
     with progress("features") as update:
         made = indices.build(_Both(known.encoder), source, _kept(known.encoder, source, how), progress=update, **how)
-    for where, why in made.bad:
-        say(f"Skipped {where}: {why}")
+    for file, why in made.bad:
+        say(f"Skipped {file}: {why}")
     x, grays, rows = _gathered(made)
     wanted = _seeds(known.encoder, seeds[0], how) if seeds else None
 
@@ -193,19 +198,20 @@ def write(
 
     if duplicates != "off":
         with progress("cells", quiet=len(x) <= curation.EXACT):
-            where_all = curation.cells(x, seed)
+            where = curation.cells(x, seed)
         limit = None if duplicates == "auto" else float(duplicates)
         features = Features(x, None, rows, [source.ids[i] for i in rows.tolist()], made.bad)
-        groups, words = _copies(known.encoder, source, features, grays, how, where_all, limit)
+        groups, words = _copies(known.encoder, source, features, grays, how, where, limit)
         place = {int(i): row for row, i in enumerate(rows.tolist())}
+        gone = []
         for group in groups:
             best = keep_of(source, group.index)
             others = [i for i in group.index if i != best]
             choice.duplicate_of[others] = best
-            drop(torch.tensor([place[i] for i in others]), "duplicate")
-        count = sum(len(group.ids) - 1 for group in groups)
+            gone += [place[i] for i in others]
+        drop(torch.tensor(gone, dtype=torch.int64), "duplicate")
         choice.notes.append(
-            f"{count:,} duplicates are dropped, from {len(groups):,} groups. The largest of a group is kept, "
+            f"{len(gone):,} duplicates are dropped, from {len(groups):,} groups. The largest of a group is kept, "
             f"of equally large ones that of the most bytes. {words}"
         )
     if outliers:
@@ -283,7 +289,7 @@ def alike(
     if by == "clusters":
         levels = curation.tree(x, seed)
         home = levels.parents[0]
-        held = curation.nearest_centers(wanted.half().float(), levels.centers, 1)[:, 0]
+        held = curation.nearest_centers(wanted, levels.centers, 1)[:, 0]
         found = torch.isin(home, held)
     else:
         found = torch.zeros(len(x), dtype=torch.bool)
@@ -429,8 +435,11 @@ def _copies(
     if len(where) > 1:
         mine = where.near(unit(planted["features"].x.float(), dim=1))
         theirs = where.probes[rows[planted["features"].index]]
-        share = (mine[:, :, None] == theirs[:, None, :]).any(2).any(1).double().mean().item()
-        words += f" Images are compared within {len(where):,} cells, which {100 * share:.1f} % of the copies share."
+        meet = (mine == theirs[:, :1]).any(1) | (theirs == mine[:, :1]).any(1)
+        words += (
+            f" Images are compared with those in near ones of {len(where):,} cells, where "
+            f"{100 * meet.double().mean().item():.1f} % of the copies meet their originals."
+        )
     with progress("pairs"):
         pairs = curation.pairs(features.x, grays, calibration.limits, where, how["device"])
     with progress("second look") as update:

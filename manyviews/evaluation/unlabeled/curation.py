@@ -113,20 +113,26 @@ def pairs(
 ) -> Pairs:
     """Pairs of images that are as alike as the limits ask, before a second look: see `duplicates.proposed`.
 
-    Pairs of images that share none of their cells are not found.
+    Of each pair one image must be in a cell that the other probes, or it is not found.
 
     Raises:
         UserError: there are more than `most`.
     """
     found, values = [torch.empty(0, 2, dtype=torch.int64)], [torch.empty(0)]
-    for _, rows in where.each():
-        there = x[rows]
-        local, near = similar(there, there, limits.similarity, most, device, (grays[rows], limits.gray))
-        found.append(rows[local])
+    for mine, rows in where.each():
+        asked = x[rows], (grays[rows], limits.gray)
+        if mine is rows:
+            local, near = similar(asked[0], asked[0], limits.similarity, most, device, asked[1])
+            both = rows[local]
+        else:
+            local, near = similar(asked[0], x[mine], limits.similarity, most, device, asked[1], grays[mine])
+            both = torch.stack([rows[local[:, 0]], mine[local[:, 1]]], 1).sort(1).values
+            others = both[:, 0] != both[:, 1]
+            both, near = both[others], near[others]
+        found.append(both)
         values.append(near)
-        if sum(map(len, values)) > most * PROBES:
+        if sum(map(len, values)) > 2 * PROBES * most:  # a pair comes from each of its cells that the other probes
             raise UserError(f"More than {most:,} pairs of images are {limits.similarity:g} alike: raise --duplicates.")
-    # The same pair comes from each cell that both probe.
     both = torch.cat(found)
     keys, order = (both[:, 0] * len(x) + both[:, 1]).sort(stable=True)
     first = order[torch.cat([torch.ones(1, dtype=torch.bool), keys[1:] != keys[:-1]])[: len(keys)]]
