@@ -1,4 +1,4 @@
-"""Choosing images by their features: pairs, outliers, images like a curated set, and balance; a million in minutes.
+"""Choosing images by their features: pairs, outliers, images like a curated set, and balance.
 
 Up to `EXACT` images everything is compared with everything. More are laid into cells by k-means, and an image is
 compared with those in the `PROBES` cells that are nearest to it (an inverted file: Sivic and Zisserman 2003).
