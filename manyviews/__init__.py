@@ -28,6 +28,7 @@ machine.limit_threads()
 _VERBS = (
     "adapt",
     "choose",
+    "curate",
     "detect",
     "diagnose",
     "distill",

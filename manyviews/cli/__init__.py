@@ -46,6 +46,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "search": use.search,
         "duplicates": use.duplicates,
         "serve": use.serve,
+        "curate": use.curate,
         "export": use.export,
     },
     "Show": {

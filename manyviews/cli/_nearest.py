@@ -28,6 +28,7 @@ _VERBS = {
     "search": "find query neighbors neighbours similar lookup retrieve retrieval",
     "distill": "compress teach student teacher shrink kd knowledge-distillation",
     "duplicates": "dedup dedupe deduplicate dups duplicate copies near-duplicates",
+    "curate": "filter balance clean subset outliers sample select-images",
     "export": "convert save onnx timm torch huggingface hub torchscript deploy",
     "show": "info status inspect settings describe summary print log cat",
     "report": "page html plot plots visualize dashboard",

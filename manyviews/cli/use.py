@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import manyviews as mv
 from manyviews.cli._options import (
@@ -25,7 +25,7 @@ from manyviews.cli._options import (
     wrote,
 )
 from manyviews.cli._parser import Arg
-from manyviews.errors import printable
+from manyviews.errors import UserError, printable
 
 
 def adapt(
@@ -305,6 +305,78 @@ def duplicates(
         print(f"{pairs} the same, but not the same as the other images of a group: see the end of the page.")
     wrote(found.page)
     wrote(found.table)
+    write_json(json, found.to_dict())
+
+
+def curate(
+    data: Images,
+    /,
+    *,
+    with_: Weights,
+    out: NewFile,
+    duplicates: Annotated[str, Arg("auto|off|COSINE")] = "auto",
+    outliers: Annotated[float, Arg("SHARE")] = 0.0,
+    like: DataSet = None,
+    by: Literal["images", "clusters"] = "images",
+    near: Count = 32,
+    similarity: Annotated[float | None, Arg("COSINE")] = None,
+    most: Annotated[int | None, Arg("N")] = None,
+    balance: Annotated[int | None, Arg("N")] = None,
+    seed: int = 0,
+    hints: Hints = NO_HINTS,
+    json: Json = None,
+) -> None:
+    """Choose the images to learn from: drop copies and outliers, keep those like a curated set, and balance.
+
+    The list says of every image whether it is kept, and why not; a page shows dropped ones. Your files are not touched.
+    `pretrain`, `prepare` and `embed` take the list as their data.
+
+    For example:
+      manyviews curate photos/ --with runs/first --out list.parquet
+      manyviews curate photos/ --with timm:resnet18 --outliers 0.01 --balance 20000 --out list.parquet
+      manyviews curate crawl/ --with runs/first --like seeds/ --near 16 --out list.parquet
+      manyviews pretrain list.parquet --out runs/second
+
+    Args:
+        out: A new file that ends in .parquet or .csv. The page is beside it: list.html.
+        duplicates: auto: planted copies of the images choose how alike copies are; a cosine similarity from which
+            pixels are compared; off: keep copies.
+        outliers: Share of the images to drop, such as 0.01: the farthest from their ten nearest.
+        like: Images to be like: a folder, or Parquet or tar files.
+        by: images: keep the nearest to each image of --like. clusters: keep clusters that hold one of them.
+        near: Images to keep for each image of --like.
+        similarity: Keep only images that are at least so similar to an image of --like.
+        most: Of the images like them, keep at most so many, the most similar.
+        balance: Images of a sample that is balanced by hierarchical k-means.
+        seed: Seed of clusters and samples.
+    """
+    from manyviews.verbs.curate import write
+
+    asked: Any = duplicates
+    if duplicates not in ("auto", "off"):
+        try:
+            asked = float(duplicates)
+        except ValueError:
+            raise UserError(f"--duplicates is auto, off, or a similarity such as 0.9, not '{duplicates}'.") from None
+    found = write(
+        data,
+        load(with_, hints),
+        out,
+        duplicates=asked,
+        outliers=outliers,
+        like=like,
+        by=by,
+        near=near,
+        similarity=similarity,
+        most=most,
+        balance=balance,
+        seed=seed,
+    )
+    for note in found.notes:
+        print(printable(note))
+    print(f"Kept {found.kept:,} of {found.images:,} images. Look at those that were dropped.")
+    wrote(found.page)
+    wrote(found.path)
     write_json(json, found.to_dict())
 
 

@@ -19,6 +19,7 @@ from manyviews.data.files import File, Unreachable, file_system, find, is_patter
 from manyviews.data.folder import is_image, open_folder, scan
 from manyviews.data.layout import ALL, SPLITS, find_splits_of_files, split_of
 from manyviews.data.left import Left, listed
+from manyviews.data.lists import is_list, open_list
 from manyviews.data.loose import are_paths, open_paths
 from manyviews.data.memory import is_array, open_arrays, open_dataset
 from manyviews.data.prepared import MANIFEST, open_prepared
@@ -54,6 +55,7 @@ def open_source(data: Any, labels: Any = None, captions: Any = None, split: str 
       Hugging Face, whose items are dicts with `image` or `img` and perhaps `label`, or a dict of such by split;
     - a list of paths of images, with `labels`, one for each;
     - uint8 arrays or tensors, `n h w 3`, `n 3 h w` or `n h w`, with `labels`, or a tuple (images, labels);
+    - a list that `manyviews curate` wrote, Parquet or CSV: the images of its source that it keeps;
     - "demo" or "demo:test", the training or test images that come with the package;
     - a source.
 
@@ -178,6 +180,10 @@ def _open_path(path: Path, labels: Any, captions: Any, split: str | None) -> Sou
         if is_pattern(str(path)) and not path.exists():
             return _open_shards(_shards(str(path)), labels, captions, split, whole=True)
         _existing(path)
+        if is_list(path):
+            if split not in (None, ALL):
+                raise UserError(f"The list {path} has no splits: leave ':{split}' out.")
+            return open_list(path, partial(open_source, labels=labels, captions=captions))
         if is_shard(path.name) or zipfile.is_zipfile(path):
             return _open_shards([local(path)], labels, captions, split)
     except PermissionError as error:

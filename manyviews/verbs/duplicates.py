@@ -20,7 +20,7 @@ from manyviews.verbs._common import loaded, new_file, opened, preprocessing, see
 from manyviews.weights import Pretrained
 
 _COPIES = 512
-_SEED = 0
+SEED = 0
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ def find(weights: str | Path | Pretrained, data: Any, out: str | Path, threshold
     for where, reason in seen["features"].bad:
         say(f"Skipped {where}: {reason}")
     check_finite(seen["features"].x)
-    rows = _chosen(len(seen["features"]))
-    copied = copies.copies_of(source, seen["features"].index[rows].tolist(), _SEED)
+    rows = to_copy(len(seen["features"]))
+    copied = copies.copies_of(source, seen["features"].index[rows].tolist(), SEED)
     with progress("planted copies") as update:
         planted = extract_all(both, copied, progress=update, **how)
     calibration = same.calibrate(
@@ -127,8 +127,8 @@ def find(weights: str | Path | Pretrained, data: Any, out: str | Path, threshold
     return found
 
 
-def _chosen(n: int) -> torch.Tensor:
+def to_copy(n: int) -> torch.Tensor:
     """Rows to copy: int64, at most 512; each of few images several times, so that all kinds of copies occur."""
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(_SEED))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(SEED))
     times = min(len(copies.KINDS), -(-_COPIES // n))
     return order.repeat_interleave(times)[:_COPIES]

@@ -239,6 +239,19 @@ def test_search(manyviews, run_folder: Path, photos: Path, tmp_path: Path, monke
     assert result.code == 2 and "give either a query or --text" in result.err
 
 
+def test_curate(manyviews, run_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made, args = tmp_path / "list.csv", ("curate", photos, "--with", run_folder, "--duplicates", "off")
+    result = manyviews(*args, "--balance", "6", "--out", made, "--json", tmp_path / "c.json")
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert found["kept"] == 6 and f"Kept 6 of {found['images']} images." in result.out and "list.html" in result.out
+    result = manyviews("embed", run_folder, made, "--out", tmp_path / "features.csv")
+    assert result.code == 0 and "Wrote the features of 6 images." in result.out
+    result = manyviews("curate", photos, "--with", run_folder, "--duplicates", "none", "--out", tmp_path / "other.csv")
+    assert result.code == 2 and "--duplicates is auto, off, or a similarity such as 0.9, not 'none'." in result.err
+
+
 def test_duplicates(manyviews, run_folder: Path, photos: Path, tmp_path: Path):
     folder = tmp_path / "twice"
     shutil.copytree(photos / "red", folder / "red")

@@ -244,7 +244,7 @@ def test_a_page_says_what_it_leaves_out(shirts, monkeypatch):
     source = open_source(np.stack([np.asarray(s) for s in shirts]))
     pairs = [Pair(0, 1, 0.98, 0.9, False)]
     groups = [Group((2 * k, 2 * k + 1), (f"{2 * k}", f"{2 * k + 1}"), tuple(pairs), (False, False)) for k in range(6)]
-    monkeypatch.setattr("manyviews.reporting.groups.MOST", 8)
+    monkeypatch.setattr("manyviews.reporting.single.MOST", 8)
     page = render(source, groups, [(0, 3)], 24, "words")
     assert "2 further groups are only in the table" in page and page.count('<section class="group"') == 4
     assert "1 pair was found to be the same" in page

@@ -208,17 +208,18 @@ def calibrate(
     if threshold is not None and not 0 < threshold < 1:
         raise UserError(f"The threshold of near-duplicates must be above 0 and below 1, not {threshold:g}.")
     of = rows[copies.index]
-    x, c = (F.normalize(v.x.float(), dim=1).to(device) for v in (features, copies))
-    near = (c * x[of.to(device)]).sum(1).cpu()
+    c = F.normalize(copies.x.float(), dim=1).to(device)
+    near = (c * F.normalize(features.x[of].float(), dim=1).to(device)).sum(1).cpu()
     looks = _grays(copy_grays.x)
-    g = F.normalize(grays.x.float(), dim=1)
-    gray = torch.maximum(*((look * g[of]).sum(1) for look in looks))
+    g = F.normalize(grays.x[of].float(), dim=1)
+    gray = torch.maximum(*((look * g).sum(1) for look in looks))
     limit = float(gray.quantile(_LOST).clamp(0.2, 0.999))
 
     some = torch.linspace(0, len(features) - 1, min(len(features), _OTHERS)).long().unique()
-    sims = (c @ x[some.to(device)].T).cpu()
+    sims = (c @ F.normalize(features.x[some].float(), dim=1).to(device).T).cpu()
     sims[of[:, None] == some] = -1
-    alike = torch.maximum(*(look @ g[some].T for look in looks)) >= limit
+    g = F.normalize(grays.x[some].float(), dim=1)
+    alike = torch.maximum(*(look @ g.T for look in looks)) >= limit
     if threshold is None:
         threshold = float(near.quantile(_LOST))
         # Pairs to look at, for each image: as many as there are for each copy, twice counted.
@@ -466,6 +467,7 @@ def similar(
     most: int = _PAIRS,
     device: torch.device | str = "cpu",
     grays: tuple[Tensor, float] | None = None,
+    other_grays: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """All pairs of rows of `a` and `b` whose cosine similarity is at least the threshold, blockwise.
 
@@ -475,8 +477,9 @@ def similar(
         threshold: in (-1, 1].
         most: largest number of pairs.
         device: device to compute on.
-        grays: small gray pictures of `a`, which is `b` too, and the cosine similarity that they or one of them and a
-            mirror image must have besides.
+        grays: small gray pictures of `a`, and the cosine similarity that they or one of them and a mirror image must
+            have besides.
+        other_grays: small gray pictures of `b`, unless it is `a`.
 
     Returns:
         int64, `p 2`, positions in `a` and `b`, and float32, `p`, similarities.
@@ -486,7 +489,10 @@ def similar(
     """
     x = F.normalize(a.float(), dim=1).to(device)
     y = x if a is b else F.normalize(b.float(), dim=1).to(device)
-    looks = None if grays is None else [look.to(device) for look in _grays(grays[0])]
+    looks = own = None
+    if grays is not None:
+        looks = [look.to(device) for look in _grays(grays[0] if other_grays is None else other_grays)]
+        own = looks[0] if other_grays is None else _grays(grays[0])[0].to(device)
     pairs, values, count = [], [], 0
     for i in range(0, len(x), _BLOCK):
         for j in range(i if a is b else 0, len(y), _BLOCK):
@@ -494,8 +500,8 @@ def similar(
             near = block >= threshold
             if a is b and i == j:
                 near = near.triu(1)
-            if looks is not None and grays is not None and near.any():
-                mine = looks[0][i : i + _BLOCK]
+            if looks is not None and own is not None and grays is not None and near.any():
+                mine = own[i : i + _BLOCK]
                 near &= torch.maximum(*(mine @ look[j : j + _BLOCK].T for look in looks)) >= grays[1]
             count += int(near.sum())
             if count > most:

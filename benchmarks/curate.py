@@ -1,0 +1,230 @@
+"""How well `manyviews curate` finds planted copies, next to a perceptual hash and features alone; and how fast it is.
+
+    python benchmarks/curate.py --data clothing10_192.zip --weights mobilenet_v2.safetensors \
+        --backbone mobilenetv2_100 --test-size 128 --images 360 --out benchmarks/curate.json
+    python benchmarks/curate.py --embeddings 1000000 --dim 384 --out benchmarks/curate_million.json
+
+Copies of a third of the images are saved among them, the kinds in turn: the very file, crops, recompressed, mirrored,
+with a logo, and with a border, the edited ones with a quality of 60 to 95. A copy counts as found if it and its
+original are a pair: of one group for `curate`, of 64-bit hashes within `HASH` bits for the perceptual hash (the signs
+of the lowest 8 x 8 cosines of a gray picture), of features of a cosine of 0.95 for features alone. Pairs of two
+originals are in the set itself, or wrong: they count as wrong here, and are named to be looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from _bench import facts, write
+from PIL import Image
+from scipy.fft import dctn
+
+import manyviews as mv
+from manyviews.backbones import Encoder
+from manyviews.data import open_source
+from manyviews.evaluation import extract
+from manyviews.evaluation.unlabeled import curation
+from manyviews.evaluation.unlabeled.copies import planted
+from manyviews.evaluation.unlabeled.duplicates import Limits, similar
+from manyviews.verbs.curate import write as curate
+from manyviews.weights import Pretrained
+
+KINDS = ("exact", "cropped", "compressed", "mirrored", "logo", "border")
+HASH = 10  # bits of 64 that two copies may differ in, as imagehash's users take it
+
+
+def edited(picture: Image.Image, kind: str, rng: np.random.Generator) -> np.ndarray:
+    """A copy: `copies.planted`, a disc with a cross over a corner, or a frame of one color around the picture."""
+    x = np.asarray(picture)
+    side = min(x.shape[:2])
+    if kind == "logo":
+        x, size = x.copy(), round(side * rng.uniform(0.15, 0.25))
+        y0, x0 = (int(rng.choice([2, n - size - 2])) for n in x.shape[:2])
+        grid = np.linspace(-1, 1, size)
+        disc = np.hypot(grid[:, None], grid) <= 1
+        cross = (np.abs(grid[:, None]) < 0.2) | (np.abs(grid) < 0.2)
+        part = x[y0 : y0 + size, x0 : x0 + size]
+        part[disc] = rng.integers(0, 256, 3)
+        part[disc & cross] = 255
+        return x
+    if kind == "border":
+        width = round(side * rng.uniform(0.03, 0.1))
+        framed = np.empty((x.shape[0] + 2 * width, x.shape[1] + 2 * width, 3), np.uint8)
+        framed[:] = rng.integers(0, 256, 3)
+        framed[width:-width, width:-width] = x
+        return framed
+    return planted(picture, kind, rng)
+
+
+def plant(data: str, most: int, folder: Path, seed: int) -> dict[str, tuple[int, str]]:
+    """Save images as JPEG of quality 90, and copies of a third of them; (original, kind) of each file by its name."""
+    source, rng = open_source(data, split="all"), np.random.default_rng(seed)
+    chosen = np.sort(rng.permutation(len(source))[:most])
+    made: dict[str, tuple[int, str]] = {}
+    for n, i in enumerate(chosen.tolist()):
+        picture = source.show(i)
+        name = f"{i:05}.jpg"
+        picture.save(folder / name, quality=90)
+        made[name] = i, "original"
+        if n % 3 == 0:
+            kind = KINDS[n // 3 % len(KINDS)]
+            copy = f"copy{n:05}.jpg"
+            if kind == "exact":
+                shutil.copy(folder / name, folder / copy)
+            else:
+                Image.fromarray(edited(picture, kind, rng)).save(folder / copy, quality=int(rng.integers(60, 96)))
+            made[copy] = i, kind
+    return made
+
+
+def hashes(folder: Path, names: list[str]) -> np.ndarray:
+    """Perceptual hashes: bool, `n 64`."""
+    found = []
+    for name in names:
+        gray = np.asarray(Image.open(folder / name).convert("L").resize((32, 32), Image.Resampling.LANCZOS), np.float64)
+        low = dctn(gray, norm="ortho")[:8, :8].ravel()
+        found.append(low > np.median(low[1:]))
+    return np.array(found)
+
+
+def score(pairs: set[tuple[str, str]], made: dict[str, tuple[int, str]], named: int = 20) -> dict[str, Any]:
+    """Precision and recall of pairs of names, each in order."""
+    original = {i: name for name, (i, kind) in made.items() if kind == "original"}
+    wanted = {tuple(sorted((original[i], name))): kind for name, (i, kind) in made.items() if kind != "original"}
+    wrong = sorted(pair for pair in pairs if made[pair[0]][0] != made[pair[1]][0])
+    by: dict[str, list[int]] = {kind: [0, 0] for kind in KINDS}
+    for pair, kind in wanted.items():
+        by[kind][0] += pair in pairs
+        by[kind][1] += 1
+    hits = sum(found for found, _ in by.values())
+    return {
+        "recall": hits / len(wanted),
+        "precision": hits / max(1, hits + len(wrong)),
+        "by kind": by,
+        "wrong pairs": len(wrong),
+        "some of them": [list(pair) for pair in wrong[:named]],
+    }
+
+
+def copies(weights: Pretrained, folder: Path, made: dict[str, tuple[int, str]], out: Path) -> dict[str, Any]:
+    """What `curate`, the hash, and features alone find, and which copy is kept."""
+    begun = time.time()
+    found = curate(folder, weights, out)
+    took = time.time() - begun
+    rows = pq.read_table(out).to_pylist()
+    home = {row["id"]: row["duplicate_of"] or row["id"] for row in rows}
+    members: dict[str, list[str]] = {}
+    for name, kept in home.items():
+        members.setdefault(kept, []).append(name)
+    together = {tuple(sorted((a, b))) for group in members.values() for a in group for b in group if a < b}
+    names = sorted(made)
+    bits = hashes(folder, names)
+    near = (bits[:, None] != bits).sum(2) <= HASH
+    hashed = {(names[i], names[j]) for i, j in np.argwhere(np.triu(near, 1))}
+    seen = extract(
+        weights.encoder, open_source(folder), test_size=weights.test_size, mean=weights.mean, std=weights.std
+    )
+    alone = {tuple(sorted((seen.ids[i], seen.ids[j]))) for i, j in similar(seen.x, seen.x, 0.95)[0].tolist()}
+    better: dict[str, list[int]] = {kind: [0, 0] for kind in KINDS}
+    for row in rows:
+        kept = row["duplicate_of"]
+        if kept and made[kept][0] == made[row["id"]][0]:
+            copy = row["id"] if made[row["id"]][1] != "original" else kept
+            better[made[copy][1]][0] += made[kept][1] == "original"
+            better[made[copy][1]][1] += 1
+    return {
+        "curate": score(together, made) | {"seconds": round(took), "said": found.notes, "original kept": better},
+        f"hash, {HASH} bits": score(hashed, made),
+        "cosine 0.95": score(alone, made),
+    }
+
+
+def million(n: int, dim: int, seed: int) -> dict[str, Any]:
+    """Each stage on synthetic features: a long tail of 3,000 clusters, and 1 % copies."""
+    g = torch.Generator().manual_seed(seed)
+    means = torch.randn(3000, dim, generator=g)
+    weight = 1 / torch.arange(1, 3001).float()
+    x = torch.empty(n, dim, dtype=torch.float16)
+    for start in range(0, n, 65536):
+        count = min(65536, n - start)
+        home = torch.multinomial(weight, count, replacement=True, generator=g)
+        part = means[home] + 1.2 * torch.randn(count, dim, generator=g)
+        x[start : start + count] = torch.nn.functional.normalize(part, dim=1)
+    copied = n // 100
+    noise = 0.2 / dim**0.5 * torch.randn(copied, dim, generator=g)
+    x[-copied:] = torch.nn.functional.normalize(x[:copied].float() + noise, dim=1)
+    grays = torch.randn(n, 65, generator=g).half()
+    grays[-copied:] = grays[:copied]
+    answer: dict[str, Any] = {"embeddings": n, "dim": dim, "GB of features": round(x.nbytes / 1e9, 2)}
+    begun = time.time(), time.process_time()
+
+    def lap(name: str) -> None:
+        nonlocal begun
+        now = time.time(), time.process_time()
+        answer[name] = {"seconds": round(now[0] - begun[0], 1), "core seconds": round(now[1] - begun[1], 1)}
+        answer["peak GB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
+        print(name, answer[name], answer["peak GB"], flush=True)
+        begun = time.time(), time.process_time()
+
+    where = curation.cells(x, seed)
+    lap("cells")
+    pairs = curation.pairs(x, grays, Limits(0.9, 0.9), where)
+    found = {tuple(row) for row in pairs.rows.tolist()}
+    answer["copies found"] = sum((i, n - copied + i) in found for i in range(copied)) / copied
+    lap("pairs")
+    curation.isolation(x, where)
+    lap("isolation")
+    tree = curation.tree(x, seed)
+    lap("tree")
+    chosen = curation.balanced(tree.parents, n // 10, seed)
+    answer["chosen"] = int(chosen.sum())
+    lap("balance")
+    return answer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--weights", help="an encoder; an untrained ResNet-18 without it")
+    parser.add_argument("--backbone", help="its architecture")
+    parser.add_argument("--test-size", type=int, default=128)
+    parser.add_argument("--embeddings", type=int, help="time this many synthetic features instead")
+    parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="a new folder for the planted images and the page, to look at")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    report: dict[str, Any] = facts(torch.device("cpu"), "torch", "scikit-learn", "pillow") | {"seed": options.seed}
+    if options.embeddings:
+        report |= million(options.embeddings, options.dim, options.seed)
+    else:
+        if options.weights:
+            weights = mv.load(options.weights, options.backbone, test_size=options.test_size)
+        else:
+            torch.manual_seed(options.seed)
+            encoder = Encoder("resnet18").eval()
+            size = options.test_size
+            weights = Pretrained(encoder, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), size, "untrained resnet18")
+        with tempfile.TemporaryDirectory() as temporary:
+            keep = options.keep or Path(temporary)
+            (keep / "images").mkdir(parents=True)
+            made = plant(options.data, options.images, keep / "images", options.seed)
+            report["images"], report["copies"] = len(made), sum(kind != "original" for _, kind in made.values())
+            report |= copies(weights, keep / "images", made, keep / "list.parquet")
+    print(json.dumps(report, indent=1))
+    write(options.out, report)
+
+
+if __name__ == "__main__":
+    main()
