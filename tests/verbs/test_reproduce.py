@@ -184,6 +184,7 @@ def test_a_step_of_a_large_batch_is_extrapolated_from_two_sizes() -> None:
     assert pace_module._whole(4.0, 7.0, 8, 8) == 7.0
     assert pace_module._whole(4.0, 7.0, 8, 1024) == pytest.approx(3 + 0.5 * 1024)
     assert pace_module._whole(9.0, 8.0, 8, 16) == pytest.approx(8 + 8 * 0.5)
+    assert pace_module._whole(6.0, 6.0, 2, 16) == pytest.approx(48.0)  # a very large network: of one size
 
 
 def test_the_pace_of_rescue_is_measured_on_fewer_images_than_it_rescues(monkeypatch) -> None:
