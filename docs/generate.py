@@ -437,7 +437,8 @@ def paper_tables(page: Path, paper: str) -> str:
         titles.setdefault(where, row.where.rpartition(",")[0])
         sweeps = [step for step in row.steps if isinstance(step, papers.Sweep)]
         trainings = [*([] if row.run is None else [row.run]), *(step.training for step in sweeps)]
-        run = row.absent or ", ".join(map(_trained, trainings))
+        published = [f"`{step.weights}`" for step in row.steps if isinstance(step, papers.Diagnose)]
+        run = row.absent or ", ".join([*map(_trained, trainings), *published])
         run += " Sweeps " + ", ".join(f"`{path}`" for step in sweeps for path in step.vary) + "." if sweeps else ""
         found.setdefault(where, []).append([f"`{row.name}`", row.words, run, _printed(row)])
     head = ["row", "what it is", "run", "the paper's numbers"]

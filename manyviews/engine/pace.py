@@ -125,7 +125,9 @@ def _step(
     take(size)
     first = take(size)
     guess = first * whole / size
-    # A large network takes long for a few images already.
+    # A large network takes long for a few images already, and a very large one is not asked for more of them.
+    if first > 2 * PATIENCE and size < whole:
+        return _whole(first, first, size, whole), 1, size
     size = min(whole, 2 * size if first > PATIENCE else max(_FEW, round(whole * PATIENCE / 4 / max(1e-9, guess))))
     begun, found = time.monotonic(), list[float]()
     while len(found) < 5 and (not found or time.monotonic() - begun < PATIENCE):
@@ -139,11 +141,13 @@ def _step(
 def _whole(first: float, seconds: float, size: int, whole: int) -> float:
     """Seconds of a step with the whole batch, from those with the first few images and with `size` of them.
 
-    A step takes a time for each image, and one for each weight: the optimizer's, which is the same for any batch.
+    A step takes a time for each image, and one for each weight: the optimizer's, which is the same for any batch. One
+    size alone does not tell them apart, and all counts as the images'.
     """
     if size == whole:
         return seconds
-    each = min(max((seconds - first) / (size - min(_FIRST, whole)), seconds / size / 2), seconds / size)
+    more = size - min(_FIRST, whole)
+    each = min(max((seconds - first) / more, seconds / size / 2), seconds / size) if more else seconds / size
     return seconds + (whole - size) * each
 
 
@@ -152,8 +156,12 @@ def _monitoring(method: Method, recipe: Recipe, device: torch.device, images: in
     encoder = method.kept_encoder
     x = torch.zeros(_FEW, encoder.channels, recipe.test_size, recipe.test_size, device=device)
     with frozen(encoder):
-        encoder(x)
+        start = time.monotonic()
+        encoder(x[:_FIRST])
+        machine.wait(device)
+        if time.monotonic() - start > PATIENCE / 4:  # a large network
+            x = x[:_FIRST]
         start = time.monotonic()
         encoder(x)
         machine.wait(device)
-    return (time.monotonic() - start) * images / _FEW
+    return (time.monotonic() - start) * images / len(x)

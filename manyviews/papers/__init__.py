@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from manyviews.errors import UserError, unknown
 from manyviews.papers import mast, mulan, rescue
-from manyviews.papers.parts import Detect, Evaluate, Row, Step, Subspaces, Sweep, Training, Transfer, hashed
+from manyviews.papers.parts import Detect, Diagnose, Evaluate, Row, Step, Subspaces, Sweep, Training, Transfer, hashed
 from manyviews.papers.sets import SETS, SUITE, DataSet
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "TITLES",
     "DataSet",
     "Detect",
+    "Diagnose",
     "Evaluate",
     "Row",
     "Step",

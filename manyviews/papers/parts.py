@@ -41,21 +41,37 @@ class Training:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """`evaluate` with the protocols that the numbers name: "knn_majority", or "linear_augmented.top5" for a field."""
+    """`evaluate` with the protocols that the numbers name: "knn_majority", or "linear_augmented.top5" for a field.
+
+    Attributes:
+        printed: the numbers.
+        data: name of the set of images.
+        features: features of a vision transformer.
+        settings: settings of the protocols.
+        lists: settings that are files, by their names in the folder of the set.
+    """
 
     printed: Printed
     data: str = "imagenet"
     features: Literal["pooled", "last4", "cls_mean"] = "pooled"
     settings: Settings = field(default_factory=dict)
+    lists: Settings = field(default_factory=dict)
 
     @property
     def protocols(self) -> list[str]:
         return list(dict.fromkeys(key.partition(".")[0] for key in self.printed))
 
 
+LISTS: Settings = {"semi_1.subset": "1percent.txt", "semi_10.subset": "10percent.txt"}
+"""SimCLR's lists of images, for `Evaluate.lists`."""
+
+
 @dataclass(frozen=True)
 class Transfer:
-    """`transfer` to a folder of sets, whose names and protocols the numbers name: "pets.logistic.mean_per_class"."""
+    """`transfer` to a folder of sets, whose names and protocols the numbers name: "pets.logistic.mean_per_class".
+
+    A number of a set whose images have several labels has the name of one of its measures: "voc2007.multilabel.mAP".
+    """
 
     printed: Printed
     data: str = "suite"
@@ -73,6 +89,28 @@ class Detect:
     printed: Printed
     data: str
     options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+
+COCO_1X: Mapping[str, str | int | float | bool] = {"preset": "coco_1x", "masks": True}
+"""Boxes and masks in COCO, for `Detect.options`."""
+
+VOC_24K: Mapping[str, str | int | float | bool] = {"preset": "voc_24k"}
+"""Boxes in VOC, by a ResNet."""
+
+
+@dataclass(frozen=True)
+class Diagnose:
+    """`diagnose` of published weights: the numbers are "cosine" of two views, and "strong" of a view and a strong one.
+
+    Attributes:
+        printed: the numbers.
+        weights: as `manyviews.load` takes them.
+        data: name of the set of images.
+    """
+
+    printed: Printed
+    weights: str
+    data: str = "imagenet"
 
 
 @dataclass(frozen=True)
@@ -116,7 +154,7 @@ class Sweep:
         return f"{self.training.name}-{hashed({**{k: ','.join(v) for k, v in self.vary.items()}, **self.baseline})}"
 
 
-Step = Evaluate | Transfer | Detect | Subspaces | Sweep
+Step = Evaluate | Transfer | Detect | Diagnose | Subspaces | Sweep
 
 
 @dataclass(frozen=True)
@@ -125,7 +163,7 @@ class Row:
 
     Attributes:
         words: what it is.
-        run: its training; None for a sweep, which has its own, and for a row that cannot be run.
+        run: its training; None for a sweep, which has its own, for published weights, and for a row that cannot be run.
         steps: what follows, with the paper's numbers.
         hours: hours of training that the paper prints.
         absent: why it cannot be run here; empty if it can.

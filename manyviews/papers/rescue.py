@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
-from manyviews.papers.parts import Detect, Evaluate, Row, Settings, Step, Sweep, Training, Transfer, absent, row, table
+from manyviews.papers.parts import (
+    COCO_1X,
+    VOC_24K,
+    Detect,
+    Diagnose,
+    Evaluate,
+    Row,
+    Settings,
+    Step,
+    Sweep,
+    Training,
+    Transfer,
+    row,
+    table,
+)
+from manyviews.papers.sets import SEVERAL
 
 TITLE = "Rescuing easy samples (Wang et al.)"
 
 _PROBE = "The paper does not name the settings of its linear probe; here they are MULAN's."
+_GRID = "The paper does not name the settings of its linear probe; here they are DINOv2's."
 _NETWORK = "The paper does not say which network of MoCo v3 this is; here it is that of table 1, ViT-B."
-_DETECTOR = "The paper does not say which detector and schedule."
-_VALUES = "The values tried are in a picture; the sweep judges by a linear probe on held-out training images."
+_DETECTOR = (
+    "The paper does not say which detector and schedule; here they are MoCo's for VOC and detectron2's 1x for COCO. "
+    "Heads, regions and proposals are torchvision's."
+)
+_PYRAMID = (
+    "The paper does not say which detector and schedule; here it is ViTDet's pyramid with AdamW, in VOC for as many "
+    "epochs as MoCo's schedule has, and in COCO for those of detectron2's 1x."
+)
+_VALUES = "The values tried are in a picture. The paper does not name its probe; here it is MULAN's."
+_VIEWS = (
+    'The paper does not name the views, and says "the entire dataset"; here the common ones are SimCLR\'s, and 1,000 '
+    "training images are looked at."
+)
 
 _SIMCLR, _SIMCLR_OURS = Training("simclr_imagenet"), Training("simclr_rescue")
 _NONE: Settings = {"regularizers": "()"}
@@ -27,21 +54,27 @@ def _linear(top1: float | None) -> Step:
     return Evaluate({"linear_augmented": top1})
 
 
+def _grid(top1: float) -> Step:
+    """DINOv2's own probe, as its recipe names it."""
+    return Evaluate({"linear_grid": top1})
+
+
 def _classify(*nine: float, voc: float) -> tuple[Step, ...]:
     """Table 1: logistic regressions on fixed features, as SimCLR has them."""
     keys = [f"{name}.logistic{'.mean_per_class' if name in _PER_CLASS else ''}" for name in _SETS]
-    return (
-        Transfer(dict(zip(keys, nine, strict=True))),
-        Evaluate({"multilabel.mAP of 11 points": voc}, "voc07"),
-    )
+    several = {f"{SEVERAL}.multilabel.mAP of 11 points": voc}
+    return (Transfer(dict(zip(keys, nine, strict=True)) | several),)
 
 
-def _dense(*nine: float) -> tuple[Step, ...]:
+_EPOCHS = 23  # of MoCo's schedule for VOC, whose detector takes a ResNet
+
+
+def _dense(*nine: float, vit: bool = False) -> tuple[Step, ...]:
     """Table 2: AP, AP50 and AP75 of boxes in VOC, of boxes in COCO, and of masks in COCO."""
     keys = ("box AP", "box AP50", "box AP75", "mask AP", "mask AP50", "mask AP75")
     return (
-        Detect(dict(zip(keys[:3], nine[:3], strict=True)), "voc0712"),
-        Detect(dict(zip(keys, nine[3:], strict=True)), "coco", {"masks": True}),
+        Detect(dict(zip(keys[:3], nine[:3], strict=True)), "voc0712", {"epochs": _EPOCHS} if vit else VOC_24K),
+        Detect(dict(zip(keys, nine[3:], strict=True)), "coco", COCO_1X),
     )
 
 
@@ -61,11 +94,12 @@ ROWS = (
         "rescue.section3",
         "section 3",
         {
-            name: absent(
-                f"Mean cosine of {name} views under a supervised ResNet-50",
-                f"No command measures the cosine of views under given weights; the paper has {cosine}.",
-            )
-            for name, cosine in (("common", 0.7069), ("strong", 0.6690))
+            "cosines": row(
+                "Mean cosines of common and of strong views, under a supervised ResNet-50",
+                None,
+                Diagnose({"cosine": 0.7069, "strong": 0.6690}, "timm:resnet50.tv_in1k"),
+                notes=[_VIEWS],
+            ),
         },
     ),
     *table(
@@ -80,8 +114,8 @@ ROWS = (
             "moco-v3-vit-s-rescue": row("MoCo v3, ViT-S, with rescue", _S_OURS, _linear(None), notes=[_PROBE]),
             "moco-v3-vit-b": row("MoCo v3, ViT-B", _B, _linear(None), notes=[_PROBE]),
             "moco-v3-vit-b-rescue": row("MoCo v3, ViT-B, with rescue", _B_OURS, _linear(None), notes=[_PROBE]),
-            "dinov2": row("DINOv2, ViT-L", _DINO, _linear(82.6), notes=[_PROBE]),
-            "dinov2-rescue": row("DINOv2, ViT-L, with rescue", _DINO_OURS, _linear(83.1), notes=[_PROBE]),
+            "dinov2": row("DINOv2, ViT-L", _DINO, _grid(82.6), notes=[_GRID]),
+            "dinov2-rescue": row("DINOv2, ViT-L, with rescue", _DINO_OURS, _grid(83.1), notes=[_GRID]),
         },
     ),
     *table(
@@ -139,26 +173,26 @@ ROWS = (
             "moco-v3": row(
                 "MoCo v3",
                 _B,
-                *_dense(50.8, 80.5, 54.9, 39.3, 58.9, 42.5, 34.4, 55.8, 36.5),
-                notes=[_DETECTOR, _NETWORK],
+                *_dense(50.8, 80.5, 54.9, 39.3, 58.9, 42.5, 34.4, 55.8, 36.5, vit=True),
+                notes=[_PYRAMID, _NETWORK],
             ),
             "moco-v3-rescue": row(
                 "MoCo v3 with rescue",
                 _B_OURS,
-                *_dense(51.4, 80.8, 55.9, 41.0, 61.3, 44.4, 35.4, 57.5, 37.5),
-                notes=[_DETECTOR, _NETWORK],
+                *_dense(51.4, 80.8, 55.9, 41.0, 61.3, 44.4, 35.4, 57.5, 37.5, vit=True),
+                notes=[_PYRAMID, _NETWORK],
             ),
             "dinov2": row(
                 "DINOv2, ViT-L",
                 _DINO,
-                *_dense(51.9, 81.3, 57.0, 44.3, 66.8, 44.1, 23.9, 55.0, 45.8),
-                notes=[_DETECTOR],
+                *_dense(51.9, 81.3, 57.0, 44.3, 66.8, 44.1, 23.9, 55.0, 45.8, vit=True),
+                notes=[_PYRAMID],
             ),
             "dinov2-rescue": row(
                 "DINOv2, ViT-L, with rescue",
                 _DINO_OURS,
-                *_dense(52.2, 81.1, 57.3, 43.9, 66.9, 43.9, 24.2, 54.5, 45.8),
-                notes=[_DETECTOR],
+                *_dense(52.2, 81.1, 57.3, 43.9, 66.9, 43.9, 24.2, 54.5, 45.8, vit=True),
+                notes=[_PYRAMID],
             ),
         },
     ),
@@ -200,6 +234,7 @@ ROWS = (
                 ("0.25", "0.5", "1.0", "2.0"),
                 1.0,
                 k="32",
+                epochs="200",
                 baseline=_KOLEO,
             ),
         },
@@ -226,6 +261,7 @@ ROWS = (
                 ("8", "16", "32", "64"),
                 16,
                 scale="1.0",
+                epochs="200",
                 baseline=_KOLEO,
             ),
         },

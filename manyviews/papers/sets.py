@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 _CLASSES = "NAME/train/CLASS and NAME/test/CLASS"
+_IMAGENET = _CLASSES.replace("test", "val")
+_LISTED = "https://github.com/google-research/simclr, imagenet_subsets"
 SUITE = ("aircraft", "caltech101", "cifar10", "cifar100", "dtd", "flowers", "food101", "pets", "sun397")
 """The folders of a suite, SimCLR's sets of one label an image."""
 
-_BOXES = "a folder in Pascal VOC's format, or COCO's"
+SEVERAL = "voc2007"
+"""The folder of the suite whose images have several labels."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class DataSet:
         where: where to get it.
         layout: how its folder looks; NAME is the folder.
         kind: images by class; images with several labels; images with boxes, or with masks too; several sets.
+        folders: folders in NAME that are one set together; none if it is NAME itself.
     """
 
     title: str
@@ -37,11 +41,23 @@ class DataSet:
     height: int = 375
     layout: str = _CLASSES
     kind: Literal["classes", "several", "boxes", "masks", "suite"] = "classes"
+    folders: tuple[str, ...] = ()
+
+    @property
+    def tested(self) -> str:
+        """Name of the folder of the images to test on."""
+        return "val" if "NAME/val/" in self.layout else "test"
 
 
 SETS = {
     "imagenet": DataSet(
-        "ImageNet-1k", 1_281_167, 50_000, 1000, "https://image-net.org", layout=_CLASSES.replace("test", "val")
+        "ImageNet-1k",
+        1_281_167,
+        50_000,
+        1000,
+        "https://image-net.org",
+        layout=f"{_IMAGENET}; for 1 and 10 % of the labels also SimCLR's lists ({_LISTED}), NAME/1percent.txt and "
+        "NAME/10percent.txt",
     ),
     "imagenet100": DataSet(
         "ImageNet-100",
@@ -49,7 +65,7 @@ SETS = {
         5_000,
         100,
         "the 100 classes of ImageNet-1k that Tian et al. list (https://github.com/HobbitLong/CMC)",
-        layout=_CLASSES.replace("test", "val"),
+        layout=_IMAGENET,
     ),
     "coco": DataSet(
         "COCO 2017",
@@ -68,7 +84,8 @@ SETS = {
         4_952,
         20,
         "http://host.robots.ox.ac.uk/pascal/VOC",
-        layout=f"{_BOXES}: train is trainval of both years, test that of 2007",
+        layout="NAME/VOC2007 and NAME/VOC2012 in Pascal VOC's layout: trainval of both, and test of 2007",
+        folders=("VOC2007", "VOC2012"),
         kind="boxes",
     ),
     "voc07": DataSet(
@@ -81,12 +98,13 @@ SETS = {
         kind="several",
     ),
     "suite": DataSet(
-        "nine sets of SimCLR's transfer suite",
-        248_000,
-        96_000,
-        800,
+        "ten sets of SimCLR's transfer suite",
+        253_000,
+        101_000,
+        820,
         "torchvision.datasets downloads them",
-        layout=f"the folders {', '.join(SUITE)} in NAME, each with train/CLASS and test/CLASS",
+        layout=f"the folders {', '.join(SUITE)} in NAME, each with train/CLASS and test/CLASS, and NAME/{SEVERAL} in "
+        "Pascal VOC's layout",
         kind="suite",
     ),
     "places205": DataSet("Places205", 2_448_873, 20_500, 205, "http://places.csail.mit.edu", 256, 256),

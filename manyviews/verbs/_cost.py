@@ -11,14 +11,19 @@ import torch
 from manyviews.data import Source, open_source
 from manyviews.engine.monitor import MOST
 from manyviews.engine.pace import Pace, measure
-from manyviews.evaluation.protocols import requested
-from manyviews.evaluation.protocols.finetune import FineTune, LinearAugmented
+from manyviews.evaluation.dense.presets import preset_of
+from manyviews.evaluation.protocols import get, requested
+from manyviews.evaluation.protocols.finetune import FineTune
 from manyviews.papers import DataSet, Detect, Evaluate, Step, Subspaces, Transfer
 from manyviews.settings import Recipe
 
 _SAMPLE = 16  # made-up images that stand for a set that is not there
 _BACKWARD = 3.0  # a step costs about three forward passes
 _DETECTOR = 1.5  # pyramid, proposals and heads, as a share of the network's own cost
+SWEPT = "linear_augmented"
+"""The protocol that sweeps are judged by, as the papers judge."""
+
+_BATCH = 16  # images of a detector's step
 _ANALYZED = 10_000  # images that `subspaces` looks at, at most, with those of its sweeps
 
 
@@ -68,6 +73,11 @@ def encoding(recipe: Recipe, found: Pace, count: Count) -> float:
     return found.step / recipe.data.batch_size / _BACKWARD
 
 
+def swept(each: float, count: Count) -> float:
+    """Seconds of judging one training of a sweep, from those of encoding one image."""
+    return each * (count.images + count.tests + get(SWEPT)().forwards(count.images))
+
+
 def seconds(step: Step, settings: dict[str, Any], count: Count, each: float, test_size: int) -> float | None:
     """Seconds of what follows a training.
 
@@ -82,19 +92,21 @@ def seconds(step: Step, settings: dict[str, Any], count: Count, each: float, tes
     if isinstance(step, (Evaluate, Transfer)):
         passes = 0.0
         for protocol in requested(step.protocols, settings):
-            if isinstance(protocol, FineTune):
-                tried = len(protocol.lrs) * sum(protocol.epochs)
-                passes += _BACKWARD * protocol.share * tried * count.images
-            elif isinstance(protocol, LinearAugmented):
-                passes += protocol.epochs * count.images
-            else:
-                passes += protocol.passes * images
+            found = protocol.forwards(count.images)
+            if isinstance(protocol, FineTune) and protocol.train_size is not None:
+                found *= (protocol.train_size / test_size) ** 2
+            passes += found
         return each * (images + passes)
     if isinstance(step, Detect):
         size = int(step.options.get("size", 800))
         pixels = size * size * count.width / count.height / test_size**2
-        epochs = int(step.options.get("epochs", 12))
-        return each * pixels * _DETECTOR * (_BACKWARD * epochs * count.images + count.tests)
+        schedule = preset_of(step.options.get("preset"))  # type: ignore[arg-type]
+        if schedule is None:
+            learned = float(int(step.options.get("epochs", 12)) * count.images)
+        else:  # training images are smaller than those to test on
+            learned = schedule.steps_for(count.images, _BATCH) * _BATCH
+            learned *= sum((side / size) ** 2 for side in schedule.sizes) / len(schedule.sizes)
+        return each * pixels * _DETECTOR * (_BACKWARD * learned + count.tests)
     if isinstance(step, Subspaces):
         return each * 2 * min(count.images, _ANALYZED)
     return None

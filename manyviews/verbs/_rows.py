@@ -14,10 +14,13 @@ from manyviews.engine.folder import RunFolder
 from manyviews.errors import UserError, unknown
 from manyviews.evaluation.contract import Metric
 from manyviews.evaluation.report import Report
-from manyviews.papers import SETS, Detect, Evaluate, Row, Step, Subspaces, Sweep, Training, Transfer, hashed
+from manyviews.papers import SETS, Detect, Diagnose, Evaluate, Row, Step, Subspaces, Sweep, Training, Transfer, hashed
 from manyviews.settings import Recipe, differences
 from manyviews.verbs import _small
+from manyviews.verbs._common import opened, own_test
+from manyviews.verbs._cost import SWEPT
 from manyviews.verbs.detect import detect
+from manyviews.verbs.diagnose import diagnose
 from manyviews.verbs.evaluate import evaluate
 from manyviews.verbs.pretrain import address, changed, pretrain
 from manyviews.verbs.resume import resume
@@ -53,7 +56,10 @@ class Place:
     def check(self, row: Row) -> None:
         """Raise UserError, which says all there is to do, if sets of images are missing."""
         missing = [name for name in row.data if name not in self.data]
-        if self.small or not missing:
+        if self.small:
+            return
+        if not missing:
+            self._check_lists(row)
             return
         given = " ".join(f"--data {name}=PATH" for name in missing)
         told = "; ".join(
@@ -61,6 +67,16 @@ class Place:
             for name in missing
         )
         raise UserError(f"{row.name} needs images, as {given}: {told}. --small runs all its parts on made-up ones.")
+
+    def _check_lists(self, row: Row) -> None:
+        """Raise UserError, before hours of training, if lists of images are missing."""
+        for step in row.steps:
+            for file in (Path(v) for v in (self.lists(step) if isinstance(step, Evaluate) else {}).values()):
+                if not file.is_file():
+                    told = SETS[step.data].layout.replace("NAME", self.data[step.data])
+                    raise UserError(
+                        f"{row.name} learns from the images that {file} names, and there is no such file: {told}."
+                    )
 
     def known(self, name: str) -> str | None:
         """The path of a set, given or to be made up; None in a plan for which it was not given."""
@@ -73,6 +89,14 @@ class Place:
     def path(self, name: str) -> str:
         """The path of a set, which is made up if everything is small."""
         return self.data[name] if name in self.data else str(_small.made_up(name, self.out / "made_up"))
+
+    def paths(self, name: str, root: str) -> list[str]:
+        """The folders of a set below its root, which are one set."""
+        return [str(Path(root) / folder) for folder in SETS[name].folders] or [root]
+
+    def tested(self, name: str) -> str:
+        """The folder of a set's test images, as it stands in a command."""
+        return f"{self.shown(name)}/{'test' if self.small else SETS[name].tested}"
 
     def run(self, training: Training) -> Path:
         """The folder of a training."""
@@ -92,6 +116,10 @@ class Place:
     def settings(self, step: Evaluate | Transfer) -> dict[str, str]:
         """The settings of a step's protocols."""
         return {**step.settings, **(_small.protocols(step.protocols) if self.small else {})}
+
+    def lists(self, step: Evaluate) -> dict[str, str]:
+        """The settings of a step's protocols that are files."""
+        return {path: f"{self.shown(step.data)}/{file}" for path, file in step.lists.items()}
 
 
 @dataclass(frozen=True)
@@ -128,6 +156,9 @@ def tasks(row: Row, place: Place) -> list[Task]:
         if isinstance(step, Sweep):
             found.append(_sweep(step, place))
             continue
+        if isinstance(step, Diagnose):
+            found.append(_diagnose(step, place))
+            continue
         assert row.run is not None
         make = {Evaluate: _evaluate, Transfer: _transfer, Detect: _detect, Subspaces: _subspaces}[type(step)]
         found.append(make(step, row.run, place))  # type: ignore[operator]
@@ -162,7 +193,7 @@ def _training(training: Training, place: Place) -> Task:
 
 
 def _evaluate(step: Evaluate, training: Training, place: Place) -> Task:
-    settings, folder = place.settings(step), place.run(training)
+    settings, folder = {**place.settings(step), **place.lists(step)}, place.run(training)
 
     def own(protocol: str) -> dict[str, str]:
         return {path: value for path, value in settings.items() if path.partition(".")[0] == protocol}
@@ -220,7 +251,11 @@ def _transfer(step: Transfer, training: Training, place: Place) -> Task:
         ours = {}
         for key in step.printed:
             name, protocol, *column = key.split(".", 2)
-            ours[key] = found.get((name, protocol), {}).get(column[0] if column else "top1")
+            row = found.get((name, protocol), {})
+            if row.get("top1") is None and row:  # several labels: the measures are in the report of the set
+                report = Report.from_json((out / "sets" / f"{name}.json").read_text(encoding="utf-8"))
+                row = _of_report(report, protocol)
+            ours[key] = row.get(column[0] if column else "top1")
         return ours
 
     words = ["manyviews", "transfer", str(folder), place.shown(step.data), "--protocol", ",".join(step.protocols)]
@@ -235,14 +270,14 @@ def _detect(step: Detect, training: Training, place: Place) -> Task:
 
     def run() -> None:
         path = place.path(step.data)
-        found = detect(folder, path, **options)
+        found = detect(folder, place.paths(step.data, path), **options)
         _write(file, folder, path, {**found.details, found.metric: found.value})
 
     def values() -> dict[str, float | None]:
         found = _read(file, folder, place.known(step.data)) or {}
         return {key: found.get(key) for key in step.printed}
 
-    words = ["manyviews", "detect", str(folder), place.shown(step.data)]
+    words = ["manyviews", "detect", str(folder), *place.paths(step.data, place.shown(step.data))]
     for name, value in options.items():
         flag = f"--{_FLAGS.get(name, name).replace('_', '-')}"
         words += ([flag] if value else []) if isinstance(value, bool) else [flag, str(value)]
@@ -251,6 +286,25 @@ def _detect(step: Detect, training: Training, place: Place) -> Task:
 
 _FLAGS = {"batch": "batch_size"}
 """Options of the command line that have another name in Python."""
+
+
+def _diagnose(step: Diagnose, place: Place) -> Task:
+    name = step.weights.replace(":", "-")
+    file = place.out / "results" / f"{name}{place.mark}" / f"diagnose-{step.data}.json"
+
+    def run() -> None:
+        path = place.path(step.data)
+        found = diagnose(_small.weights() if place.small else step.weights, path)
+        _write(file, file.parent, path, {"cosine": found.cosine, "strong": found.strong})
+
+    def values() -> dict[str, float | None]:
+        found = _read(file, file.parent, place.known(step.data)) or {}
+        return {key: found.get(key) for key in step.printed}
+
+    words = ["manyviews", "diagnose", step.weights, place.shown(step.data)]
+    return Task(
+        words, step.data, step, lambda: _read(file, file.parent, place.known(step.data)) is not None, run, values
+    )
 
 
 def _subspaces(step: Subspaces, training: Training, place: Place) -> Task:
@@ -293,7 +347,8 @@ def _sweep(step: Sweep, place: Place) -> Task:
             epochs=epochs,
             settings=settings,
             baseline=dict(step.baseline) or None,
-            metric="linear",
+            metric=_small.SWEPT if place.small else SWEPT,
+            test=own_test(path, opened(path)),
         )
         _write(out / _DONE, out, path, {})
 
@@ -308,7 +363,7 @@ def _sweep(step: Sweep, place: Place) -> Task:
     for path, tried in vary.items():
         words += ["--vary", f"{path}={','.join(tried)}"]
     words += _set(step.baseline, "--baseline")
-    words += ["--seeds", str(seeds), "--metric", "linear", "--out", str(out)]
+    words += ["--seeds", str(seeds), "--metric", SWEPT, "--test", place.tested(training.data), "--out", str(out)]
     return Task(words, training.data, step, _ended(out, out, place.known(training.data)), run, values)
 
 

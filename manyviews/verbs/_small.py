@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from manyviews.backbones import Encoder
 from manyviews.checkpoint import new_folder
+from manyviews.evaluation.protocols.finetune import LinearAugmented
 from manyviews.papers import SETS, SUITE, Detect, Sweep
+from manyviews.papers.parts import LISTS
+from manyviews.papers.sets import SEVERAL
 from manyviews.regularizers import Rescue
 from manyviews.settings import Component, Recipe
 from manyviews.views import Crop, View
+from manyviews.weights import Pretrained, load
 
 # Networks of the same families. Patches are of 4 pixels, so that blocks of them can be hidden.
 _RESNET = {"backbone.name": "resnet18", "backbone.stem": "small", "backbone.channels": "(8, 8, 16, 16)"}
@@ -32,6 +37,12 @@ _RUN = {"data.batch_size": "16", "data.holdout": "0.3", "monitor.epochs": "0", "
 
 _PROTOCOLS = {
     "linear_augmented.epochs": "1",
+    "linear_moco.epochs": "1",
+    "linear_grid.lrs": "0.01",
+    "linear_grid.weight_decays": "0.0",
+    "finetune_a3.epochs": "1",
+    "finetune_a3.batch": "32",
+    "finetune_a3.train_size": "32",
     **{
         f"{name}.{setting}": value
         for name in ("finetune", "semi_1", "semi_10")
@@ -44,6 +55,7 @@ _PROTOCOLS = {
 _DETECT = {"size": 64, "epochs": 1, "batch": 4, "proposals": 16}
 
 EPOCHS = 2.0
+SWEPT = LinearAugmented(epochs=1)
 
 
 def training(recipe: Recipe) -> dict[str, str]:
@@ -90,6 +102,11 @@ def detection(step: Detect) -> dict[str, Any]:
     return {**step.options, **_DETECT}
 
 
+def weights() -> Pretrained:
+    """A small network with fresh weights, in place of published ones."""
+    return load(Encoder("resnet18", stem="small", channels=(8, 8, 16, 16)), test_size=32)
+
+
 def varied(step: Sweep) -> dict[str, tuple[str, ...]]:
     """Two values of each setting."""
     return {
@@ -116,10 +133,14 @@ def made_up(name: str, folder: Path) -> Path:
         if kind == "suite":
             for i, one in enumerate(SUITE, start=1):
                 _classes(part / one, i)
+            _voc(part / SEVERAL, ("trainval", "test"))
         elif kind == "classes":
             _classes(part, 0)
         elif kind == "several":
             _several(part)
+        elif SETS[name].folders:
+            for one in SETS[name].folders:
+                _voc(part / one, ("trainval", "test") if one == SETS[name].folders[0] else ("trainval",))
         else:
             _boxes(part)
     return root
@@ -133,6 +154,9 @@ def _classes(root: Path, seed: int) -> None:
             where.mkdir(parents=True)
             for i in range(count):
                 _picture(rng, [label])[0].save(where / f"{i}.png")
+    for file, count in zip(LISTS.values(), (2, 8), strict=True):
+        names = [f"train/class{label}/{i}.png" for label in range(_CLASSES) for i in range(count)]
+        (root / file).write_text("\n".join(names) + "\n", encoding="utf-8")
 
 
 def _several(root: Path) -> None:
@@ -145,6 +169,28 @@ def _several(root: Path) -> None:
             _picture(rng, labels)[0].save(root / split / f"{i}.png")
             lines += [f"{split}/{i}.png,class{label}" for label in labels]
         (root / f"{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _voc(root: Path, splits: tuple[str, ...]) -> None:
+    """Pascal VOC's layout, of two classes."""
+    rng = np.random.default_rng(0)
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for split in splits:
+        names = [f"{split}{i}" for i in range(24)]
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+        for name in names:
+            labels = [int(c) for c in rng.integers(0, 2, 2)]
+            picture, boxes = _picture(rng, labels, 96)
+            picture.save(root / "JPEGImages" / f"{name}.png")
+            things = "".join(
+                f"<object><name>class{label}</name><difficult>0</difficult><bndbox><xmin>{x + 1}</xmin>"
+                f"<ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax></bndbox></object>"
+                for label, (x, y, w, h) in zip(labels, boxes, strict=True)
+            )
+            size = "<size><width>96</width><height>96</height><depth>3</depth></size>"
+            text = f"<annotation>{size}{things}</annotation>"
+            (root / "Annotations" / f"{name}.xml").write_text(text, encoding="utf-8")
 
 
 def _boxes(root: Path) -> None:

@@ -15,7 +15,7 @@ from manyviews.checkpoint import write_text
 from manyviews.data import Source
 from manyviews.errors import UserError, say
 from manyviews.evaluation.protocols import title
-from manyviews.papers import SETS, Detect, Evaluate, Row, Step, Subspaces, Sweep, Training, Transfer
+from manyviews.papers import SETS, Detect, Diagnose, Evaluate, Row, Step, Subspaces, Sweep, Training, Transfer
 from manyviews.verbs import _cost
 from manyviews.verbs._common import opened, own_test
 from manyviews.verbs._rows import Place, Task, tasks
@@ -164,7 +164,7 @@ def _numbers(row: Row, todo: list[Task]) -> tuple[Number, ...]:
         ours = values.get(id(step), {})
         for key, printed in step.printed.items():
             value = ours.get(key)
-            unit = 1.0 if isinstance(step, Sweep) else 100.0
+            unit = 1.0 if isinstance(step, Sweep | Diagnose) else 100.0
             found.append(
                 Number(SETS[step.data].title, label(step, key), printed, None if value is None else unit * value)
             )
@@ -178,6 +178,8 @@ def label(step: Step, key: str) -> str:
     """Words for a number."""
     if isinstance(step, Sweep):
         return f"best {key}"
+    if isinstance(step, Diagnose):
+        return {"cosine": "mean cosine of two views", "strong": "mean cosine of a view and a strong one"}[key]
     if isinstance(step, (Detect, Subspaces)):
         return key.replace("accuracy.", "accuracy of the ")
     first, *rest = key.split(".", 2) if isinstance(step, Transfer) else ("", *key.split(".", 1))
@@ -199,7 +201,8 @@ def _planned(row: Row, todo: list[Task], place: Place, device: torch.device) -> 
         return tuple(parts)
     first = todo[0].step
     training = first if isinstance(first, Training) else first.training if isinstance(first, Sweep) else row.run
-    assert training is not None
+    if training is None:  # published weights, whose pace no training tells
+        return tuple(parts)
     sources = {name: _given(name, place) for name in row.data if name in place.data}
     counts = {name: _cost.counted(SETS[name], *sources.get(name, (None, None))) for name in row.data}
     given = sources.get(training.data, (None, None))[0]
@@ -214,6 +217,8 @@ def _planned(row: Row, todo: list[Task], place: Place, device: torch.device) -> 
         if isinstance(task.step, Training | Sweep):
             runs = 1 if isinstance(task.step, Training) else task.step.runs
             seconds: float | None = runs * pace.seconds(recipe)
+            if isinstance(task.step, Sweep):
+                seconds = runs * (pace.seconds(recipe) + _cost.swept(_cost.encoding(recipe, pace, count), count))
             note = (
                 f"{recipe.epochs:g} epochs of {count.images:,} images"
                 f"{'' if runs == 1 else f', {runs} times'}, at {recipe.data.batch_size / pace.step:.3g} a second"
