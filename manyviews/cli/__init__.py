@@ -45,8 +45,8 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "embed": use.embed,
         "search": use.search,
         "duplicates": use.duplicates,
-        "serve": use.serve,
         "curate": use.curate,
+        "serve": use.serve,
         "export": use.export,
     },
     "Show": {

@@ -252,7 +252,7 @@ def fair(sizes: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     before = np.cumsum(order) - order
     level = (n - before) // np.arange(len(order), 0, -1)
     limit = int(level[np.flatnonzero(level < order)[0]])
-    found = np.minimum(sizes, limit)
+    found: np.ndarray = np.minimum(sizes, limit)
     larger = np.flatnonzero(sizes > limit)
     found[rng.permutation(larger)[: n - found.sum()]] += 1
     return found
