@@ -29,7 +29,7 @@ def cpu() -> Recipe:
 
     manyviews distill timm:resnet50.a1_in1k --data photos/ --budget 30m
 
-    Not run by us.
+    `distill` takes `distill_cpu` where there is no GPU. Not run by us.
     """
     return _photos(64, 100, 128, lr=1e-3)
 
@@ -39,7 +39,7 @@ def gpu() -> Recipe:
 
     manyviews distill timm:vit_base_patch14_dinov2.lvd142m --data photos/
 
-    Not run by us.
+    `distill` takes `distill_gpu` where there is a GPU. Not run by us.
     """
     return _photos(160, 200, 256, lr=1e-3)
 
