@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,16 +23,16 @@ from manyviews.data.lists import ENDINGS, write_list
 from manyviews.data.loose import open_images
 from manyviews.errors import UserError, say
 from manyviews.evaluation import index as indices
-from manyviews.evaluation.features import Features, check_finite, extract, extract_all, fingerprint, stamps
-from manyviews.evaluation.features import weights_digest as digest
+from manyviews.evaluation.features import Features, check_finite, extract, extract_all
 from manyviews.evaluation.knn import neighbors
 from manyviews.evaluation.unlabeled import copies, curation
 from manyviews.evaluation.unlabeled import duplicates as same
 from manyviews.progress import progress
 from manyviews.reporting import curated as pages
-from manyviews.verbs._common import claim, loaded, new_file, opened, preprocessing, say_once, seen_by
+from manyviews.verbs._common import loaded, new_file, opened, preprocessing, say_once, seen_by
 from manyviews.verbs.duplicates import SEED, to_copy
 from manyviews.verbs.pretrain import address
+from manyviews.verbs.search import index_folder
 from manyviews.weights import Pretrained
 
 _GRAY = 65  # numbers of a small gray picture: see `duplicates.Gray`
@@ -170,8 +168,9 @@ def write(
             f"{known.name} sees each picture of a file as an image, and a list is of files: prepare them first."
         )
     how = preprocessing(known)
+    folder = index_folder(known.encoder, source, how, also="small gray pictures")
     with progress("features") as update:
-        made = indices.build(_Both(known.encoder), source, _kept(known.encoder, source, how), progress=update, **how)
+        made = indices.build(_Both(known.encoder), source, folder, progress=update, **how)
     for file, why in made.bad:
         say(f"Skipped {file}: {why}")
     x, grays, rows = _gathered(made)
@@ -359,16 +358,6 @@ def _check(
             raise UserError(f"--{name} is 1 image or more, not {value}.")
     if similarity is not None and not -1 <= similarity <= 1:
         raise UserError(f"--similarity is a cosine, from -1 to 1, not {similarity:g}.")
-
-
-def _kept(encoder: nn.Module, source: Source, how: dict[str, Any]) -> Path:
-    """The folder of the features, which says what they are of. Another curation of the same images finds them there."""
-    shown = [how["test_size"], list(how["mean"]), list(how["std"]), str(source.reading)]
-    facts = {"weights": digest(encoder), "images": f"{fingerprint(source)} {stamps(source)}", "shown": shown, "gray": 1}
-    plan = json.dumps(facts, indent=2)
-    folder = machine.cache_folder("indices") / blake2b(plan.encode(), digest_size=16).hexdigest()
-    claim(folder, "plan.json", plan, "an index of other images or of another encoder")
-    return folder
 
 
 def _gathered(made: indices.Index) -> tuple[Tensor, Tensor, Tensor]:

@@ -146,7 +146,7 @@ def find(
         queries, names = seen.x, seen.ids
     else:
         queries, names = _written(clip, texts, how["device"]), texts
-    folder = kept(encoder, sources[0], how, None if index is None else Path(index))
+    folder = index_folder(encoder, sources[0], how, None if index is None else Path(index))
     with progress("index") as update:
         made = indices.build(encoder, sources[0], folder, progress=update, **how)
     for where, reason in made.bad:
@@ -163,11 +163,22 @@ def find(
     return Search(found, len(sources[0]) - len(made.bad), folder, page)
 
 
-def kept(encoder: nn.Module, source: Source, how: dict[str, Any], folder: Path | None = None) -> Path:
-    """The folder of an index, which says what it is of; in the user's cache if none is given."""
+def index_folder(
+    encoder: nn.Module, source: Source, how: dict[str, Any], folder: Path | None = None, also: str = ""
+) -> Path:
+    """The folder of an index, which says what it is of; in the user's cache if none is given.
+
+    Args:
+        encoder: whose features it holds.
+        source: the images.
+        how: how the encoder is shown them: see `preprocessing`.
+        folder: its path.
+        also: what it holds besides features.
+    """
     shown = [how["test_size"], list(how["mean"]), list(how["std"]), str(source.reading)]
     images = f"{fingerprint(source)} {stamps(source)}"
-    plan = json.dumps({"weights": weights_digest(encoder), "images": images, "shown": shown}, indent=2)
+    facts = {"weights": weights_digest(encoder), "images": images, "shown": shown}
+    plan = json.dumps(facts | ({"also": also} if also else {}), indent=2)
     if folder is None:
         folder = machine.cache_folder("indices") / blake2b(plan.encode(), digest_size=16).hexdigest()
     claim(folder, _PLAN, plan, "an index of other images or of another encoder", option="--index")

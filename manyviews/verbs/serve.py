@@ -12,7 +12,7 @@ from manyviews.errors import UserError, say
 from manyviews.evaluation import index as indices
 from manyviews.progress import progress
 from manyviews.verbs._common import loaded, opened, preprocessing, seen_by
-from manyviews.verbs.search import kept
+from manyviews.verbs.search import index_folder
 from manyviews.weights import Pretrained
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -68,7 +68,7 @@ def serve(
         with progress("index") as update:
             known = (
                 source,
-                indices.build(found.encoder, source, kept(found.encoder, source, how), progress=update, **how),
+                indices.build(found.encoder, source, index_folder(found.encoder, source, how), progress=update, **how),
             )
     own = host in LOOPBACK
     if not own:
