@@ -155,12 +155,13 @@ def _monitoring(method: Method, recipe: Recipe, device: torch.device, images: in
     """Seconds of encoding so many images of the test size, and of little else."""
     encoder = method.kept_encoder
     x = torch.zeros(_FEW, encoder.channels, recipe.test_size, recipe.test_size, device=device)
+    first = x[:_FIRST]
     with frozen(encoder):
         start = time.monotonic()
-        encoder(x[:_FIRST])
+        encoder(first)
         machine.wait(device)
         if time.monotonic() - start > PATIENCE / 4:  # a large network
-            x = x[:_FIRST]
+            x = first
         start = time.monotonic()
         encoder(x)
         machine.wait(device)
