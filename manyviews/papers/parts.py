@@ -70,7 +70,8 @@ LISTS: Settings = {"semi_1.subset": "1percent.txt", "semi_10.subset": "10percent
 class Transfer:
     """`transfer` to a folder of sets, whose names and protocols the numbers name: "pets.logistic.mean_per_class".
 
-    A number of a set whose images have several labels has the name of one of its measures: "voc2007.multilabel.mAP".
+    A number of a set whose images have several labels has the name of one of its measures, such as
+    "voc2007.multilabel.mAP of 11 points".
     """
 
     printed: Printed

@@ -17,12 +17,12 @@ from manyviews.evaluation.protocols.finetune import FineTune
 from manyviews.papers import DataSet, Detect, Evaluate, Step, Subspaces, Transfer
 from manyviews.settings import Recipe
 
-_SAMPLE = 16  # made-up images that stand for a set that is not there
-_BACKWARD = 3.0  # a step costs about three forward passes
-_DETECTOR = 1.5  # pyramid, proposals and heads, as a share of the network's own cost
 SWEPT = "linear_augmented"
 """The protocol that sweeps are judged by, as the papers judge."""
 
+_SAMPLE = 16  # made-up images that stand for a set that is not there
+_BACKWARD = 3.0  # a step costs about three forward passes
+_DETECTOR = 1.5  # pyramid, proposals and heads, as a share of the network's own cost
 _BATCH = 16  # images of a detector's step
 _ANALYZED = 10_000  # images that `subspaces` looks at, at most, with those of its sweeps
 

@@ -133,7 +133,7 @@ def made_up(name: str, folder: Path) -> Path:
         if kind == "suite":
             for i, one in enumerate(SUITE, start=1):
                 _classes(part / one, i)
-            _voc(part / SEVERAL, ("trainval", "test"))
+            _voc(part / SEVERAL, ("trainval", "test"), 48)
         elif kind == "classes":
             _classes(part, 0)
         elif kind == "several":
@@ -155,7 +155,7 @@ def _classes(root: Path, seed: int) -> None:
             for i in range(count):
                 _picture(rng, [label])[0].save(where / f"{i}.png")
     for file, count in zip(LISTS.values(), (2, 8), strict=True):
-        names = [f"train/class{label}/{i}.png" for label in range(_CLASSES) for i in range(count)]
+        names = [f"class{label}/{i}.png" for label in range(_CLASSES) for i in range(count)]
         (root / file).write_text("\n".join(names) + "\n", encoding="utf-8")
 
 
@@ -171,13 +171,13 @@ def _several(root: Path) -> None:
         (root / f"{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _voc(root: Path, splits: tuple[str, ...]) -> None:
-    """Pascal VOC's layout, of two classes."""
+def _voc(root: Path, splits: tuple[str, ...], count: int = 12) -> None:
+    """Pascal VOC's layout, of two classes, with so many images in each split."""
     rng = np.random.default_rng(0)
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
     for split in splits:
-        names = [f"{split}{i}" for i in range(24)]
+        names = [f"{split}{i}" for i in range(count)]
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
         for name in names:
             labels = [int(c) for c in rng.integers(0, 2, 2)]
