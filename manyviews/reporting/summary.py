@@ -212,7 +212,9 @@ def show_choice(found: Any) -> None:
         name = Text(printable(c.name, 60), style=style).append(
             f"\n{printable(c.backbone, 40)}, {c.test_size} px", "dim"
         )
-        table.add_row(name, *cells, f"{c.parameters / 1e6:.1f} M", f"{c.images_per_second:.0f}", rank)
+        table.add_row(
+            name, *cells, f"{c.parameters / 1e6:.1f} M, {c.memory / 2**20:.0f} MiB", f"{c.images_per_second:.0f}", rank
+        )
     if found.pixels is not None:
         knn, linear = (Text(percent(v)) for v in found.pixels)
         table.add_row(Text("raw pixels"), knn, linear, "", "", "")

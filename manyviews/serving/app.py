@@ -14,8 +14,9 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from manyviews import __version__
+from manyviews.data import BadImage
 from manyviews.errors import printable
-from manyviews.serving.look import BadImage, Look
+from manyviews.serving.look import Look
 
 HERE = Path(__file__).parent
 

@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from manyviews.backbones import Encoder, patch_features
-from manyviews.data import BadImage, Source
+from manyviews.data import Source
 from manyviews.data.decode import decode
 from manyviews.data.reading import Reading
 from manyviews.errors import UserError, printable
@@ -42,10 +42,8 @@ class Look:
     weights: Pretrained
     known: tuple[Source, Index] | None = None
     most_pixels: int = 50_000_000
-
-    def __post_init__(self) -> None:
-        # One picture at a time: a small machine answers two sooner one after the other, and memory stays bounded.
-        object.__setattr__(self, "_turn", threading.Lock())
+    # One picture at a time: a small machine answers two sooner one after the other, and memory stays bounded.
+    _turn: Any = field(default_factory=threading.Lock, init=False, repr=False)
 
     def facts(self) -> dict[str, Any]:
         """What the model is, as JSON can hold it."""
@@ -77,10 +75,9 @@ class Look:
             BadImage: the file is no image, damaged, or too large.
         """
         reading = self.weights.reading or Reading(len(self.weights.mean))
-        if reading.count == 3:
-            reading = Reading(3, max_pixels=min(self.most_pixels, reading.max_pixels))
+        reading = replace(reading, max_pixels=min(self.most_pixels, reading.max_pixels))
         picture, _ = decode(content, at_least=None, reading=reading)
-        with self._turn:  # type: ignore[attr-defined]
+        with self._turn:
             return self._answers(test_transform(picture, self.weights.test_size), k)
 
     def _answers(self, shown: np.ndarray, k: int) -> dict[str, Any]:
@@ -143,6 +140,3 @@ def _uri(pixels: np.ndarray) -> str:
     file = io.BytesIO()
     image.save(file, "WEBP", quality=85)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-__all__ = ["BadImage", "Look"]

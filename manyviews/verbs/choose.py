@@ -38,10 +38,10 @@ USUAL = (
 
 FAMILIES = {
     "masked": ("mae", "fcmae", "simmim", "maskfeat", "beit", "beitv2", "dbot", "data2vec", "data2vec2", "ijepa"),
-    "hybrid": ("dinov2", "dinov3", "ibot", "msn", "eva", "eva02", "dinov2_rescue"),
+    "hybrid": ("dinov2", "dinov3", "ibot", "msn", "eva", "eva02"),
     "global": (
         *("simclr", "moco_v2", "moco_v3", "byol", "simsiam", "swav", "dino", "nnclr", "vicreg", "barlow_twins", "mast"),
-        *("clip", "sw_sl", "ssl", "swsl", "mulan"),
+        *("clip", "ssl", "swsl"),
     ),
 }
 """Methods by what their features know (lecture, section 22.7.1)."""
@@ -271,7 +271,7 @@ def _measured(
     found = Candidate(
         name,
         encoder.name,
-        family(name, known),
+        family(name),
         sum(p.numel() for p in encoder.parameters()),
         seen.x.shape[1],
         known.test_size,
@@ -305,7 +305,7 @@ def _speed(known: Pretrained, device: torch.device) -> tuple[float, int]:
     return speed, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory
 
 
-def family(name: str, known: Pretrained) -> str:
+def family(name: str) -> str:
     """What the features know, by the method of a run or the words of a name: a key of `SUITS`."""
     if (Path(name) / "recipe.json").is_file():
         words = {Run(Path(name)).recipe.method.name}

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from manyviews.data import open_source
+from manyviews.data import Source, open_source
 from manyviews.data.layout import ALL
 from manyviews.data.left import listed
 from manyviews.data.loose import SOME, open_images
@@ -17,10 +17,8 @@ from manyviews.weights.load import Pretrained
 from manyviews.weights.showing import preprocessing, say_once, seen_by, tell
 
 
-def embed(weights: Pretrained, images: Any, unreadable: Literal["refuse", "nan"] = "refuse") -> np.ndarray:
-    """See `Pretrained.embed`."""
-    if unreadable not in ("refuse", "nan"):
-        raise unknown("way with unreadable images", unreadable, ("refuse", "nan"))
+def given(weights: Pretrained, images: Any) -> Source:
+    """Images that a program holds or names, read as the encoder learned to see them. What there is to say is said."""
     source = open_images(images, len(weights.mean))
     if source is None:
         source = open_source(images, split=ALL)
@@ -28,6 +26,14 @@ def embed(weights: Pretrained, images: Any, unreadable: Literal["refuse", "nan"]
     if weights.note:
         say_once(weights.note)
     (source,) = seen_by(weights, source)
+    return source
+
+
+def embed(weights: Pretrained, images: Any, unreadable: Literal["refuse", "nan"] = "refuse") -> np.ndarray:
+    """See `Pretrained.embed`."""
+    if unreadable not in ("refuse", "nan"):
+        raise unknown("way with unreadable images", unreadable, ("refuse", "nan"))
+    source = given(weights, images)
     with progress("embed") as update:
         found = extract(weights.encoder, source, progress=update, **preprocessing(weights))
     check_finite(found.x)

@@ -17,18 +17,17 @@ from torch.nn import functional as F
 
 from manyviews import __version__, checkpoint
 from manyviews.backbones import Encoder
-from manyviews.data import Reading, Source, open_source
-from manyviews.data.layout import ALL
-from manyviews.data.loose import open_images
+from manyviews.data import Reading, Source
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen, normalize, short_side, test_images
 from manyviews.evaluation.knn import neighbors
 from manyviews.heads.classify import classifier
 from manyviews.progress import progress
 from manyviews.threads import threads_of
+from manyviews.weights.embedding import given
 from manyviews.weights.load import Pretrained
 from manyviews.weights.pixels import pixels
-from manyviews.weights.showing import preprocessing, say_once, seen_by, tell
+from manyviews.weights.showing import preprocessing
 
 FACTS, WEIGHTS, KNOWN, README = "model.json", "model.safetensors", "known.safetensors", "README.md"
 """The files of a model's folder."""
@@ -151,13 +150,7 @@ class Model(Pretrained):
         Raises:
             UserError: there are no images, or arrays of another type, shape or range.
         """
-        source = open_images(images, len(self.mean))
-        if source is None:
-            source = open_source(images, split=ALL)
-            tell(source, [f"{source.name.partition(':')[0]}: {note}" for note in source.notes])
-        if self.note:
-            say_once(self.note)
-        (source,) = seen_by(self, source)
+        source = given(self, images)
         with progress("predict") as update:
             return answers(self, source, lambda done: update(done, len(source)))
 

@@ -91,4 +91,4 @@ def test_neighbors_on_the_page_are_the_nearest_other_images(photos, files):
     ],
 )
 def test_what_a_network_is_known_for(name, family):
-    assert verb.family(name, None) == family
+    assert verb.family(name) == family
