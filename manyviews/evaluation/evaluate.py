@@ -35,7 +35,7 @@ from manyviews.evaluation.contract import (
     check_seeds,
 )
 from manyviews.evaluation.features import Chosen, Features, Kept, check_finite, extract_all
-from manyviews.evaluation.linear import Standardizer
+from manyviews.evaluation.linear import standardized
 from manyviews.evaluation.protocols import requested
 from manyviews.evaluation.protocols.shifted import Shifted
 from manyviews.evaluation.remaining import Part, Remaining
@@ -177,7 +177,7 @@ def evaluate(
     right: dict[str, dict[str, Tensor]] = {}
     for name in encoders:
         raw = sets.task(name)
-        task = _standardized(raw) if name == "pixels" else raw
+        task = standardized(raw) if name == "pixels" else raw
         again = ImageTask(
             encoders[name].to(device),
             raw,
@@ -282,12 +282,6 @@ def _of_kind(encoder: Encoder | ExternalEncoder, features: Kind) -> nn.Module:
     width(encoder, features)  # refused by modules from outside
     assert isinstance(encoder, Encoder)
     return Chosen(encoder, features)
-
-
-def _standardized(task: Task) -> Task:
-    """The task with features of mean 0 and variance 1 over the training and validation images."""
-    standard = Standardizer.of(task.trainval_x)
-    return replace(task, train_x=standard(task.train_x), val_x=standard(task.val_x), test_x=standard(task.test_x))
 
 
 def _dims(module: nn.Module, kind: Kind, test_size: int, channels: int) -> int:

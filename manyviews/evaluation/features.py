@@ -56,6 +56,12 @@ class Features:
     def __len__(self) -> int:
         return len(self.x)
 
+    def rows(self, rows: Tensor) -> Features:
+        """The features of some of the images: int64, or bool `n`."""
+        at = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
+        labels = None if self.labels is None else self.labels[at]
+        return Features(self.x[at], labels, self.index[at], [self.ids[i] for i in at.tolist()], self.bad)
+
 
 def short_side(size: int) -> int:
     """The short side that an image gets before its central square of `size` is taken: `size * 256 / 224`.

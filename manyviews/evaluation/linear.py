@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
@@ -82,6 +82,12 @@ class Standardizer:
 
     def __call__(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+def standardized(task: Task) -> Task:
+    """The task with features of mean 0 and variance 1 over the training and validation images."""
+    standard = Standardizer.of(task.trainval_x)
+    return replace(task, train_x=standard(task.train_x), val_x=standard(task.val_x), test_x=standard(task.test_x))
 
 
 @dataclass(frozen=True, eq=False)

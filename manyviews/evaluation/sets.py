@@ -93,7 +93,7 @@ class Sets:
     def leaks(self) -> list[str]:
         """A sentence if test images are training images too."""
         seen, held = self.seen["trained"], self.held["trained"]
-        twice = across(self.source, self.tested, _rows(seen, self.trainval), _rows(held, self.parts["test"]))
+        twice = across(self.source, self.tested, seen.rows(self.trainval), held.rows(self.parts["test"]))
         leaked = {j for _, j in twice}
         if not leaked:
             return []
@@ -258,11 +258,6 @@ def _parts(source: Source, test: Source | None, seen: Features, held: Features) 
 def _images(source: Source, features: Features, rows: Tensor) -> Source:
     """The images of these rows of features, without their labels."""
     return replace(source.subset(features.index[rows].numpy()), annotate=unlabeled)
-
-
-def _rows(features: Features, rows: Tensor) -> Features:
-    """Features of some of the images."""
-    return replace(features, x=features.x[rows], index=features.index[rows])
 
 
 def _multilabel(features: Features, source: Source) -> Features:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from manyviews.data.source import Source
 from manyviews.errors import printable
@@ -33,22 +37,39 @@ def render(source: Source, found: Sequence[Any], images: int, queries: tuple[Sou
     )
 
 
-def compared(source: Source, titles: Sequence[str], near: Sequence[Sequence[Sequence[int]]], verb: str) -> str:
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What one network shows of a few images.
+
+    Attributes:
+        title: its name.
+        near: for each of the few, its position in the source and those of its neighbors.
+        maps: for each of the few a picture of the regions that its patches fall into, uint8 `h w 3`; None without.
+    """
+
+    title: str
+    near: Sequence[Sequence[int]]
+    maps: Sequence[np.ndarray] | None = None
+
+
+def compared(source: Source, networks: Sequence[Row], verb: str) -> str:
     """The HTML of a page of the nearest neighbors to a few images, those of several networks below one another.
 
     Args:
         source: the images.
-        titles: names of the networks.
-        near: for each network, for each of the few, its position in the source and those of its neighbors.
+        networks: what each network shows, of the same few images.
         verb: the verb that makes the page.
     """
-    asked = [row[0] for row in near[0]]
     groups = []
-    for n, i in enumerate(asked):
+    for n, (i, *_) in enumerate(networks[0].near):
         rows = [
-            {"title": printable(title, 200), "images": [single.picture(source, j) for j in theirs[n][1:]]}
-            for title, theirs in zip(titles, near, strict=True)
-            if n < len(theirs) and theirs[n][0] == i
+            {
+                "title": printable(row.title, 200),
+                "map": None if row.maps is None else single.small(Image.fromarray(row.maps[n]), ""),
+                "images": [single.picture(source, j) for j in row.near[n][1:]],
+            }
+            for row in networks
+            if n < len(row.near) and row.near[n][0] == i
         ]
         groups.append({"query": single.picture(source, i), "rows": rows})
     name = printable(source.name, 200)

@@ -38,17 +38,23 @@ def render(template: str, **facts: Any) -> str:
 
 def picture(source: Source, i: int) -> dict[str, Any]:
     """The whole picture of image `i`, small, with its name; gray if it can no longer be read."""
+    name = printable(source.where(i), 300)
     try:
         image = source.show(i, at_least=_SIDE).copy()
-        size = image.size
-        image.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     except BadImage:
-        image, size = Image.new("RGB", (_SIDE, _SIDE), (128, 128, 128)), (0, 0)
+        return small(Image.new("RGB", (_SIDE, _SIDE), (128, 128, 128)), name) | {"size": (0, 0)}
+    return small(image, name)
+
+
+def small(image: Image.Image, name: str) -> dict[str, Any]:
+    """A picture of any size, made small, with its name."""
+    size = image.size
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     image.save(file, "WEBP", quality=_QUALITY)
     src = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
     width, height = image.size
-    return {"src": Markup(src), "width": width, "height": height, "name": printable(source.where(i), 300), "size": size}
+    return {"src": Markup(src), "width": width, "height": height, "name": name, "size": size}
 
 
 def _hash(text: str) -> str:

@@ -200,7 +200,7 @@ def show_choice(found: Any) -> None:
     """Print candidates side by side, and what follows: a `manyviews.verbs.choose.Choice`."""
     labeled = any(c.linear is not None for c in found.candidates)
     accuracies = ("k-NN (95 % interval)", "linear (95 % interval)") if labeled else ()
-    table = _table("backbone", *accuracies, "weights", "images/s", "effective rank")
+    table = _table("backbone", *accuracies, "weights", "images/s", "effective rank", "regions at edges")
     for c in found.candidates:
         style = "bold" if c.name == found.best else ""
         scores = ((c.knn, c.knn_interval), (c.linear, c.linear_interval)) if labeled else ()
@@ -213,11 +213,16 @@ def show_choice(found: Any) -> None:
             f"\n{printable(c.backbone, 40)}, {c.test_size} px", "dim"
         )
         table.add_row(
-            name, *cells, f"{c.parameters / 1e6:.1f} M, {c.memory / 2**20:.0f} MiB", f"{c.images_per_second:.0f}", rank
+            name,
+            *cells,
+            f"{c.parameters / 1e6:.1f} M, {c.memory / 2**20:.0f} MiB",
+            f"{c.images_per_second:.0f}",
+            rank,
+            "" if c.edges is None else f"{100 * c.edges:.0f} %",
         )
     if found.pixels is not None:
         knn, linear = (Text(percent(v)) for v in found.pixels)
-        table.add_row(Text("raw pixels"), knn, linear, "", "", "")
+        table.add_row(Text("raw pixels"), knn, linear, "", "", "", "")
     words = [Text(printable(text, 1000), style="bold" if i == 0 else "") for i, text in enumerate(found.words)]
     left = [Text(printable(f"Left out {name}: {why}", 300), style="yellow") for name, why in found.skipped.items()]
     _show(Group(table, "", *words, *left))

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from manyviews import machine
-from manyviews.backbones import Encoder
+from manyviews.backbones import Encoder, ExternalEncoder
 from manyviews.data.canvas import sample
 from manyviews.data.source import Source
 from manyviews.engine.precision import resolve
@@ -58,14 +58,18 @@ class Pace:
         return stages * epochs * (images * self.learn + validation * self.encode)
 
 
-def measure(encoder: Encoder, source: Source, size: int, device: torch.device) -> Pace:
-    """Read a few images, look at a few, and learn a step from noise with a copy of the encoder."""
+def measure(encoder: Encoder | ExternalEncoder, source: Source, size: int, device: torch.device) -> Pace:
+    """Read a few images, look at a few, and learn a step from noise with a copy of the encoder.
+
+    A module from outside may not be able to learn: three looks stand for its step.
+    """
     begun, few = time.monotonic(), source.subset(sample(source)[:_IMAGES])
     for _ in test_images(few, size, len(few)):
         pass
     read = (time.monotonic() - begun) / len(few)
     x = torch.rand(_BATCH, encoder.channels, size, size, device=device).to(memory_format=torch.channels_last)
-    net = copy.deepcopy(encoder).to(device).to(memory_format=torch.channels_last).requires_grad_(True)
+    learns = isinstance(encoder, Encoder)
+    net = copy.deepcopy(encoder).to(device).to(memory_format=torch.channels_last).requires_grad_(learns)
     low = torch.autocast(device.type, torch.bfloat16, enabled=resolve("auto", device) == "bfloat16")
 
     def look() -> float:
@@ -73,7 +77,7 @@ def measure(encoder: Encoder, source: Source, size: int, device: torch.device) -
         with frozen(net):
             net(x)
         machine.wait(device)
-        return time.monotonic() - start
+        return (time.monotonic() - start) / _BATCH
 
     def learn() -> float:
         start = time.monotonic()
@@ -81,8 +85,12 @@ def measure(encoder: Encoder, source: Source, size: int, device: torch.device) -
             found = net(x)
         F.mse_loss(found.float(), torch.zeros_like(found, dtype=torch.float32)).backward()
         machine.wait(device)
-        return time.monotonic() - start
+        return (time.monotonic() - start) / _BATCH
 
     net.eval()  # BatchNorm as most strategies have it
-    look(), learn()  # the first of a size allocates
-    return Pace(read, min(look(), look()) / _BATCH, min(learn(), learn()) / _BATCH)
+    look()  # the first of a size allocates
+    encode = min(look(), look())
+    if not learns:
+        return Pace(read, encode, 3 * encode)
+    learn()
+    return Pace(read, encode, min(learn(), learn()))

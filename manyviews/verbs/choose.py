@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from manyviews import checkpoint, evaluation, machine
+from manyviews import checkpoint, machine
 from manyviews.backbones import Encoder
 from manyviews.data import Source, split
 from manyviews.errors import Unreachable, UserError, printable, say
-from manyviews.evaluation.features import extract, frozen
+from manyviews.evaluation.baselines import Pixels
+from manyviews.evaluation.contract import FeatureProtocol
+from manyviews.evaluation.features import Features, Kept, check_finite, extract_all, frozen, normalize, read_again
 from manyviews.evaluation.knn import neighbors
-from manyviews.evaluation.sets import FEWEST
+from manyviews.evaluation.linear import standardized
+from manyviews.evaluation.protocols import requested
+from manyviews.evaluation.report import Score
+from manyviews.evaluation.scores import score
+from manyviews.evaluation.sets import FEWEST, Sets
+from manyviews.evaluation.unlabeled.regions import Regions, drawn, regions
 from manyviews.evaluation.unlabeled.spectrum import describe
 from manyviews.progress import Outer, duration, progress, within
 from manyviews.reporting import found as pages
@@ -58,8 +66,10 @@ SUITS = {
 MOST = 2000
 """Images whose spectrum is measured, and that are searched for neighbors."""
 
-_SHOWN, _NEAR = 6, 6  # images whose neighbors are shown, and how many
+_SHOWN, _NEAR = 6, 5  # images whose neighbors are shown, and how many
 _HELD = 0.2  # share of the labeled images that judge
+_PARTS = 60  # images whose patches are clustered
+_FEWEST = 9  # patches of a map that has regions
 _BATCH = 32
 
 
@@ -75,12 +85,14 @@ class Candidate:
         dim: dimensions of its features.
         test_size: side in pixels of the images that it sees.
         images_per_second: encoded, without decoding.
-        memory: bytes of the weights in float32; on a GPU the peak while it encodes 32 images.
+        memory: bytes of the weights.
         knn: k-NN accuracy (k = 20) on held-out images; None without labels.
         knn_interval: its interval.
         linear: accuracy of a linear probe.
         linear_interval: its interval.
         spectrum: numbers of the features: see `evaluation.unlabeled.spectrum.describe`.
+        edges: how well regions that its patches fall into keep to edges, in [0, 1], 0.5 by chance: see
+            `evaluation.unlabeled.regions`; None for networks without a map of patches.
     """
 
     name: str
@@ -96,6 +108,7 @@ class Candidate:
     linear: float | None
     linear_interval: tuple[float, float] | None
     spectrum: dict[str, float]
+    edges: float | None
 
 
 @dataclass(frozen=True)
@@ -155,26 +168,30 @@ def choose(
     source = opened(data, labels)
     able, skipped = _had(candidates)
     labeled = _labeled(source)
-    found: list[Candidate] = []
-    near: list[list[list[int]]] = []
-    paces: dict[str, Pace] = {}
-    pixels = None
+    # Candidates that see images of one size share what was decoded.
+    source = replace(source, keep=Kept(machine.free_memory() // 4))
+    seen = source if labeled else _few(source)
+    paces = {name: measure(known.encoder, source, known.test_size, machine.device()) for name, known in able.items()}
+    seconds = sum(pace.features(len(seen)) for pace in paces.values())
+    say(f"{_count(able)} on {len(seen):,} images: about {duration(seconds)} on this machine, and a little for probes.")
+    looks: list[_Look] = []
     for number, (name, known) in enumerate(able.items(), 1):
         say(f"{printable(name)}: {known.encoder.name}, images of {known.test_size} pixels.")
-        (seen,) = seen_by(known, source, quiet=number > 1)
-        with within(Outer(f"candidate {number} of {len(able)}", None, "choose")):
-            scores, theirs = _judged(known, seen, seed, number == 1) if labeled else (None, None)
-            pixels = theirs if number == 1 else pixels
-            one, rows, paces[name] = _measured(name, known, seen, scores)
-        found.append(one)
-        near.append(rows)
+        (read,) = seen_by(known, seen, quiet=number > 1)
+        rest = sum(paces[later].features(len(seen)) for later in list(able)[number:])
+        with within(Outer(f"candidate {number} of {len(able)}", rest, "choose")):
+            looks.append(_look(name, known, read, source, labeled, number == 1, paces[name], seed))
+    found, pixels = [look.candidate for look in looks], looks[0].pixels
     best = _best(found) if labeled else None
     words = _words(found, best, pixels, source, paces, able)
     if page is not None:
-        few = _few(source)
-        titles = [f"{c.name} ({c.backbone})" for c in found]
-        checkpoint.write_text(page, pages.compared(few, titles, near, "choose"))
+        rows = [pages.Row(f"{c.name} ({c.backbone})", k.near, k.maps) for c, k in zip(found, looks, strict=True)]
+        checkpoint.write_text(page, pages.compared(_few(source), rows, "choose"))
     return Choice(tuple(found), skipped, None if best is None else best.name, pixels, len(source), tuple(words), page)
+
+
+def _count(able: Mapping[str, Pretrained]) -> str:
+    return "1 candidate" if len(able) == 1 else f"{len(able)} candidates"
 
 
 def _had(candidates: Sequence[str | Path]) -> tuple[dict[str, Pretrained], dict[str, str]]:
@@ -227,82 +244,120 @@ def _parts(source: Source) -> dict[str, np.ndarray]:
 
 def _few(source: Source) -> Source:
     """Up to `MOST` images, spread over the source."""
-    step = -(-len(source) // MOST)
-    return source.subset(range(0, len(source), step))
+    return source.subset(range(0, len(source), _step(source)))
 
 
-Scores = dict[str, Any]
+def _step(source: Source) -> int:
+    """Each how many-th image is among the few."""
+    return max(1, -(-len(source) // MOST))
 
 
-def _judged(known: Pretrained, source: Source, seed: int, first: bool) -> tuple[Scores, tuple[float, float] | None]:
-    """Scores by protocol on held-out images of the training part, and those of raw pixels."""
-    parts = _parts(source)
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What one candidate shows: its numbers, those of raw pixels, and what the page has of it.
+
+    Attributes:
+        candidate: its numbers.
+        pixels: accuracies of raw pixels, if they were asked for.
+        near: for a few images, positions among `_few` of the image and of its nearest neighbors.
+        maps: their regions as pictures, if it has a map of patches.
+    """
+
+    candidate: Candidate
+    pixels: tuple[float, float] | None
+    near: list[list[int]]
+    maps: list[np.ndarray] | None
+
+
+def _look(
+    name: str, known: Pretrained, read: Source, source: Source, labeled: bool, first: bool, pace: Pace, seed: int
+) -> _Look:
+    """Read all images that a candidate is shown, once, and see what it makes of them."""
+    encoder, how = known.encoder, preprocessing(known)
+    contenders: dict[str, nn.Module] = {"trained": encoder}
+    if labeled and first:
+        contenders["pixels"] = Pixels()
     with progress("choose") as update:
-        report = evaluation.evaluate(
-            known.encoder,
-            source.subset(parts["train"]),
-            source.subset(parts["judge"]),
-            seed=seed,
-            baselines=first,
-            progress=update,
-            **preprocessing(known),
-        )
-    theirs = report.representations.get("pixels")
-    pixels = None if theirs is None else (theirs.scores["knn"].top1, theirs.scores["linear"].top1)
-    return dict(report.representations["trained"].scores), pixels
-
-
-def _measured(
-    name: str, known: Pretrained, source: Source, scores: Scores | None
-) -> tuple[Candidate, list[list[int]], Pace]:
-    """A candidate's numbers, the nearest neighbors of a few images, and its pace."""
-    how, few = preprocessing(known), _few(source)
-    with progress("choose") as update:
-        seen = extract(known.encoder, few, progress=update, **how)
-    rows = torch.linspace(0, len(seen) - 1, min(_SHOWN, len(seen))).long()
-    _, index = neighbors(seen.x, seen.x[rows], min(1 + _NEAR, len(seen)))
-    shown = [
-        seen.index[torch.cat([row[None], near[near != row][:_NEAR]])].tolist()
-        for row, near in zip(rows, index, strict=True)
+        seen = extract_all(contenders, read, progress=update, **how)
+    check_finite(seen["trained"].x)
+    scores = _judged(read, seen, how["device"], seed) if labeled else {}
+    few = _few(read) if labeled else read
+    spread = seen["trained"].index % (_step(source) if labeled else 1) == 0
+    some = seen["trained"].rows(spread)
+    places = some.index // (_step(source) if labeled else 1)  # positions among the few
+    looked = torch.linspace(0, len(some) - 1, min(_PARTS, len(some))).long()
+    shown = looked[torch.linspace(0, len(looked) - 1, min(_SHOWN, len(looked))).long()]
+    _, index = neighbors(some.x, some.x[shown], min(1 + _NEAR, len(some)))
+    near = [
+        places[torch.cat([row[None], others[others != row][:_NEAR]])].tolist()
+        for row, others in zip(shown, index, strict=True)
     ]
-    encoder = known.encoder
-    speed, memory = _speed(known, how["device"])
-    knn, linear = (None, None) if scores is None else (scores["knn"], scores["linear"])
-    found = Candidate(
+    parts, pixels = _parts_of(known, few, places[looked])
+    mine = scores.get("trained")
+    candidate = Candidate(
         name,
         encoder.name,
         family(name),
         sum(p.numel() for p in encoder.parameters()),
-        seen.x.shape[1],
+        some.x.shape[1],
         known.test_size,
-        speed,
-        memory,
-        knn and knn.top1,
-        knn and knn.interval,
-        linear and linear.top1,
-        linear and linear.interval,
-        describe(seen.x),
+        1 / pace.encode,
+        sum(p.numel() * p.element_size() for p in encoder.parameters()),
+        mine and mine[0].top1,
+        mine and mine[0].interval,
+        mine and mine[1].top1,
+        mine and mine[1].interval,
+        describe(some.x),
+        None if parts is None or math.isnan(parts.edges) else parts.edges,
     )
-    pace = measure(encoder, few, known.test_size, how["device"]) if isinstance(encoder, Encoder) else None
-    return found, shown, pace or Pace(0.0, 1 / speed, 3 / speed)
+    maps = None
+    if parts is not None:
+        at = [int((looked == row).nonzero()[0]) for row in shown]
+        maps = [drawn(parts.maps[i], pixels[i]) for i in at]
+    theirs = scores.get("pixels")
+    return _Look(candidate, theirs and (theirs[0].top1, theirs[1].top1), near, maps)
 
 
-def _speed(known: Pretrained, device: torch.device) -> tuple[float, int]:
-    """Images encoded in a second, and bytes: of the weights, on a GPU at the peak."""
-    encoder, side = known.encoder.to(device), known.test_size
-    x = torch.rand(_BATCH, len(known.mean), side, side, device=device).to(memory_format=torch.channels_last)
-    memory = sum(p.numel() * p.element_size() for p in encoder.parameters())
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+def _judged(
+    source: Source, seen: Mapping[str, Features], device: torch.device, seed: int
+) -> dict[str, tuple[Score, Score]]:
+    """Scores of k-NN and of a linear probe on the images that judge, by contender."""
+    parts = _parts(source)
+    learn, judge = (source.subset(parts[part]) for part in ("train", "judge"))
+    held = {
+        part: {name: f.rows(torch.isin(f.index, torch.from_numpy(at))) for name, f in seen.items()}
+        for part, at in parts.items()
+    }
+    classes = list(source.classes or ())
+    sets = Sets.of(learn, judge, held["train"], held["judge"], classes, device, multilabel=False)
+    found = {}
+    for name in seen:
+        task = standardized(sets.task(name)) if name == "pixels" else sets.task(name)
+        knn, linear = (
+            score([protocol.run(task, seed)], sets.test_y, len(classes), seed)
+            for protocol in requested(("knn", "linear"), {})
+            if isinstance(protocol, FeatureProtocol)
+        )
+        found[name] = knn, linear
+    return found
+
+
+def _parts_of(known: Pretrained, few: Source, places: Tensor) -> tuple[Regions | None, Tensor]:
+    """Regions of some images, and these images, uint8 `n c h w`; no regions without a square map of patches."""
+    encoder, how = known.encoder, preprocessing(known)
+    pixels = torch.cat(list(read_again(few.subset(places.numpy()), known.test_size)))
+    if not isinstance(encoder, Encoder):
+        return None, pixels
     with frozen(encoder):
-        encoder(x)  # the first allocates
-        begun, rounds = time.monotonic(), 0
-        while rounds < 1 or (rounds < 20 and time.monotonic() - begun < 1):
-            encoder(x)
-            machine.wait(device)
-            rounds += 1
-        speed = _BATCH * rounds / (time.monotonic() - begun)
-    return speed, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory
+        patches = torch.cat(
+            [
+                encoder.features(normalize(x.to(how["device"]), known.mean, known.std)).patches.cpu()
+                for x in pixels.split(_BATCH)
+            ]
+        )
+    if patches.shape[1] < _FEWEST or math.isqrt(patches.shape[1]) ** 2 != patches.shape[1]:
+        return None, pixels
+    return regions(patches.clone(), pixels), pixels
 
 
 def family(name: str) -> str:

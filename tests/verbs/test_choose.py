@@ -9,7 +9,9 @@ from PIL import Image
 
 import manyviews as mv
 from manyviews.backbones import Encoder
+from manyviews.evaluation import evaluate
 from manyviews.evaluation.knn import neighbors
+from manyviews.tuning.pace import Pace
 from manyviews.verbs import choose as verb
 from manyviews.weights import write
 
@@ -54,7 +56,7 @@ def test_labels_judge_and_speed_decides_between_equals(photos, files, tmp_path):
     assert small["parameters"] == sum(p.numel() for p in mv.load(names[2]).encoder.parameters())
     assert any("manyviews adapt" in words and "linear" in words for words in found["words"])
     text = page.read_text(encoding="utf-8")
-    assert text.count("<img") == 6 * (1 + 2 * 6) and "default-src 'none'" in text
+    assert text.count("<img") == 6 * (1 + 2 * 5) and "default-src 'none'" in text
 
 
 def test_without_labels_nothing_is_named_the_best(photos, files, tmp_path):
@@ -73,11 +75,32 @@ def test_without_labels_nothing_is_named_the_best(photos, files, tmp_path):
 def test_neighbors_on_the_page_are_the_nearest_other_images(photos, files):
     known = mv.load(files / "small.safetensors")
     source = mv.data.open_source(photos)
-    _, rows, _ = verb._measured("small", known, source, None)
+    look = verb._look("small", known, source, source, False, True, Pace(0.1, 0.1, 0.1), 0)
     x = torch.from_numpy(known.embed(photos))
-    for i, *near in rows:
+    for i, *near in look.near:
         _, index = neighbors(x, x[[i]], len(x))
-        assert near == [j for j in index[0].tolist() if j != i][:6]
+        assert near == [j for j in index[0].tolist() if j != i][:5]
+
+
+def test_probes_that_judge_are_those_of_evaluate(photos, files):
+    """The same splits and numbers as `evaluate` gives, which reads the images anew and has an untrained encoder too."""
+    known, source = mv.load(files / "small.safetensors"), mv.data.open_source(photos)
+    look = verb._look("small", known, source, source, True, True, Pace(0.1, 0.1, 0.1), 0)
+    parts = verb._parts(source)
+    report = evaluate(
+        known.encoder,
+        source.subset(parts["train"]),
+        source.subset(parts["judge"]),
+        test_size=known.test_size,
+        mean=known.mean,
+        std=known.std,
+    )
+    for name, (knn, linear) in {
+        "trained": (look.candidate.knn, look.candidate.linear),
+        "pixels": look.pixels,
+    }.items():
+        wanted = report.representations[name].scores
+        assert knn == wanted["knn"].top1 and linear == wanted["linear"].top1
 
 
 @pytest.mark.parametrize(
