@@ -6,8 +6,10 @@ safetensors holds the tensors, and a JSON string in the file's own header holds 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -21,7 +23,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from manyviews.errors import UserError
+from manyviews.errors import Unwritten, UserError
+
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space"),
+    errno.EIO: "look at the disk",
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "give a place where files may be written"),
+}
+_RUST = re.compile(r"\(os error (\d+)\)")  # errors of the system, as safetensors words them
+_LITTLE = 2**20  # bytes, with fewer of which free a disk is full
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -34,8 +44,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(path)
         return
     path = path.resolve() if path.is_symlink() else path
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+    except OSError as error:
+        raise unwritten(path, error) from error
     part = Path(name)
     try:
         write(part)
@@ -48,8 +61,33 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             folder = os.open(path.parent, os.O_RDONLY)
             os.fsync(folder)
             os.close(folder)
+    except Exception as error:
+        if (found := _of_system(error, path.parent)) is None:
+            raise
+        raise unwritten(path, found, "the file that was there is unharmed" if path.exists() else "") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def unwritten(path: Path, error: OSError, more: str = "") -> Unwritten:
+    """The error for a file or folder that could not be written: which one, why, and what to do."""
+    text = f"{path} could not be written ({error.strerror or error})"
+    advice = "; ".join(part for part in (_ADVICE.get(error.errno or 0, ""), more) if part)
+    return Unwritten(f"{text}: {advice}." if advice else f"{text}.", error)
+
+
+def _of_system(error: Exception, folder: Path) -> OSError | None:
+    """The system's error behind one that a library raised while it wrote into a folder; None if it is another."""
+    if isinstance(error, OSError):
+        return None if isinstance(error, Unwritten) else error
+    if isinstance(error, SafetensorError) and (found := _RUST.search(str(error))):
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    # PyTorch's own writer does not say why.
+    if isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "file write failed" in str(error)):
+        full = shutil.disk_usage(folder).free < _LITTLE
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else OSError(errno.EIO, os.strerror(errno.EIO))
+    return None
 
 
 @contextlib.contextmanager
@@ -60,7 +98,10 @@ def new_folder(out: Path) -> Iterator[Path]:
     new files and folders, whatever the libraries that wrote it gave.
     """
     out = out.resolve() if out.is_symlink() else out
-    part = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
+    try:
+        part = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise unwritten(out, error) from error
     try:
         yield part
         _share(part)
@@ -69,6 +110,11 @@ def new_folder(out: Path) -> Iterator[Path]:
                 shutil.move(found, out / found.name)
         else:
             part.rename(out)
+    except Exception as error:
+        failed = error if isinstance(error, Unwritten) else _of_system(error, out.absolute().parent)
+        if failed is None:
+            raise
+        raise unwritten(out, failed, "nothing is left of it") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -107,6 +107,11 @@ class File:
             raise Unreachable(f"{self} is on a server that gives whole files only; copy it to disk")
         return content
 
+    def unchanged(self) -> None:
+        """Raise UserError if a local file is another than the one that was opened: its images lie elsewhere then."""
+        if self.local and os.path.exists(self.path) and str(os.stat(self.path).st_mtime_ns) != self.stamp:
+            raise UserError(f"{self} has changed since it was opened: put the file back, or start anew.")
+
     def open(self) -> BinaryIO:
         """The file as a seekable stream, which asks a distant server for pieces of some megabytes."""
         return open(self.path, "rb") if self.local else io.BufferedReader(Ranges(self), _BUFFER)

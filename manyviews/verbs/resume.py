@@ -69,7 +69,7 @@ def resume(
 
     def remember() -> None:
         if moved is not None and distributed.rank() == 0:
-            old.write_facts(facts | {"data": moved})
+            old.write_facts(RunFolder(old.path).facts | {"data": moved})  # which training may have changed
 
     try:
         method = build_method(recipe, trained=old.checkpoint.exists())
