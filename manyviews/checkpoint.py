@@ -31,6 +31,7 @@ _ADVICE = {
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "give a place where files may be written"),
 }
 _RUST = re.compile(r"\(os error (\d+)\)")  # errors of the system, as safetensors words them
+_WRITER = ("PytorchStreamWriter", "iostream error", "file write failed")  # how PyTorch's writer fails
 _LITTLE = 2**20  # bytes, with fewer of which free a disk is full
 
 
@@ -84,7 +85,7 @@ def _of_system(error: Exception, folder: Path) -> OSError | None:
     if isinstance(error, SafetensorError) and (found := _RUST.search(str(error))):
         return OSError(int(found[1]), os.strerror(int(found[1])))
     # PyTorch's own writer does not say why.
-    if isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "file write failed" in str(error)):
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _WRITER):
         full = shutil.disk_usage(folder).free < _LITTLE
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else OSError(errno.EIO, os.strerror(errno.EIO))
     return None

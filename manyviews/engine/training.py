@@ -286,7 +286,8 @@ class Training:
             terms: value of each loss term, scalars on the device.
             norm: norm of the whole gradient, a scalar on the device.
             lr: learning rate.
-            moved: whether the parameters moved. Otherwise the gradient was not finite in float16.
+            moved: whether the parameters moved. Otherwise the gradient was not finite in float16, or the batch is left
+                out.
         """
         assert self._batch is not None
         self._recent.append(_Taken(self._steps, terms | {"norm of the gradient": norm}, self._peak, self._batch.index))
@@ -478,8 +479,9 @@ class Training:
         happened = (
             f"The {what} is no longer finite at step {step}: the {len(images)} images of its batch are in {where}"
         )
-        # What the update of the step before left may be the cause as well.
-        cause = {step, max(self._before, step - 1)} - self._left_out
+        # The update of the step before may be the cause as well, unless the checkpoint is of after it.
+        good = distributed.share(self._before + (self._start.step if self._saved_step < 0 else self._saved_step))
+        cause = {step, max(good, step - 1)} - self._left_out
         if self._recipe.step.not_finite == "rollback" and cause and len(self._left_out | cause) <= _LEFT_OUT:
             if self._log:
                 self._folder.write_facts(self._folder.facts | {"left_out": sorted(self._left_out | cause)})

@@ -130,7 +130,7 @@ class Step:
         sync_batchnorm: whether ranks share their BatchNorm statistics.
         compile: whether the encoder is compiled.
         not_finite: what to do when the loss or its gradient is no longer finite. "stop" ends the run. "rollback" goes
-            back to the last good checkpoint and leaves out the batch at which it happened and the one before, ten
+            back to the last good checkpoint and leaves out the batch at which it happened and the one before it, ten
             batches in a run at most.
     """
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.harness import Server, contents, pictures
+from tests.faults.harness import ROOT, Server, contents, pictures
 from tests.faults.states import command
 
 TIMES = float(os.environ.get("MANYVIEWS_FAULTS", "1"))
@@ -18,7 +18,7 @@ TIMES = float(os.environ.get("MANYVIEWS_FAULTS", "1"))
 
 SEED = int(os.environ.get("MANYVIEWS_FAULTS_SEED", "0"))
 
-_COUNTED = list[tuple[str, int, list[str]]]()
+_COUNTED = list[tuple[str, int, list[str], str]]()
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +60,8 @@ def count(request: pytest.FixtureRequest) -> Callable[[str, int, list[str]], Non
     """Count a fault: its name, how often it was injected, and a sentence for each time that something was lost."""
 
     def add(fault: str, injected: int, lost: list[str]) -> None:
-        request.node.user_properties.append(("fault", [fault, injected, lost]))
+        where = f"`{request.node.path.relative_to(ROOT).as_posix()}`"
+        request.node.user_properties.append(("fault", [fault, injected, lost, where]))
         assert injected, f"{fault}: nothing was injected"
         assert not lost, f"{fault}: {len(lost)} of {injected} lost something; the first:\n" + "\n".join(lost[:5])
 
@@ -74,18 +75,17 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print the table, and write it if `MANYVIEWS_FAULTS_JSON` names a file."""
-    rows: dict[str, list[int]] = {}
-    for fault, injected, lost in _COUNTED:
-        row = rows.setdefault(fault, [0, 0])
-        row[0] += injected
-        row[1] += len(lost)
+    rows: dict[str, tuple[int, int, str]] = {}
+    for fault, injected, lost, test in sorted(_COUNTED, key=lambda one: one[3]):
+        before = rows.get(fault, (0, 0, test))
+        rows[fault] = before[0] + injected, before[1] + len(lost), test
     if not rows:
         return
     terminalreporter.section("faults")
     wide = max(map(len, rows))
     terminalreporter.write_line(f"{'fault':{wide}}  injected  survived  lost")
-    for fault, (injected, lost) in rows.items():
+    for fault, (injected, lost, _) in rows.items():
         terminalreporter.write_line(f"{fault:{wide}}  {injected:8}  {injected - lost:8}  {lost:4}")
     if (where := os.environ.get("MANYVIEWS_FAULTS_JSON")) is not None:
-        table = [{"fault": fault, "injected": n, "lost": lost} for fault, (n, lost) in rows.items()]
+        table = [{"fault": name, "injected": n, "lost": lost, "test": test} for name, (n, lost, test) in rows.items()]
         Path(where).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

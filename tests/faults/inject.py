@@ -21,9 +21,8 @@ WRITES = ("open", "write", "fsync", "rename", "mkdir")
 
 def install(kind: str, **settings: Any) -> None:
     """Install a fault by name."""
-    {"files": Files, "clock": clock, "hang": hang, "change": change, "numbers": numbers, "step": at_step}[kind](
-        **settings
-    )
+    known = {"files": Files, "clock": clock, "hang": hang, "change": change, "numbers": numbers, "step": at_step}
+    (known | {"observation": observation})[kind](**settings)
 
 
 class Files:
@@ -140,6 +139,23 @@ def at_step(step: int, then: str) -> None:
     loop.backpropagate = backpropagate
 
 
+def observation(nth: int) -> None:
+    """SIGTERM while the n-th observation is made, from 0, and SIGKILL before it has ended."""
+    from manyviews.engine import monitor
+
+    real, calls = monitor.measure, [0]
+
+    def measure(*args: Any, **more: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == nth + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **more)
+
+    monitor.measure = measure
+
+
 def clock(jumps: list[float]) -> None:
     """The clock of the day jumps by so many seconds at each reading, in turn. The monotonic clock does not."""
     real, calls = time.time, [0]
@@ -169,13 +185,15 @@ def hang(name: str, seconds: float, patience: float | None = None) -> None:
 
 
 def change(folder: str, how: str, names: list[str], step: int) -> None:
-    """Images are deleted, cut short or replaced before the batch of a step is made."""
+    """Images are deleted, cut short, replaced, or away with their folder, while a step is computed."""
     from manyviews.engine import loop
 
     real, calls = loop.backpropagate, [0]
 
     def backpropagate(*args: Any, **more: Any) -> Any:
-        if calls[0] == step:
+        if calls[0] == step and how == "away":
+            os.rename(folder, f"{folder} away")
+        elif calls[0] == step:
             for name in names:
                 path = Path(folder) / name
                 if how == "deleted":
@@ -195,21 +213,13 @@ def numbers(steps: list[int], value: str, folder: str) -> None:
 
     The batches are known by their images, so a replay meets them again.
     """
-    from manyviews.engine import loop, training
+    from manyviews.engine import loop
 
-    real, seen = loop.backpropagate, list[Any]()
-    fetch = training.feed
+    real, calls = loop.backpropagate, [0]
     known = Path(folder) / "bad_batches.txt"  # beside the run: a resumed one meets them again, too
 
-    def feed(batches: Any, device: Any) -> Any:
-        for batch, waited in fetch(batches, device):
-            seen.append(batch.index.tolist())
-            yield batch, waited
-
-    calls = [0]
-
     def backpropagate(method: Any, views: Any, at: Any, **more: Any) -> Any:
-        items = str(seen[calls[0]])
+        items = str(views[0].args[0].index.tolist())
         bad = known.read_text().splitlines() if known.exists() else []
         if calls[0] in steps and len(bad) < len(steps):
             known.write_text("\n".join([*bad, items]))
@@ -223,4 +233,4 @@ def numbers(steps: list[int], value: str, folder: str) -> None:
                 p.grad.mul_(float(value))
         return {k: v * float(value) for k, v in found.items()}
 
-    training.feed, loop.backpropagate = feed, backpropagate
+    loop.backpropagate = backpropagate

@@ -25,6 +25,9 @@ import numpy as np
 
 
 def serve(scratch: str) -> None:
+    import sklearn.linear_model
+    import sklearn.pipeline
+    import sklearn.preprocessing  # noqa: F401
     import torch
 
     import manyviews.cli  # noqa: F401
@@ -52,21 +55,25 @@ def serve(scratch: str) -> None:
         if child == 0:
             answers.close()
             _run(request)
-        code = _wait(child, begun, request)
-        print(json.dumps({"code": code, "seconds": time.monotonic() - begun}), file=answers, flush=True)
+        code, used = _wait(child, begun, request)
+        print(json.dumps({"code": code, "seconds": used}), file=answers, flush=True)
 
 
-def _wait(child: int, begun: float, request: dict[str, Any]) -> int:
-    """The exit code of a child, or minus the signal that ended it. Signals are sent at their times."""
-    due = sorted((float(at), name) for at, name in request.get("signals", ()))
-    due.append((float(request.get("limit", 120.0)), "SIGABRT"))  # a hang shows as this
+def _wait(child: int, begun: float, request: dict[str, Any]) -> tuple[int, float]:
+    """The exit code of a child, or minus the signal that ended it, and its seconds on a processor.
+
+    Signals are sent at their times, in seconds on a processor: others use the machine as well.
+    """
+    clock = (~child << 3) | 2  # a Linux process's own
+    due, end = sorted((float(at), name) for at, name in request.get("signals", ())), begun + request["limit"]
     while True:
-        found, status = os.waitpid(child, os.WNOHANG)
+        found, status, used = os.wait4(child, os.WNOHANG)
         if found:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() - begun >= due[0][0]:
-            os.kill(child, signal.Signals[due[0][1]])
-            due = due[1:] or [(float("inf"), "SIGABRT")]
+            return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
+        if due and time.clock_gettime(clock) >= due[0][0]:
+            os.kill(child, signal.Signals[due.pop(0)[1]])
+        if time.monotonic() > end:  # a hang shows as this
+            os.kill(child, signal.SIGABRT)
         time.sleep(0.002)
 
 

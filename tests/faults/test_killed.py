@@ -35,7 +35,7 @@ def again(server: Server, state: str, images: Path, out: Path, whole: Callable) 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.timeout(3600)
 def test_killed_at_a_random_moment(state, server, images, scratch, whole, count):
-    folder, _, seconds = whole(state)
+    _, _, seconds = whole(state)
     weights, draws, lost = whole("hidden patches")[0], random.Random(f"{SEED} {state}"), []
     for k in range(RANDOM):
         out, at = scratch / f"killed {state} {k}", draws.uniform(0, seconds)
@@ -57,7 +57,9 @@ def test_killed_at_the_nth_write(state, server, images, scratch, whole, count):
     """Among them opening, writing half of it, syncing and renaming of checkpoints, logs, recipes and summaries."""
     record, weights = scratch / f"writes of {state}.txt", whole("hidden patches")[0]
     out = scratch / f"recorded {state}"
-    server.run(*command(state, images, out, weights), fault={"kind": "files", "folder": str(out), "record": str(record)})
+    server.run(
+        *command(state, images, out, weights), fault={"kind": "files", "folder": str(out), "record": str(record)}
+    )
     writes, lost = record.read_text().splitlines(), []
     assert not differences(whole(state)[1], contents(out))
     shutil.rmtree(out)
