@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from manyviews import checkpoint, distributed, machine
 from manyviews.backbones import Encoder, protect
 from manyviews.data import Loader, Source
-from manyviews.engine import alarms, monitor, optim
+from manyviews.engine import alarms, monitor, optim, settings
 from manyviews.engine.build import stage_of, start_encoder, write_encoder
 from manyviews.engine.feed import feed
 from manyviews.engine.folder import SUMMARY, RunFolder
@@ -35,7 +35,7 @@ from manyviews.methods import Method
 from manyviews.progress import Update, progress
 from manyviews.regularizers import canvas_size
 from manyviews.schedules import value
-from manyviews.settings import Part, Recipe, parts
+from manyviews.settings import Part, Recipe, parts, to_json
 from manyviews.targets import EMA
 from manyviews.threads import Threads, threads_of
 from manyviews.types import Batch, Progress
@@ -67,6 +67,7 @@ def begin(
         if first:
             stack.enter_context(folder.lock())
             folder.clean()
+            folder.mend()
         train, held_out = monitor.hold_out(source, recipe.data.holdout)
         loader = _loader(method, recipe, source, train, device)
         stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
@@ -262,7 +263,7 @@ class Training:
             raise FloatingPointError(
                 f"The loss or its gradient is not finite in float16 at step {self._steps}, however it is scaled. Use "
                 "--set step.precision=float32, or lower the learning rate, for example --set optimizer.lr="
-                f"{self._recipe.optimizer.lr / 3:.2g}; the last good checkpoint is in {self._folder.path}."
+                f"{self._recipe.optimizer.lr / 3:.2g}. {self._left()}"
             )
         self.step += 1
         self._tell(self._threads.step())
@@ -296,15 +297,24 @@ class Training:
         """Write a checkpoint, unless this step has one or the weights are not finite: the last good one stays."""
         if self._log and self.step != self._saved_step and self._meter.finite():
             facts = self._start.identity | {"step": self.step, "seconds": self._seconds()} | self._plan.facts()
+            facts["recipe"] = to_json(self._folder.recipe)
             if self._part.count > 1:
                 here = {"stage": self._part.number, "epochs": self.step / self._epoch}
                 facts |= here | {"before": self._start.before}
             if self.scaling.active:
                 facts["scaling"] = self.scaling.state()
             start = time.monotonic()
-            checkpoint.save(self._folder.checkpoint, self.method, self.optimizer, facts)
+            checkpoint.save(self._folder.checkpoint, self.method, self.optimizer, facts, self._folder.previous)
             self._saved_step = self.step
             self._rest(time.monotonic() - start)
+
+    def _left(self) -> str:
+        """What is left of a run whose numbers are no longer finite, in a sentence."""
+        latest = self._folder.latest
+        if latest is None:
+            return f"There is no checkpoint in {self._folder.path} yet: remove it, and start again."
+        step = checkpoint.facts_of(latest)["step"]
+        return f"The last good checkpoint, of step {step}, is {latest}."
 
     def save_after(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Save when a disk or a network fails: the weights are as sound as before."""
@@ -338,6 +348,7 @@ class Training:
                     "last": self._row | {f"monitor/{k}": v for k, v in self._numbers.items()},
                 }
             )
+            self._folder.previous.unlink(missing_ok=True)  # nothing goes on from it any more
             if self.scaling.skipped:
                 say(
                     f"{self.scaling.skipped} of {self._steps} steps were skipped, because their gradients were not "
@@ -404,8 +415,7 @@ class Training:
             what = "gradient" if math.isfinite(row["loss"]) else "loss"
             raise FloatingPointError(
                 f"The {what} is no longer finite at step {self._steps}. Lower the learning rate, for example "
-                f"--set optimizer.lr={self._recipe.optimizer.lr / 3:.2g}; the last good checkpoint is in "
-                f"{self._folder.path}."
+                f"--set optimizer.lr={self._recipe.optimizer.lr / 3:.2g}. {self._left()}"
             )
         self._note = _words(row["images_per_second"], row["loss"])
         if self._log:
@@ -567,9 +577,11 @@ def _restore(
         The step of this part to continue from, the seconds spent so far, and the steps and epochs of the parts before.
     """
     step, seconds, before = 0, 0.0, (0, 0.0)
-    if folder.checkpoint.exists():
+    latest = folder.latest
+    if latest is not None:
         border = part.number > stage_of(folder)
-        facts = checkpoint.load(folder.checkpoint, method, None if border and not part.carried else optimizer)
+        facts = checkpoint.load(latest, method, None if border and not part.carried else optimizer)
+        settings.compare(folder, facts)
         step, seconds = int(facts["step"]), float(facts["seconds"])
         steps, epochs = facts.get("before", before)
         before = (int(steps), float(epochs))
