@@ -174,7 +174,7 @@ def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 def _checksum(name: str, tensor: Tensor) -> int:
     start = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode("utf-8", "surrogatepass"))
-    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), start)
+    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, start)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -200,7 +200,7 @@ def _write(source: Source, rows: range, size: int, encoding: str, file: Path, pr
         good = index + rows.start
     start = torch.cat([start, torch.tensor([len(data)])])
     ends = zip(start.tolist(), start[1:].tolist(), strict=False)
-    sums = torch.tensor([zlib.crc32(data[a:b].numpy()) for a, b in ends], dtype=torch.int64)
+    sums = torch.tensor([zlib.crc32(data[a:b].numpy().data) for a, b in ends], dtype=torch.int64)
     tensors = {"data": data, "start": start, "extent": extent, _SUMS: sums}
     facts = {"ids": [source.ids[i] for i in good], "labels": _packed(source, good), "bad": bad}
     if source.captions is not None:
@@ -356,7 +356,7 @@ class Prepared:
         height, width = extent[row].tolist()
         content = data[start[row] : start[row + 1]]
         if not seen[row]:
-            if zlib.crc32(content) != sums[row]:
+            if zlib.crc32(content.data) != sums[row]:
                 raise _other(file, f"the pixels of {_header(file)[1]['ids'][row]}")
             seen[row] = True
         return content, (height, width)

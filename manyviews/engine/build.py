@@ -44,7 +44,10 @@ def build_method(recipe: Recipe, *, trained: bool = False, weights: Mapping[str,
     own = dict(recipe.method.settings)
     if trained:  # nor are the weights of its other networks, such as a teacher's
         own = {k: _untrained(v) if isinstance(v, Component) else v for k, v in own.items()}
-    method = methods.get(recipe.method.name)(recipe.adaptation.begin(encoder), **own)
+    try:
+        method = methods.get(recipe.method.name)(recipe.adaptation.begin(encoder), **own)
+    except (RuntimeError, ValueError, ArithmeticError, AssertionError) as e:  # such as layers of a negative size
+        raise UserError(f"{recipe.method.name} cannot be built with its settings: {printable(e, 200)}") from e
     return Regularized(method, recipe.regularizers, recipe.step.accumulate) if recipe.regularizers else method
 
 

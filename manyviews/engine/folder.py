@@ -34,6 +34,7 @@ START = "start.safetensors"
 SUMMARY = "summary.json"
 _FILES = (RECIPE, RUN, LOG, CHECKPOINT, PREVIOUS, ENCODER, START, SUMMARY)
 _LOCK = ".lock"
+_LONGEST = 4096  # characters of a path
 _LARGEST = 2**26  # bytes of a JSON file that is read whole
 
 
@@ -174,6 +175,7 @@ class RunFolder:
     @property
     def summary(self) -> dict[str, Any] | None:
         """The results of the complete run; None before that, and if the file is damaged: `resume` writes it again."""
+        found: dict[str, Any] = {}
         try:
             found = json.loads(_text(self.path / SUMMARY))
             last = _renamed(found.get("last", {}))
@@ -383,7 +385,8 @@ def _checked(recipe: Recipe) -> Recipe:
 def _wrong(facts: Mapping[str, Any]) -> str | None:
     """The first of a run's facts that is of another kind than `pretrain` and `finish` write."""
     texts = ("data", "captions", "old", "id", "started", "machine")
-    wrong = [k for k in texts if not isinstance(facts.get(k), str | None)]
+    wrong = [k for k in texts if not isinstance(facts.get(k), str | None) or len(facts.get(k) or "") > _LONGEST]
+    wrong += [] if isinstance(facts.get("changed", []), list) else ["changed"]
     early = facts.get("early")
     if early is not None and not (
         isinstance(early, dict)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import typing
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from manyviews.errors import UserError, printable, unknown
@@ -48,6 +49,9 @@ def from_json(text: str, where: str = "This recipe") -> Any:
         raise UserError(f"{where} holds no settings that a recipe may have ({type(e).__name__}: {e}).") from e
 
 
+_hints = cache(typing.get_type_hints)
+
+
 def _rich(x: Any, path: str, where: str) -> Any:
     """Parsed JSON as settings, checked as those of the command line are."""
 
@@ -57,7 +61,7 @@ def _rich(x: Any, path: str, where: str) -> Any:
     if isinstance(x, dict) and "is" in x:
         kind = find(str(x["is"]))
         settings = {k: _rich(v, part(k), where) for k, v in x.items() if k != "is"}
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         known = [f.name for f in dataclasses.fields(kind)]
         for name, value in settings.items():
             if name not in known:
