@@ -52,7 +52,7 @@ def train(
                 over = True
             except RolledBack as back:
                 since, spent = None, back.spent
-                method = build_method(part.recipe, trained=RunFolder(folder).checkpoint.exists())
+                method = build_method(part.recipe, trained=RunFolder(folder).latest is not None)
 
 
 def _steps(run: Training, settings: Recipe) -> None:

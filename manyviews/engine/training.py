@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from manyviews import checkpoint, distributed, machine
 from manyviews.backbones import Encoder, protect
 from manyviews.data import Loader, Source
-from manyviews.engine import alarms, monitor, optim
+from manyviews.engine import alarms, monitor, optim, settings
 from manyviews.engine.build import stage_of, start_encoder, write_encoder
 from manyviews.engine.feed import feed
 from manyviews.engine.folder import SUMMARY, RunFolder
@@ -36,7 +36,7 @@ from manyviews.methods import Method
 from manyviews.progress import Update, progress
 from manyviews.regularizers import canvas_size
 from manyviews.schedules import value
-from manyviews.settings import Part, Recipe, parts
+from manyviews.settings import Part, Recipe, parts, to_json
 from manyviews.targets import EMA
 from manyviews.threads import Threads, threads_of
 from manyviews.types import Batch, Progress
@@ -76,6 +76,7 @@ def begin(
         if first:
             stack.enter_context(folder.lock())
             folder.clean()
+            folder.mend()
         train, held_out = monitor.hold_out(source, recipe.data.holdout)
         loader = _loader(method, recipe, source, train, device)
         stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
@@ -329,6 +330,7 @@ class Training:
         """Write a checkpoint, unless this step has one or the weights are not finite: the last good one stays."""
         if self._log and self.step != self._saved_step and self._meter.finite():
             facts = self._start.identity | {"step": self.step, "seconds": self._seconds()} | self._plan.facts()
+            facts["recipe"] = to_json(self._folder.recipe)
             if self._part.count > 1:
                 here = {"stage": self._part.number, "epochs": self.step / self._epoch}
                 facts |= here | {"before": self._start.before}
@@ -336,7 +338,7 @@ class Training:
                 facts["scaling"] = self.scaling.state()
             start = time.monotonic()
             self._log.sync()
-            checkpoint.save(self._folder.checkpoint, self.method, self.optimizer, facts)
+            checkpoint.save(self._folder.checkpoint, self.method, self.optimizer, facts, self._folder.previous)
             self._saved_step = self.step
             self._rest(time.monotonic() - start)
 
@@ -350,16 +352,16 @@ class Training:
         if self._log:
             text = str(error).removesuffix(".")
             resumed = f"continue with `manyviews resume {quote(str(self._folder.path))}`"
-            raise Unwritten(f"{text}; {self._good}: {resumed}.", error) from error
+            raise Unwritten(f"{text}. {self._good}: {resumed}.", error) from error
 
     @property
     def _good(self) -> str:
-        """A clause on the last good checkpoint."""
+        """A sentence on the last good checkpoint."""
         if not self._folder.checkpoint.exists():
-            return "there is no checkpoint yet"
+            return f"There is no checkpoint in {self._folder.path} yet"
         step = self._start.step if self._saved_step < 0 else self._saved_step
         of = f", of step {self._before + step}," if self._log else ""
-        return f"the last good checkpoint{of} is in {self._folder.path}"
+        return f"The last good checkpoint{of} is in {self._folder.path}"
 
     @property
     def _steps(self) -> int:
@@ -389,6 +391,7 @@ class Training:
                     "last": self._row | {f"monitor/{k}": v for k, v in self._numbers.items()},
                 }
             )
+            self._folder.previous.unlink(missing_ok=True)  # nothing goes on from it any more
             if self.scaling.skipped:
                 say(
                     f"{self.scaling.skipped} of {self._steps} steps were skipped, because their gradients were not "
@@ -486,7 +489,7 @@ class Training:
             if self._log:
                 self._folder.write_facts(self._folder.facts | {"left_out": sorted(self._left_out | cause)})
                 shown = " and ".join(str(s) for s in sorted(cause))
-                say(f"Warning: {happened}. The run goes back and leaves out its batch {shown}; {self._good}.")
+                say(f"Warning: {happened}. The run goes back and leaves out its batch {shown}. {self._good}.")
             distributed.barrier()
             raise RolledBack(self._seconds())
         tried = f" {len(self._left_out)} batches were left out before." if self._left_out else ""
@@ -494,7 +497,7 @@ class Training:
         back = "" if self._left_out else ", or --set step.not_finite=rollback, which leaves out such batches"
         raise FloatingPointError(
             f"{happened}.{tried} Look at them, and try {precision}a lower learning rate, for example --set "
-            f"optimizer.lr={self._recipe.optimizer.lr / 3:.2g}{back}; {self._good}."
+            f"optimizer.lr={self._recipe.optimizer.lr / 3:.2g}{back}. {self._good}."
         )
 
     def _items(self, taken: _Taken) -> list[str]:
@@ -694,9 +697,11 @@ def _restore(
         The step of this part to continue from, the seconds spent so far, and the steps and epochs of the parts before.
     """
     step, seconds, before = 0, 0.0, (0, 0.0)
-    if folder.checkpoint.exists():
+    latest = folder.latest
+    if latest is not None:
         border = part.number > stage_of(folder)
-        facts = checkpoint.load(folder.checkpoint, method, None if border and not part.carried else optimizer)
+        facts = checkpoint.load(latest, method, None if border and not part.carried else optimizer)
+        settings.compare(folder, facts)
         step, seconds = int(facts["step"]), float(facts["seconds"])
         steps, epochs = facts.get("before", before)
         before = (int(steps), float(epochs))

@@ -264,6 +264,7 @@ def conclude(folder: Path) -> Run:
     """Plot a finished run, in the first process only."""
     if distributed.rank() == 0:
         try:
+            RunFolder(folder).guard()
             plots.training(Run(folder).log, RunFolder(folder).plots)
         except OSError as e:  # the trained weights are there all the same
             say(f"The plots could not be written to {folder} ({e.strerror}).")

@@ -36,7 +36,7 @@ def test_it_stops_and_names_the_images_of_the_batch(state, value, server, images
             lost.append(f"{state}, {value} at step {step}: exit code {ended.code}: {ended.text[-500:]}")
         elif named is None or len(set(named)) != 16 or not all(list(images.rglob(n.split("/")[-1])) for n in named):
             lost.append(f"{state}, {value} at step {step}: it names {named}")
-        elif step and f"the last good checkpoint, of step {step}, is in {out}" not in ended.text:
+        elif step and f"The last good checkpoint, of step {step}, is in {out}" not in ended.text:
             lost.append(f"{state}, {value} at step {step}: another checkpoint: {ended.text[-300:]}")
         else:
             (out / "suspects.json").unlink()
@@ -59,7 +59,7 @@ def test_rollback_leaves_out_the_batch_wherever_it_is_killed(server, images, scr
     text = ended.text
     assert ended.code == 0, text
     first = contents(expected)
-    if first["summary"]["left_out"] != [2] or "goes back and leaves out its batch 2;" not in text:
+    if first["summary"]["left_out"] != [2] or "goes back and leaves out its batch 2." not in text:
         lost.append(f"left out {first['summary'].get('left_out')}: {text[-600:]}")
     steps = [(row["step"], "alarm" in row) for row in first["log"] if "loss" in row or "alarm" in row]
     if steps != [(1, False), (2, False), (2, True), (4, False)]:
