@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -36,8 +37,6 @@ _ADVICE = {
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "give a place where files may be written"),
 }
 _RUST = re.compile(r"\(os error (\d+)\)")  # errors of the system, as safetensors words them
-_WRITER = ("PytorchStreamWriter", "iostream error", "file write failed")  # how PyTorch's writer fails
-_LITTLE = 2**20  # bytes, with fewer of which free a disk is full
 
 
 class Damaged(UserError):
@@ -79,12 +78,19 @@ def write_atomically(path: Path, write: Callable[[Path], object], before: Path |
             os.fsync(folder)
             os.close(folder)
     except Exception as error:
-        if (found := _of_system(error, path.parent)) is None:
+        if (found := _of_system(error)) is None:
             raise
         raise unwritten(path, found, "the file that was there is unharmed" if path.exists() else "") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def write_buffered(path: Path, save: Callable[[io.BytesIO], object]) -> None:
+    """Write what `save` gives to a buffer. PyTorch's own writers abort the process on a full disk."""
+    buffer = io.BytesIO()
+    save(buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def unwritten(path: Path, error: OSError, more: str = "") -> Unwritten:
@@ -94,16 +100,12 @@ def unwritten(path: Path, error: OSError, more: str = "") -> Unwritten:
     return Unwritten(f"{text}: {advice}." if advice else f"{text}.", error)
 
 
-def _of_system(error: Exception, folder: Path) -> OSError | None:
-    """The system's error behind one that a library raised while it wrote into a folder; None if it is another."""
+def _of_system(error: Exception) -> OSError | None:
+    """The system's error behind one that was raised while a file was written; None if it is another."""
     if isinstance(error, OSError):
         return None if isinstance(error, Unwritten) else error
     if isinstance(error, SafetensorError) and (found := _RUST.search(str(error))):
         return OSError(int(found[1]), os.strerror(int(found[1])))
-    # PyTorch's own writer does not say why.
-    if isinstance(error, RuntimeError) and any(words in str(error) for words in _WRITER):
-        full = shutil.disk_usage(folder).free < _LITTLE
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else OSError(errno.EIO, os.strerror(errno.EIO))
     return None
 
 
@@ -146,7 +148,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         else:
             part.rename(out)
     except Exception as error:
-        failed = error if isinstance(error, Unwritten) else _of_system(error, out.absolute().parent)
+        failed = error if isinstance(error, Unwritten) else _of_system(error)
         if failed is None:
             raise
         raise unwritten(out, failed, "nothing is left of it") from error

@@ -32,7 +32,8 @@ PREVIOUS = "checkpoint.previous.safetensors"
 ENCODER = "encoder.safetensors"
 START = "start.safetensors"
 SUMMARY = "summary.json"
-_FILES = (RECIPE, RUN, LOG, CHECKPOINT, PREVIOUS, ENCODER, START, SUMMARY)
+SUSPECTS = "suspects.json"
+_FILES = (RECIPE, RUN, LOG, CHECKPOINT, PREVIOUS, ENCODER, START, SUMMARY, SUSPECTS)
 _LOCK = ".lock"
 _LONGEST = 4096  # characters of a path
 _LARGEST = 2**26  # bytes of a JSON file that is read whole
@@ -44,8 +45,9 @@ class RunFolder:
 
     Its files are recipe.json (every setting), run.json (the data, the versions, the machine), log.jsonl (one JSON
     object per line), checkpoint.safetensors (everything from which training continues), encoder.safetensors (the
-    encoder alone, in timm's names), and summary.json, which is written when the run is complete. A run that starts from
-    weights has start.safetensors, the encoder as it was at the start. Until it is complete, a run also has
+    encoder alone, in timm's names), summary.json, which is written when the run is complete, and suspects.json, which
+    names the images of batches at which numbers jumped or were no longer finite. A run that starts from weights has
+    start.safetensors, the encoder as it was at the start. Until it is complete, a run also has
     checkpoint.previous.safetensors, the checkpoint before, for the case that the newest is damaged.
 
     The folder may be somebody else's. Its files are data and are checked when they are read, and nothing is written
@@ -394,6 +396,9 @@ def _wrong(facts: Mapping[str, Any]) -> str | None:
         and all(isinstance(v, int) and v >= 0 for v in early.values())
     ):
         wrong.append("early")
+    left = facts.get("left_out", [])
+    if not isinstance(left, list) or not all(type(step) is int and step >= 0 for step in left):
+        wrong.append("left_out")
     return next((printable(k) for k in wrong), None)
 
 

@@ -23,7 +23,7 @@ from manyviews.data import Loader, Source
 from manyviews.engine import alarms, monitor, optim, settings
 from manyviews.engine.build import stage_of, start_encoder, write_encoder
 from manyviews.engine.feed import feed
-from manyviews.engine.folder import SUMMARY, RunFolder
+from manyviews.engine.folder import SUMMARY, SUSPECTS, RunFolder
 from manyviews.engine.log import Log, Row
 from manyviews.engine.meter import Meter
 from manyviews.engine.plan import Early, Plan
@@ -44,9 +44,6 @@ from manyviews.views import Views
 
 Draw = Callable[[Method, Batch, Recipe, Path, int], None]
 """Draws a method's picture of a few images of a run at a step, into a file."""
-
-SUSPECTS = "suspects.json"
-"""The file, in a run's folder, with the images of batches at which numbers jumped or were no longer finite."""
 
 _LEFT_OUT = 10  # batches of a run that are left out, at most
 _END = 3.0  # seconds that a run with a budget keeps for writing its results

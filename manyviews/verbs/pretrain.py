@@ -281,7 +281,7 @@ def draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) -> 
     words, found = words_of(plain), views_of(plain, canvases, recipe)
     for kind, xs in found.items():
         shown += [(titled(words[kind], i, len(xs)), x) for i, x in enumerate(xs)]
-    RunFolder(folder).plots.mkdir()
+    RunFolder(folder).plots.mkdir(exist_ok=True)
     heading = f"{len(canvases)} of {len(source)} images, drawn at random, and what {recipe.method.name} makes of them"
     plots.views(shown, RunFolder(folder).plots / "views.png", recipe.data.mean, recipe.data.std, originals, heading)
 

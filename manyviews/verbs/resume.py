@@ -82,6 +82,8 @@ def resume(
 
     try:
         method = build_method(recipe, trained=old.latest is not None)
+        if distributed.rank() == 0 and not (old.plots / "views.png").exists():  # it was killed before they were drawn
+            draw_views(old.path, method, recipe, source)
         train(method, recipe, source, old.path, old=_remembered(old, recipe), draw=draw_reconstructions)
     except Stopped:  # so these are the right images
         remember()

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,7 @@ def test_a_disk_that_is_full_for_the_log_is_named_and_costs_no_line(whole: mv.Ru
     def write(self, row):
         if row["step"] == 3:
             self._file.close()
-            self._file = Path("/dev/full").open("a")
+            self._file = Path("/dev/full").open("a")  # noqa: SIM115
         real(self, row)
 
     monkeypatch.setattr(training.Log, "write", write)
@@ -143,9 +144,13 @@ def test_a_disk_that_is_full_for_the_log_is_named_and_costs_no_line(whole: mv.Ru
 
 
 @pytest.mark.parametrize(
-    "writes", [lambda path: torch.save(torch.zeros(9), path), lambda path: path.write_text("text")]
+    "writes",
+    [
+        lambda path: checkpoint.write_buffered(path, partial(torch.save, torch.zeros(9))),
+        lambda path: path.write_text("text"),
+    ],
 )
-def test_writing_to_a_place_without_room_names_the_file(writes, tmp_path: Path, monkeypatch):
+def test_writing_to_a_place_without_room_names_the_file(writes, tmp_path: Path):
     (tmp_path / "x").write_text("before")
 
     def full(path: Path):
@@ -153,7 +158,6 @@ def test_writing_to_a_place_without_room_names_the_file(writes, tmp_path: Path, 
         path.symlink_to("/dev/full")
         writes(path)
 
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 0}))
     with pytest.raises(
         Unwritten, match=r"x could not be written \(No space left.*\): free some space; the file"
     ) as error:

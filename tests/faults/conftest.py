@@ -63,7 +63,7 @@ def count(request: pytest.FixtureRequest) -> Callable[[str, int, list[str]], Non
         where = f"`{request.node.path.relative_to(ROOT).as_posix()}`"
         request.node.user_properties.append(("fault", [fault, injected, lost, where]))
         assert injected, f"{fault}: nothing was injected"
-        assert not lost, f"{fault}: {len(lost)} of {injected} lost something; the first:\n" + "\n".join(lost[:5])
+        assert not lost, f"{fault}: {len(lost)} of {injected} lost something; the first:\n" + "\n".join(lost[:9])
 
     return add
 

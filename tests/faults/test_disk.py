@@ -74,13 +74,22 @@ def mounted(folder: Path, *options: str) -> Iterator[Path]:
 
 def verbs(run: Path, model: Path, images: Path, out: Path) -> dict[str, list[str | Path]]:
     """A command for every verb and format that writes."""
-    formats = {"safetensors": "x.safetensors", "torch": "x.pth", "torchvision": "x.pth", "torchscript": "x.ts"}
-    formats |= {"onnx": "x.onnx", "torch_export": "x.pt2", "timm": "timm", "huggingface": "hf"}
+    formats = {"safetensors": "x.safetensors", "torch": "x.pth", "torchscript": "x.ts"}
+    formats |= {"onnx": "x.onnx", "torch_export": "x.pt2"}
     found = {
         f"export --format {kind}": ["export", run, "--format", kind, "--out", out / n] for kind, n in formats.items()
     }
     found |= {f"embed to {end}": ["embed", run, images, "--out", out / f"x.{end}"] for end in ("parquet", "npy", "csv")}
     tiny = ["--recipe", "simclr_tiny", "--set=data.batch_size=16", "--set=data.holdout=0"]
+    for kind in ("timm", "huggingface"):
+        found[f"export --format {kind}"] = [
+            "export",
+            run.with_name("whole hidden patches"),
+            "--format",
+            kind,
+            "--out",
+            out / kind,
+        ]
     return found | {
         "pretrain": ["pretrain", images, *tiny, "--out", out / "run"],
         "prepare": ["prepare", images, "--out", out / "canvases"],
