@@ -22,9 +22,8 @@ def again(server: Server, state: str, images: Path, out: Path, whole: Callable) 
     """Continue a run that was killed, or begin it again if it had not begun; what was lost, if anything."""
     if (out / "recipe.json").exists():
         ended = server.run("resume", out)
-    else:  # there was nothing to lose yet
+    else:  # there was nothing to lose yet: the same command takes over what is there
         weights = whole("hidden patches")[0] if state == "adaptation" else None
-        shutil.rmtree(out, ignore_errors=True)
         ended = server.run(*command(state, images, out, weights))
     if ended.code:
         return f"exit code {ended.code}: {ended.text[-600:]}"
