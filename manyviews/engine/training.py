@@ -518,7 +518,9 @@ class Training:
         recipe = self._recipe
         lr = optim.schedule(self.optimizer, recipe.optimizer, recipe.data.batch_size, at)
         self.method.after_skip()
-        self._alarm([f"The batch of step {self._steps} is left out, because of numbers that were not finite."])
+        text = f"The batch of step {self._steps} is left out, because of numbers that were not finite."
+        say(f"Warning: {text}")
+        self._write({"step": self._steps + 1, "alarm": text})  # of the step to come: a checkpoint may have this one
         self._peak = None
         self.after(at, {}, torch.zeros((), device=self.device), lr, moved=False)
 

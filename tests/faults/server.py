@@ -25,6 +25,7 @@ import numpy as np
 
 
 def serve(scratch: str) -> None:
+    import matplotlib.pyplot
     import sklearn.linear_model
     import sklearn.pipeline
     import sklearn.preprocessing  # noqa: F401
@@ -110,6 +111,7 @@ def _first(names: Path) -> NoReturn:
     import manyviews as mv
 
     pixels = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+    _without_pictures()
     for recipe in ("simclr_tiny", "mae_tiny"):
         with contextlib.redirect_stderr(io.StringIO()):
             settings = {"data.batch_size": 16, "data.holdout": 0.3}

@@ -25,7 +25,6 @@ STATES: dict[str, tuple[str, dict[str, object]]] = {
     "regularizers": ("simclr_tiny", {"regularizers": "(KoLeo(0.1),)"}),
     "rescue": ("simclr_tiny", {"regularizers": "(Rescue(0.5),)"}),
     "accumulation": ("byol_tiny", {"step.accumulate": 2}),
-    "float16": ("simclr_tiny", {"step.precision": "float16"}),
     "images read anew": ("simclr_tiny", {"data.memory_gb": 0}),
     "adaptation": ("mae_tiny", {"adaptation": "LoRA(rank=2)"}),
 }
