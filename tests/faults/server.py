@@ -25,7 +25,7 @@ import numpy as np
 
 
 def serve(scratch: str) -> None:
-    import matplotlib.pyplot
+    import matplotlib.pyplot  # noqa: F401
     import sklearn.linear_model
     import sklearn.pipeline
     import sklearn.preprocessing  # noqa: F401
