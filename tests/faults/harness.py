@@ -49,7 +49,7 @@ class Server:
         *args: str | Path,
         fault: Mapping[str, Any] | None = None,
         signals: Sequence[tuple[float, str]] = (),
-        limit: float = 120.0,
+        limit: float = 900.0,
         brief: bool = True,
         environment: Mapping[str, str] | None = None,
     ) -> Ended:
