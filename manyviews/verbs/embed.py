@@ -104,7 +104,8 @@ def write(
     try:
         write_atomically(out, lambda part: _FORMATS[ending](part, columns))
     except BaseException:
-        _beside(out).unlink(missing_ok=True)
+        if ending in _BESIDE:
+            _beside(out).unlink(missing_ok=True)
         raise
     if ending in _BESIDE:
         notes.append(f"The names of the images are in {_beside(out)}.")
