@@ -1,6 +1,6 @@
 """Checkpoints: one file of tensors and JSON, written whole or not at all, safe to load from anywhere.
 
-safetensors holds the tensors, and a JSON string in the file's own header holds everything else. No pickle. The header
+safetensors holds the tensors, and a JSON string in the file's own header holds everything else. No pickle. The string
 also holds a checksum of each tensor, which is compared whenever the file is loaded: disks flip bits. Files of others
 have none, and load all the same.
 """
@@ -199,8 +199,10 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
 
 
+_FACTS = "manyviews"
+"""The facts' name in a header."""
 _SUMS = "crc32"
-"""The name in a header of the checksums: CRC-32, which the standard library computes at 1 to 3 GB/s."""
+"""The checksums' name among the facts: CRC-32, which the standard library computes at 1 to 3 GB/s."""
 
 
 def save_tensors(
@@ -209,9 +211,9 @@ def save_tensors(
     """Write tensors and JSON-able facts to one safetensors file, atomically; `before`: see `write_atomically`."""
     # The format refuses shared or strided storage, so each tensor gets storage of its own.
     own = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    text = json.dumps(facts)
-    sums = {"facts": zlib.crc32(text.encode()), "tensors": checksums(own)}
-    header = {"manyviews": text, _SUMS: json.dumps(sums)}
+    sums = {"facts": _checksum_of(facts), "tensors": checksums(own)}
+    # One entry: safetensors writes several in any order, and equal content should be equal files.
+    header = {_FACTS: json.dumps({**facts, _SUMS: sums})}
     write_atomically(path, lambda p: save_file(own, p, metadata=header), before)
 
 
@@ -234,13 +236,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         Damaged: it is cut short, is not a safetensors file, or its content does not match its checksums.
     """
     with _opened(path) as f:
-        sums, facts = _sums(path, f), _facts(path, f)
+        facts, sums = _facts(path, f)
         tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
         if sums is not None:
-            found, wanted = checksums(tensors), sums["tensors"]
-            if found.keys() != wanted.keys():
+            found = checksums(tensors)
+            if found.keys() != sums.keys():
                 raise _other(path, "names of tensors")
-            wrong = [k for k in found if found[k] != wanted[k]]
+            wrong = [k for k in found if found[k] != sums[k]]
             if wrong:
                 raise _other(path, f"bytes in {printable(wrong[0], 80)}")
         return tensors, facts
@@ -249,7 +251,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def facts_of(path: Path) -> dict[str, Any]:
     """The facts that `save_tensors` wrote, without the tensors. Raises as `load_tensors` does."""
     with _opened(path) as f:
-        return _facts(path, f)
+        return _facts(path, f)[0]
 
 
 def damage(path: Path) -> str | None:
@@ -285,25 +287,39 @@ def _opened(path: Path) -> Iterator[Any]:
         raise Damaged(f"{path} is not a readable safetensors file ({e}).") from e
 
 
-def _sums(path: Path, file: Any) -> dict[str, Any] | None:
-    """The checksums in a header; None if it has none."""
-    text = (file.metadata() or {}).get(_SUMS)
-    if text is None:
-        return None
-    with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(text)
-        if isinstance(found, dict) and isinstance(found.get("tensors"), dict) and "facts" in found:
-            return found
-    raise _other(path, "checksums")
+def _facts(path: Path, file: Any) -> tuple[dict[str, Any], dict[str, int] | None]:
+    """The facts in a header, and the checksums of the tensors."""
+    header: dict[str, str] = file.metadata() or {}
+    try:
+        if _FACTS not in header and any(f'"{_SUMS}": {{"facts":' in text for text in header.values()):
+            raise ValueError("the facts have another name")
+        return split(header.get(_FACTS, "{}"))
+    except ValueError as e:
+        raise _other(path, "facts") from e
 
 
-def _facts(path: Path, file: Any) -> dict[str, Any]:
-    text = (file.metadata() or {}).get("manyviews", "{}")
-    sums = _sums(path, file)
-    if sums is not None and zlib.crc32(text.encode()) != sums["facts"]:
-        raise _other(path, "facts")
-    found: dict[str, Any] = json.loads(text)
-    return found
+def split(text: str) -> tuple[dict[str, Any], dict[str, int] | None]:
+    """The facts that `save_tensors` wrote into a header, and the checksums of the tensors, if there are any.
+
+    Raises:
+        ValueError: the text is not as it was written.
+    """
+    try:
+        found: dict[str, Any] = json.loads(text)
+        sums = found.pop(_SUMS, None)
+        if sums is None:
+            if any(isinstance(v, dict) and v.keys() == {"facts", "tensors"} for v in found.values()):
+                raise ValueError("the checksums have another name")
+            return found, None
+        if sums["facts"] == _checksum_of(found):
+            return found, dict(sums["tensors"])
+    except (TypeError, KeyError, AttributeError, RecursionError) as e:
+        raise ValueError("the header holds no facts") from e
+    raise ValueError("the facts do not match their checksum")
+
+
+def _checksum_of(facts: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(facts).encode())
 
 
 def _other(path: Path, what: str) -> Damaged:

@@ -31,7 +31,7 @@ import torch
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from manyviews.checkpoint import checksums, load_tensors, save_tensors, write_text
+from manyviews.checkpoint import checksums, load_tensors, save_tensors, split, write_text
 from manyviews.data.canvas import (
     Progress,
     decoded,
@@ -275,22 +275,16 @@ def _finish(source: Source, out: Path, plan: dict[str, Any], files: list[Path]) 
 def _header(file: Path) -> tuple[int, dict[str, Any]]:
     """How many images a shard holds, and its facts."""
     count, header = _count(file)
-    text = header["__metadata__"]["manyviews"]
-    sums = _sums(file, header)
-    if sums is not None and sums["facts"] != zlib.crc32(text.encode()):
-        raise _other(file, "its names and labels")
-    return count, json.loads(text)
+    return count, _facts(file, header)[0]
 
 
-def _sums(file: Path, header: dict[str, Any]) -> dict[str, int] | None:
-    """The checksums of a shard's small tensors, and of its "facts"; None for a shard of before there were any."""
-    text = header["__metadata__"].get("crc32")
-    if text is None:
-        return None
-    with suppress(ValueError, KeyError, TypeError):
-        found = json.loads(text)
-        return {"facts": int(found["facts"]), **{k: int(found["tensors"][k]) for k in ("start", "extent", _SUMS)}}
-    raise _other(file, "its checksums")
+def _facts(file: Path, header: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int] | None]:
+    """A shard's facts, and the checksums of its tensors; None for a shard of before there were any."""
+    try:
+        facts, sums = split(header["__metadata__"]["manyviews"])
+    except (ValueError, KeyError, TypeError):
+        raise _other(file, "its names and labels") from None
+    return facts, sums
 
 
 def _count(file: Path) -> tuple[int, dict[str, Any]]:
@@ -400,13 +394,17 @@ def _mapped(file: Path, stamp: int) -> tuple[np.ndarray, ...]:
     # NumPy's maps each keep a file open, and a large set has more shards than a process may open files.
     whole = torch.from_file(str(file), shared=False, size=end, dtype=torch.uint8).numpy()
     start, extent = small("start"), small("extent").reshape(-1, 2)
-    wanted = _sums(file, header)
+    wanted = _facts(file, header)[1]
     if wanted is None:
         return whole[begin:], start, extent, start, np.ones(len(extent), dtype=bool)
     read = {"start": start, "extent": extent, _SUMS: small(_SUMS)} if _SUMS in header else {}
-    if not read or checksums({k: torch.from_numpy(v) for k, v in read.items()}) != {k: wanted[k] for k in read}:
+    if not read or any(wanted.get(k) != v for k, v in _sums_of(read).items()):
         raise _other(file, "the places and sizes of its images")
     return whole[begin:], start, extent, read[_SUMS], np.zeros(len(extent), dtype=bool)
+
+
+def _sums_of(arrays: dict[str, np.ndarray]) -> dict[str, int]:
+    return checksums({k: torch.from_numpy(v) for k, v in arrays.items()})
 
 
 def open_prepared(folder: Path) -> Source:

@@ -65,7 +65,8 @@ def _rich(x: Any, path: str, where: str) -> Any:
         known = [f.name for f in dataclasses.fields(kind)]
         for name, value in settings.items():
             if name not in known:
-                raise UserError(f"{where}: {unknown(f'setting of {kind.__name__}', printable(name, 80), known)}")
+                near = unknown(f"setting of {kind.__name__}", printable(name, 80), known)
+                raise UserError(f"{where} does not fit this version of manyviews: {near}")
             try:
                 check(value, hints[name], part(name))
             except UserError as e:

@@ -144,7 +144,7 @@ def _longer(old: RunFolder, data: Any, captions: Any, epochs: float, out: str | 
 def _opened(run: RunFolder, data: Any, captions: Any) -> Source:
     """The images of a run. A file that somebody else's run names may itself name a server, such as a list."""
     told = run.facts.get("data")
-    if data != told or run.ours:
+    if not isinstance(data, str) or data != told or run.ours:
         return opened(data, captions=captions)
     with only_local(f"the run in {run.path} names it by way of {printable(told, 200)}; give it as --data yourself."):
         return opened(data, captions=captions)
