@@ -15,7 +15,7 @@ EDITED = $(shell git diff --name-only $(BASE); git ls-files --others --exclude-s
 METHODS = $(filter-out method _% __init__,$(filter $(basename $(notdir $(wildcard manyviews/methods/*.py))),\
 	$(sort $(basename $(notdir $(filter manyviews/methods/%.py manyviews/recipes/%.py,$(EDITED)))))))
 
-.PHONY: demo check test lint test-learning test-papers bench clean
+.PHONY: demo check test lint test-learning test-papers test-faults bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/manyviews demo
@@ -41,6 +41,15 @@ test-learning: $(VENV)/installed-dev
 # Every row of the papers' tables at about a hundredth of its size.
 test-papers: $(VENV)/installed-dev
 	$(TESTS) -m papers
+
+# A thousand kills, full disks, damaged files and the like. FAULTS=0.1 injects a tenth of the random ones, and SEED
+# chooses others. With FAULTS=1 it writes the counts that docs/reliability.md shows (make docs).
+FAULTS ?= 1
+SEED ?= 0
+test-faults: $(VENV)/installed-dev
+	MANYVIEWS_FAULTS=$(FAULTS) MANYVIEWS_FAULTS_SEED=$(SEED) \
+		$(if $(filter 1,$(FAULTS)),MANYVIEWS_FAULTS_JSON=benchmarks/faults.json) \
+		CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m faults tests/faults
 
 # Each prints a table and writes the JSON beside it. DATA is a folder with cifar10_train.parquet and cifar10_test.parquet
 # (Hugging Face's layout) and imagewoof160_mini.zip (train/*/*.jpg: any photographs). The machine must be otherwise

@@ -13,6 +13,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import sys
@@ -498,6 +499,16 @@ def verb_table(page: Path) -> str:
     return table(["verb", "what it does"], ([f"`{name}`", first_line(verb)] for name, verb in VERBS.items()))
 
 
+def fault_table(page: Path) -> str:
+    """Faults, how often each was injected, and the test: the counts that `make test-faults` has written."""
+    found = json.loads((ROOT / "benchmarks" / "faults.json").read_text(encoding="utf-8"))
+    rows = [
+        (row["fault"], f"{row['injected']:,}", f"{row['injected'] - row['lost']:,}", f"{row['lost']:,}", row["test"])
+        for row in found
+    ]
+    return table(("fault", "injected", "survived", "lost", "test"), rows)
+
+
 def tree(page: Path) -> str:
     """The package's folders and files, each with the first line of its docstring."""
     found = []
@@ -547,6 +558,7 @@ PARTS: Mapping[str, Callable[..., str]] = {
     "verbs": verb_table,
     "formats": format_table,
     "images": image_table,
+    "faults": fault_table,
     "tree": tree,
     "source": source,
 }

@@ -1,18 +1,25 @@
 """Checkpoints: one file of tensors and JSON, written whole or not at all, safe to load from anywhere.
 
-safetensors holds the tensors, and a JSON string in the file's own header holds everything else. No pickle.
+safetensors holds the tensors, and a JSON string in the file's own header holds everything else. No pickle. The string
+also holds a checksum of each tensor, which is compared whenever the file is loaded: disks flip bits. Files of others
+have none, and load all the same.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +28,103 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from manyviews.errors import UserError
+from manyviews import machine
+from manyviews.errors import Unwritten, UserError, printable
+
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space"),
+    errno.EIO: "look at the disk",
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "give a place where files may be written"),
+}
+_RUST = re.compile(r"\(os error (\d+)\)")  # errors of the system, as safetensors words them
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+class Damaged(UserError):
+    """A file whose content is not what was written: cut short, or with other bytes."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], before: Path | None = None) -> None:
     """Call `write` with a temporary path next to `path`, then move the result into place.
 
     After a crash or on a full disk, the file that was at `path` before is still there. A link stays, and its target is
     replaced.
+
+    Args:
+        path: the file.
+        write: writes it.
+        before: where the file that is replaced stays, in the same folder.
     """
     if path.exists() and not path.is_file():  # a device or a pipe, such as /dev/stdout, must not become a file
         write(path)
         return
     path = path.resolve() if path.is_symlink() else path
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+    except OSError as error:
+        raise unwritten(path, error) from error
     part = Path(name)
     try:
         write(part)
         with part.open("rb+") as f:
             os.fsync(f.fileno())
         part.chmod(0o666 & ~_umask())  # a temporary file is private, a new file is not
+        if before is not None and path.exists():
+            _keep(path, before)
         part.replace(path)
         # The rename itself must survive a power cut.
         with contextlib.suppress(OSError):
             folder = os.open(path.parent, os.O_RDONLY)
             os.fsync(folder)
             os.close(folder)
+    except Exception as error:
+        if (found := _of_system(error)) is None:
+            raise
+        raise unwritten(path, found, "the file that was there is unharmed" if path.exists() else "") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_buffered(path: Path, save: Callable[[io.BytesIO], object]) -> None:
+    """Write what `save` gives to a buffer. PyTorch's own writers abort the process on a full disk."""
+    buffer = io.BytesIO()
+    save(buffer)
+    path.write_bytes(buffer.getbuffer())
+
+
+def unwritten(path: Path, error: OSError, more: str = "") -> Unwritten:
+    """The error for a file or folder that could not be written: which one, why, and what to do."""
+    text = f"{path} could not be written ({error.strerror or error})"
+    advice = "; ".join(part for part in (_ADVICE.get(error.errno or 0, ""), more) if part)
+    return Unwritten(f"{text}: {advice}." if advice else f"{text}.", error)
+
+
+def _of_system(error: Exception) -> OSError | None:
+    """The system's error behind one that was raised while a file was written; None if it is another."""
+    if isinstance(error, OSError):
+        return None if isinstance(error, Unwritten) else error
+    if isinstance(error, SafetensorError) and (found := _RUST.search(str(error))):
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    return None
+
+
+def _keep(path: Path, before: Path) -> None:
+    """Give a file a second name, without copying it. There is a file of its first name all the time."""
+    spare = path.with_name(f".{before.name}.spare")
+    spare.unlink(missing_ok=True)
+    try:
+        spare.hardlink_to(path)
+    except OSError:  # a file system without hard links: for a moment there is only the second name
+        path.replace(before)
+        return
+    spare.replace(before)
+    spare.unlink(missing_ok=True)  # of two names of one file, a rename leaves both
+
+
+def is_temporary(name: str, of: Collection[str]) -> bool:
+    """Whether a file's name is one that `write_atomically` gives while it writes one of the files `of`."""
+    return any(name.startswith(f".{file}.") for file in of)
 
 
 @contextlib.contextmanager
@@ -60,7 +135,10 @@ def new_folder(out: Path) -> Iterator[Path]:
     new files and folders, whatever the libraries that wrote it gave.
     """
     out = out.resolve() if out.is_symlink() else out
-    part = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
+    try:
+        part = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise unwritten(out, error) from error
     try:
         yield part
         _share(part)
@@ -69,6 +147,11 @@ def new_folder(out: Path) -> Iterator[Path]:
                 shutil.move(found, out / found.name)
         else:
             part.rename(out)
+    except Exception as error:
+        failed = error if isinstance(error, Unwritten) else _of_system(error)
+        if failed is None:
+            raise
+        raise unwritten(out, failed, "nothing is left of it") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -116,27 +199,80 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write tensors and JSON-able facts to one safetensors file, atomically."""
+_FACTS = "manyviews"
+"""The facts' name in a header."""
+_SUMS = "crc32"
+"""The checksums' name among the facts: CRC-32, which the standard library computes at 1 to 3 GB/s."""
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], before: Path | None = None
+) -> None:
+    """Write tensors and JSON-able facts to one safetensors file, atomically; `before`: see `write_atomically`."""
     # The format refuses shared or strided storage, so each tensor gets storage of its own.
     own = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    write_atomically(path, lambda p: save_file(own, p, metadata={"manyviews": json.dumps(facts)}))
+    sums = {"facts": _checksum_of(facts), "tensors": checksums(own)}
+    # One entry: safetensors writes several in any order, and equal content should be equal files.
+    header = {_FACTS: json.dumps({**facts, _SUMS: sums})}
+    write_atomically(path, lambda p: save_file(own, p, metadata=header), before)
+
+
+def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """CRC-32 of each tensor on the CPU: its bytes, name, type and shape."""
+    with ThreadPoolExecutor(machine.cores()) as pool:  # zlib lets other threads run
+        return dict(zip(tensors, pool.map(_checksum, tensors, tensors.values()), strict=True))
+
+
+def _checksum(name: str, tensor: Tensor) -> int:
+    start = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode("utf-8", "surrogatepass"))
+    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, start)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote, or any safetensors file (whose facts are then empty).
 
     Raises:
-        UserError: the file is missing, cut short or not a safetensors file.
+        UserError: there is no such file.
+        Damaged: it is cut short, is not a safetensors file, or its content does not match its checksums.
     """
     with _opened(path) as f:
-        return {k: f.get_tensor(k) for k in f.keys()}, _facts(f)  # noqa: SIM118
+        facts, sums = _facts(path, f)
+        tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+        if sums is not None:
+            found = checksums(tensors)
+            if found.keys() != sums.keys():
+                raise _other(path, "names of tensors")
+            wrong = [k for k in found if found[k] != sums[k]]
+            if wrong:
+                raise _other(path, f"bytes in {printable(wrong[0], 80)}")
+        return tensors, facts
 
 
 def facts_of(path: Path) -> dict[str, Any]:
-    """The facts that `save_tensors` wrote, without the tensors. Raises UserError as `load_tensors` does."""
+    """The facts that `save_tensors` wrote, without the tensors. Raises as `load_tensors` does."""
     with _opened(path) as f:
-        return _facts(f)
+        return _facts(path, f)[0]
+
+
+def damage(path: Path) -> str | None:
+    """Why a file of `save_tensors` cannot be used, in a sentence; None if all of it is as it was written.
+
+    A file is read again only when it has changed.
+    """
+    try:
+        found = path.stat()
+        return _damage(path, (found.st_ino, found.st_size, found.st_mtime_ns))
+    except OSError as e:
+        return f"{path} cannot be read ({e.strerror})."
+
+
+@lru_cache(maxsize=64)
+def _damage(path: Path, stamp: tuple[int, ...]) -> str | None:
+    try:
+        load_tensors(path)
+    except UserError as e:
+        return str(e)
+    return None
 
 
 @contextlib.contextmanager
@@ -148,20 +284,63 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as f:
             yield f
     except (SafetensorError, OSError, ValueError) as e:
-        raise UserError(f"{path} is not a readable safetensors file ({e}).") from e
+        raise Damaged(f"{path} is not a readable safetensors file ({e}).") from e
 
 
-def _facts(file: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((file.metadata() or {}).get("manyviews", "{}"))
-    return found
+def _facts(path: Path, file: Any) -> tuple[dict[str, Any], dict[str, int] | None]:
+    """The facts in a header, and the checksums of the tensors."""
+    header: dict[str, str] = file.metadata() or {}
+    try:
+        if _FACTS not in header and any(f'"{_SUMS}": {{"facts":' in text for text in header.values()):
+            raise ValueError("the facts have another name")
+        return split(header.get(_FACTS, "{}"))
+    except ValueError as e:
+        raise _other(path, "facts") from e
 
 
-def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]) -> None:
-    """Write everything from which training continues exactly: module, optimizer state, and facts such as the step."""
+def split(text: str) -> tuple[dict[str, Any], dict[str, int] | None]:
+    """The facts that `save_tensors` wrote into a header, and the checksums of the tensors, if there are any.
+
+    Raises:
+        ValueError: the text is not as it was written.
+    """
+    try:
+        found: dict[str, Any] = json.loads(text)
+        sums = found.pop(_SUMS, None)
+        if sums is None:
+            if any(isinstance(v, dict) and v.keys() == {"facts", "tensors"} for v in found.values()):
+                raise ValueError("the checksums have another name")
+            return found, None
+        if sums["facts"] == _checksum_of(found):
+            return found, dict(sums["tensors"])
+    except (TypeError, KeyError, AttributeError, RecursionError) as e:
+        raise ValueError("the header holds no facts") from e
+    raise ValueError("the facts do not match their checksum")
+
+
+def _checksum_of(facts: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(facts).encode())
+
+
+def _other(path: Path, what: str) -> Damaged:
+    return Damaged(f"{path} is damaged: it has other {what} than were written. Copy it again from where it is whole.")
+
+
+def save(
+    path: Path,
+    method: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    facts: Mapping[str, Any],
+    before: Path | None = None,
+) -> None:
+    """Write everything from which training continues exactly: module, optimizer state, and facts such as the step.
+
+    The checkpoint that was there stays as `before`.
+    """
     tensors = {f"method.{k}": v for k, v in method.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
-    save_tensors(path, tensors, facts)
+    save_tensors(path, tensors, facts, before)
 
 
 def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:

@@ -18,6 +18,17 @@ class Unreachable(UserError):
     """What lies on the network, which cannot be reached."""
 
 
+class Unwritten(UserError, OSError):
+    """A file that could not be written, or a disk or network that failed a run. An `OSError` too, with its number."""
+
+    def __init__(self, text: str, error: OSError | None = None) -> None:
+        OSError.__init__(self, *(() if error is None else (error.errno, error.strerror)))
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest one that does.
 

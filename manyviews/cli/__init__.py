@@ -66,7 +66,10 @@ WITHOUT_DEVICE = {"prepare", "export", "show", "list"}
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command. Exits with 0, with 2 after bad input, and with 1 after a failure or an interruption."""
+    """Run a command.
+
+    Exits with 0, with 2 after bad input or when a disk fails, and with 1 after a failure or an interruption.
+    """
     args = list(sys.argv[1:] if args is None else args)
     try:
         if args[:1] == ["help"]:
@@ -87,8 +90,12 @@ def main(args: Sequence[str] | None = None) -> None:
         print("manyviews: interrupted.", file=sys.stderr)
         sys.exit(1)
     except Exception as e:
-        # These happen to anybody: a stop, numbers that are not finite, a full disk.
-        if isinstance(e, (FloatingPointError, OSError)) or type(e).__name__ in ("Stopped", "SafetensorError"):
+        if isinstance(e, OSError):  # a disk or a network that fails while something is read
+            where = "" if e.filename is None else f"{e.filename}: "
+            print(printable(f"manyviews: {where}{e.strerror or e}."), file=sys.stderr)
+            sys.exit(2)
+        # These happen to anybody: a stop, numbers that are not finite.
+        if isinstance(e, FloatingPointError) or type(e).__name__ in ("Stopped", "SafetensorError"):
             print(printable(f"manyviews: {e}"), file=sys.stderr)
         else:
             traceback.print_exc()

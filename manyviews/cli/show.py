@@ -52,7 +52,7 @@ def show(run: RunOrModel, /, settings: bool = False, json: Json = None) -> None:
     found = mv.Run(run)
     if settings:
         for path, value in summary.settings(found.recipe):
-            print(f"{path}={value}")
+            print(printable(f"{path}={value}"))
     else:
         summary.show_run(found)
     write_json(json, facts(found))

@@ -257,6 +257,7 @@ def resume(
     epochs: Annotated[float | None, Arg("N")] = None,
     out: NewRun = None,
     captions: Captions = None,
+    trust: bool = False,
     json: Json = None,
 ) -> None:
     """Continue an interrupted run exactly where it stopped, or train a run longer.
@@ -272,8 +273,9 @@ def resume(
             anew.
         out: A new folder for that new run. By default, runs/<recipe>-<date>.
         captions: Where the captions are now: see `manyviews pretrain --help`.
+        trust: Let a run that somebody else began contact the servers that it names. Your own runs always may.
     """
-    show_finished(mv.resume(run, data, captions, epochs=epochs, out=out), json)
+    show_finished(mv.resume(run, data, captions, epochs=epochs, out=out, trust=trust), json)
 
 
 def finish(
@@ -282,6 +284,7 @@ def finish(
     steps: Annotated[int | None, Arg("N")] = None,
     data: DataSet = None,
     captions: Captions = None,
+    trust: bool = False,
     json: Json = None,
 ) -> None:
     """End an interrupted run early: its schedule runs out over a few more steps.
@@ -294,8 +297,9 @@ def finish(
         steps: Steps until it ends; by default a tenth of those taken, and at least 20.
         data: Where the images are now, if they were moved.
         captions: Where the captions are now: see `manyviews pretrain --help`.
+        trust: Let a run that somebody else began contact the servers that it names.
     """
-    show_finished(mv.finish(run, steps, data, captions), json)
+    show_finished(mv.finish(run, steps, data, captions, trust), json)
 
 
 def sweep(

@@ -197,6 +197,7 @@ class Archives:
         begin, end = self._begin(block), int(self.blocks[block])
         file = self.files[self.file_of(begin)]
         start, stop = int(self._starts[begin]), min(int(self._stops[end - 1]), file.size)
+        file.unchanged()
         try:
             return memoryview(file.read(start, stop) if stop > start else b"")
         except OSError as error:

@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 
 from manyviews.data.decode import BadImage, Raw, decode
 from manyviews.data.reading import Reading
+from manyviews.data.slow import READS
 from manyviews.data.source import Source
 from manyviews.machine import cores
 from manyviews.types import Batch, Canvases
@@ -70,7 +71,8 @@ def load_canvas(source: Source, i: int, size: int) -> np.ndarray:
     Raises:
         BadImage: the image cannot be used; the reason says why.
     """
-    return decoded(source.read(i), size, source.stored())
+    with READS.one(source.where, i):
+        return decoded(source.read(i), size, source.stored())
 
 
 def decoded(raw: Raw, size: int, reading: Reading) -> np.ndarray:

@@ -95,6 +95,7 @@ class Table:
     def _fetch(self, group: int) -> Any:
         number, part = self._groups[group]
         where = self.files[number]
+        where.unchanged()
         try:
             with _open(where, self._metadata[number]) as file:
                 # No threads: pyarrow's pool does not survive a fork, and images are decoded in parallel anyway.

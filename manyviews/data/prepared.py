@@ -1,8 +1,9 @@
 """Canvases on disk: large pictures are decoded once, and read again quickly.
 
-A folder of shards. Each is a safetensors file: canvases one after the other, where each begins, and its height and
-width. Its header holds names, labels, captions and a checksum. A shard is written whole or not at all. `canvases.json`
-comes last: a folder without it is unfinished.
+A folder of shards. Each is a safetensors file: canvases one after the other, where each begins, its height and width,
+and its checksum, which is compared when the canvas is first read. Its header holds names, labels, captions and the
+checksums of all the rest, which are compared when the shard is opened. A shard is written whole or not at all.
+`canvases.json` comes last: a folder without it is unfinished.
 
 Small canvases are stored as they are, and read without decoding. Large ones would fill the disk: they are JPEGs, of a
 quality that views cannot tell from the original, and a picture that is a JPEG of the right size already is kept as it
@@ -14,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 import time
+import zlib
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -29,7 +31,7 @@ import torch
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from manyviews.checkpoint import load_tensors, save_tensors, write_text
+from manyviews.checkpoint import checksums, load_tensors, save_tensors, split, write_text
 from manyviews.data.canvas import (
     Progress,
     decoded,
@@ -43,7 +45,7 @@ from manyviews.data.canvas import (
 from manyviews.data.decode import BadImage, decode
 from manyviews.data.reading import Reading
 from manyviews.data.source import Captions, Labels, Source, uncaptioned
-from manyviews.errors import UserError
+from manyviews.errors import UserError, printable
 from manyviews.types import Batch, Canvases
 
 MANIFEST = "canvases.json"
@@ -51,6 +53,7 @@ _JPEG, _ORIENTATION = b"\xff\xd8\xff", 0x0112
 _PLAN = "plan.json"
 _SHARD = 2**27  # bytes of pixels in a shard: a crash loses little, and files are few
 _VERSION = 5
+_SUMS = "crc32"  # the tensor of the canvases' checksums; shards of before 2026-12 have none
 _RAW = 2**18  # bytes of a canvas, on average, from which on canvases are stored as JPEGs
 _QUALITY = 95
 
@@ -195,7 +198,10 @@ def _write(source: Source, rows: range, size: int, encoding: str, file: Path, pr
     else:
         data, start, extent, index, bad = _encoded(some, size, progress)
         good = index + rows.start
-    tensors = {"data": data, "start": torch.cat([start, torch.tensor([len(data)])]), "extent": extent}
+    start = torch.cat([start, torch.tensor([len(data)])])
+    ends = zip(start.tolist(), start[1:].tolist(), strict=False)
+    sums = torch.tensor([zlib.crc32(data[a:b].numpy().data) for a, b in ends], dtype=torch.int64)
+    tensors = {"data": data, "start": start, "extent": extent, _SUMS: sums}
     facts = {"ids": [source.ids[i] for i in good], "labels": _packed(source, good), "bad": bad}
     if source.captions is not None:
         facts["captions"] = [source.captions[i] for i in good]
@@ -240,7 +246,7 @@ def _packed(source: Source, rows: np.ndarray) -> list[Any] | None:
 def _checksum(tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> str:
     """A hash of everything in a shard."""
     found = blake2b(digest_size=16)
-    for name in ("data", "start", "extent"):
+    for name in ("data", "start", "extent"):  # the others follow from these
         found.update(tensors[name].contiguous().numpy().data)
     found.update(json.dumps([facts["ids"], facts["labels"], facts["bad"]]).encode())
     if "captions" in facts:
@@ -269,7 +275,16 @@ def _finish(source: Source, out: Path, plan: dict[str, Any], files: list[Path]) 
 def _header(file: Path) -> tuple[int, dict[str, Any]]:
     """How many images a shard holds, and its facts."""
     count, header = _count(file)
-    return count, json.loads(header["__metadata__"]["manyviews"])
+    return count, _facts(file, header)[0]
+
+
+def _facts(file: Path, header: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int] | None]:
+    """A shard's facts, and the checksums of its tensors; None for a shard of before there were any."""
+    try:
+        facts, sums = split(header["__metadata__"]["manyviews"])
+    except (ValueError, KeyError, TypeError):
+        raise _other(file, "its names and labels") from None
+    return facts, sums
 
 
 def _count(file: Path) -> tuple[int, dict[str, Any]]:
@@ -331,9 +346,14 @@ class Prepared:
         """The bytes of a canvas, and its height and width."""
         shard = int(np.searchsorted(self.ends, i, side="right"))
         file, row = self.folder / self.files[shard], i - (self.ends[shard - 1] if shard else 0)
-        data, start, extent = _mapped(file, file.stat().st_mtime_ns)
+        data, start, extent, sums, seen = _mapped(file, file.stat().st_mtime_ns)
         height, width = extent[row].tolist()
-        return data[start[row] : start[row + 1]], (height, width)
+        content = data[start[row] : start[row + 1]]
+        if not seen[row]:
+            if zlib.crc32(content.data) != sums[row]:
+                raise _other(file, f"the pixels of {_header(file)[1]['ids'][row]}")
+            seen[row] = True
+        return content, (height, width)
 
     def read(self, i: int) -> bytes | np.ndarray:
         """A canvas as an image: its file, or its pixels, `h w c`."""
@@ -350,9 +370,16 @@ class Prepared:
         return [tuple(item) for file in self.files for item in _header(self.folder / file)[1]["captions"]]
 
 
+def _other(file: Path, what: str) -> UserError:
+    return UserError(
+        f"{file} is damaged: {printable(what, 120)} are not those that were written. Remove it, and prepare the images "
+        "again; `manyviews prepare --verify` looks at all shards."
+    )
+
+
 @cache
-def _mapped(file: Path, stamp: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A shard's bytes, mapped but not read, where each image begins, and its extent.
+def _mapped(file: Path, stamp: int) -> tuple[np.ndarray, ...]:
+    """A shard's bytes, mapped but not read, where each image begins, its extent, checksum, and whether it is right.
 
     `stamp` tells a file from one that it replaced.
     """
@@ -366,7 +393,18 @@ def _mapped(file: Path, stamp: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     begin, end = (offset + at for at in header["data"]["data_offsets"])
     # NumPy's maps each keep a file open, and a large set has more shards than a process may open files.
     whole = torch.from_file(str(file), shared=False, size=end, dtype=torch.uint8).numpy()
-    return whole[begin:], small("start"), small("extent").reshape(-1, 2)
+    start, extent = small("start"), small("extent").reshape(-1, 2)
+    wanted = _facts(file, header)[1]
+    if wanted is None:
+        return whole[begin:], start, extent, start, np.ones(len(extent), dtype=bool)
+    read = {"start": start, "extent": extent, _SUMS: small(_SUMS)} if _SUMS in header else {}
+    if not read or any(wanted.get(k) != v for k, v in _sums_of(read).items()):
+        raise _other(file, "the places and sizes of its images")
+    return whole[begin:], start, extent, read[_SUMS], np.zeros(len(extent), dtype=bool)
+
+
+def _sums_of(arrays: dict[str, np.ndarray]) -> dict[str, int]:
+    return checksums({k: torch.from_numpy(v) for k, v in arrays.items()})
 
 
 def open_prepared(folder: Path) -> Source:

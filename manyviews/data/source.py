@@ -16,6 +16,7 @@ from PIL import Image
 from manyviews.data.decode import BadImage, Frame, Picture, Raw, as_rgb, decode
 from manyviews.data.files import Unreachable
 from manyviews.data.reading import RGB, Reading
+from manyviews.data.slow import READS
 from manyviews.errors import UserError
 from manyviews.types import Batch
 
@@ -161,7 +162,8 @@ class Source:
             BadImage: the image cannot be used; the reason says why.
             Unreachable: a disk or a server fails.
         """
-        return decode(self.read(i), reading=self.stored())[0]
+        with READS.one(self.where, i):
+            return decode(self.read(i), reading=self.stored())[0]
 
     def show(self, i: int, at_least: int | None = None) -> Image.Image:
         """Image `i` for people: RGB, of the first three channels if it has more. See `decode` for `at_least`.

@@ -97,6 +97,9 @@ class OfSteps:
 
     Args:
         rows: the lines of a log so far.
+
+    Attributes:
+        jumped: whether the last line warned of a gradient.
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -104,6 +107,7 @@ class OfSteps:
         self._best: dict[str, float] = {}
         self._low: dict[str, int] = {}
         self._peaks: deque[float] = deque(maxlen=_BEFORE[1])
+        self.jumped = False
         for row in rows:
             self.hear(row)
 
@@ -111,6 +115,7 @@ class OfSteps:
         """The warnings due after this line."""
         numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and math.isfinite(v)}
         found = []
+        self.jumped = False
         for key in (k for k in numbers if k.startswith("watch/") and k.endswith("information")):
             self._low[key] = self._low.get(key, 0) + 1 if numbers[key] < _NOTHING else 0
             known = numbers.get("epoch", 1) >= 1 or self._best.get(key, 0.0) > 10 * _NOTHING
@@ -129,7 +134,8 @@ class OfSteps:
             peak = numbers["grad_peak"]
             if len(self._peaks) >= _BEFORE[0]:
                 usual = median(self._peaks)
-                if self._begins("grad_peak", -peak, -_JUMP * usual, usual > 0):
+                self.jumped = self._begins("grad_peak", -peak, -_JUMP * usual, usual > 0)
+                if self.jumped:
                     found.append(
                         f"The largest gradient of the first layer jumped to {peak:.2g}, {peak / usual:.0f} times its "
                         "median before. Such jumps often come before a divergence: a longer warm-up or a lower "

@@ -21,7 +21,7 @@ from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen
 from manyviews.methods import Method
 from manyviews.regularizers import Regularized, kinds_of
-from manyviews.settings import Recipe, parts
+from manyviews.settings import Component, Recipe, parts
 from manyviews.views import Composed, Crop
 
 
@@ -41,8 +41,18 @@ def build_method(recipe: Recipe, *, trained: bool = False, weights: Mapping[str,
     encoder = Encoder(recipe.backbone.name, **({**settings, "pretrained": False} if given else settings))
     if weights is not None:
         encoder.load_weights(weights)
-    method = methods.get(recipe.method.name)(recipe.adaptation.begin(encoder), **recipe.method.settings)
+    own = dict(recipe.method.settings)
+    if trained:  # nor are the weights of its other networks, such as a teacher's
+        own = {k: _untrained(v) if isinstance(v, Component) else v for k, v in own.items()}
+    try:
+        method = methods.get(recipe.method.name)(recipe.adaptation.begin(encoder), **own)
+    except (RuntimeError, ValueError, ArithmeticError, AssertionError) as e:  # such as layers of a negative size
+        raise UserError(f"{recipe.method.name} cannot be built with its settings: {printable(e, 200)}") from e
     return Regularized(method, recipe.regularizers, recipe.step.accumulate) if recipe.regularizers else method
+
+
+def _untrained(network: Component) -> Component:
+    return replace(network, settings={k: v for k, v in network.settings.items() if k != "pretrained"})
 
 
 FEW = 500
@@ -155,7 +165,8 @@ def check_colors(method: Method, recipe: Recipe) -> list[str]:
 
 def stage_of(folder: RunFolder) -> int:
     """The stage, from 0, of a run's checkpoint; 0 without one."""
-    return int(checkpoint.facts_of(folder.checkpoint).get("stage", 0)) if folder.checkpoint.exists() else 0
+    latest = folder.latest
+    return 0 if latest is None else int(checkpoint.facts_of(latest).get("stage", 0))
 
 
 def recipe_now(folder: RunFolder) -> Recipe:
@@ -199,7 +210,10 @@ def trained_method(folder: RunFolder) -> tuple[Method, dict[str, Any]]:
         UserError: there is no checkpoint.
     """
     method = build_method(recipe_now(folder), trained=True)
-    facts = checkpoint.load(folder.checkpoint, method)
+    latest = folder.latest
+    if latest is None:
+        raise UserError(f"The run in {folder.path} has no checkpoint yet.")
+    facts = checkpoint.load(latest, method)
     return method.eval(), facts
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from manyviews.checkpoint import write_text
+from manyviews.checkpoint import unwritten, write_text
 from manyviews.engine.folder import LOG, RunFolder
 from manyviews.errors import UserError, say
 
@@ -36,7 +38,7 @@ class Log:
     ) -> None:
         kept = [r for r in folder.rows if r.get("step", 0) <= step] if step else []
         kept = [r for r in kept if stage is None or r.get("stage", 0) <= stage]
-        path = folder.path / LOG
+        path = self._path = folder.path / LOG
         write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
         self._file = path.open("a", encoding="utf-8")
         self._sinks = {name: _LOGGERS[name](folder, step) for name in loggers}
@@ -44,8 +46,11 @@ class Log:
     def write(self, row: Row) -> None:
         """Append one row. A number that is not finite becomes a string, because JSON has none."""
         plain = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        self._file.write(json.dumps(plain) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(plain) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise unwritten(self._path, error) from error
         numbers = {k: float(v) for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
         for name, (sink, _) in list(self._sinks.items()):
             try:
@@ -54,13 +59,21 @@ class Log:
                 del self._sinks[name]
                 say(f"Warning: {name} receives nothing more of this run, because it failed: {e}")
 
+    def sync(self) -> None:
+        """Put all rows on the disk: a checkpoint that survives a power cut must not be ahead of them."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise unwritten(self._path, error) from error
+
     def __enter__(self) -> Log:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # a full disk: the line that it has no room for has been reported
+            self._file.close()
         for _, close in self._sinks.values():
             close()
 

@@ -9,7 +9,7 @@ from manyviews.engine import optim
 from manyviews.engine.build import build_method
 from manyviews.engine.folder import RunFolder
 from manyviews.engine.step import backpropagate
-from manyviews.engine.training import Draw, begin, remaining
+from manyviews.engine.training import Draw, RolledBack, Training, begin, remaining
 from manyviews.methods import Method
 from manyviews.settings import Recipe
 
@@ -42,24 +42,35 @@ def train(
     for part in remaining(recipe, RunFolder(folder)):
         if part.number:
             method = build_method(part.recipe, trained=True)
-        with begin(method, part, source, RunFolder(folder), since, old) as run:
-            method, optimizer, settings, run.draw = run.method, run.optimizer, part.recipe, draw
-            for at, batch in run.steps():
-                lr = optim.schedule(optimizer, settings.optimizer, settings.data.batch_size, at)
-                optimizer.zero_grad(set_to_none=True)
-                views = run.views(batch, at)
-                terms = backpropagate(
-                    method, views, at, precision=run.precision, device=run.device, scale=run.scaling.scale
-                )
-                run.scaling.unscale(optimizer)
-                method.before_update(at)
-                run.watch_gradient()
-                norm = optim.clip(method, settings.optimizer.clip)
-                moved = run.scaling.step(optimizer)
-                if moved:
-                    method.after_update(at)
-                    optim.forget(optimizer, method.restarted())
-                else:
-                    method.after_skip()
-                run.after(at, terms, norm, lr, moved)
-            run.finish()
+        spent, over = None, False
+        while not over:
+            try:
+                with begin(method, part, source, RunFolder(folder), since, old, spent) as run:
+                    run.draw = draw
+                    _steps(run, part.recipe)
+                    run.finish()
+                over = True
+            except RolledBack as back:
+                since, spent = None, back.spent
+                method = build_method(part.recipe, trained=RunFolder(folder).latest is not None)
+
+
+def _steps(run: Training, settings: Recipe) -> None:
+    """Take all steps of a part of a run."""
+    method, optimizer = run.method, run.optimizer
+    for at, batch in run.steps():
+        lr = optim.schedule(optimizer, settings.optimizer, settings.data.batch_size, at)
+        optimizer.zero_grad(set_to_none=True)
+        views = run.views(batch, at)
+        terms = backpropagate(method, views, at, precision=run.precision, device=run.device, scale=run.scaling.scale)
+        run.scaling.unscale(optimizer)
+        method.before_update(at)
+        run.watch_gradient()
+        norm = optim.clip(method, settings.optimizer.clip)
+        moved = run.scaling.step(optimizer)
+        if moved:
+            method.after_update(at)
+            optim.forget(optimizer, method.restarted())
+        else:
+            method.after_skip()
+        run.after(at, terms, norm, lr, moved)

@@ -277,5 +277,8 @@ def _ridge(train: Tensor, train_labels: Tensor, x: Tensor, labels: Tensor) -> fl
 
 def measurements(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
     """The measurements among the lines of a log, in their order."""
-    found = [{k.removeprefix("monitor/"): v for k, v in row.items() if k.startswith("monitor/")} for row in rows]
+    found = [
+        {k.removeprefix("monitor/"): v for k, v in row.items() if k.startswith("monitor/") and not isinstance(v, str)}
+        for row in rows
+    ]
     return [numbers for numbers in found if numbers]

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -23,9 +23,19 @@ class Request:
 
     signal: str | None = None
     at: float = 0.0
+    save: Callable[[], object] | None = None
 
     def __bool__(self) -> bool:
         return self.signal is not None
+
+    @contextmanager
+    def saving(self, save: Callable[[], object]) -> Iterator[None]:
+        """Inside, a signal calls `save` at once: what is done inside may take longer than a scheduler waits."""
+        before, self.save = self.save, save
+        try:
+            yield
+        finally:
+            self.save = before
 
 
 @contextmanager
@@ -46,6 +56,8 @@ def watch() -> Iterator[Request]:
             # The reader may be gone, such as `tee` after Ctrl-C, and an error here would interrupt a step.
             with suppress(OSError):
                 os.write(2, b"Stopping after this step, to save. Once more to stop at once.\n")
+            if request.save is not None:
+                request.save()
         elif time.monotonic() - request.at > PATIENCE:
             signal.signal(number, before[signal.Signals(number)])
             os.kill(os.getpid(), number)

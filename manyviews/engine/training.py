@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -11,7 +12,7 @@ from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 from shlex import quote
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +20,23 @@ from torch import Tensor, nn
 from manyviews import checkpoint, distributed, machine
 from manyviews.backbones import Encoder, protect
 from manyviews.data import Loader, Source
-from manyviews.engine import alarms, monitor, optim
+from manyviews.engine import alarms, monitor, optim, settings
 from manyviews.engine.build import stage_of, start_encoder, write_encoder
 from manyviews.engine.feed import feed
-from manyviews.engine.folder import SUMMARY, RunFolder
+from manyviews.engine.folder import SUMMARY, SUSPECTS, RunFolder
 from manyviews.engine.log import Log, Row
 from manyviews.engine.meter import Meter
 from manyviews.engine.plan import Early, Plan
 from manyviews.engine.precision import Scaling, explain, resolve
 from manyviews.engine.stopping import Request, Stopped, watch
-from manyviews.errors import UserError, say
+from manyviews.errors import Unwritten, UserError, say
 from manyviews.evaluation.features import check_finite, extract_all
 from manyviews.heads import Watch
 from manyviews.methods import Method
 from manyviews.progress import Update, progress
 from manyviews.regularizers import canvas_size
 from manyviews.schedules import value
-from manyviews.settings import Part, Recipe, parts
+from manyviews.settings import Part, Recipe, parts, to_json
 from manyviews.targets import EMA
 from manyviews.threads import Threads, threads_of
 from manyviews.types import Batch, Progress
@@ -44,6 +45,7 @@ from manyviews.views import Views
 Draw = Callable[[Method, Batch, Recipe, Path, int], None]
 """Draws a method's picture of a few images of a run at a step, into a file."""
 
+_LEFT_OUT = 10  # batches of a run that are left out, at most
 _END = 3.0  # seconds that a run with a budget keeps for writing its results
 
 
@@ -55,8 +57,12 @@ def begin(
     folder: RunFolder,
     since: float | None = None,
     old: Source | None = None,
+    spent: float | None = None,
 ) -> Iterator[Training]:
-    """Prepare a part of a run, from the run's checkpoint if there is one: see `manyviews.engine.loop.train`."""
+    """Prepare a part of a run, from the run's checkpoint if there is one: see `manyviews.engine.loop.train`.
+
+    `spent` are the seconds of the run so far, if it goes back to a checkpoint that knows of fewer.
+    """
     recipe = part.recipe
     since = time.monotonic() if since is None else since
     device, first = distributed.start(), distributed.rank() == 0
@@ -67,6 +73,7 @@ def begin(
         if first:
             stack.enter_context(folder.lock())
             folder.clean()
+            folder.mend()
         train, held_out = monitor.hold_out(source, recipe.data.holdout)
         loader = _loader(method, recipe, source, train, device)
         stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
@@ -83,8 +90,8 @@ def begin(
         scaling = Scaling(device, resolve(recipe.step.precision, device))
         early = folder.facts.get("early") if part.last else None
         plan = Plan(steps, loader.steps_per_epoch, recipe.budget, early and Early(**early))
-        restored = _restore(folder, part, method, optimizer, scaling, identity, loader, plan)
-        start = Start(*restored, identity, plan, since)
+        step, before, parts_before = _restore(folder, part, method, optimizer, scaling, identity, loader, plan)
+        start = Start(step, before if spent is None else spent, parts_before, identity, plan, since)
         method.look(partial(_see, loader.source, device))  # before the broadcast: its finds may be part of the state
         distributed.broadcast(method.state_dict().values())
         if recipe.step.compile:
@@ -109,6 +116,18 @@ def begin(
 def remaining(recipe: Recipe, folder: RunFolder) -> list[Part]:
     """The parts of a run that are not over, in their order."""
     return parts(recipe)[stage_of(folder) :]
+
+
+class RolledBack(Exception):
+    """The run goes back to its last good checkpoint.
+
+    Attributes:
+        spent: seconds of the run so far.
+    """
+
+    def __init__(self, spent: float) -> None:
+        super().__init__()
+        self.spent = spent
 
 
 class Start(NamedTuple):
@@ -184,20 +203,28 @@ class Training:
         self._watches = [m for m in method.modules() if isinstance(m, Watch)]
         self._first: list[Tensor] = optim.first_layers(method)
         self._peak: Tensor | None = None
-        self._alarms = alarms.OfSteps(folder.rows)
+        rows = folder.rows
+        self._alarms = alarms.OfSteps(rows)
+        # A run that was stopped before an observation makes it now.
+        stage = part.number + 1
+        here = [row for row in rows if row.get("step") == self._steps and row.get("stage", stage) == stage]
+        seen = any(key.startswith("monitor/") for row in here for key in row)
+        self._due = self.step == 0 or (not seen and self._monitors(self.step))
+        self._recent: list[_Taken] = []
+        self._left_out = frozenset(folder.facts.get("left_out", ()))
         self._kept = None
         if held is not None and folder.start.exists():
             self._kept = monitor.Kept(start_encoder(folder), held, recipe, device)
         # A run that was killed between its last step and its end has logged everything already.
         self._row, self._numbers = _logged(folder) if self.step >= self._plan.last else ({}, {})
-        self._note, self._warned = "", False
+        self._note, self._warned, self._torn = "", False, False
         encoders = [m for m in method.modules() if isinstance(m, Encoder)]
         learning = [(e, [p for p in e.parameters() if p.requires_grad]) for e in encoders]
         self._learning = [(encoder, parameters) for encoder, parameters in learning if parameters]
 
     def steps(self) -> Iterator[tuple[Progress, Batch]]:
         """The progress and this rank's batch, on the device, of every step to come."""
-        if self.step == 0:
+        if self._due:
             self._monitor()
         self._fetch()
         self._ticked_at, self._paused = time.monotonic(), 0.0
@@ -209,6 +236,9 @@ class Training:
             torch.manual_seed(_noise(self._recipe.seed, self.step, distributed.rank()))
             at = self._plan.at(self.step)
             self._adapt(at)
+            if self._steps in self._left_out:
+                self._leave_out(at)
+                continue
             for measures in self._watches:
                 measures.on, measures.due = True, self._logs(self.step + 1)
             yield at, self._batch
@@ -254,34 +284,35 @@ class Training:
             terms: value of each loss term, scalars on the device.
             norm: norm of the whole gradient, a scalar on the device.
             lr: learning rate.
-            moved: whether the parameters moved. Otherwise the gradient was not finite in float16.
+            moved: whether the parameters moved. Otherwise the gradient was not finite in float16, or the batch is left
+                out.
         """
+        assert self._batch is not None
+        self._recent.append(_Taken(self._steps, terms | {"norm of the gradient": norm}, self._peak, self._batch.index))
         if moved:
             self._meter.add(terms, norm, self._peak)
         elif self.scaling.factor < 1:
-            raise FloatingPointError(
-                f"The loss or its gradient is not finite in float16 at step {self._steps}, however it is scaled. Use "
-                "--set step.precision=float32, or lower the learning rate, for example --set optimizer.lr="
-                f"{self._recipe.optimizer.lr / 3:.2g}; the last good checkpoint is in {self._folder.path}."
-            )
+            self._not_finite(self._recent[-1], "loss or its gradient")
         self.step += 1
         self._tell(self._threads.step())
         self._tick()
-        last = self.step >= self._plan.last
+        last, logged = self.step >= self._plan.last, self._logs(self.step)
+        if logged:  # before the next batch is waited for: a signal in that time saves a run whose log is complete
+            self._write_row(at, lr)
         if last:
             self._batch = None
         elif not self._stop:
             self._fetch()
         stopping = distributed.anywhere(bool(self._stop) or self._failure is not None)
         monitoring = self._monitors(self.step)
-        if self._logs(self.step) or stopping:
+        if stopping and not logged:
             self._write_row(at, lr)
         self._update(self.step, self._plan.last, self._words)
-        if stopping:
-            self.save()  # first: whoever stops a process may not wait for long
-        if monitoring:
+        if monitoring and not stopping:
             self._monitor()
-        if stopping:
+            stopping = distributed.anywhere(bool(self._stop))
+        if stopping:  # without an observation: whoever stops a process may not wait for long, and `resume` makes it
+            self.save()
             distributed.barrier()  # a launcher may end all processes with the first that ends
             raise self._failure or Stopped(
                 f"stopped by {self._stop.signal or 'another process'} at step {self._steps} of "
@@ -296,20 +327,38 @@ class Training:
         """Write a checkpoint, unless this step has one or the weights are not finite: the last good one stays."""
         if self._log and self.step != self._saved_step and self._meter.finite():
             facts = self._start.identity | {"step": self.step, "seconds": self._seconds()} | self._plan.facts()
+            facts["recipe"] = to_json(self._folder.recipe)
             if self._part.count > 1:
                 here = {"stage": self._part.number, "epochs": self.step / self._epoch}
                 facts |= here | {"before": self._start.before}
             if self.scaling.active:
                 facts["scaling"] = self.scaling.state()
             start = time.monotonic()
-            checkpoint.save(self._folder.checkpoint, self.method, self.optimizer, facts)
+            self._log.sync()
+            checkpoint.save(self._folder.checkpoint, self.method, self.optimizer, facts, self._folder.previous)
             self._saved_step = self.step
             self._rest(time.monotonic() - start)
 
     def save_after(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Save when a disk or a network fails: the weights are as sound as before."""
-        if isinstance(error, OSError):
-            self.save()
+        if not isinstance(error, OSError):
+            return
+        if not self._torn:  # a checkpoint may not be ahead of the log
+            with contextlib.suppress(OSError):  # the disk that failed, probably
+                self.save()
+        if self._log:
+            text = str(error).removesuffix(".")
+            resumed = f"continue with `manyviews resume {quote(str(self._folder.path))}`"
+            raise Unwritten(f"{text}. {self._good}: {resumed}.", error) from error
+
+    @property
+    def _good(self) -> str:
+        """A sentence on the last good checkpoint."""
+        if not self._folder.checkpoint.exists():
+            return f"There is no checkpoint in {self._folder.path} yet"
+        step = self._start.step if self._saved_step < 0 else self._saved_step
+        of = f", of step {self._before + step}," if self._log else ""
+        return f"The last good checkpoint{of} is in {self._folder.path}"
 
     @property
     def _steps(self) -> int:
@@ -333,11 +382,13 @@ class Training:
                     "device": str(self.device),
                     "precision": self.precision,
                     **({"skipped_steps": self.scaling.skipped} if self.scaling.active else {}),
+                    **({"left_out": sorted(self._left_out)} if self._left_out else {}),
                     "bad_images": len(bad),
                     "bad": bad[:100],
                     "last": self._row | {f"monitor/{k}": v for k, v in self._numbers.items()},
                 }
             )
+            self._folder.previous.unlink(missing_ok=True)  # nothing goes on from it any more
             if self.scaling.skipped:
                 say(
                     f"{self.scaling.skipped} of {self._steps} steps were skipped, because their gradients were not "
@@ -383,7 +434,8 @@ class Training:
     def _fetch(self) -> None:
         """Take the next batch. The ranks vote after it, so that none begins a step that another one cannot."""
         try:
-            self._batch, waited = next(self.batches, (None, 0.0))
+            with self._stop.saving(self.save):
+                self._batch, waited = next(self.batches, (None, 0.0))
             self._meter.waited += waited
         except Exception as error:  # of a disk, a network, a source
             self._failure = error
@@ -393,27 +445,84 @@ class Training:
         if self.scaling.active:
             scaled = {"loss_scale": self.scaling.factor, "skipped_steps": self.scaling.skipped}
         if not self._meter.count:  # nothing but skipped steps
-            if self._log:
+            if self._log and scaled:
                 self._write(scaled)
+            self._recent.clear()
             return
         row = self._meter.read() | {"lr": lr, "epoch": self._epochs} | _momentum(self.method, at) | scaled
         for measures in self._watches:
             row |= {f"watch/{name}": x for name, x in measures.read().items()}
         self._row = row
         if not math.isfinite(row["loss"] + row["grad_norm"]):
-            what = "gradient" if math.isfinite(row["loss"]) else "loss"
-            raise FloatingPointError(
-                f"The {what} is no longer finite at step {self._steps}. Lower the learning rate, for example "
-                f"--set optimizer.lr={self._recipe.optimizer.lr / 3:.2g}; the last good checkpoint is in "
-                f"{self._folder.path}."
-            )
+            at_fault = next((taken for taken in self._recent if not taken.finite), self._recent[-1])
+            self._not_finite(at_fault, "gradient" if math.isfinite(row["loss"]) else "loss")
         self._note = _words(row["images_per_second"], row["loss"])
         if self._log:
             self._write(row)
-            self._alarm(self._alarms.hear(row))
+            found = self._alarms.hear(row)
+            if self._alarms.jumped:
+                taken = max(self._recent, key=lambda taken: -1.0 if taken.peak is None else float(taken.peak))
+                where = self._name(taken, "the gradient of the first layer jumped", self._items(taken))
+                found = [*found, f"The images of the batch with that gradient, of step {taken.step}, are in {where}."]
+            self._alarm(found)
             if not self._warned and (text := _many_bad(self._loader, self.step - self._start.step)):
                 say(text)
                 self._warned = True
+        self._recent.clear()
+
+    def _not_finite(self, taken: _Taken, what: str) -> NoReturn:
+        """Name the images of the first batch that was not finite, and stop or go back."""
+        step = distributed.least(taken.step)
+        taken = next((t for t in self._recent if t.step == step), taken)
+        images = list(chain.from_iterable(distributed.collect(self._items(taken))))
+        where = self._name(taken, f"the {what} is not finite", images) if self._log else self._folder.path
+        happened = (
+            f"The {what} is no longer finite at step {step}: the {len(images)} images of its batch are in {where}"
+        )
+        # The update of the step before may be the cause as well, unless the checkpoint is of after it.
+        good = distributed.share(self._before + (self._start.step if self._saved_step < 0 else self._saved_step))
+        cause = {step, max(good, step - 1)} - self._left_out
+        if self._recipe.step.not_finite == "rollback" and cause and len(self._left_out | cause) <= _LEFT_OUT:
+            if self._log:
+                self._folder.write_facts(self._folder.facts | {"left_out": sorted(self._left_out | cause)})
+                shown = " and ".join(str(s) for s in sorted(cause))
+                say(f"Warning: {happened}. The run goes back and leaves out its batch {shown}. {self._good}.")
+            distributed.barrier()
+            raise RolledBack(self._seconds())
+        tried = f" {len(self._left_out)} batches were left out before." if self._left_out else ""
+        precision = "--set step.precision=float32, or " if self.scaling.active else ""
+        back = "" if self._left_out else ", or --set step.not_finite=rollback, which leaves out such batches"
+        raise FloatingPointError(
+            f"{happened}.{tried} Look at them, and try {precision}a lower learning rate, for example --set "
+            f"optimizer.lr={self._recipe.optimizer.lr / 3:.2g}{back}. {self._good}."
+        )
+
+    def _items(self, taken: _Taken) -> list[str]:
+        """The names of this rank's images of a step."""
+        return [self._loader.source.where(i) for i in taken.items.tolist()]
+
+    def _name(self, taken: _Taken, why: str, images: Sequence[str]) -> Path:
+        """Write the images of a step into the run's folder, and return the file."""
+        path = self._folder.path / SUSPECTS
+        terms = {name: str(float(x)) for name, x in taken.terms.items()}
+        found: list[Any] = []
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+        found = [one for one in found if isinstance(one, dict) and one.get("step") != taken.step]
+        entry = {"step": taken.step, "why": why, "terms": terms, "images": list(images)}
+        checkpoint.write_text(path, json.dumps([*found, entry], indent=2))
+        return path
+
+    def _leave_out(self, at: Progress) -> None:
+        """Pass over the batch of a step. Schedules and moving averages go on as after a step skipped in float16."""
+        recipe = self._recipe
+        lr = optim.schedule(self.optimizer, recipe.optimizer, recipe.data.batch_size, at)
+        self.method.after_skip()
+        text = f"The batch of step {self._steps} is left out, because of numbers that were not finite."
+        say(f"Warning: {text}")
+        self._write({"step": self._steps + 1, "alarm": text})  # of the step to come: a checkpoint may have this one
+        self._peak = None
+        self.after(at, {}, torch.zeros((), device=self.device), lr, moved=False)
 
     def _words(self) -> str:
         """Speed and loss since the last row of the log, or of that row: whoever shows them asks every few seconds."""
@@ -424,6 +533,14 @@ class Training:
         """Measure the encoder on held-out images, log the numbers, and warn of collapse."""
         if self._log and self._held:
             start = time.monotonic()
+            with self._stop.saving(self.save):
+                self._observe()
+            seconds = time.monotonic() - start
+            self._plan.expect(self._every, seconds, seconds + _END)
+            self._rest(seconds)
+
+    def _observe(self) -> None:
+        if self._held:
             if self.draw is not None:
                 path = self._folder.plots / "reconstructions.png"
                 self.draw(self.method, self._held.batch, self._recipe, path, self._steps)
@@ -431,9 +548,6 @@ class Training:
             self._write({f"monitor/{k}": v for k, v in self._numbers.items()})
             self._seen.append(self._numbers)
             self._alarm(alarms.of_measurements(self._seen))
-            seconds = time.monotonic() - start
-            self._plan.expect(self._every, seconds, seconds + _END)
-            self._rest(seconds)
 
     def _alarm(self, found: Sequence[str]) -> None:
         for alarm in found:
@@ -449,10 +563,25 @@ class Training:
         """Log a row with its step and, of a run in stages, its stage, counted from 1."""
         if self._log:
             stage = {"stage": self._part.number + 1} if self._part.count > 1 else {}
+            self._torn = True  # until the row is whole
             self._log.write({"step": self._steps, **stage, **row})
+            self._torn = False
 
     def _seconds(self) -> float:
         return self._start.seconds + time.monotonic() - self._start.since
+
+
+class _Taken(NamedTuple):
+    """A step since the last line of the log: its terms and its largest gradient on the device, and its images."""
+
+    step: int
+    terms: dict[str, Tensor]
+    peak: Tensor | None
+    items: Tensor
+
+    @property
+    def finite(self) -> bool:
+        return bool(torch.stack([x.float() for x in self.terms.values()]).isfinite().all())
 
 
 def _words(speed: float, loss: float) -> str:
@@ -567,9 +696,11 @@ def _restore(
         The step of this part to continue from, the seconds spent so far, and the steps and epochs of the parts before.
     """
     step, seconds, before = 0, 0.0, (0, 0.0)
-    if folder.checkpoint.exists():
+    latest = folder.latest
+    if latest is not None:
         border = part.number > stage_of(folder)
-        facts = checkpoint.load(folder.checkpoint, method, None if border and not part.carried else optimizer)
+        facts = checkpoint.load(latest, method, None if border and not part.carried else optimizer)
+        settings.compare(folder, facts)
         step, seconds = int(facts["step"]), float(facts["seconds"])
         steps, epochs = facts.get("before", before)
         before = (int(steps), float(epochs))

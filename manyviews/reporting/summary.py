@@ -240,9 +240,14 @@ def _show(content: RenderableType) -> None:
         print(_plain(content), end="")
 
 
+def reports(folder: Path) -> list[Path]:
+    """The reports among a run's evaluations. What is no plain file is left out: a pipe would wait for its writer."""
+    return [f for f in (folder / "evaluations").glob("*/report.json") if f.is_file()]
+
+
 def latest(folder: Path) -> Report | None:
     """The newest report among a run's evaluations."""
-    found = [f for f in (folder / "evaluations").glob("*/report.json") if f.parent.name.isdigit()]
+    found = [f for f in reports(folder) if f.parent.name.isdigit()]
     if not found:
         return None
     return Report.from_json(max(found, key=lambda f: int(f.parent.name)).read_text(encoding="utf-8"))

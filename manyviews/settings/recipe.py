@@ -129,6 +129,9 @@ class Step:
         accumulate: number of parts of a rank's batch; statistics over the batch then see one part at a time.
         sync_batchnorm: whether ranks share their BatchNorm statistics.
         compile: whether the encoder is compiled.
+        not_finite: what to do when the loss or its gradient is no longer finite. "stop" ends the run. "rollback" goes
+            back to the last good checkpoint and leaves out the batch at which it happened and the one before it, ten
+            batches in a run at most.
     """
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -136,6 +139,7 @@ class Step:
     accumulate: int = 1
     sync_batchnorm: bool = True
     compile: bool = False
+    not_finite: Literal["stop", "rollback"] = "stop"
 
     def __post_init__(self) -> None:
         require(self.accumulate >= 1, self, "accumulate", "1 or more")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from manyviews.errors import UserError
+from manyviews.errors import UserError, printable, unknown
+from manyviews.settings.check import check
 from manyviews.settings.known import find
 from manyviews.settings.old import renamed
 from manyviews.settings.recipe import Recipe, leaves
@@ -31,31 +34,52 @@ def from_json(text: str, where: str = "This recipe") -> Any:
 
     Args:
         text: JSON, which may use the names of older versions.
-        where: the file, for the sentence on standard error that lists the old names.
+        where: the file, for messages.
 
     Raises:
-        UserError: the text is not JSON, or holds an unknown type or setting.
+        UserError: the text is not JSON, or holds an unknown type or setting, or a value of the wrong type.
     """
-
-    def rich(x: Any) -> Any:
-        if isinstance(x, dict) and "is" in x:
-            kind = find(str(x["is"]))
-            settings = {k: rich(v) for k, v in x.items() if k != "is"}
-            try:
-                return kind(**settings)
-            except TypeError as e:
-                raise UserError(
-                    f"The saved recipe does not fit this version of manyviews: {kind.__name__}: {e}."
-                ) from e
-        if isinstance(x, dict):
-            return {k: rich(v) for k, v in x.items()}
-        return tuple(rich(v) for v in x) if isinstance(x, (list, tuple)) else x
-
     try:
-        plain = json.loads(text)
+        return _rich(renamed(json.loads(text), where), "", where)
+    except UserError:
+        raise
     except json.JSONDecodeError as e:
-        raise UserError(f"This recipe is not JSON: {e}.") from e
-    return rich(renamed(plain, where))
+        raise UserError(f"{where} is not JSON: {e}.") from e
+    except (TypeError, ValueError, AttributeError, KeyError, RecursionError) as e:
+        raise UserError(f"{where} holds no settings that a recipe may have ({type(e).__name__}: {e}).") from e
+
+
+_hints = cache(typing.get_type_hints)
+
+
+def _rich(x: Any, path: str, where: str) -> Any:
+    """Parsed JSON as settings, checked as those of the command line are."""
+
+    def part(name: object) -> str:
+        return f"{path}.{name}" if path else str(name)
+
+    if isinstance(x, dict) and "is" in x:
+        kind = find(str(x["is"]))
+        settings = {k: _rich(v, part(k), where) for k, v in x.items() if k != "is"}
+        hints = _hints(kind)
+        known = [f.name for f in dataclasses.fields(kind)]
+        for name, value in settings.items():
+            if name not in known:
+                near = unknown(f"setting of {kind.__name__}", printable(name, 80), known)
+                raise UserError(f"{where} does not fit this version of manyviews: {near}")
+            try:
+                check(value, hints[name], part(name))
+            except UserError as e:
+                raise UserError(f"{where}: {printable(e, 400)}") from None
+        try:
+            return kind(**settings)
+        except TypeError as e:
+            raise UserError(f"{where} does not fit this version of manyviews: {kind.__name__}: {e}.") from e
+        except (UserError, ValueError) as e:
+            raise UserError(f"{where}: {e}") from e
+    if isinstance(x, dict):
+        return {k: _rich(v, part(k), where) for k, v in x.items()}
+    return tuple(_rich(v, part(i), where) for i, v in enumerate(x)) if isinstance(x, (list, tuple)) else x
 
 
 def check_saved(recipe: Recipe) -> None:

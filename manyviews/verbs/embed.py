@@ -98,10 +98,16 @@ def write(
         positions, how = lay_out(found.x)
         columns["x"], columns["y"] = (np.ascontiguousarray(c) for c in positions.T)
         notes.append(f"x and y are a map by {how}.")
-    write_atomically(out, lambda part: _FORMATS[ending](part, columns))
-    if ending in _BESIDE:
+    if ending in _BESIDE:  # first: numbers without names are of no use
         beside = {k: list(v) if isinstance(v, list) else v.tolist() for k, v in columns.items() if k != "embedding"}
         write_text(_beside(out), json.dumps(beside))
+    try:
+        write_atomically(out, lambda part: _FORMATS[ending](part, columns))
+    except BaseException:
+        if ending in _BESIDE:
+            _beside(out).unlink(missing_ok=True)
+        raise
+    if ending in _BESIDE:
         notes.append(f"The names of the images are in {_beside(out)}.")
     return tell(Embedded(out, len(found), tuple(columns), tuple(notes)))
 

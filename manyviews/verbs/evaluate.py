@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from manyviews import checkpoint, distributed, evaluation
 from manyviews.engine.folder import RunFolder
-from manyviews.errors import say
+from manyviews.errors import UserError, say
 from manyviews.evaluation import Protocol, Report
 from manyviews.evaluation.protocols import requested
 from manyviews.evaluation.protocols.projector_layers import projector_of
@@ -87,6 +87,14 @@ def evaluate(
     source, *more = seen_by(found, source, *([] if held is None else [held]), *further)
     held, further = (None, more) if held is None else (more[0], more[1:])
     folder = Path(weights) if isinstance(weights, (str, os.PathLike)) and Path(weights).is_dir() else None
+    keep = folder
+    if folder is not None and distributed.rank() == 0:
+        try:
+            RunFolder(folder).guard()
+        except UserError as e:
+            say(f"Warning: {e} The evaluation is not kept.")
+            keep = None
+    keep = distributed.share(keep)
     projector = None
     if folder is not None and any(p.sees == "projector" for p in chosen):
         projector = projector_of(inner(Run(folder).method))
@@ -102,19 +110,19 @@ def evaluate(
             seed=seed,
             seeds=seeds,
             baselines=baselines,
-            cache=None if folder is None else folder / "features",
+            cache=None if keep is None else keep / "features",
             progress=update,
             **preprocessing(found),
         )
     notes = [note for note in (found.note, left_out) if note]
     report = replace(report, notes=(*notes, *report.notes))
-    if folder is not None and distributed.rank() == 0:
+    if keep is not None and distributed.rank() == 0:
         try:
-            where = _numbered(RunFolder(folder).evaluations)
+            where = _numbered(RunFolder(keep).evaluations)
             checkpoint.write_text(where / "report.json", report.to_json())
             plots.evaluation(report, where, source, held)
         except OSError as e:  # the evaluation took minutes, so return it all the same
-            say(f"The evaluation could not be written to {folder} ({e.strerror}).")
+            say(f"The evaluation could not be written to {keep} ({e.strerror}).")
     return report
 
 

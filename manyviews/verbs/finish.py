@@ -17,7 +17,9 @@ from manyviews.verbs.run import Run
 _SHARE, _LEAST = 10, 20  # one more step for so many that were taken, and at least so many, unless a number is given
 
 
-def finish(folder: str | Path, steps: int | None = None, data: Any = None, captions: Any = None) -> Run:
+def finish(
+    folder: str | Path, steps: int | None = None, data: Any = None, captions: Any = None, trust: bool = False
+) -> Run:
     """End an interrupted run early: its schedule runs out over a few more steps.
 
     The learning rate and everything else that follows the schedule go from where they are to where they would have
@@ -28,6 +30,7 @@ def finish(folder: str | Path, steps: int | None = None, data: Any = None, capti
         steps: how many more steps; a tenth of those taken, and at least 20, if None.
         data: the images, if they were moved: see `manyviews.resume`.
         captions: their captions, likewise.
+        trust: see `manyviews.resume`.
 
     Raises:
         UserError: no run, a finished one, one without a checkpoint, or fewer than 1 step.
@@ -36,7 +39,8 @@ def finish(folder: str | Path, steps: int | None = None, data: Any = None, capti
     facts = run.facts
     if run.complete:
         raise UserError(f"The run in {run.path} is finished already.")
-    if not run.checkpoint.exists():
+    latest = run.latest
+    if latest is None:
         raise UserError(f"The run in {run.path} has no checkpoint to finish from yet: continue it with resume.")
     if stage_of(run) < len(run.recipe.stages):
         raise UserError(
@@ -45,7 +49,7 @@ def finish(folder: str | Path, steps: int | None = None, data: Any = None, capti
         )
     if steps is not None and steps < 1:
         raise UserError(f"A run is finished in 1 step or more, not in {steps}.")
-    saved = checkpoint.facts_of(run.checkpoint)
+    saved = checkpoint.facts_of(latest)
     since, of = int(saved["step"]), int(saved.get("end", saved.get("steps", 0)))
     over = max(_LEAST, since // _SHARE) if steps is None else steps
     distributed.start()
@@ -59,7 +63,7 @@ def finish(folder: str | Path, steps: int | None = None, data: Any = None, capti
                 run.write_facts(facts | {"early": asdict(Early(since, of, over))})
         _say(f"The run in {run.path} ends after {over} more steps, at step {since + over} in place of {of}.")
     distributed.barrier()
-    return resume(run.path, data, captions)
+    return resume(run.path, data, captions, trust=trust)
 
 
 def _say(text: str) -> None:

@@ -264,6 +264,7 @@ def conclude(folder: Path) -> Run:
     """Plot a finished run, in the first process only."""
     if distributed.rank() == 0:
         try:
+            RunFolder(folder).guard()
             plots.training(Run(folder).log, RunFolder(folder).plots)
         except OSError as e:  # the trained weights are there all the same
             say(f"The plots could not be written to {folder} ({e.strerror}).")
@@ -280,7 +281,7 @@ def draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) -> 
     words, found = words_of(plain), views_of(plain, canvases, recipe)
     for kind, xs in found.items():
         shown += [(titled(words[kind], i, len(xs)), x) for i, x in enumerate(xs)]
-    RunFolder(folder).plots.mkdir()
+    RunFolder(folder).plots.mkdir(exist_ok=True)
     heading = f"{len(canvases)} of {len(source)} images, drawn at random, and what {recipe.method.name} makes of them"
     plots.views(shown, RunFolder(folder).plots / "views.png", recipe.data.mean, recipe.data.std, originals, heading)
 

@@ -19,7 +19,7 @@ from manyviews.engine.folder import ENCODER, RECIPE, RunFolder
 from manyviews.errors import UserError, printable
 from manyviews.methods import Method
 from manyviews.regularizers import inner, kinds_of
-from manyviews.settings import Component, Recipe
+from manyviews.settings import Component, Recipe, to_json
 from manyviews.views import Crop
 from manyviews.weights import TIMM, Pretrained, load
 from manyviews.weights.unpickle import is_pickle
@@ -116,7 +116,7 @@ def start_of(recipe: Recipe) -> Start | None:
     own = {k: v for k, v in recipe.backbone.settings.items() if k not in ("pretrained", "in_chans")}
     weights, encoder = _read(Path(given), own, recipe.backbone.name)
     run = RunFolder(Path(given))
-    found = Start(encoder.model.state_dict(), weights.test_size, run if run.checkpoint.exists() else None)
+    found = Start(encoder.model.state_dict(), weights.test_size, run if run.latest is not None else None)
     _load.cache_clear()  # it may be large
     return found
 
@@ -170,7 +170,7 @@ def write(folder: RunFolder, method: Method, recipe: Recipe) -> None:
     encoder = recipe.adaptation.finish(method.kept_encoder)
     checkpoint.save_tensors(folder.start, encoder.model.state_dict(), encoder_facts(encoder, recipe, 0))
     weights = {f"method.{name}": x for name, x in method.state_dict().items()}
-    checkpoint.save_tensors(folder.checkpoint, weights, {"step": 0, "seconds": 0.0})
+    checkpoint.save_tensors(folder.checkpoint, weights, {"step": 0, "seconds": 0.0, "recipe": to_json(recipe)})
 
 
 def _take(method: Method, recipe: Recipe, run: RunFolder) -> str:
@@ -179,7 +179,8 @@ def _take(method: Method, recipe: Recipe, run: RunFolder) -> str:
     if theirs.method.name != recipe.method.name:
         return f"it is a run of {theirs.method.name}, and this one of {recipe.method.name}"
     prefix = "method.method." if theirs.regularizers else "method."  # see `regularizers.Regularized`
-    tensors, _ = load_tensors(run.checkpoint)
+    assert run.latest is not None
+    tensors, _ = load_tensors(run.latest)
     found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith("method.")}
     ours = inner(method).state_dict()
     other = [k for k in {**ours, **found} if k not in ours or k not in found or ours[k].shape != found[k].shape]

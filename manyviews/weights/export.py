@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def _safetensors(weights: Pretrained, out: Path, _: bool) -> Exported:
 def _torch(weights: Pretrained, out: Path, _: bool) -> Exported:
     """A state dict under timm's names, for `torch.load(..., weights_only=True)`."""
     tensors = _tensors(weights)
-    checkpoint.write_atomically(out, lambda part: torch.save(tensors, part))
+    checkpoint.write_atomically(out, lambda part: checkpoint.write_buffered(part, partial(torch.save, tensors)))
     return Exported(out)
 
 
@@ -135,7 +136,7 @@ def _torchvision(weights: Pretrained, out: Path, _: bool) -> Exported:
     from manyviews.weights.names import to_torchvision
 
     tensors, call, head = to_torchvision(_own(weights), weights.test_size)
-    checkpoint.write_atomically(out, lambda part: torch.save(tensors, part))
+    checkpoint.write_atomically(out, lambda part: checkpoint.write_buffered(part, partial(torch.save, tensors)))
     load = f"model = {call}; model.{head} = torch.nn.Identity(); model.load_state_dict(torch.load(file))"
     return Exported(out, (f"Load it without its classifier: {load}", _normalization(weights)))
 
@@ -145,7 +146,7 @@ def _detectron2(weights: Pretrained, out: Path, _: bool) -> Exported:
     from manyviews.weights.names import to_detectron2
 
     found = {"model": to_detectron2(_own(weights)), "__author__": "manyviews", "matching_heuristics": True}
-    checkpoint.write_atomically(out, lambda part: torch.save(found, part))
+    checkpoint.write_atomically(out, lambda part: checkpoint.write_buffered(part, partial(torch.save, found)))
     pixels = (f"{name} {[round(255 * v, 3) for v in getattr(weights, name)]}" for name in ("mean", "std"))
     note = f"detectron2 needs INPUT.FORMAT RGB, MODEL.RESNETS.STRIDE_IN_1X1 False, and pixels' {' and '.join(pixels)}."
     return Exported(out, (note,))

@@ -223,7 +223,8 @@ def _unfinished(folder: RunFolder, settings: dict[str, Any]) -> tuple[Pretrained
     """The encoder of a run that goes on, or was interrupted, as its last checkpoint has it."""
     path = folder.path
     again = f"continue it with `manyviews resume {quote(str(path))}`"
-    if not folder.checkpoint.exists():
+    latest = folder.latest
+    if latest is None:
         raise UserError(f"The run in {path} is not finished, and has no checkpoint yet: wait for one, or {again}.")
     if settings:
         raise UserError(f"The run in {path} has its architecture: leave out {next(iter(settings))}.")
@@ -233,7 +234,7 @@ def _unfinished(folder: RunFolder, settings: dict[str, Any]) -> tuple[Pretrained
     steps = int(facts.get("end", facts.get("steps", 0)))
     note = f"The run in {path} is not finished: its encoder is that of step {facts['step']}"
     note += f" of {steps}; {again}." if steps else f"; {again}."
-    return _seen(encoder, encoder_facts(encoder, recipe, facts["step"]), _Guess(), str(folder.checkpoint), note)
+    return _seen(encoder, encoder_facts(encoder, recipe, facts["step"]), _Guess(), str(latest), note)
 
 
 def _seen(encoder: Encoder, facts: Mapping[str, Any], guess: _Guess, name: str, note: str) -> tuple[Pretrained, _Guess]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from manyviews.backbones import Encoder
+from manyviews.checkpoint import write_buffered
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import short_side
 from manyviews.weights.load import Pretrained
@@ -175,7 +176,7 @@ def _quiet(weights: Pretrained, format: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (UserError, KeyboardInterrupt):
+    except (UserError, KeyboardInterrupt, OSError):  # a disk that fails is not the exporter's
         raise
     except Exception as e:  # exporters raise whatever they meet in other people's code
         why = printable(str(e).strip().partition("\n")[0], 160) or type(e).__name__
@@ -261,7 +262,8 @@ def torchscript(weights: Pretrained, path: Path, _size: bool, facts: dict[str, A
     model, images, _, sizes = _program(weights, False)
     with _quiet(weights, "torchscript"), torch.no_grad():
         traced = torch.jit.trace(model, images, check_trace=False)
-        torch.jit.save(traced, str(path), _extra_files={FACTS: json.dumps(facts).encode()})
+        more = {FACTS: json.dumps(facts).encode()}
+        write_buffered(path, lambda buffer: torch.jit.save(traced, buffer, _extra_files=more))
         loaded = torch.jit.load(str(path), map_location="cpu")
         found = compare(weights, loaded, sizes)
     return found
@@ -276,8 +278,8 @@ def torch_export(weights: Pretrained, path: Path, dynamic_size: bool, facts: dic
     shapes |= dict.fromkeys((2, 3), torch.export.Dim.AUTO) if convolutions else {}
     with _quiet(weights, "torch_export"), torch.no_grad():
         program = torch.export.export(model, (images,), dynamic_shapes={"images": shapes})
-        with path.open("wb") as file:  # PyTorch warns of other names than *.pt2
-            torch.export.save(program, file, extra_files={FACTS: json.dumps(facts)})
+        more = {FACTS: json.dumps(facts)}
+        write_buffered(path, lambda buffer: torch.export.save(program, buffer, extra_files=more))
         with path.open("rb") as file:
             loaded = torch.export.load(file).module()
         found = compare(weights, loaded, sizes)

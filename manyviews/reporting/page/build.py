@@ -16,7 +16,7 @@ import torch
 from manyviews import __version__
 from manyviews.checkpoint import check_new, new_folder
 from manyviews.data import Source, open_source, spread_out
-from manyviews.data.files import shown
+from manyviews.data.files import only_local, shown
 from manyviews.data.folder import PAGE
 from manyviews.data.measure import read_as, with_reading
 from manyviews.data.source import unlabeled
@@ -133,7 +133,8 @@ def _images(runs: Sequence[Any], data: Any, labels: Any) -> tuple[Source | None,
             f"The images of this run are at {printable(shown(address), 200)}, and are only fetched if you ask.",
         )
     try:
-        return open_source(address, labels), ""
+        with only_local("only images on this machine are shown without being asked for."):
+            return open_source(address, labels), ""
     except UserError as error:
         if labels is not None:
             raise  # the user asked for labels

@@ -78,7 +78,7 @@ def run_facts(run: Any, name: str) -> Facts:
     missing = []
     if ended is None:
         missing.append((f"It is {about['state']}. To continue it:", f"manyviews resume {where}"))
-    if not any((run.folder / "evaluations").glob("*/report.json")):
+    if not summary.reports(run.folder):
         missing.append(("It has not been evaluated yet.", f"manyviews evaluate {where} --data LABELED_IMAGES"))
     shown = ("data", "recipe", "machine", "state", "time", "speed", "loss", "kept", "left out")
     started = run.facts.get("started")
@@ -234,7 +234,7 @@ def evaluated(folder: Path) -> tuple[Evaluated | None, list[str]]:
         "rankme", "spread", "spectrum", "scores" and "measures" by protocol; and sentences that a reader must know.
     """
     found, remarks = list[Report](), list[str]()
-    for path in sorted((folder / "evaluations").glob("*/report.json"), key=_number, reverse=True):
+    for path in sorted(summary.reports(folder), key=_number, reverse=True):
         try:
             found.append(Report.from_json(path.read_text(encoding="utf-8")))
         except (UserError, OSError) as error:
