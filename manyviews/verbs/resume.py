@@ -15,6 +15,7 @@ from manyviews.errors import UserError, say
 from manyviews.reporting.views import draw_reconstructions
 from manyviews.settings import Recipe, override
 from manyviews.verbs._common import opened
+from manyviews.verbs._student import keep_student
 from manyviews.verbs.pretrain import address, conclude, draw_views, facts_of
 from manyviews.verbs.run import Run
 
@@ -78,7 +79,9 @@ def resume(
         remember()
         raise
     remember()
-    return conclude(old.path)
+    run = conclude(old.path)
+    keep_student(run, source)
+    return run
 
 
 def _longer(old: RunFolder, data: Any, captions: Any, epochs: float, out: str | Path | None) -> Run:
