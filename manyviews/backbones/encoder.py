@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from manyviews.backbones import masked
 from manyviews.backbones.attention import unfuse
 from manyviews.backbones.convolution import protect, quicken
+from manyviews.backbones.neck import attach
 from manyviews.backbones.packing import drop_uniformly, flat, packs, parted, run, skip_dropped
 from manyviews.backbones.positions import sincos
 from manyviews.checkpoint import load_tensors
@@ -94,6 +95,8 @@ class Encoder(nn.Module):
         pretrained: start from timm's weights, downloaded when they are not in its cache; or from those of a safetensors
             file with timm's names, by its path.
         position: positions of a vision transformer's patches: "learned", or "sincos", which is fixed.
+        neck: layers after the pooled features, in the place of timm's classifier: the first of a projector, from whose
+            inside fine-tuning begins. See `backbones.neck`.
         timm_kwargs: further settings for timm, such as `img_size`, `patch_size`, `in_chans`, `drop_path_rate`,
             `channels`; numbers, texts and tuples, so that they can be saved. With another `in_chans` than 3, timm's
             pretrained weights of the first convolution are adapted. Two settings are ours: `norm_eps`, the epsilon of
@@ -127,6 +130,7 @@ class Encoder(nn.Module):
         stem: Literal["native", "half", "small", "padded", "bare"] = "native",
         pretrained: bool | str = False,
         position: Literal["learned", "sincos"] = "learned",
+        neck: Sequence[Sequence[Any]] = (),
         **timm_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -137,7 +141,8 @@ class Encoder(nn.Module):
         self.name, self.pretrained = name, bool(pretrained)
         self.stays: tuple[str, ...] = ()
         self.held = False
-        self.spec = {"name": name, "stem": stem, "position": position, **timm_kwargs}
+        own = {"neck": tuple(map(tuple, neck))} if neck else {}
+        self.spec = {"name": name, "stem": stem, "position": position, **own, **timm_kwargs}
         eps, uniform = timm_kwargs.pop("norm_eps", None), timm_kwargs.pop("drop_path_uniform", False)
         self.timm_kwargs, self.model = _create(name, pretrained is True, timm_kwargs)
         self.channels: int = timm_kwargs.get("in_chans", 3)
@@ -145,6 +150,8 @@ class Encoder(nn.Module):
         self.embed_dim: int = getattr(self.model, "head_hidden_size", None) or self.patch_dim
         # Only models that take images of any size have their patches checked; timm asserts the others' one size.
         self._patch: Any = self.model.patch_embed.patch_size[0] if "dynamic_img_size" in self.timm_kwargs else None
+        if neck:
+            self.embed_dim = attach(self.model, neck, name)
         if stem != "native":
             _small_stem(name, self.model, stride=2 if stem == "half" else 1, padding=2 if stem == "padded" else 1)
             if stem == "bare":

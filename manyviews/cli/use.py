@@ -34,6 +34,7 @@ def adapt(
     data: Annotated[str, Arg("DATA")],
     out: NewFolder,
     strategy: Literal["auto", "linear", "mlp", "lora", "dora", "unfreeze", "lpft", "finetune"] = "auto",
+    task: Literal["classes", "several", "numbers", "segmentation"] | None = None,
     budget: Annotated[str | None, Arg("TIME")] = None,
     test: DataSet = None,
     balance: Literal["none", "weights", "sampling", "logits"] = "none",
@@ -42,6 +43,8 @@ def adapt(
     shifted: Annotated[tuple[str, ...], Arg("DATA", repeat=True)] = (),
     corruptions: bool = False,
     min_per_class: Annotated[int | None, Arg("N")] = None,
+    refit: bool = True,
+    from_head_layer: Count = 0,
     seed: int = 0,
     set: Settings = (),
     hints: Hints = NO_HINTS,
@@ -49,33 +52,42 @@ def adapt(
 ) -> None:
     """Make a model that answers from an encoder and labeled images: a folder to predict with, show and export.
 
+    The same command continues an interrupted one.
+
     For example:
       manyviews adapt runs/first --data labeled/ --out models/first
       manyviews adapt timm:resnet18 --data labeled/ --test held/ --budget 30m --out models/second
       manyviews adapt runs/first --data labeled/ --strategy lora --set lora.rank=16 --out models/third
+      manyviews adapt runs/first --data photos/ --labels prices.csv --task numbers --out models/prices
 
     Args:
-        data: Labeled images: each first-level folder is a class, or see --labels. A fifth of them chooses.
+        data: Labeled images: each first-level folder is a class, or see --labels. A fifth of them chooses. Images with
+            masks as `manyviews segment` takes them give a model that segments.
         out: A new folder for the model.
         strategy: linear: a linear layer on features; mlp: a small head; lora, dora: narrow matrices beside the layers;
             unfreeze: block by block; lpft: a head, then everything slowly; finetune: everything at once. auto climbs
             them as far as it helps on the images that choose, and says why.
+        task: What the labels are: classes, one of each image; several; numbers; or segmentation, a mask of each image.
+            By default it is found out, and said.
         budget: How long it may take, such as 30m or 2h.
         test: Labeled images to test on, which choose nothing. By default, the test images of DATA if it has splits.
         balance: For classes of unequal size: weigh the loss, sample rare classes more often, or adjust the logits.
         shifted: Labeled images of the same classes under other conditions, to test on too.
         corruptions: Test on corrupted test images too: noise, blur, weather, compression.
         min_per_class: Leave out classes with fewer images, at least 2. By default they are refused.
+        refit: Learn what was best again from all labeled images, those that chose too.
+        from_head_layer: Keep so many layers of the run's projector below the new head, as SimCLR v2 does with 1.
         seed: Seed of everything that is drawn.
         set: Change a setting of a strategy, such as lpft.descent.epochs=50.
     """
     from manyviews.reporting import summary
 
     found = mv.adapt(
-        load(weights, hints),
+        weights if from_head_layer else load(weights, hints),
         data,
         out,
         strategy=strategy,
+        task=task,
         labels=labels,
         test=test,
         test_labels=test_labels,
@@ -85,9 +97,11 @@ def adapt(
         budget=budget,
         settings=settings(set, example="lora.rank=16"),
         min_per_class=min_per_class,
+        refit=refit,
+        from_head_layer=from_head_layer,
         seed=seed,
     )
-    facts = {"classes": found.classes, "temperature": found.temperature, **found.facts}
+    facts = {"task": found.task, "classes": found.classes, "temperature": found.temperature, **found.facts}
     summary.show_model(facts)
     wrote(out)
     write_json(json, facts)
@@ -104,21 +118,23 @@ def predict(
     """Write the class of every image, with a calibrated probability, to a CSV or Parquet file.
 
     The column `known` is false for images that are farther from the training images than 95 % of those that chose the
-    model. The same command continues an interrupted one.
+    model. Models of several classes or of numbers have a column for each, and those that segment write masks. The same
+    command continues an interrupted one.
 
     For example:
       manyviews predict models/first photos/ --out predictions.csv
       manyviews predict models/first photos/ --out predictions.parquet --k 5
 
     Args:
-        out: A new file that ends in .csv or .parquet.
+        out: A new file that ends in .csv or .parquet; a folder for the masks of a model that segments.
         k: Classes in a row, the likeliest first.
     """
     from manyviews.verbs.predict import write
 
     found = write(model, data, out, k=k)
     read = found.images - sum(found.problems.values())
-    print(f"Predicted {read:,} images; {found.unknown:,} of them are unlike the training images (known is false).")
+    unlike = f"; {found.unknown:,} of them are unlike the training images (known is false)"
+    print(f"Predicted {read:,} images{unlike if found.path.is_file() else ''}.")
     for reason, count in list(found.problems.items())[:5]:
         print(printable(f"{count:,} cannot be read: {reason}"))
     for name, count in list(found.counts.items())[:10]:

@@ -20,7 +20,7 @@ from manyviews.data.blocks import Blocks, window
 from manyviews.data.decode import BadImage, fault
 from manyviews.data.files import THREADS, File, Ranges, Unreachable, names_below
 from manyviews.data.folder import CAPTION_NAMES, LABEL_NAMES
-from manyviews.data.source import Captions, Labels, Source, as_captions, as_labels, content_ids
+from manyviews.data.source import Captions, Labels, Source, as_captions, as_labels, as_targets, content_ids
 from manyviews.errors import UserError, unknown
 
 _BATCH = 4096  # rows in one array: 2 GiB of images of half a megabyte
@@ -148,6 +148,8 @@ class Table:
         if self._label is None:
             return None
         values = self.column(self._label)
+        if pa.types.is_list(values.type) and _is_text(values.type.value_type):
+            return as_targets([frozenset(names or ()) for names in values.to_pylist()])
         return None if values.null_count else as_labels(values.to_pylist(), self._classes)
 
     def captions(self) -> Captions | None:

@@ -59,3 +59,18 @@ def folded(head: nn.Sequential) -> nn.Module:
         first.bias.copy_(first.bias.double() - weight @ standard.mean.double())
         first.weight.copy_(weight)
     return found
+
+
+def scaled(head: nn.Module, mean: Tensor, std: Tensor) -> nn.Module:
+    """The same head, whose outputs are multiplied by `std` and get `mean` added, both float32 `outputs`.
+
+    Args:
+        head: what `folded` gives.
+    """
+    found: nn.Module = copy.deepcopy(head).eval()
+    last = found if isinstance(found, nn.Linear) else list(found.children())[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.weight.mul_(std.to(last.weight)[:, None])
+        last.bias.mul_(std.to(last.bias)).add_(mean.to(last.bias))
+    return found

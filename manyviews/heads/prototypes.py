@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
+from manyviews.errors import UserError
 from manyviews.targets.moving import Moving
 from manyviews.types import Progress
 
@@ -76,3 +77,18 @@ class _Directions(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return linear(x.to(self.weight.dtype), normalize(self.weight))
+
+
+def centers(x: Tensor, k: int) -> Tensor:
+    """k-means of features of unit length, `n d` to `k d`, on the CPU; rows of zeros do not count.
+
+    Raises:
+        UserError: fewer features than centers.
+    """
+    from sklearn.cluster import MiniBatchKMeans
+
+    there = normalize(x[x.abs().sum(1) > 0].float())
+    if len(there) < k:
+        raise UserError(f"There are {len(there)} images and {k} prototypes: lower --set method.prototypes.")
+    means = MiniBatchKMeans(k, n_init=1, batch_size=max(4096, 4 * k), random_state=0).fit(there.cpu().numpy())
+    return normalize(torch.from_numpy(means.cluster_centers_).to(x))

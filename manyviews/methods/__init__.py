@@ -59,7 +59,7 @@ def describe(name: str) -> str:
 
 
 def _own() -> list[str]:
-    return [m.name for m in pkgutil.iter_modules(__path__) if m.name != "method"]
+    return [m.name for m in pkgutil.iter_modules(__path__) if m.name != "method" and not m.name.startswith("_")]
 
 
 def _defined_in(name: str) -> type[Method]:

@@ -25,24 +25,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy as classify
-from torch.nn.functional import normalize
 
 from manyviews.backbones import Encoder
-from manyviews.checkpoint import facts_of, load_tensors
 from manyviews.errors import UserError
 from manyviews.heads import Prototypes, Watch
-from manyviews.heads.classify import classifier
+from manyviews.heads.prototypes import centers
 from manyviews.methods import Branch, Method, See, Terms
+from manyviews.methods._teacher import described, file_of, head_of, read
 from manyviews.objectives import cross_entropy, relation_cross_entropy, softened_divergence, squared_distance
 from manyviews.settings import Component
 from manyviews.targets import Queue, Teacher
 from manyviews.types import Progress
 from manyviews.views import Crop, Global, View, Views
 
-ANSWER = "answer."
-"""Prefix of the head's weights in a teacher's file."""
-
-_ENCODER = "encoder.safetensors"  # of a run
 # The student's temperature and the teacher's, where nobody gives them: SEED's, DINO's.
 _TEMPERATURES = {"relations": (0.2, 0.01), "prototypes": (0.1, 0.04), "soft": (2.0, 2.0)}
 
@@ -103,7 +98,7 @@ class Distill(Method):
                     "`manyviews adapt` wrote, or take --target features."
                 )
             dims = answers.settings["classes"]
-        self.teacher = Teacher(made, None if answers is None else _head(answers, made.embed_dim))
+        self.teacher = Teacher(made, None if answers is None else head_of(answers, made.embed_dim))
         self.online = Branch(encoder, nn.Linear(encoder.embed_dim, dims))
         usual = _TEMPERATURES.get(target, (1.0, 1.0))
         self.temperature = usual[0] if temperature is None else temperature
@@ -118,23 +113,15 @@ class Distill(Method):
         self.register_buffer("table", torch.empty(0, made.embed_dim), persistent=False)
         # A run that goes on has the teacher in its checkpoint, and needs the file no more.
         self._path = teacher
-        if teacher and _file(teacher).is_file():
-            _read(_file(teacher), self.teacher)
+        if teacher and file_of(teacher).is_file():
+            read(file_of(teacher), self.teacher)
 
     @classmethod
     def settle(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         if not settings["teacher"] or settings["network"] is not None:
             return settings
-        path = _file(settings["teacher"])
-        facts = facts_of(path)
-        if not isinstance(facts.get("encoder"), dict):
-            raise UserError(f"{path} does not say what it holds: `manyviews distill` takes weights of any library.")
-        spec: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["encoder"].items()}
-        network, answers = Component(spec.pop("name"), {**spec, "pretrained": False}), None
-        if "head" in facts:
-            head = {**facts["head"], "classes": len(facts["classes"])}
-            answers = Component(head.pop("kind"), head)
-        size = settings["size"] or (facts["test_size"] if settings["teacher_view"] == "clean" else 0)
+        network, answers, side = described(settings["teacher"])
+        size = settings["size"] or (side if settings["teacher_view"] == "clean" else 0)
         found = {"teacher": str(Path(settings["teacher"]).expanduser().absolute()), "size": size}
         return {**settings, **found, "network": network, "answers": answers}
 
@@ -152,7 +139,7 @@ class Distill(Method):
         if self.clean:
             self.table = seen
         if finds:
-            self.prototypes.weight.copy_(_centers(seen, len(self.prototypes.weight)))
+            self.prototypes.weight.copy_(centers(seen, len(self.prototypes.weight)))
             self.found.fill_(True)  # type: ignore[operator]
 
     def loss(self, views: Views, at: Progress) -> Iterator[Terms]:
@@ -191,35 +178,3 @@ class Distill(Method):
     def _check_loaded(self) -> None:
         if self._path and not self.teacher.loaded:
             raise UserError(f"There is no teacher in {self._path}: give a run folder, or a file of weights.")
-
-
-def _head(answers: Component, dims: int) -> nn.Module:
-    return classifier({"kind": answers.name, **answers.settings}, dims, answers.settings["classes"])
-
-
-def _file(teacher: str) -> Path:
-    """The file of a teacher's weights."""
-    path = Path(teacher).expanduser()
-    return path / _ENCODER if path.is_dir() else path
-
-
-def _read(path: Path, teacher: Teacher) -> None:
-    """Load a teacher's weights, and how its images are normalized."""
-    tensors, facts = load_tensors(path)
-    teacher.encoder.load_weights({k: v for k, v in tensors.items() if not k.startswith(ANSWER)})
-    if teacher.head is not None:
-        teacher.head.load_state_dict({k.removeprefix(ANSWER): v for k, v in tensors.items() if k.startswith(ANSWER)})
-    for buffer, told in ((teacher.mean, facts["mean"]), (teacher.std, facts["std"])):
-        buffer.copy_(torch.tensor(told))
-    teacher.loaded = True
-
-
-def _centers(x: Tensor, k: int) -> Tensor:
-    """k-means of features of unit length, `n d` to `k d`."""
-    from sklearn.cluster import MiniBatchKMeans
-
-    there = normalize(x[x.abs().sum(1) > 0].float())
-    if len(there) < k:
-        raise UserError(f"There are {len(there)} images and {k} prototypes: lower --set method.prototypes.")
-    means = MiniBatchKMeans(k, n_init=1, batch_size=max(4096, 4 * k), random_state=0).fit(there.cpu().numpy())
-    return normalize(torch.from_numpy(means.cluster_centers_).to(x))

@@ -137,35 +137,61 @@ def show_model(facts: Mapping[str, Any]) -> None:
     """Print what a model is and how good it is (its model.json) to standard output."""
     classes, images, learned = facts["classes"], facts["images"], facts["parameters"]
     rows = [
-        ("classes", f"{len(classes)}: {', '.join(map(str, classes[:8]))}{', ...' if len(classes) > 8 else ''}"),
+        (
+            "numbers" if facts.get("task") == "numbers" else "classes",
+            f"{len(classes)}: {', '.join(map(str, classes[:8]))}{', ...' if len(classes) > 8 else ''}",
+        ),
         ("from", f"{facts['from']}, adapted by {facts['strategy']}"),
         ("learned", f"{learned['learned']:,} of {learned['all']:,} parameters and the head"),
         ("images", f"{images['train']:,} of {facts['data']} to learn from, {images['validation']:,} to choose with"),
-        ("balance", facts["balance"] if facts["balance"] != "none" else ""),
-        ("probabilities", f"of logits / {facts['temperature']:.2f}"),
+        ("balance", facts["balance"] if facts.get("balance", "none") != "none" else ""),
+        ("probabilities", f"of logits / {facts['temperature']:.2f}" if facts.get("task") not in _PLAIN else ""),
         ("time", duration(facts["seconds"]) if "seconds" in facts else ""),
     ]
-    table = _table("images", "", "accuracy (95 % interval)", "mean per class", "calibration error")
+    task = facts.get("task", "classes")
+    table = _table("images", "", *_JUDGED_IN[task])
     other = facts.get("instead", {})
     for name, found in ((facts["strategy"], facts), *other.items()):
-        for part in ("validation", "test", "corruptions"):
-            if part in found:
-                table.add_row(*_judged(part, name, found[part]))
-        for part, numbers in found.get("shifted", {}).items():
-            table.add_row(*_judged(part, name, numbers))
+        parts = {part: found[part] for part in ("validation", "test", "corruptions") if part in found}
+        for part, numbers in {**parts, **found.get("shifted", {})}.items():
+            if task == "numbers" and "numbers" in numbers:
+                for column, one in numbers["numbers"].items():
+                    table.add_row(*_judged(part, f"{name}, {column}", one, task))
+            else:
+                table.add_row(*_judged(part, name, numbers, task))
     why = [Padding(Text(printable(text, 300)), (0, 0, 0, 2)) for text in facts.get("why", ())]
     title = Text(printable(facts.get("title", "A model")), style="bold")
     _show(Group(title, _grid([row for row in rows if row[1]]), "", table, *([""] if why else []), *why))
 
 
-def _judged(part: str, name: str, found: Mapping[str, Any]) -> Iterator[Text]:
-    """The row of a model's accuracy on some images."""
-    low, high = found["interval"]
+_PLAIN = ("numbers", "segmentation")  # without a temperature
+_JUDGED_IN = {
+    "classes": ("accuracy (95 % interval)", "mean per class", "calibration error"),
+    "several": ("mAP (95 % interval)", "F1", "all labels right"),
+    "numbers": ("mean absolute error (95 % interval)", "R²", ""),
+    "segmentation": ("mIoU (95 % interval)", "pixel accuracy", "mean class accuracy"),
+}
+_KEYS = {
+    "classes": ("accuracy", "mean_per_class", "calibration_error"),
+    "several": ("mAP", "f1", "all_right"),
+    "numbers": ("mae", "r2", ""),
+    "segmentation": ("mIoU", "pixel accuracy", "mean class accuracy"),
+}
+
+
+def _judged(part: str, name: str, found: Mapping[str, Any], task: str) -> Iterator[Text]:
+    """The row of what a model gets right on some images."""
+    first, *others = _KEYS[task]
+    shown = "{:.4g}".format if task == "numbers" else percent
     yield Text(printable(part, 40))
-    yield Text(printable(name), style="dim")
-    yield Text(percent(found["accuracy"])).append(f" ({100 * low:.1f} to {100 * high:.1f})", style="dim")
-    yield Text(percent(found["mean_per_class"]) if "mean_per_class" in found else "")
-    yield Text(percent(found["calibration_error"]) if "calibration_error" in found else "")
+    yield Text(printable(name, 60), style="dim")
+    value = Text(shown(found[first]) if first in found else "")
+    if "interval" in found and first in found:
+        low, high = (v if task == "numbers" else 100 * v for v in found["interval"])
+        value.append(f" ({low:.4g} to {high:.4g})" if task == "numbers" else f" ({low:.1f} to {high:.1f})", style="dim")
+    yield value
+    for key in others:
+        yield Text((f"{found[key]:.3f}" if task == "numbers" else percent(found[key])) if key in found else "")
 
 
 def flat(facts: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

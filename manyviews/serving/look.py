@@ -91,8 +91,7 @@ class Look:
         model = self.weights
         if isinstance(model, Model):
             with frozen(model.head):
-                logits = model.head.to(device)(features)[0].cpu()
-            probability = (logits / model.temperature).softmax(0)
+                probability = model.top.to(device)(features)[0].cpu()
             value, index = probability.topk(min(k, len(model.classes)))
             found["classes"] = [
                 {"name": printable(model.classes[i], 200), "probability": round(p, 6)}

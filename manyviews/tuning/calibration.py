@@ -18,21 +18,47 @@ def temperature(logits: Tensor, y: Tensor) -> float:
 
     Args:
         logits: float, `v classes`, finite.
-        y: int64, `v`.
+        y: int64, `v`, of a softmax; or bool, `v classes`, of a sigmoid for each class.
     """
-    n, classes = logits.shape
-    s, target = logits.double().cpu(), F.one_hot(y.cpu(), logits.shape[1]).double()
-    certain = (n + 1) / (n + 2)
-    target = target * certain + (1 - target) * (1 - certain) / max(1, classes - 1)
+    s, y = logits.double().cpu(), y.cpu()
+    certain = (len(s) + 1) / (len(s) + 2)
+    several = y.ndim == 2
+    target = y.double() if several else F.one_hot(y, s.shape[1]).double()
+    target = target * certain + (1 - target) * (1 - certain) / (1 if several else max(1, s.shape[1] - 1))
 
     def slope(inverse: float) -> float:
-        return float((((inverse * s).softmax(1) - target) * s).sum(1).mean())
+        found = (inverse * s).sigmoid() if several else (inverse * s).softmax(1)
+        return float(((found - target) * s).sum(1).mean())
 
     low, high = (torch.tensor(v).log().item() for v in _RANGE)
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if slope(float(torch.tensor(middle).exp())) > 0 else (middle, high)
     return float(torch.tensor(-(low + high) / 2).exp())
+
+
+def thresholds(probability: Tensor, y: Tensor) -> tuple[float, ...]:
+    """The probability of each class from which on an image has it: the greatest F1 on validation images.
+
+    It lies halfway between two images. A class that no validation image has, or all have, gets 0.5.
+
+    Args:
+        probability: float, `v classes`.
+        y: bool, `v classes`.
+    """
+    found = []
+    for p, has in zip(probability.double().cpu().T, y.cpu().T, strict=True):
+        if not has.any() or has.all():
+            found.append(0.5)
+            continue
+        order = p.argsort(descending=True, stable=True)
+        ranked, hits = p[order], has[order].cumsum(0).double()
+        f1 = 2 * hits / (torch.arange(1, len(p) + 1) + has.sum())
+        f1[:-1][ranked[:-1] == ranked[1:]] = -1  # equal probabilities are on one side
+        k = int(f1.argmax())
+        below = ranked[k + 1].item() if k + 1 < len(p) else 0.0
+        found.append((ranked[k].item() + below) / 2)
+    return tuple(found)
 
 
 def calibration_error(probability: Tensor, y: Tensor) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from manyviews.evaluation.contract import ImageTask
 from manyviews.evaluation.crops import LabeledCrops, again
 from manyviews.evaluation.features import encode
 from manyviews.progress import Update
-from manyviews.tuning.balance import Balance, Score
+from manyviews.tuning.goal import Goal, Score
 from manyviews.views import Global
 
 
@@ -31,7 +31,7 @@ class Candidate:
         encoder: encoder of timm's plain names.
         head: a `Standardize`, then a head.
         head_spec: what `heads.classify.classifier` makes the head from.
-        logits: float32, `v classes`, of the validation images, on the CPU.
+        logits: float32, `v outputs`, what the head gives for the validation images, on the CPU.
         score: their score.
         learned: number of parameters that learned.
         setting: what was chosen.
@@ -57,14 +57,14 @@ class Problem:
 
     Attributes:
         task: the encoder, which stays as it is; features of training and validation images; the images.
-        balance: what is done about classes of unequal size.
+        goal: what the labels ask for.
         seed: seed of everything that is drawn.
         deadline: when learning ends, on the monotonic clock; None for never.
         progress: told how far a strategy is.
     """
 
     task: ImageTask
-    balance: Balance
+    goal: Goal
     seed: int = 0
     deadline: float | None = None
     progress: Update | None = None
@@ -87,6 +87,13 @@ class Problem:
         return self.task.trainval.subset(range(len(self.task.frozen.train_y)))
 
     @property
+    def whole(self) -> Problem:
+        """The same, where the images that chose are to be learned from, too; nothing can be chosen with it."""
+        known = self.task.frozen
+        both = replace(known, train_x=known.trainval_x, train_y=known.trainval_y)
+        return replace(self, task=replace(self.task, frozen=both), goal=self.goal.of(both.train_y))
+
+    @property
     def left(self) -> float:
         """Seconds until the deadline."""
         return float("inf") if self.deadline is None else self.deadline - time.monotonic()
@@ -94,7 +101,7 @@ class Problem:
     def crops(self, area: tuple[float, float], batch: int) -> LabeledCrops:
         """Training images as mirrored crops of so much of their area, balanced if that is asked for."""
         task, y = self.task, self.task.frozen.train_y
-        rows = self.balance.rows(y, self.seed)
+        rows = self.goal.rows(y, self.seed)
         kind = Global(1, size=task.size, area=area, color=None, flip=0.5)
         return LabeledCrops(task, self.images.subset(rows.numpy()), y[rows.to(y.device)], kind, batch, self.seed)
 
@@ -111,7 +118,11 @@ class Problem:
 
     def score(self, logits: Tensor) -> Score:
         """The score of logits of the validation images."""
-        return self.balance.score(logits, self.task.frozen.val_y)
+        return self.goal.score(logits, self.task.frozen.val_y)
+
+    def noted(self, score: Score) -> dict[str, float]:
+        """A score by the names of its numbers."""
+        return {self.goal.metric: score.value, "certainty": score.certainty}
 
     def tell(self, done: int, total: int, note: str) -> None:
         """Report progress, if anybody listens."""

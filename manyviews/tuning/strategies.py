@@ -11,7 +11,7 @@ import copy
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, ClassVar, cast
@@ -25,15 +25,19 @@ from manyviews.adaptation.groups import by_decay
 from manyviews.backbones import Encoder
 from manyviews.engine.precision import resolve
 from manyviews.errors import require
+from manyviews.evaluation.contract import Task
+from manyviews.evaluation.crops import noise
 from manyviews.evaluation.descent import cosine, descend, minibatches, stepping
 from manyviews.evaluation.features import frozen
-from manyviews.evaluation.linear import PENALTIES, Standardizer, sweep
+from manyviews.evaluation.linear import PENALTIES, Layer, Standardizer, sweep
 from manyviews.heads.classify import Standardize, classifier
-from manyviews.tuning.balance import Score
+from manyviews.tuning.goal import Score
 from manyviews.tuning.problem import Candidate, Problem
 
 _LOOK = 10
 """Steps between two looks at the validation images, at least."""
+
+_BATCH = 256  # features of a step of a small head
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,16 @@ class Strategy(ABC):
         Args:
             problem: what to learn.
             before: the best that there is, whose head is where this begins; None for a fresh linear one.
+        """
+
+    @abstractmethod
+    def again(self, problem: Problem, found: Candidate, start: Candidate) -> Candidate:
+        """The same from all images, those that chose too: with the setting that was best, and without choosing.
+
+        Args:
+            problem: what was learned.
+            found: what `run` found. Its score and logits stay.
+            start: where it began, learned again already.
         """
 
     def shortened(self, share: float) -> Strategy:
@@ -82,22 +96,16 @@ class Linear(Strategy):
             known,
             known.train_y,
             known.classes,
-            problem.balance.convex,
-            lambda logits: problem.score(logits).accuracy,
+            problem.goal.convex,
+            lambda logits: problem.score(logits).value,
             self.penalties,
             200,
         )
-        layer = found.classify
-        head = classifier({"kind": "linear"}, known.train_x.shape[1], known.classes)
-        with torch.no_grad():
-            for p, value in zip(head.parameters(), (layer.weight.T, layer.bias), strict=True):
-                p.copy_(value)
-        made = nn.Sequential(Standardize(layer.standard.mean, layer.standard.std), head).to(problem.task.device)
-        logits = layer(known.val_x).cpu()
+        head, logits = _linear_head(found.classify), found.classify(known.val_x).cpu()
         return Candidate(
             self.name,
             problem.encoder,
-            made.eval(),
+            head,
             {"kind": "linear"},
             logits,
             problem.score(logits),
@@ -106,6 +114,20 @@ class Linear(Strategy):
             tuple({**setting, "validation": score} for setting, score in found.validation),
             time.monotonic() - begun,
         )
+
+    def again(self, problem: Problem, found: Candidate, start: Candidate) -> Candidate:
+        known, goal, penalty = problem.whole.task.frozen, problem.whole.goal, float(found.setting["l2"])
+        layer = sweep(known, known.train_y, known.classes, goal.convex, lambda _: 0.0, (penalty,), 200).classify
+        return replace(found, head=_linear_head(layer))
+
+
+def _linear_head(layer: Layer) -> nn.Sequential:
+    """A standardization and a linear layer, as modules."""
+    head = classifier({"kind": "linear"}, *layer.weight.shape)
+    with torch.no_grad():
+        for p, value in zip(head.parameters(), (layer.weight.T, layer.bias), strict=True):
+            p.copy_(value)
+    return nn.Sequential(Standardize(layer.standard.mean, layer.standard.std), head).to(layer.weight.device).eval()
 
 
 @dataclass(frozen=True)
@@ -138,41 +160,62 @@ class MLP(Strategy):
     patience: int = 15
 
     def run(self, problem: Problem, before: Candidate | None = None) -> Candidate:
-        begun, task = time.monotonic(), problem.task
-        known, d = task.frozen, task.frozen.train_x.shape[1]
-        spec = {"kind": "mlp", "hidden": 2 * d, "dropout": self.dropout}
+        begun, known = time.monotonic(), problem.task.frozen
+        head, steps, every = self._fresh(problem)
+        best = _Best(problem, problem.encoder, head, self.patience)
+        for done in self._descend(problem, head, steps, steps):
+            if done % max(every, _LOOK) == 0 or done == steps:
+                with torch.no_grad():
+                    logits = head.eval()(known.val_x).cpu()
+                if best.look(logits, done) or problem.left <= 0:
+                    break
+        setting = {"steps": done, "of": steps}
+        return best.candidate(self.name, problem.encoder, head, self._spec(known), head[1].parameters(), begun, setting)
+
+    def again(self, problem: Problem, found: Candidate, start: Candidate) -> Candidate:
+        """As many passes as were best, at the same rates."""
+        whole = problem.whole
+        more = len(whole.task.frozen.train_y) / len(problem.task.frozen.train_y)
+        head, _, _ = self._fresh(whole)
+        steps, of = (max(1, round(int(found.setting[k]) * more)) for k in ("steps", "of"))
+        for _ in self._descend(whole, head, steps, of):
+            pass
+        return replace(found, head=head.eval())
+
+    def _spec(self, known: Task) -> dict[str, Any]:
+        return {"kind": "mlp", "hidden": 2 * known.train_x.shape[1], "dropout": self.dropout}
+
+    def _fresh(self, problem: Problem) -> tuple[nn.Sequential, int, int]:
+        """A head before it learns, and the steps of the whole training and of one pass over the images."""
+        known = problem.task.frozen
         standard = Standardizer.of(known.train_x)
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(problem.seed)
-            made = classifier(spec, d, known.classes)
-        head = nn.Sequential(Standardize(standard.mean, standard.std), made).to(task.device)
-        x, y = self._features(problem)
-        best = _Best(problem, problem.encoder, head, self.patience)
+            made = classifier(self._spec(known), known.train_x.shape[1], known.classes)
+        n = len(problem.goal.rows(known.train_y, problem.seed)) * (1 + self.crops)
+        every = math.ceil(n / min(_BATCH, n))
+        head = nn.Sequential(Standardize(standard.mean, standard.std), made).to(problem.task.device)
+        return head, max(self.epochs * every, self.fewest), every
 
-        batch = min(256, len(x))
-        per_epoch = math.ceil(len(x) / batch)
-        steps = max(self.epochs * per_epoch, self.fewest)
-        parameters = by_decay(made.named_parameters(), {}, self.weight_decay)
-        optimizer = torch.optim.AdamW(parameters, fused=task.device.type in ("cpu", "cuda"))
+    def _descend(self, problem: Problem, head: nn.Sequential, steps: int, of: int) -> Iterator[int]:
+        """The first `steps` of `of`; yields the steps done, after each."""
+        x, y = self._features(problem)
+        device = problem.task.device
+        parameters = by_decay(head[1].named_parameters(), {}, self.weight_decay)
+        optimizer = torch.optim.AdamW(parameters, fused=device.type in ("cpu", "cuda"))
 
         def backward(rows: Tensor) -> None:
-            rows = rows.to(task.device)
-            (problem.balance.loss(head.train()(x[rows]), y[rows]) / len(rows)).backward()
+            rows = rows.to(device)
+            (problem.goal.loss(head.train()(x[rows]), y[rows]) / len(rows)).backward()
 
-        batches = islice(minibatches(len(x), batch, torch.Generator().manual_seed(problem.seed)), steps)
+        batches = islice(minibatches(len(x), min(_BATCH, len(x)), torch.Generator().manual_seed(problem.seed)), steps)
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(problem.seed)
-            for done in descend(batches, stepping(optimizer, backward), lambda step: self.lr * cosine(step, steps)):
-                if done % max(per_epoch, _LOOK) == 0 or done == steps:
-                    with torch.no_grad():
-                        logits = head.eval()(known.val_x).cpu()
-                    if best.look(logits, done) or problem.left <= 0:
-                        break
-        return best.candidate(self.name, problem.encoder, head, spec, made.parameters(), begun, {"steps": done})
+            yield from descend(batches, stepping(optimizer, backward), lambda step: self.lr * cosine(step, of))
 
     def _features(self, problem: Problem) -> tuple[Tensor, Tensor]:
         """Features of the whole images and of crops, and labels, on the device."""
-        task, rows = problem.task, problem.balance.rows(problem.task.frozen.train_y, problem.seed)
+        task, rows = problem.task, problem.goal.rows(problem.task.frozen.train_y, problem.seed)
         rows = rows.to(task.device)
         x, y = [task.frozen.train_x[rows]], [task.frozen.train_y[rows]]
         if self.crops:
@@ -233,8 +276,40 @@ class Descent:
         return replace(self, epochs=epochs, fewest=fewest)
 
 
+class Tuned(Strategy):
+    """A strategy whose encoder learns in one go.
+
+    Attributes:
+        fresh: whether the head begins at zero, and not where the best head is.
+        descent: how it learns.
+    """
+
+    fresh: ClassVar[bool] = False
+    descent: Descent
+
+    @abstractmethod
+    def adaptation(self, encoder: Encoder) -> Adaptation:
+        """What of an encoder learns."""
+
+    def run(self, problem: Problem, before: Candidate | None = None) -> Candidate:
+        begun, start = time.monotonic(), _start(problem, None if self.fresh else before, self.fresh)
+        return tune(problem, start, self.adaptation(problem.encoder), self.descent, self.name, begun)
+
+    def again(self, problem: Problem, found: Candidate, start: Candidate) -> Candidate:
+        whole, begun = problem.whole, time.monotonic()
+        start = _zeroed(start, problem) if self.fresh else start
+        how = self.adaptation(problem.encoder)
+        made = tune(whole, start, how, self.descent, self.name, begun, share=_share(found.setting))
+        return replace(found, encoder=made.encoder, head=made.head, head_spec=made.head_spec)
+
+
+def _share(setting: Mapping[str, Any]) -> float:
+    """The share of all steps that was best."""
+    return float(setting["steps"]) / float(setting["of"])
+
+
 @dataclass(frozen=True)
-class LowRank(Strategy):
+class LowRank(Tuned):
     """LoRA: narrow matrices beside the layers of an encoder that stays; merged into them in the end.
 
     Attributes:
@@ -254,11 +329,9 @@ class LowRank(Strategy):
     layers: str = "attention"
     descent: Descent = Descent(lr=3e-4, head_lr=1e-4)
 
-    def run(self, problem: Problem, before: Candidate | None = None) -> Candidate:
-        begun, start = time.monotonic(), _start(problem, before)
-        layers: Any = self.layers if problem.encoder.is_transformer else "all"
-        how = LoRA(self.rank, self.alpha, self.dropout, layers, self.magnitude)
-        return tune(problem, start, how, self.descent, self.name, begun)
+    def adaptation(self, encoder: Encoder) -> Adaptation:
+        layers: Any = self.layers if encoder.is_transformer else "all"
+        return LoRA(self.rank, self.alpha, self.dropout, layers, self.magnitude)
 
 
 @dataclass(frozen=True)
@@ -300,9 +373,10 @@ class Unfreeze(Strategy):
         stages = min(self.blocks, len(blocks_of(problem.encoder)))
         history: list[Any] = []
         for k in range(1, stages + 1):
-            how = LastBlocks(k, decay=self.gamma, keep_statistics=True)
+            how = self._stage(k)
             found = tune(problem, best, how, self.descent, f"{self.name}, {k} of {stages} blocks", begun)
-            history.append({"blocks": k, "accuracy": found.score.accuracy, "certainty": found.score.certainty})
+            ran = {name: found.setting[name] for name in ("steps", "of")}
+            history.append({"blocks": k, **ran, **problem.noted(found.score)})
             if found.score <= best.score:
                 break
             best = replace(found, setting={**found.setting, "blocks": k})
@@ -310,9 +384,20 @@ class Unfreeze(Strategy):
                 break
         return replace(best, strategy=self.name, history=tuple(history), seconds=time.monotonic() - begun)
 
+    def again(self, problem: Problem, found: Candidate, start: Candidate) -> Candidate:
+        """The stages up to the best, each as long as was best."""
+        whole, best, begun = problem.whole, start, time.monotonic()
+        for stage in found.history[: int(found.setting.get("blocks", 0))]:
+            k = int(stage["blocks"])
+            best = tune(whole, best, self._stage(k), self.descent, self.name, begun, share=_share(stage))
+        return replace(found, encoder=best.encoder, head=best.head, head_spec=best.head_spec)
+
+    def _stage(self, k: int) -> Adaptation:
+        return LastBlocks(k, decay=self.gamma, keep_statistics=True)
+
 
 @dataclass(frozen=True)
-class WarmStart(Strategy):
+class WarmStart(Tuned):
     """LP-FT: the head on the frozen encoder first, until it has converged; then everything, slowly.
 
     The first phase is the head of `linear` or `mlp`. BatchNorm keeps its statistics.
@@ -327,13 +412,12 @@ class WarmStart(Strategy):
     layer_decay: float = 0.9
     descent: Descent = Descent(lr=5e-5, head_lr=5e-5, warmup=3)
 
-    def run(self, problem: Problem, before: Candidate | None = None) -> Candidate:
-        begun, start = time.monotonic(), _start(problem, before)
-        return tune(problem, start, Full(self.layer_decay, keep_statistics=True), self.descent, self.name, begun)
+    def adaptation(self, encoder: Encoder) -> Adaptation:
+        return Full(self.layer_decay, keep_statistics=True)
 
 
 @dataclass(frozen=True)
-class FineTune(Strategy):
+class FineTune(Tuned):
     """Everything learns at once, BatchNorm's statistics too, from small crops and with a fresh linear head.
 
     Attributes:
@@ -342,16 +426,15 @@ class FineTune(Strategy):
     """
 
     name = "finetune"
+    fresh = True
 
     layer_decay: float = 0.75
     descent: Descent = Descent(
         lr=5e-4, head_lr=1e-3, epochs=20, warmup=2, weight_decay=0.05, patience=8, area=(0.2, 1.0)
     )
 
-    def run(self, problem: Problem, before: Candidate | None = None) -> Candidate:
-        begun, start = time.monotonic(), _start(problem, None, fresh=True)
-        decay = self.layer_decay if problem.encoder.is_transformer else 1.0
-        return tune(problem, start, Full(decay), self.descent, self.name, begun)
+    def adaptation(self, encoder: Encoder) -> Adaptation:
+        return Full(self.layer_decay if encoder.is_transformer else 1.0)
 
 
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -364,13 +447,18 @@ def _start(problem: Problem, before: Candidate | None, fresh: bool = False) -> C
     """Where a strategy begins: the encoder as it came, with the best head that was learned on it."""
     if before is None or before.encoder is not problem.encoder:
         before = Linear().run(problem)
-    if not fresh:
-        return before
-    head = copied(before.head)
+    return _zeroed(before, problem) if fresh else before
+
+
+def _zeroed(before: Candidate, problem: Problem) -> Candidate:
+    """The same with a linear head of zeros."""
+    spec, known = {"kind": "linear"}, problem.task.frozen
+    head = nn.Sequential(copy.deepcopy(before.head[0]), classifier(spec, known.train_x.shape[1], known.classes))
+    head = head.to(problem.task.device)
     for p in head.parameters():
         nn.init.zeros_(p)
     logits = torch.zeros_like(before.logits)
-    return replace(before, head=head, head_spec={"kind": "linear"}, logits=logits, score=problem.score(logits))
+    return replace(before, head=head, head_spec=spec, logits=logits, score=problem.score(logits))
 
 
 def copied(head: nn.Sequential) -> nn.Sequential:
@@ -379,7 +467,13 @@ def copied(head: nn.Sequential) -> nn.Sequential:
 
 
 def tune(
-    problem: Problem, start: Candidate, adaptation: Adaptation, descent: Descent, name: str, begun: float
+    problem: Problem,
+    start: Candidate,
+    adaptation: Adaptation,
+    descent: Descent,
+    name: str,
+    begun: float,
+    share: float | None = None,
 ) -> Candidate:
     """Learn from crops, stop early, and go back to the best state; the state before the first step is one of them.
 
@@ -390,14 +484,16 @@ def tune(
         descent: how.
         name: of the result, and in the progress.
         begun: when the strategy began, on the monotonic clock.
+        share: stop after this share of all steps, and look at no validation images; None to choose.
     """
     task = problem.task
     encoder, head = problem.copied(start.encoder), copied(start.head)
-    encoder = adaptation.begin(encoder).to(task.device)
+    with noise(f"{problem.seed} begin", task.device):  # low-rank matrices are drawn
+        encoder = adaptation.begin(encoder).to(task.device)
     net = nn.Sequential(encoder, head).train()
     crops = problem.crops(descent.area, min(descent.batch, len(problem.images)))
     epochs = max(descent.epochs, math.ceil(descent.fewest / crops.steps_per_epoch))
-    if problem.balance.way == "sampling":  # as many steps as without it
+    if problem.goal.way == "sampling":  # as many steps as without it
         longer = crops.steps_per_epoch * crops.batch / len(problem.images)
         epochs = max(math.ceil(descent.fewest / crops.steps_per_epoch), round(descent.epochs / longer))
     scales = {id(p): g["lr_scale"] for g in adaptation.groups(encoder) for p in g["params"]}
@@ -413,21 +509,26 @@ def tune(
         made: Tensor = head(found.float())
         return made
 
-    best = _Best(problem, encoder, head, descent.patience)
-    best.look(start.logits, 0)
     steps = crops.descend(
         logits,
         optimizer,
         lr=descent.lr,
         epochs=epochs,
         warmup=descent.warmup,
-        loss=problem.balance.loss,
+        loss=problem.goal.loss,
         clip=descent.clip,
     )
     every = crops.steps_per_epoch * math.ceil(_LOOK / crops.steps_per_epoch)
     total = epochs * crops.steps_per_epoch
+    if share is not None:
+        last = round(share * total)
+        for done in islice(steps, last):
+            problem.tell(done, last, f"{name}: all images")
+        return replace(start, encoder=adaptation.finish(encoder).eval(), head=head.eval())
+    best = _Best(problem, encoder, head, descent.patience)
+    best.look(start.logits, 0)
     for done in steps:
-        problem.tell(done, total, f"{name}: {100 * best.score.accuracy:.1f} % of validation images at best")
+        problem.tell(done, total, f"{name}: {problem.goal.metric} {100 * best.score.value:.1f} % at best")
         late = problem.left <= 0
         if done % every == 0 or done == total or late:
             found = problem.validate(encoder, head)
@@ -445,7 +546,7 @@ class _Best:
     def __init__(self, problem: Problem, encoder: Encoder, head: nn.Sequential, patience: int) -> None:
         self._problem, self._patience, self._worse = problem, patience, 0
         self._parts = [head] if encoder is problem.encoder else [encoder, head]
-        self.score, self.step = Score(-1.0, -math.inf), 0
+        self.score, self.step = Score(-math.inf, -math.inf), 0
         self._logits = torch.empty(0)
         self._state: list[dict[str, Tensor]] = []
         self._history: list[dict[str, Any]] = []
@@ -453,7 +554,7 @@ class _Best:
     def look(self, logits: Tensor, step: int) -> bool:
         """Take the state if it is better; says whether it is time to stop."""
         score = self._problem.score(logits)
-        self._history.append({"step": step, "accuracy": score.accuracy, "certainty": score.certainty})
+        self._history.append({"step": step, **self._problem.noted(score)})
         if score > self.score:
             self.score, self.step, self._logits, self._worse = score, step, logits, 0
             self._state = [{k: v.detach().clone() for k, v in part.state_dict().items()} for part in self._parts]

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from manyviews import machine
+from manyviews import checkpoint, machine
 from manyviews.backbones import Encoder
+from manyviews.data.left import listed
 from manyviews.data.source import Source, unlabeled
 from manyviews.errors import UserError, say, unknown
-from manyviews.evaluation import metrics
-from manyviews.evaluation.contract import ImageTask, LabeledTask, Task, check_seed
-from manyviews.evaluation.features import Features, check_finite, extract
-from manyviews.evaluation.protocols._probe import Classifier
-from manyviews.evaluation.protocols.corruptions import Corruptions
-from manyviews.evaluation.protocols.shifted import Shifted
-from manyviews.evaluation.sets import check_labels, frequent
+from manyviews.evaluation.contract import ImageTask, Task, check_seed
+from manyviews.evaluation.features import Features, check_finite, extract, fingerprint, weights_digest
 from manyviews.evaluation.subsets import stratified
-from manyviews.evaluation.unlabeled.duplicates import across
-from manyviews.heads.classify import folded
+from manyviews.heads.classify import folded, scaled
 from manyviews.progress import duration, progress, seconds
 from manyviews.settings import override, parse
 from manyviews.tuning import (
@@ -33,23 +31,33 @@ from manyviews.tuning import (
     WAYS,
     Balance,
     Candidate,
+    Goal,
+    Kept,
+    Numbers,
     Problem,
+    Several,
     Strategy,
-    calibration_error,
     climb,
     temperature,
+    thresholds,
 )
 from manyviews.tuning.ladder import Climb
 from manyviews.tuning.pace import Pace, measure
-from manyviews.verbs._common import doubted, loaded, new_file, opened, own_test, preprocessing, say_once, seen_by, tell
+from manyviews.verbs._common import claim, loaded, new_file, own_test, preprocessing, say_once, seen_by, tell
+from manyviews.verbs._judged import Judge, judged
+from manyviews.verbs._labels import TASKS, Labeled, agreeing, labeled, of_source
+from manyviews.verbs._segmentation import has_masks, segmenter
 from manyviews.weights import Pretrained
+from manyviews.weights.inside import with_head_layers
 from manyviews.weights.model import Known, Model, write
+from manyviews.weights.segmenter import Segmenter
 
 AUTO = "auto"
 SHARE = 0.2
 """Share of the labeled images that choose."""
 
-_FEWEST = 2  # images of a class: one to learn from and one to choose with
+FEATURES = "features.safetensors"
+"""The file of the images' features, until all is finished."""
 
 
 def adapt(
@@ -58,6 +66,7 @@ def adapt(
     out: str | Path,
     *,
     strategy: str = AUTO,
+    task: str | None = None,
     labels: str | Path | None = None,
     test: Any = None,
     test_labels: str | Path | None = None,
@@ -67,24 +76,31 @@ def adapt(
     budget: str | float | None = None,
     settings: Mapping[str, Any] | None = None,
     min_per_class: int | None = None,
+    refit: bool = True,
+    from_head_layer: int = 0,
     seed: int = 0,
-) -> Model:
+) -> Model | Segmenter:
     """Make a model that answers from an encoder and labeled images, and keep it in a folder.
 
     A fifth of the images of each class, by a stable hash of their names, chooses: settings, when to stop, which
     strategy, the temperature of the probabilities, and from which distance on an image is unknown. Test images choose
-    nothing. How long it may take is measured and said before it starts.
+    nothing. How long it may take is measured and said before it starts. What is finished is kept beside `out` until the
+    model is there, and the same call continues an interrupted one, on one CPU thread to the same bits.
 
     Args:
         weights: a run folder or weights: see `load`.
-        data: labeled images, one label each.
+        data: labeled images.
         out: a new folder for the model.
         strategy: "linear", "mlp", "lora", "dora", "unfreeze", "lpft", "finetune", or "auto", which climbs them as far
             as it helps: see `manyviews.tuning`.
-        labels: a CSV file of `path,label` for a folder whose first-level folders are not the labels.
+        task: what the labels are: one of the "classes" for each image, "several" of them, "numbers", or "segmentation",
+            a mask of each image in a folder as `segment` takes it; None to find out, and say so: see `docs/adapt.md`.
+        labels: a CSV file of `path,label` for a folder whose first-level folders are not the labels; or with other
+            columns of labels. Columns of Parquet files, with commas between them.
         test: labeled images to test on; if None, the test images of `data` if it has folders or files of that name.
         test_labels: the same as `labels` for `test`.
-        shifted: labeled images of the same classes under other conditions, to test on too.
+        shifted: labeled images of the same classes under other conditions, to test on too. Their labels are found like
+            those of `data` without `labels`.
         corruptions: whether to test on corrupted test images too.
         balance: what to do about classes of unequal size: "none", "weights", "sampling" or "logits": see
             `manyviews.tuning.Balance`.
@@ -92,10 +108,14 @@ def adapt(
         settings: settings of strategies: dotted paths and new values, such as `{"lora.rank": 16}` and
             `{"lpft.descent.epochs": 50}`.
         min_per_class: leave out classes with fewer images in `data`, at least 2; None to refuse them.
+        refit: learn what was best again from all labeled images, those that chose too, with the same setting and as
+            long. The numbers of validation images are those before.
+        from_head_layer: keep so many layers of the projector that the run in `weights` was trained with, below the new
+            head, as a part of the encoder (SimCLR v2, Chen et al. 2020).
         seed: seed of everything that is drawn.
 
     Returns:
-        The model: see `manyviews.weights.Model`.
+        The model: see `manyviews.weights.Model`; one that segments is a `manyviews.weights.Segmenter`.
 
     Raises:
         UserError: bad input.
@@ -106,29 +126,30 @@ def adapt(
         raise unknown("strategy", strategy, (*STRATEGIES, AUTO))
     if balance not in WAYS:
         raise unknown("balance", balance, WAYS)
+    if task is not None and task not in TASKS:
+        raise unknown("task", task, TASKS)
     check_seed(seed)
+    if task == "segmentation" or (task is None and labels is None and has_masks(data)):
+        given = {"test": test, "shifted": shifted, "corruptions": corruptions, "budget": budget, "labels": labels}
+        _check_segmentation(strategy, {**given, "balance": balance != "none", "min_per_class": min_per_class})
+        if task is None:
+            say(f"{data} holds images and masks: each pixel gets a class. The test images are those of its folders.")
+        found = with_head_layers(weights, from_head_layer) if from_head_layer else loaded(weights)
+        if found.note:
+            say_once(found.note)
+        return segmenter(found, data, _new_folder(Path(out)), settings or {}, seed)
     strategies = with_settings({name: kind() for name, kind in STRATEGIES.items()}, settings or {})
     out = _new_folder(Path(out))
-    source = opened(data, labels)
-    held = own_test(data, source) if test is None else opened(test, test_labels)
+    learned = labeled(data, labels, task)
+    held = _own_test(data, learned) if test is None else labeled(test, test_labels, learned.task)
     if held is not None and test is None:
-        tell(held, [f"The test images are {held.name} ({len(held):,} images)."])
+        tell(held.source, [f"The test images are {held.source.name} ({len(held.source):,} images)."])
     if corruptions and held is None:
         raise UserError("Corrupted images are test images: give some as --test, or leave out --corruptions.")
-    further = [opened(other) for other in shifted]
-    (source, *more), left_out = frequent(
-        [source, *([] if held is None else [held]), *further], min_per_class, least=_FEWEST
+    learned, held, others = agreeing(
+        learned, held, [labeled(other, None, learned.task) for other in shifted], balance, min_per_class
     )
-    held, further = (None, more) if held is None else (more[0], more[1:])
-    if left_out:
-        say(left_out)
-    else:
-        doubted(source)
-    named = check_labels(source, _FEWEST, "an adaptation")
-    classes = [named[i] for i in np.unique(cast(np.ndarray, source.labels))]  # of a part of a set, some have no images
-    source = source.with_classes(classes)
-    held, further = (None if held is None else held.with_classes(classes)), [s.with_classes(classes) for s in further]
-    found = loaded(weights)
+    found = with_head_layers(weights, from_head_layer) if from_head_layer else loaded(weights)
     if not isinstance(found.encoder, Encoder):
         raise UserError(f"{found.name} is a bare module, which cannot be kept: adapt weights that `load` reads.")
     if corruptions and len(found.mean) != 3:
@@ -137,40 +158,55 @@ def adapt(
         )
     if found.note:
         say_once(found.note)
-    source, *more = seen_by(found, source, *([] if held is None else [held]), *further)
-    held, further = (None, more) if held is None else (more[0], more[1:])
+    source, *more = seen_by(found, learned.source, *(s.source for s in (*([] if held is None else [held]), *others)))
+    learned = replace(learned, source=source)
+    sets = [replace(s, source=m) for s, m in zip((*([] if held is None else [held]), *others), more, strict=True)]
+    held, others = (None, sets) if held is None else (sets[0], sets[1:])
 
     chosen = list(strategies.values()) if strategy == AUTO else [strategies[strategy]]
-    pace = measure(found.encoder, source, found.test_size, machine.device())
-    say(announced(chosen, pace, len(source), strategy, limit))
-    with progress("features") as update:
-        seen = extract(found.encoder, source, progress=update, **preprocessing(found))
-    for where, reason in seen.bad:
-        say(f"Skipped {where}: {reason}")
-    check_finite(seen.x)
-    problem = _problem(found, source, seen, classes, cast(Any, balance), seed)
-    deadline = None
-    if limit is not None:  # features of what learned, and of the test images, come after it
-        after = pace.features(len(source) + sum(map(len, (*further, *([] if held is None else [held])))))
-        deadline = begun + limit - min(after, limit / 3)
-    with progress(f"adapt {strategy}") as update:
-        problem = replace(problem, deadline=deadline, progress=update)
-        climbed = _run(problem, strategy, strategies, pace)
-    model, learned = _model(found, problem, climbed, strategy, source)
-    tested = {climbed.best.strategy: _tested(model, problem, learned, held, further, corruptions, seed)}
-    linear = climbed.tried[0]
-    if linear is not climbed.best and (held is not None or further):
-        warm = temperature(linear.logits, problem.task.frozen.val_y)
-        plain = replace(model, temperature=warm, **_parts(linear))
-        tested["linear"] = _tested(plain, problem, None, held, further, corruptions, seed)
-    own = tested.pop(climbed.best.strategy)
-    facts = {**model.facts, **own}
-    if tested:
-        facts["instead"] = tested
-    facts["seconds"] = round(time.monotonic() - begun, 1)
-    model = replace(model, facts=facts)
-    write(model, out)
+    plan = _plan(found, learned, [strategy, balance, budget, seed, *map(repr, strategies.values())])
+    with _continued(out, plan) as folder:
+        pace = measure(found.encoder, source, found.test_size, machine.device())
+        say(announced(chosen, pace, len(source), strategy, limit, refit))
+        seen = _features(found, source, folder / FEATURES)
+        problem, scale = _problem(found, learned, seen, cast(Any, balance), seed)
+        deadline = None
+        if limit is not None:  # features of what learned, and of the test images, come after it
+            after = pace.features(len(source) + sum(len(s.source) for s in sets))
+            deadline = begun + limit - min(after, limit / 3)
+        with progress(f"adapt {strategy}") as update:
+            problem = replace(problem, deadline=deadline, progress=update)
+            climbed = _run(problem, strategy, strategies, pace, Kept(folder))
+            best = climbed.best
+            again = _again(problem, climbed, strategies, Kept(folder)) if refit else None
+        model, features = _model(found, problem, climbed, scale, again, strategy, learned)
+        judge = Judge(problem.task, held, tuple(others), corruptions, seed)
+        own, tested = judge.all(model, features), {}
+        linear = climbed.tried[0]
+        if linear is not best and sets:
+            plain = _answering(model, problem, linear, scale)
+            tested = {"linear": judge.all(replace(plain, kept=model.kept), None)}
+        facts = {**model.facts, **own, **({"instead": tested} if tested else {})}
+        model = replace(model, facts={**facts, "seconds": round(time.monotonic() - begun, 1)})
+        write(model, out)
     return replace(model, name=str(out))
+
+
+def _check_segmentation(strategy: str, given: Mapping[str, Any]) -> None:
+    """Raises UserError: options that a model that segments has no use for."""
+    if strategy not in (AUTO, "linear"):
+        raise UserError(
+            f"A model that segments is a linear layer on the encoder's map: leave --strategy {strategy} out."
+        )
+    useless = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if useless:
+        raise UserError(f"Images with masks have no use for {listed(useless)}: leave it out.")
+
+
+def _own_test(data: Any, learned: Labeled) -> Labeled | None:
+    """The test images of data in splits."""
+    found = own_test(data, learned.source)
+    return None if found is None else of_source(found, learned.task)
 
 
 def _new_folder(out: Path) -> Path:
@@ -201,10 +237,13 @@ def with_settings(strategies: Mapping[str, Strategy], settings: Mapping[str, Any
     return found
 
 
-def announced(strategies: Sequence[Strategy], pace: Pace, images: int, name: str, limit: float | None) -> str:
+def announced(
+    strategies: Sequence[Strategy], pace: Pace, images: int, name: str, limit: float | None, refit: bool
+) -> str:
     """A sentence about how long it may take."""
     train = round(images * (1 - SHARE))
-    each = {s.name: pace.most(s, train, images - train) for s in strategies}
+    twice = 1 + images / max(1, train) if refit else 1.0
+    each = {s.name: twice * pace.most(s, train, images - train) for s in strategies}
     looks = pace.features(images)
     if limit is not None:
         return f"It ends after about {duration(limit)}; the features of {images:,} images take {duration(looks)}."
@@ -217,31 +256,101 @@ def announced(strategies: Sequence[Strategy], pace: Pace, images: int, name: str
     )
 
 
+def _plan(weights: Pretrained, learned: Labeled, how: Sequence[Any]) -> str:
+    """Everything that decides what is learned."""
+    assert learned.y is not None
+    labels = blake2b(learned.y.numpy().tobytes() + "\n".join(learned.names).encode("utf-8", "surrogateescape"))
+    plan = {
+        "encoder": weights_digest(weights.encoder),
+        "look": [weights.test_size, *weights.mean, *weights.std],
+        "images": fingerprint(learned.source),
+        "task": learned.task,
+        "labels": labels.hexdigest()[:32],
+        "how": list(how),
+    }
+    return json.dumps(plan, indent=2)
+
+
+@contextmanager
+def _continued(out: Path, plan: str) -> Iterator[Path]:
+    """A folder beside `out` for what is finished, until all is."""
+    folder = out.with_name(f"{out.name}.parts")
+    claim(folder, "plan.json", plan, "an adaptation of other images or with other settings")
+    there = sorted(p.stem for p in folder.glob("*.safetensors") if p.name != FEATURES)
+    if there:
+        say(f"Continues an adaptation that was interrupted: {', '.join(there)} is there already.")
+    try:
+        yield folder
+    except UserError:
+        if not any(p.name != FEATURES for p in folder.glob("*.safetensors")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except KeyboardInterrupt:
+        say("Interrupted. The same command goes on with the strategy that was being learned.")
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _features(weights: Pretrained, source: Source, path: Path) -> Features:
+    """The features of the images that can be read; from a file, if it is there."""
+    if path.exists():
+        tensors, facts = checkpoint.load_tensors(path)
+        ids = [source.ids[i] for i in tensors["index"].tolist()]
+        return Features(tensors["x"], None, tensors["index"], ids, [tuple(b) for b in facts["bad"]])
+    with progress("features") as update:
+        seen = extract(weights.encoder, source, progress=update, **preprocessing(weights))
+    for where, reason in seen.bad:
+        say(f"Skipped {where}: {reason}")
+    check_finite(seen.x)
+    checkpoint.save_tensors(path, {"x": seen.x, "index": seen.index}, {"bad": seen.bad})
+    return seen
+
+
 def _problem(
-    weights: Pretrained, source: Source, seen: Features, classes: list[str], balance: Any, seed: int
-) -> Problem:
-    """Images and features in two parts."""
-    assert seen.labels is not None
-    train, val = stratified(seen.ids, seen.labels, SHARE, "adaptation")
-    if not len(val) or len(seen.labels.unique()) < len(classes):
-        raise UserError(f"{source.name} has classes without two images that can be read: add some.")
-    device = machine.device()
-    (train_x, train_y), (val_x, val_y) = (
-        (seen.x[rows].to(device), seen.labels[rows].to(device)) for rows in (train, val)
-    )
-    task = Task(train_x, train_y, val_x, val_y, train_x[:0], len(classes), tuple(classes))
-    images = replace(source.subset(seen.index[torch.cat([train, val])].numpy()), annotate=unlabeled)
+    weights: Pretrained, learned: Labeled, seen: Features, balance: Any, seed: int
+) -> tuple[Problem, tuple[Tensor, Tensor]]:
+    """Images and features in two parts, and what standardized numbers are multiplied by, and get added."""
+    assert learned.y is not None
+    y, classes, device = learned.y[seen.index], len(learned.names), machine.device()
+    train, val = stratified(seen.ids, _strata(learned.task, y), SHARE, "adaptation")
+    if learned.task == "classes" and (not len(val) or len(y.unique()) < classes):
+        raise UserError(f"{learned.source.name} has classes without two images that can be read: add some.")
+    std, mean = torch.ones(classes), torch.zeros(classes)
+    goal: Goal
+    if learned.task == "numbers":
+        std, mean = torch.std_mean(y[train], 0, correction=0)
+        if not (std > 0).all():
+            name = learned.names[int((std <= 0).nonzero()[0])]
+            raise UserError(f"All training images of {learned.source.name} have the same {name}: leave it out.")
+        y, goal = (y - mean) / std, Numbers()
+    elif learned.task == "several":
+        goal = Several()
+    else:
+        goal = Balance(balance, torch.bincount(y[train], minlength=classes).to(device))
+    (train_x, train_y), (val_x, val_y) = ((seen.x[rows].to(device), y[rows].to(device)) for rows in (train, val))
+    task = Task(train_x, train_y, val_x, val_y, train_x[:0], classes, learned.names)
+    images = replace(learned.source.subset(seen.index[torch.cat([train, val])].numpy()), annotate=unlabeled)
     encoder = weights.encoder.to(device).eval()
     look = (weights.test_size, weights.mean, weights.std, device)
     again = ImageTask(encoder, task, images, images.subset(()), *look)
-    return Problem(again, Balance(balance, torch.bincount(train_y, minlength=len(classes))), seed)
+    return Problem(again, goal, seed), (mean, std)
 
 
-def _run(problem: Problem, name: str, strategies: Mapping[str, Strategy], pace: Pace) -> Climb:
+def _strata(task: str, y: Tensor) -> Tensor:
+    """Groups of which each gives its fifth: the classes; the rarest class of each image; quarters of the numbers."""
+    if task == "classes":
+        return y
+    if task == "several":
+        rarest = torch.where(y, y.sum(0), len(y) + 1).argmin(1)
+        return torch.where(y.any(1), rarest, y.shape[1])
+    return (4 * y[:, 0].argsort(stable=True).argsort(stable=True)).div(len(y), rounding_mode="floor")
+
+
+def _run(problem: Problem, name: str, strategies: Mapping[str, Strategy], pace: Pace, run: Kept) -> Climb:
     """What was asked for; with the linear layer that others begin with."""
     if name == AUTO:
-        return climb(problem, strategies, pace, say)
-    linear = strategies["linear"].run(problem)
+        return climb(problem, strategies, pace, say, run)
+    linear = run(strategies["linear"], problem, None)
     if name == "linear":
         return Climb(linear, (linear,), ())
     strategy = strategies[name]
@@ -249,26 +358,62 @@ def _run(problem: Problem, name: str, strategies: Mapping[str, Strategy], pace: 
     if problem.left < most:
         strategy = strategy.shortened(problem.left / most)
         say(f"{name} would take up to {duration(most)}: it gets fewer epochs.")
-    found = strategy.run(problem, linear)
+    found = run(strategy, problem, linear)
     return Climb(found, (linear, found), ())
 
 
-def _parts(found: Candidate) -> dict[str, Any]:
-    """The fields of a model that a candidate decides, but for what is measured."""
-    return {
-        "encoder": found.encoder,
-        "head": folded(found.head).to(next(found.encoder.parameters()).device),
-        "head_spec": found.head_spec,
-    }
+def _again(problem: Problem, climbed: Climb, strategies: Mapping[str, Strategy], run: Kept) -> Candidate | None:
+    """The best candidate learned again from all images; None if there is no time left for it."""
+    best = climbed.best
+    if problem.left < (1 + SHARE / (1 - SHARE)) * best.seconds:
+        say(f"There is no time left to learn {best.strategy} again from the images that chose, too.")
+        return None
+    heads = [c for c in climbed.tried if c.encoder is problem.encoder and c.strategy in ("linear", "mlp")]
+    first = best if best in heads else max(heads, key=lambda c: c.score)
+    start = run.again(strategies[first.strategy], problem, first, first)
+    return start if first is best else run.again(strategies[best.strategy], problem, best, start)
+
+
+def _answering(model: Model, problem: Problem, found: Candidate, scale: tuple[Tensor, Tensor]) -> Model:
+    """A model with a candidate in the place of its encoder and head, calibrated on validation images."""
+    head = scaled(folded(found.head), *scale).to(problem.task.device)
+    warm, limits = calibrated(model.task, found.logits, problem.task.frozen.val_y)
+    return replace(
+        model, encoder=found.encoder, head=head, head_spec=found.head_spec, temperature=warm, thresholds=limits
+    )
+
+
+def calibrated(task: str, logits: Tensor, y: Tensor) -> tuple[float, tuple[float, ...]]:
+    """A temperature, and with "several" a threshold for each class, by validation images."""
+    if task == "numbers":
+        return 1.0, ()
+    warm = temperature(logits, y)
+    return warm, thresholds((logits / warm).sigmoid(), y) if task == "several" else ()
 
 
 def _model(
-    weights: Pretrained, problem: Problem, climbed: Climb, strategy: str, source: Source
+    weights: Pretrained,
+    problem: Problem,
+    climbed: Climb,
+    scale: tuple[Tensor, Tensor],
+    again: Candidate | None,
+    strategy: str,
+    learned: Labeled,
 ) -> tuple[Model, Tensor]:
-    """The best candidate, calibrated on validation images, and its features of training and validation images."""
+    """The best candidate, calibrated on validation images, and its features of training and validation images.
+
+    Args:
+        weights: the encoder as it came.
+        problem: what was learned.
+        climbed: what was tried.
+        scale: mean and deviation of numbers.
+        again: the best candidate, learned again from all images; None to keep it as it was chosen.
+        strategy: what was asked for.
+        learned: the images.
+    """
     best, task = climbed.best, problem.task
-    parts = _parts(best)
-    encoder, y = best.encoder, task.frozen.val_y.cpu()
+    final = best if again is None else again
+    encoder, y = final.encoder, task.frozen.val_y.cpu()
     if encoder is problem.encoder:
         train_x, val_x = task.frozen.train_x.cpu(), task.frozen.val_x.cpu()
     else:
@@ -276,24 +421,26 @@ def _model(
         with progress("features") as update:
             x = extract(encoder, task.trainval, progress=update, **cast(Any, look)).x
         train_x, val_x = x[: len(task.frozen.train_y)], x[len(task.frozen.train_y) :]
-    with torch.no_grad():
-        logits = parts["head"](val_x.to(task.device)).float().cpu()
-    warm = temperature(logits, y)
-    before, after = logits.softmax(1), (logits / warm).softmax(1)
-    validation = {
-        **numbers_of(after, y),
-        "images": len(y),
-        "calibration_error": calibration_error(after, y),
-        "uncalibrated": calibration_error(before, y),
-    }
+    outputs = best.logits * scale[1] + scale[0]
+    wanted = y * scale[1] + scale[0] if learned.task == "numbers" else y
+    warm, limits = calibrated(learned.task, outputs, wanted)
+    validation = {**judged(learned.task, outputs, wanted, learned.names, warm, limits), "images": len(y)}
+    why = list(climbed.why)
+    if again is not None:
+        said = (
+            f"{best.strategy} learned again from all {len(train_x) + len(y):,} labeled images, those that chose too; "
+            "the numbers of validation images are those before."
+        )
+        say(said)
+        why.append(said)
     facts = {
         "title": f"{Path(weights.name).name} adapted by {best.strategy}",
         "strategy": best.strategy,
         "asked": strategy,
         "from": weights.name,
-        "data": source.name,
+        "data": learned.source.name,
         "images": {"train": len(task.frozen.train_y), "validation": len(y)},
-        "balance": problem.balance.way,
+        "balance": problem.goal.way,
         "seed": problem.seed,
         "parameters": {"learned": best.learned, "all": sum(p.numel() for p in encoder.parameters())},
         "setting": dict(best.setting),
@@ -302,13 +449,13 @@ def _model(
         "tried": [
             {
                 "strategy": c.strategy,
-                "accuracy": c.score.accuracy,
-                "certainty": c.score.certainty,
+                **problem.noted(c.score),
                 "seconds": round(c.seconds, 1),
             }
             for c in climbed.tried
         ],
-        "why": list(climbed.why),
+        "refit": again is not None,
+        "why": why,
         "machine": machine.describe(task.device),
     }
     made = Model(
@@ -318,111 +465,13 @@ def _model(
         name=weights.name,
         reading=weights.reading,
         classes=task.frozen.names,
+        task=learned.task,
         temperature=warm,
+        thresholds=limits,
         kept=Known.of(train_x, val_x),
         facts=facts,
-        **parts,
+        encoder=encoder,
+        head=scaled(folded(final.head), *scale).to(task.device),
+        head_spec=final.head_spec,
     )
     return made, torch.cat([train_x, val_x])
-
-
-def numbers_of(probability: Tensor, y: Tensor) -> dict[str, Any]:
-    """Accuracies of probabilities, `m classes`, with an interval, and the mean cross-entropy of the labels."""
-    right = probability.argmax(1) == y
-    each = metrics.per_class(right, y, probability.shape[1])
-    present = [a for a in each if a is not None]
-    sure = probability.double().gather(1, y[:, None]).clamp(min=1e-12).log()
-    return {
-        "accuracy": right.double().mean().item(),
-        "interval": metrics.bootstrap(right),
-        "mean_per_class": float(np.mean(present)),
-        "per_class": each,
-        "cross_entropy": -sure.mean().item(),
-    }
-
-
-def _tested(
-    model: Model,
-    problem: Problem,
-    learned: Tensor | None,
-    held: Source | None,
-    further: Sequence[Source],
-    corruptions: bool,
-    seed: int,
-) -> dict[str, Any]:
-    """Numbers on test images and on images under other conditions.
-
-    Args:
-        model: the model.
-        problem: what it learned.
-        learned: its features of training and validation images, to find test images among them; None not to look.
-        held: test images.
-        further: images under other conditions.
-        corruptions: whether to test on corrupted test images.
-        seed: seed of corruptions and intervals.
-    """
-    found: dict[str, Any] = {}
-    if held is None and not further:
-        return found
-    look = preprocessing(model)
-    known = replace(problem.task.frozen, test_x=problem.task.frozen.train_x[:0])
-    test_y = known.train_y[:0]
-    images = problem.task.test
-    if held is not None:
-        with progress("test") as update:
-            seen = extract(model.encoder, held, progress=update, **look)
-        assert seen.labels is not None
-        check_finite(seen.x)
-        with torch.no_grad():
-            logits = model.head(seen.x.to(look["device"])).float().cpu()
-        probability = (logits / model.temperature).softmax(1)
-        found["test"] = {
-            "data": held.name,
-            "images": len(seen),
-            "unreadable": len(seen.bad),
-            **numbers_of(probability, seen.labels),
-            "calibration_error": calibration_error(probability, seen.labels),
-        }
-        if learned is not None:  # the images themselves are read only where features cannot tell them apart
-            before = Features(learned, None, torch.arange(len(learned)), [], [])
-            twice = across(problem.task.trainval, held, before, seen)
-            near = model.kept.distance(seen.x) <= model.kept.threshold
-            found["test"]["known"] = near.double().mean().item()
-            found["test"]["learned_from"] = len({j for _, j in twice})
-        known = replace(known, test_x=seen.x.to(look["device"]))
-        test_y = seen.labels.to(look["device"])
-        images = replace(held.subset(seen.index.numpy()), annotate=unlabeled)
-    task = LabeledTask(
-        model.encoder,
-        known,
-        problem.task.trainval,
-        images,
-        model.test_size,
-        tuple(model.mean),
-        tuple(model.std),
-        look["device"],
-        test_y=test_y,
-    )
-    judge = Classifier(_inferring(model), {})
-    if corruptions:
-        with progress("corruptions") as update:
-            measured = Corruptions().judge(replace(task, progress=update), judge, seed)
-        found["corruptions"] = {"accuracy": measured.value, "interval": measured.interval, **measured.details}
-    for other in further:
-        with progress(other.name) as update:
-            measured = Shifted(other, doubt=False).judge(replace(task, progress=update), judge, seed)
-        found.setdefault("shifted", {})[other.name] = {
-            "accuracy": measured.value,
-            "interval": measured.interval,
-            **measured.details,
-        }
-    return found
-
-
-def _inferring(model: Model) -> Any:
-    def logits(x: Tensor) -> Tensor:
-        with torch.no_grad():
-            found: Tensor = model.head(x).float()
-        return found
-
-    return logits

@@ -11,9 +11,10 @@ from manyviews import checkpoint, distributed, machine
 from manyviews.backbones import Encoder
 from manyviews.errors import UserError
 from manyviews.evaluation.features import weights_digest
-from manyviews.methods.distill import ANSWER
+from manyviews.methods._teacher import ANSWER
 from manyviews.settings import Recipe
 from manyviews.verbs._common import loaded, say_once
+from manyviews.verbs._student import keep_student
 from manyviews.verbs.auto import AUTO
 from manyviews.verbs.pretrain import pretrain
 from manyviews.verbs.run import Run
@@ -38,7 +39,8 @@ def distill(
 ) -> Run:
     """Teach a small backbone, on unlabeled images, to see as a larger one does: a run of the method `distill`.
 
-    The teacher is frozen. It becomes a part of the run, which then needs no other file.
+    The teacher is frozen. It becomes a part of the run, which then needs no other file. A student that learned labels
+    is also a model, with the classes of the teacher, in the folder `model` of the run.
 
     Args:
         teacher: weights that `manyviews.load` reads, or the folder of a model that `adapt` wrote.
@@ -59,6 +61,10 @@ def distill(
         engine.Stopped: interrupted by SIGINT or SIGTERM; the run is saved and can be resumed.
     """
     found = loaded(teacher)
+    if target in ("soft", "hard") and isinstance(found, Model) and found.task != "classes":
+        raise UserError(
+            f"{found.name} gives {found.task}, and {target} labels are of one class: take --target features."
+        )
     if target in ("soft", "hard") and not isinstance(found, Model):
         raise UserError(
             f"{found.name} has no classes to give {target} labels: distill the folder of a model that `manyviews "
@@ -76,7 +82,9 @@ def distill(
         **_channels(found),
     }
     changed = {**ours, **(settings or {})}
-    return pretrain(data, recipe, epochs=epochs, budget=budget, settings=changed, out=out)
+    run = pretrain(data, recipe, epochs=epochs, budget=budget, settings=changed, out=out)
+    keep_student(run, data)
+    return run
 
 
 def _channels(teacher: Pretrained) -> dict[str, Any]:
@@ -94,9 +102,9 @@ def _file(teacher: Pretrained) -> Path:
     facts: dict[str, Any] = {"encoder": encoder.spec, **look, "name": teacher.name}
     tensors, digest = dict(encoder.model.state_dict()), weights_digest(encoder)
     if isinstance(teacher, Model):
-        facts |= {"head": dict(teacher.head_spec), "classes": teacher.classes}
+        facts |= {"head": dict(teacher.head_spec), "classes": teacher.classes, "temperature": teacher.temperature}
         tensors |= {f"{ANSWER}{k}": v for k, v in teacher.head.state_dict().items()}
-        digest += weights_digest(teacher.head)
+        digest += f"{weights_digest(teacher.head)} {teacher.classes} {teacher.temperature}"
     key = blake2b(f"{digest} {look}".encode(), digest_size=16).hexdigest()
     path = machine.cache_folder("teachers") / f"{key}.safetensors"
     if not path.exists():

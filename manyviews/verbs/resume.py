@@ -16,6 +16,7 @@ from manyviews.errors import UserError, printable, say
 from manyviews.reporting.views import draw_reconstructions
 from manyviews.settings import Recipe, override, to_json
 from manyviews.verbs._common import opened
+from manyviews.verbs._student import keep_student
 from manyviews.verbs.pretrain import address, conclude, draw_views, facts_of
 from manyviews.verbs.run import Run
 
@@ -89,7 +90,9 @@ def resume(
         remember()
         raise
     remember()
-    return conclude(old.path)
+    run = conclude(old.path)
+    keep_student(run, source)
+    return run
 
 
 def _ask(run: RunFolder, data: Any, captions: Any, trust: bool) -> None:

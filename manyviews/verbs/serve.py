@@ -14,6 +14,8 @@ from manyviews.progress import progress
 from manyviews.verbs._common import loaded, opened, preprocessing, seen_by
 from manyviews.verbs.search import index_folder
 from manyviews.weights import Pretrained
+from manyviews.weights.model import Model
+from manyviews.weights.segmenter import Segmenter
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -59,6 +61,11 @@ def serve(
     if largest <= 0 or per_minute < 1:
         raise UserError("A server takes files of some size, and 1 picture a minute or more.")
     found = loaded(weights)
+    if isinstance(found, Segmenter) or (isinstance(found, Model) and found.task == "numbers"):
+        what = "masks" if isinstance(found, Segmenter) else "numbers"
+        raise UserError(
+            f"The page shows classes, and {found.name} gives {what}: use `manyviews predict`, or export it."
+        )
     if found.note:
         say(found.note)
     known = None

@@ -4,6 +4,7 @@ from manyviews.weights.export import FORMATS, Exported, write
 from manyviews.weights.load import TIMM, Pretrained, load
 from manyviews.weights.model import Model, Predictions
 from manyviews.weights.recognize import Recognized, fetch, recognize
+from manyviews.weights.segmenter import Segmenter
 
 __all__ = [
     "FORMATS",
@@ -13,6 +14,7 @@ __all__ = [
     "Predictions",
     "Pretrained",
     "Recognized",
+    "Segmenter",
     "fetch",
     "load",
     "recognize",

@@ -60,7 +60,8 @@ def card(weights: Pretrained) -> str:
             "",
             f"# {_cell(name)}",
             "",
-            f"An image classifier of {len(weights.classes)} classes, adapted by manyviews."
+            f"A model of {len(weights.classes)} {'numbers' if weights.task == 'numbers' else 'classes'} of images, "
+            "adapted by manyviews."
             if isinstance(weights, Model)
             else "An image encoder without a classifier, trained without labels by manyviews."
             if run is not None

@@ -16,10 +16,11 @@ from manyviews import __version__, checkpoint
 from manyviews.backbones import Encoder, ExternalEncoder
 from manyviews.errors import UserError, unknown
 from manyviews.evaluation.features import SMALL, short_side
-from manyviews.weights import model, programs
+from manyviews.weights import model, programs, segmenter
 from manyviews.weights.card import card, run_of
 from manyviews.weights.load import Pretrained
 from manyviews.weights.model import Model
+from manyviews.weights.segmenter import Segmenter
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ def write(weights: Pretrained, format: str, out: Path, *, dynamic_size: bool = F
         able = ", ".join(name for name, found in FORMATS.items() if found.sizes)
         raise UserError(f"--dynamic-size is for {able}: {format} holds no program, or one for images of one size.")
     _own(weights)
-    if isinstance(weights, Model) and not FORMATS[format].answers:
+    if isinstance(weights, Segmenter) and format == "timm":
+        raise UserError("timm has no place for a head that segments: export to onnx, torch_export or torch.")
+    if isinstance(weights, Model | Segmenter) and not FORMATS[format].answers:
         able = ", ".join(name for name, found in FORMATS.items() if found.answers)
         raise UserError(f"{format} holds an encoder without a classifier: a model is written as {able}.")
     return FORMATS[format].write(weights, out, dynamic_size)
@@ -90,8 +93,9 @@ def facts(weights: Pretrained) -> dict[str, Any]:
     run = run_of(weights)
     recipe = {} if run is None else {"recipe": run.recipe.name}
     answers = model.facts_of(weights) if isinstance(weights, Model) else {}
+    answers |= segmenter.facts_of(weights) if isinstance(weights, Segmenter) else {}
     return {
-        **{k: answers[k] for k in ("classes", "temperature", "head") if k in answers},
+        **{k: answers[k] for k in ("task", "classes", "thresholds", "temperature", "head", "colors") if k in answers},
         "encoder": _own(weights).spec,
         "mean": weights.mean,
         "std": weights.std,
@@ -112,6 +116,8 @@ def _own(weights: Pretrained) -> Encoder:
 def _tensors(weights: Pretrained) -> dict[str, Tensor]:
     if isinstance(weights, Model):
         return model.tensors(weights)
+    if isinstance(weights, Segmenter):
+        return segmenter.tensors(weights)
     return {k: v.detach().cpu() for k, v in _own(weights).model.state_dict().items()}
 
 

@@ -24,9 +24,11 @@ from manyviews.evaluation.knn import neighbors
 from manyviews.heads.classify import classifier
 from manyviews.progress import progress
 from manyviews.threads import threads_of
+from manyviews.weights import segmenter
 from manyviews.weights.embedding import given
 from manyviews.weights.load import Pretrained
 from manyviews.weights.pixels import pixels
+from manyviews.weights.segmenter import Segmenter
 from manyviews.weights.showing import preprocessing
 
 FACTS, WEIGHTS, KNOWN, README = "model.json", "model.safetensors", "known.safetensors", "README.md"
@@ -72,43 +74,66 @@ class Predictions:
 
     Attributes:
         ids: stable names of the images.
-        classes: names of the classes.
-        probability: float32, `n classes`; NaN for images that cannot be read.
+        classes: names of the classes, or of the numbers.
+        outputs: float32, `n classes`: probabilities, or numbers; NaN for images that cannot be read.
         distance: float32, `n`: see `Known`; NaN for these.
         known: bool, `n`, whether an image is as near to the training images as most validation images.
         problems: place of each image that cannot be read, among the rows, and the reason.
+        task: "classes", "several" or "numbers": see `Model`.
+        thresholds: with "several", the probability of each class from which on an image has it.
     """
 
     ids: list[str]
     classes: tuple[str, ...]
-    probability: np.ndarray
+    outputs: np.ndarray
     distance: np.ndarray
     known: np.ndarray
     problems: dict[int, str] = field(default_factory=dict)
+    task: str = "classes"
+    thresholds: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def probability(self) -> np.ndarray:
+        """Calibrated probability of each class: `outputs`. Raises UserError for a model of numbers."""
+        if self.task == "numbers":
+            raise UserError("This model gives numbers, which have no probability: see Predictions.outputs.")
+        return self.outputs
 
     @property
     def best(self) -> list[str]:
         """The likeliest class of each image; "" for one that cannot be read."""
         return ["" if i in self.problems else self.classes[c] for i, c in enumerate(self.ranked(1)[:, 0])]
 
+    @property
+    def found(self) -> list[tuple[str, ...]]:
+        """The classes of each image whose probability reaches the threshold: for models of "several"."""
+        there = self.probability >= np.array(self.thresholds, dtype=np.float32)
+        return [tuple(name for name, has in zip(self.classes, row, strict=True) if has) for row in there.tolist()]
+
     def ranked(self, k: int) -> np.ndarray:
         """The k likeliest classes of each image, best first: int64, `n k`."""
         return np.argsort(-self.probability, axis=1, kind="stable")[:, :k]
 
 
-class Answer(nn.Module):
-    """A head whose logits are divided by a temperature: features `b d` to probabilities `b classes`."""
+def answered(outputs: Tensor, task: str, temperature: float) -> Tensor:
+    """What a head's outputs say, `b outputs`: probabilities that add up to one, one of each class, or numbers."""
+    if task == "numbers":
+        return outputs
+    return (outputs / temperature).sigmoid() if task == "several" else (outputs / temperature).softmax(1)
 
-    def __init__(self, head: nn.Module, temperature: float) -> None:
+
+class Answer(nn.Module):
+    """A head and what its outputs say: features `b d` to probabilities `b classes`, or to numbers."""
+
+    def __init__(self, head: nn.Module, task: str, temperature: float) -> None:
         super().__init__()
-        self.head, self.temperature = head, temperature
+        self.head, self.task, self.temperature = head, task, temperature
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(x)
-        return (logits / self.temperature).softmax(1)
+        return answered(self.head(x), self.task, self.temperature)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -120,10 +145,12 @@ class Model(Pretrained):
     Attributes:
         head: features, `b d`, to logits, `b classes`: a linear layer, or a `Sequential` of torch's layers.
         head_spec: what `heads.classify.classifier` makes the head from.
-        classes: names of the classes.
+        classes: names of the classes, or of the numbers.
         temperature: logits are divided by it, so that probabilities are those of validation images (Guo et al. 2017).
         kept: distances to training images.
         facts: everything else that is known of the model: strategy, numbers on validation and test images, JSON-able.
+        task: "classes", one of each image; "several", any number of them; or "numbers".
+        thresholds: with "several", the probability of each class from which on an image has it.
     """
 
     head: nn.Module
@@ -132,14 +159,16 @@ class Model(Pretrained):
     temperature: float
     kept: Known
     facts: Mapping[str, Any]
+    task: str = "classes"
+    thresholds: tuple[float, ...] = ()
 
     @property
     def top(self) -> nn.Module:
-        return Answer(self.head, self.temperature)
+        return Answer(self.head, self.task, self.temperature)
 
     @property
     def outputs(self) -> str:
-        return "probabilities"
+        return "numbers" if self.task == "numbers" else "probabilities"
 
     def predict(self, images: Any) -> Predictions:
         """Classes of images, with calibrated probabilities.
@@ -183,9 +212,10 @@ def answers(model: Model, source: Source, tell_done: Callable[[int], object] = l
             threads.step()
             done += len(good) + len(bad)
             tell_done(done)
-    probability = (logits / model.temperature).softmax(1)
+    found = answered(logits, model.task, model.temperature).numpy()
     known = (distance <= model.kept.threshold).numpy()
-    return Predictions(source.ids, model.classes, probability.numpy(), distance.numpy(), known, problems)
+    how = model.task, model.thresholds
+    return Predictions(source.ids, model.classes, found, distance.numpy(), known, problems, *how)
 
 
 # -- a folder ------------------------------------------------------------------------------------------------------
@@ -257,7 +287,9 @@ def facts_of(model: Model) -> dict[str, Any]:
     return {
         "library": "manyviews",
         "version": __version__,
+        "task": model.task,
         "classes": model.classes,
+        **({"thresholds": model.thresholds} if model.thresholds else {}),
         "temperature": model.temperature,
         "head": dict(model.head_spec),
         "timm": timm if _beyond_timm(encoder) is None else None,
@@ -278,17 +310,22 @@ def facts_of(model: Model) -> dict[str, Any]:
     }
 
 
-_OWN = {"library", "version", "classes", "temperature", "head", "timm", "encoder", "preprocessing", "known", "reading"}
+_OWN = {
+    *("library", "version", "task", "classes", "thresholds", "temperature", "head", "timm", "encoder"),
+    *("preprocessing", "known", "reading"),
+}
 """Names in model.json that are fields of a model; all others are its facts."""
 
 
-def read(folder: Path) -> Model:
-    """A model from its folder.
+def read(folder: Path) -> Model | Segmenter:
+    """A model from its folder; one that segments, if it is one.
 
     Raises:
         UserError: a file is missing or damaged.
     """
     facts = described(folder)
+    if facts.get("task") == "segmentation":
+        return segmenter.read(folder, facts)
     try:
         look, kept = facts["preprocessing"], facts["known"]
         classes, spec, head_spec = tuple(facts["classes"]), facts["encoder"], facts["head"]
@@ -320,6 +357,8 @@ def read(folder: Path) -> Model:
         classes=classes,
         temperature=numbers[0],
         kept=Known(x, numbers[1], numbers[2]),
+        task=facts.get("task", "classes"),
+        thresholds=tuple(facts.get("thresholds", ())),
         facts={k: v for k, v in facts.items() if k not in _OWN},
     )
 
@@ -338,6 +377,8 @@ def _single(encoder: Encoder, place: str) -> bool:
 
 def _beyond_timm(encoder: Encoder) -> str | None:
     """Why timm cannot build the same network; None if it can."""
+    if "neck" in encoder.spec:
+        return "it has no layers of a projector"
     if encoder.spec["stem"] != "native":
         return f"it has no stem '{encoder.spec['stem']}'"
     if "norm_eps" in encoder.spec:
@@ -353,7 +394,7 @@ def _readme(model: Model) -> str:
     lines = [
         f"# {printable(model.facts.get('title', 'A model'), 80)}",
         "",
-        f"{len(model.classes)} classes: {printable(', '.join(model.classes), 400)}.",
+        f"{_counted(model)}: {printable(', '.join(model.classes), 400)}.",
         "",
         "`manyviews show` says what it is, and `manyviews predict` uses it. `model.json` holds every fact.",
         "",
@@ -371,6 +412,14 @@ def _readme(model: Model) -> str:
             "",
         ]
     )
+
+
+def _counted(model: Model) -> str:
+    """What a model answers with, in words."""
+    n = len(model.classes)
+    if model.task == "numbers":
+        return "A number" if n == 1 else f"{n} numbers"
+    return f"{n} classes, of which an image may have several" if model.task == "several" else f"{n} classes"
 
 
 def _program(model: Model) -> Iterator[str]:
@@ -402,7 +451,9 @@ d = getattr(net, "head_hidden_size", None) or d
 head = nn.Sequential(nn.Linear(d, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(), nn.Linear(hidden, classes))
 net.set_submodule(facts["timm"]["classifier"], head)
 """.splitlines()
-    yield from """\
+    outputs = {"numbers": "net(x[None])[0]", "several": '(net(x[None]) / facts["temperature"]).sigmoid()[0]'}
+    answer = outputs.get(model.task, '(net(x[None]) / facts["temperature"]).softmax(1)[0]')
+    yield from f"""\
 net.load_state_dict(load_file("model.safetensors"))
 net.eval()
 look = facts["preprocessing"]
@@ -410,5 +461,5 @@ mean, std = (torch.tensor(look[name]).view(-1, 1, 1) for name in ("mean", "std")
 for path in sys.argv[1:]:
     x = (torch.from_numpy(pixels(path, look["size"], look["short_side"])) - mean) / std
     with torch.no_grad():
-        probability = (net(x[None]) / facts["temperature"]).softmax(1)[0]
-    print(json.dumps(dict(zip(facts["classes"], probability.tolist()))))""".splitlines()
+        answer = {answer}
+    print(json.dumps(dict(zip(facts["classes"], answer.tolist()))))""".splitlines()

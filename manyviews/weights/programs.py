@@ -20,6 +20,7 @@ from manyviews.checkpoint import write_buffered
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import short_side
 from manyviews.weights.load import Pretrained
+from manyviews.weights.segmenter import Segmenter
 
 FACTS = "manyviews.json"
 """The file in a program's archive that holds the facts about it."""
@@ -56,14 +57,14 @@ class _Pooled(nn.Module):
 
 
 class Normalized(nn.Module):
-    """An encoder of images in [0, 1], and what follows it: float32 `b channels s s` to features or probabilities."""
+    """An encoder of images in [0, 1], and what follows it: float32 `b channels s s` to features or answers."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, encoder: Encoder, mean: Sequence[float], std: Sequence[float], top: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, mean: Sequence[float], std: Sequence[float], top: nn.Module) -> None:
         super().__init__()
-        self.encoder = _Pooled(encoder.model)
+        self.encoder = encoder
         self.top = copy.deepcopy(top).cpu()
         self.register_buffer("mean", column(mean))
         self.register_buffer("std", column(std))
@@ -98,9 +99,9 @@ def normalized(weights: Pretrained, dynamic_size: bool) -> tuple[Normalized, Enc
         fixed = Encoder.from_spec(encoder.spec | {"img_size": size, "dynamic_img_size": False})
         fixed.load_weights(copied.model.state_dict())
         copied = fixed.eval()
-    return Normalized(copied.requires_grad_(False), weights.mean, weights.std, weights.top).eval().requires_grad_(
-        False
-    ), copied
+    copied.requires_grad_(False)
+    inner = weights.inner(copied) if isinstance(weights, Segmenter) else _Pooled(copied.model)
+    return Normalized(inner, weights.mean, weights.std, weights.top).eval().requires_grad_(False), copied
 
 
 @torch.no_grad()
@@ -119,13 +120,14 @@ def compare(weights: Pretrained, run: Callable[[Tensor], Tensor], sizes: Sequenc
     device = next(encoder.parameters()).device
     mode, most, scale = encoder.training, 0.0, 0.0
     top = copy.deepcopy(weights.top).cpu().eval()
+    seen = weights.inner(encoder) if isinstance(weights, Segmenter) and isinstance(encoder, Encoder) else encoder
     encoder.eval()
     try:
         for size in sizes or (weights.test_size,):
             generator = torch.Generator().manual_seed(size)
             images = torch.rand(_TRIED, encoder.channels, size, size, generator=generator)
             x = (images - column(weights.mean)) / column(weights.std)
-            wanted = top(encoder(x.to(device)).cpu().float())
+            wanted = top(seen(x.to(device)).cpu().float())
             difference = float((run(images).cpu().float() - wanted).abs().max())
             most, scale = max(most, difference), max(scale, float(wanted.abs().max()))
     finally:

@@ -60,10 +60,10 @@ def test_sampling_shows_every_class_as_often():
 def test_the_score_counts_classes_or_images():
     logits = torch.tensor([[2.0, 0.0]] * 8 + [[0.0, 2.0], [2.0, 0.0]])
     y = torch.tensor([0] * 8 + [1, 1])
-    assert Balance("none", y.bincount()).score(logits, y).accuracy == pytest.approx(0.9)
-    assert Balance("logits", y.bincount()).score(logits, y).accuracy == pytest.approx(0.75)
+    assert Balance("none", y.bincount()).score(logits, y).value == pytest.approx(0.9)
+    assert Balance("logits", y.bincount()).score(logits, y).value == pytest.approx(0.75)
     broken = Balance("none", y.bincount()).score(logits * torch.nan, y)
-    assert broken.accuracy == 0 and broken < Balance("none", y.bincount()).score(-logits, y)
+    assert broken.value == 0 and broken < Balance("none", y.bincount()).score(-logits, y)
 
 
 def test_the_temperature_is_the_likeliest():

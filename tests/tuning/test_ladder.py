@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 
 from manyviews.tuning import STRATEGIES, Linear, ladder
-from manyviews.tuning.ladder import climb, gain, plan
+from manyviews.tuning.balance import gain
+from manyviews.tuning.ladder import climb, plan
 from manyviews.tuning.pace import Pace
 from manyviews.tuning.strategies import Descent, LowRank, Unfreeze
 

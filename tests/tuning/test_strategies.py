@@ -1,6 +1,7 @@
 """Each strategy on noise that a tiny encoder can tell apart: what learns, what stays, and what is kept."""
 
 import copy
+import itertools
 import time
 from dataclasses import replace
 
@@ -121,15 +122,15 @@ def test_unfreezing_goes_back_to_the_best_stage_with_rates_that_fall(looking, mo
             m.setattr(strategies, "copied", lambda head: _remembered(learning, head))
             m.setattr(strategies.torch.optim, "AdamW", spied)
             found = usual(problem, start, adaptation, descent, name, begun)
-        score = start.score._replace(accuracy=0.5 + 0.1 * len(calls) if len(calls) < 3 else 0.0)
+        score = start.score._replace(value=0.5 + 0.1 * len(calls) if len(calls) < 3 else 0.0)
         return replace(found, score=score)
 
     monkeypatch.setattr(strategies, "tune", staged)
     start = Linear().run(problem)
-    start = replace(start, score=start.score._replace(accuracy=0.1))
+    start = replace(start, score=start.score._replace(value=0.1))
     found = Unfreeze(blocks=4, gamma=0.7, descent=QUICK).run(problem, start)
     assert [blocks for blocks, _ in calls] == [1, 2, 3]
-    assert calls[0][1] is start and found.score.accuracy == 0.7 and found.setting["blocks"] == 2
+    assert calls[0][1] is start and found.score.value == 0.7 and found.setting["blocks"] == 2
     for k, scales in enumerate(rates, 1):
         for name, scale in scales.items():
             if name.startswith("model.blocks."):
@@ -148,3 +149,21 @@ def test_a_deadline_ends_it_and_keeps_the_best(looking):
     start = Linear().run(problem)
     found = tune(problem, start, Full(), replace(QUICK, epochs=1000), "full", time.monotonic())
     assert found.score >= start.score and len(found.history) == 2
+
+
+@pytest.mark.parametrize("name", ["lora", "unfreeze", "finetune"])
+def test_learning_again_is_the_same_training_from_all_images(name, looking, monkeypatch):
+    """Where each look at validation images is better than the one before, nothing is left to choose."""
+    problem = problem_of(vit() if name == "lora" else resnet(), noise(LABELS), 15)
+    y, sure = problem.task.frozen.val_y, itertools.count(1)
+    monkeypatch.setattr(type(problem), "validate", lambda *_: next(sure) * torch.nn.functional.one_hot(y, 3).float())
+    more = {"blocks": 2} if name == "unfreeze" else {}
+    strategy = replace(STRATEGIES[name](), descent=QUICK, **more)
+    start = Linear().run(problem)
+    start = replace(start, score=start.score._replace(value=0.0, certainty=-99.0))
+    found = strategy.run(problem, start)
+    first = Linear().again(problem, start, start)
+    wanted = strategy.run(problem.whole, first)
+    again = strategy.again(problem, found, first)
+    assert same(state(again.encoder), state(wanted.encoder)) and same(state(again.head), state(wanted.head))
+    assert not same(state(again.encoder), state(found.encoder)) and again.score == found.score

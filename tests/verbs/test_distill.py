@@ -138,6 +138,12 @@ def test_a_model_teaches_its_labels_and_other_teachers_are_refused(photos, teach
     kept = load_tensors(out / "checkpoint.safetensors")[0]
     assert torch.equal(kept["method.teacher.head.weight"], model.head.weight)
     assert kept["method.online.projector.weight"].shape[0] == 2
+    student = mv.load(out / "model")
+    assert student.classes == ("a", "b") and student.temperature == model.temperature
+    assert torch.equal(student.head.weight, kept["method.online.projector.weight"])
+    assert torch.equal(student.encoder.model.conv1.weight, kept["method.online.encoder.model.conv1.weight"])
+    cli.main(["predict", str(out / "model"), str(photos), "--out", str(tmp_path / "p.csv")])
+    assert "Predicted 32 images" in capsys.readouterr().out
     with pytest.raises(mv.UserError, match="no classes to give hard labels"):
         mv.distill(teacher, photos, target="hard")
     plain = tmp_path / "plain.safetensors"

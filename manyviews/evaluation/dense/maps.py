@@ -36,6 +36,7 @@ class Maps(nn.Module):
     Attributes:
         dim: features of each position.
         stride: pixels from one position to the next.
+        stages: the stages, counted from the front; None for the last map.
 
     Raises:
         UserError: the network takes images of one size only, or has no such stages.
@@ -44,7 +45,7 @@ class Maps(nn.Module):
     def __init__(self, encoder: Encoder, stages: Sequence[int] | None = None) -> None:
         super().__init__()
         self.encoder = encoder
-        self._stages: list[int] | None = None
+        self.stages: list[int] | None = None
         strides = [stride for _, stride in stage_shapes(encoder)]
         if stages is None:
             self.stride = strides[-1]
@@ -52,20 +53,25 @@ class Maps(nn.Module):
             count = len(strides)
             if not stages or not all(-count <= k < count for k in stages):
                 raise UserError(f"{encoder.name} has {count} stages, from -{count} to -1, and no {tuple(stages)}.")
-            self._stages = sorted(k % count for k in set(stages))
-            self.stride = min(strides[k] for k in self._stages)
+            self.stages = sorted(k % count for k in set(stages))
+            self.stride = min(strides[k] for k in self.stages)
         side = 4 * strides[-1]
         with frozen(encoder):
             self.dim: int = self(torch.zeros(1, encoder.channels, side, side, device=_device(encoder))).shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[-2] // self.stride, x.shape[-1] // self.stride
-        if self._stages is None:
-            found: Tensor = patch_features(self.encoder, x).transpose(1, 2).unflatten(2, (h, w))
-            return found
-        maps = intermediates(self.encoder, x, self._stages)
-        sized = [m if m.shape[-2:] == (h, w) else F.interpolate(m, size=(h, w), mode="bilinear") for m in maps]
-        return torch.cat(sized, 1)
+        return map_of(self.encoder, x, self.stride, self.stages)
+
+
+def map_of(encoder: Encoder, x: Tensor, stride: int, stages: Sequence[int] | None) -> Tensor:
+    """The map that `Maps` gives, `b dim h/stride w/stride`; stages are counted from the front."""
+    h, w = x.shape[-2] // stride, x.shape[-1] // stride
+    if stages is None:
+        found: Tensor = patch_features(encoder, x).transpose(1, 2).unflatten(2, (h, w))
+        return found
+    maps = intermediates(encoder, x, stages)
+    sized = [m if m.shape[-2:] == (h, w) else F.interpolate(m, size=(h, w), mode="bilinear") for m in maps]
+    return torch.cat(sized, 1)
 
 
 def intermediates(encoder: Encoder, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:

@@ -90,6 +90,42 @@ def segment(
     Raises:
         UserError: data in no known layout, or without a usable image.
     """
+    return fit(
+        encoder,
+        data,
+        mean=mean,
+        std=std,
+        test_size=test_size,
+        stages=stages,
+        ignore=ignore,
+        epochs=epochs,
+        lrs=lrs,
+        batch=batch,
+        pixels=pixels,
+        device=device,
+        seed=seed,
+        progress=progress,
+    )[0]
+
+
+def fit(
+    encoder: Encoder,
+    data: Path,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    test_size: int | None = None,
+    stages: Sequence[int] | None = None,
+    ignore: int | None = None,
+    epochs: int = 50,
+    lrs: Sequence[float] = LRS,
+    batch: int = 16,
+    pixels: int | None = 4096,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: Update | None = None,
+) -> tuple[Dense, Head, Masks]:
+    """`segment`, with the layer that was chosen and the images."""
     check_counts(epochs=epochs, batch=batch, lrs=len(lrs), pixels=pixels or 1, test_size=test_size or 1)
     check_rates(*lrs)
     start, device = time.monotonic(), torch.device(device)
@@ -118,7 +154,7 @@ def segment(
     tallies, constant = _tallies(encoded("test", found.test), [heads[best], _constant(statistics, device)])
     usable("test", len(tallies), found.test)
     right, _, true = tallies.sum(0).double()
-    return Dense(
+    judged = Dense(
         task="segmentation",
         metric="mIoU",
         value=miou(tallies),
@@ -136,6 +172,7 @@ def segment(
         seconds=time.monotonic() - start,
         notes=tuple(notes),
     )
+    return judged, heads[best], found
 
 
 def _absent(classes: Sequence[str], counts: Tensor, data: str | Path) -> list[str]:
@@ -293,7 +330,7 @@ def _statistics(train: _Train, classes: int, dim: int) -> _Statistics:
 
 
 @dataclass(frozen=True)
-class _Head:
+class Head:
     """A linear layer on unstandardized features: `c d` and `c`."""
 
     weight: Tensor
@@ -304,10 +341,10 @@ class _Head:
         return torch.einsum("cd,dhw->chw", self.weight, features) + self.bias[:, None, None]
 
 
-def _constant(statistics: _Statistics, device: torch.device) -> _Head:
+def _constant(statistics: _Statistics, device: torch.device) -> Head:
     """A layer that always predicts the most frequent class."""
     counts = statistics.counts.float().to(device)
-    return _Head(torch.zeros(len(counts), len(statistics.standard.mean), device=device), counts)
+    return Head(torch.zeros(len(counts), len(statistics.standard.mean), device=device), counts)
 
 
 def _train(
@@ -320,7 +357,7 @@ def _train(
     seed: int,
     device: torch.device,
     progress: Update | None,
-) -> list[_Head]:
+) -> list[Head]:
     """A layer for each learning rate. They share every batch, and each learns as it would alone."""
     classes, d = len(statistics.counts), len(statistics.standard.mean)
     mean, std = statistics.standard.mean.to(device), statistics.standard.std.to(device)
@@ -341,7 +378,7 @@ def _train(
         for one in some:
             x = (one.features.to(device) - mean[:, None, None]) / std[:, None, None]
             mask = one.mask.to(device).long()
-            logits = _Head(torch.cat(weights), torch.cat(biases))(x)
+            logits = Head(torch.cat(weights), torch.cat(biases))(x)
             found, wanted = _at_random(logits, mask, pixels, generator) if pixels else _at_all(logits, mask)
             each = F.cross_entropy(found.view(len(lrs), classes, -1), wanted.expand(len(lrs), -1), reduction="none")
             # The mean over the image's pixels and the batch's images, summed over the layers, which share nothing.
@@ -355,7 +392,7 @@ def _train(
     heads = []
     for w, b in zip(weights, biases, strict=True):
         scaled = (w / std).detach()
-        heads.append(_Head(scaled, b.detach() - scaled @ mean))
+        heads.append(Head(scaled, b.detach() - scaled @ mean))
     return heads
 
 
@@ -383,7 +420,7 @@ def _at_random(logits: Tensor, mask: Tensor, n: int, generator: torch.Generator)
     return found[0, :, 0], mask.flatten()[chosen]
 
 
-def _tallies(examples: Iterable[_Example], heads: Sequence[_Head]) -> list[Tensor]:
+def _tallies(examples: Iterable[_Example], heads: Sequence[Head]) -> list[Tensor]:
     """Tallies of the images for each layer, int64 `m 3 c`. A layer that diverged predicts the first class."""
     classes = len(heads[0].bias)
     found: list[list[Tensor]] = [[] for _ in heads]

@@ -63,7 +63,7 @@ class ProjectorLayers(MetricProtocol):
                 f"The projector takes {width} features, and the encoder gives {known.train_x.shape[1]}: "
                 "give the projector that was trained with it."
             )
-        found, parts = {"backbone": probe(task.frozen)}, _cut(layers.to(task.device))
+        found, parts = {"backbone": probe(task.frozen)}, cut(layers.to(task.device))
         for i, part in enumerate(parts, 1):
             train_x, val_x, test_x = (_through(part, x) for x in (known.train_x, known.val_x, known.test_x))
             known = replace(known, train_x=train_x, val_x=val_x, test_x=test_x)
@@ -109,7 +109,7 @@ class _Pooled(nn.Module):
         return pooled
 
 
-def _cut(projector: nn.Sequential) -> list[nn.Sequential]:
+def cut(projector: nn.Sequential) -> list[nn.Sequential]:
     """The projector in parts with one linear layer each."""
     parts: list[list[nn.Module]] = [[]]
     for module in projector:
