@@ -1,5 +1,6 @@
 """Fixtures that every stage's tests may use."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real image sets are not beside this repository")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_state(tmp_path_factory) -> None:
+    """The key with which runs are signed is none of the user's."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
 
 
 @pytest.fixture(autouse=True)

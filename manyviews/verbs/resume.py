@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -147,10 +148,15 @@ def _longer(old: RunFolder, data: Any, captions: Any, epochs: float, out: str | 
 def _opened(run: RunFolder, data: Any, captions: Any) -> Source:
     """The images of a run. A file that somebody else's run names may itself name a server, such as a list."""
     told = run.facts.get("data")
-    if not isinstance(data, str) or data != told or run.ours:
+    with _as_told(run, told) if isinstance(data, str) and data == told else nullcontext():
         return opened(data, captions=captions)
-    with only_local(f"the run in {run.path} names it by way of {printable(told, 200)}; give it as --data yourself."):
-        return opened(data, captions=captions)
+
+
+def _as_told(run: RunFolder, told: str) -> AbstractContextManager[None]:
+    """Inside, what a run names is opened, and if somebody else began it, only on this machine."""
+    if run.ours:
+        return nullcontext()
+    return only_local(f"the run in {run.path} names it by way of {printable(told, 200)}; give it as --data yourself.")
 
 
 def _remembered(run: RunFolder, recipe: Recipe) -> Source | None:
@@ -160,7 +166,8 @@ def _remembered(run: RunFolder, recipe: Recipe) -> Source | None:
         if "old" in run.facts:
             say("The images of the old domain were given in memory: forgetting is not monitored any more.")
         return None
-    return read_as(opened(address), recipe.data.reading)
+    with _as_told(run, address):
+        return read_as(opened(address), recipe.data.reading)
 
 
 def _where(run: RunFolder, data: str | None) -> str:

@@ -216,7 +216,7 @@ def test_of_many_that_claim_a_folder_at_once_one_gets_it(tmp_path: Path):
     for t in threads:
         t.join()
     assert len(won) <= 1  # a tie may leave none, never two
-    assert not won or RunFolder(tmp_path / "run").facts == {"number": won[0]}
+    assert not won or RunFolder(tmp_path / "run").facts["number"] == won[0]
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(images: Path, whole: mv.Run, tmp_path: Path, monkeypatch):

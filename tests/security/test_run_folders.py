@@ -112,6 +112,9 @@ def test_nor_by_way_of_a_list_that_it_brings(run: Path):
     with_data(run, data=str(images))
     with pytest.raises(mv.UserError, match=r"on the network: the run in .* names it by way of"):
         mv.resume(run)
+    with_data(run, old=str(images))
+    with pytest.raises(mv.UserError, match=r"on the network: the run in .* names it by way of"):
+        mv.resume(run, "demo:test")
 
 
 def test_nor_that_of_a_logger_or_of_weights_to_start_from(run: Path):
