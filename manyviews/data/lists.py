@@ -14,7 +14,7 @@ import numpy as np
 from manyviews.checkpoint import write_atomically, write_text
 from manyviews.data.left import listed
 from manyviews.data.source import Source
-from manyviews.errors import UserError
+from manyviews.errors import UserError, from_json, printable
 
 ENDINGS = (".parquet", ".csv")
 
@@ -98,13 +98,24 @@ def open_list(path: Path, open_data: Callable[[str], Source]) -> Source:
 def _read(path: Path) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     try:
         columns, text = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
-        facts = json.loads(text)
-    except (OSError, KeyError, ValueError) as error:  # pyarrow's errors are among these
+        facts = from_json(text)
+        _check(columns)
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:  # pyarrow's errors are among these
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path} is no list that `manyviews curate` wrote, or is damaged ({reason}).") from None
     if not isinstance(facts, dict):
         raise UserError(f"{path} is no list that `manyviews curate` wrote: it does not say of which images it is.")
     return columns, facts
+
+
+def _check(columns: Mapping[str, Sequence[Any]]) -> None:
+    kinds = {"id": str, "position": int, "kept": bool}
+    for name, kind in kinds.items():
+        strange = next((value for value in columns[name] if type(value) is not kind), None)
+        if strange is not None or None in columns[name]:
+            raise ValueError(f"its column {name} has {printable(repr(strange), 60)}")
+    if any(abs(value) >= 2**63 for value in columns["position"]):
+        raise ValueError("its column position has numbers that are too large")
 
 
 def _read_csv(path: Path) -> tuple[dict[str, list[Any]], str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,14 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manyviews.data.blocks import Blocks, window
+from manyviews.data.blocks import HELD, Blocks, window
 from manyviews.data.decode import BadImage, fault
 from manyviews.data.files import THREADS, File, Ranges, Unreachable, names_below
 from manyviews.data.folder import CAPTION_NAMES, LABEL_NAMES
 from manyviews.data.source import Captions, Labels, Source, as_captions, as_labels, content_ids
-from manyviews.errors import UserError, unknown
+from manyviews.errors import UserError, from_json, printable, unknown
+from manyviews.machine import free_memory
 
-_BATCH = 4096  # rows in one array: 2 GiB of images of half a megabyte
+_BATCH = 256  # rows in one array: 2 GiB of images of eight megabytes
 _HASHED = 2**30  # bytes of images; more are not read for the sake of their names
 _IMAGE_NAMES = ("image", "img")
 
@@ -38,7 +38,8 @@ def open_parquet(files: Sequence[File], label: str | None = None, caption: str |
     """
     table = Table(files, label, caption)
     name = table.files[0].name.rpartition(".")[0]
-    source = Source(name, len(table), table.read, table.ids, table.labels, table.locate)
+    source = Source(name, len(table), table.read, table.ids, table.labels, table.locate, notes=table.notes())
+    source = replace(source, why_unlabeled=table.why_unlabeled())
     return replace(source, blocks=table.blocks, window=table.window, describe=table.captions)
 
 
@@ -69,7 +70,9 @@ class Table:
         if not len(self):
             raise UserError(f"{self.files[0]} has no rows.")
         self._bytes, self._path = _image_columns(schemas[0], self.files[0])
-        self._label, self._classes = _label_column(schemas[0], label)
+        named, self._odd = _class_names(schemas[0])
+        self._label = _label_column(schemas[0], label, list(named))
+        self._classes = None if self._label is None else named.get(self._label)
         self._caption = _caption_column(schemas[0], caption)
         self.blocks = np.setdiff1d(self._starts, [0])
         self.window = window(np.array([self._group_bytes(k, g) for k, g in self._groups]))
@@ -99,10 +102,17 @@ class Table:
             with _open(where, self._metadata[number]) as file:
                 # No threads: pyarrow's pool does not survive a fork, and images are decoded in parallel anyway.
                 # Batches: a row group of more than 2 GiB does not fit one array, and nested ones are not split.
-                batches = file.iter_batches(
+                chunks, size, most = [], 0, max(HELD, free_memory() // 2)
+                for batch in file.iter_batches(
                     batch_size=_BATCH, row_groups=[part], columns=[self._bytes], use_threads=False
-                )
-                chunks = [batch.column(0) for batch in batches]
+                ):
+                    chunks.append(batch.column(0))
+                    size += batch.nbytes
+                    if size > most:  # a value that is stored once may stand in each row
+                        raise BadImage(
+                            f"row group {part} takes more than {most / 1e9:.1f} GB: write the file anew with a smaller "
+                            "row_group_size"
+                        )
         except MemoryError:  # also one of Arrow's errors
             raise
         except OSError as error:
@@ -148,6 +158,35 @@ class Table:
             return None
         values = self.column(self._label)
         return None if values.null_count else as_labels(values.to_pylist(), self._classes)
+
+    def why_unlabeled(self) -> str:
+        """Why no labels are used although some rows have one; empty if all have, or none."""
+        if self._label is None or not 0 < (lacking := self._nulls(self._label)) < len(self):
+            return ""
+        return (
+            f"{lacking:,} of {len(self):,} rows have no label in the column {printable(self._label, 60)}: add them, or "
+            "leave these rows out."
+        )
+
+    def _nulls(self, name: str) -> int:
+        """How many rows lack a value of a column, by the statistics in the files' footers if these have them."""
+        count = 0
+        for k, g in self._groups:
+            found = self._metadata[k].row_group(g)
+            chunks = (found.column(c) for c in range(found.num_columns))
+            known = next((c.statistics for c in chunks if c.path_in_schema == name), None)
+            if known is None or not known.has_null_count:
+                return int(self.column(name).null_count)
+            count += known.null_count
+        return count
+
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for people about what was left out."""
+        odd = (
+            f"The names of classes in {self.files[0].name}'s metadata of Hugging Face are not understood "
+            f"({printable(self._odd, 80)}): labels are named by their values."
+        )
+        return tuple(note for note in (odd if self._odd else "", self.why_unlabeled()) if note)
 
     def captions(self) -> Captions | None:
         return None if self._caption is None else as_captions(self.column(self._caption).to_pylist())
@@ -197,17 +236,28 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _label_column(schema: pa.Schema, wanted: str | None) -> tuple[str | None, list[str] | None]:
-    """The column of labels, and the names of the classes if Hugging Face's metadata has them."""
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = metadata.get("info", {}).get("features", {})
-    named = {k: v["names"] for k, v in features.items() if isinstance(v, dict) and v.get("_type") == "ClassLabel"}
+def _class_names(schema: pa.Schema) -> tuple[dict[str, list[str]], str]:
+    """Names of the classes by column, if Hugging Face's metadata has them, and what is wrong with it."""
+    text = (schema.metadata or {}).get(b"huggingface")
+    try:
+        features = {} if text is None else from_json(text).get("info", {}).get("features", {})
+        kinds = {k: v for k, v in features.items() if isinstance(v, dict) and v.get("_type") == "ClassLabel"}
+        if not all(isinstance(v["names"], list) for v in kinds.values()):
+            raise ValueError("the names are no list")
+        return {k: [str(name) for name in v["names"]] for k, v in kinds.items()}, ""
+    except (AttributeError, KeyError, ValueError) as error:
+        return {}, str(error)
+
+
+def _label_column(schema: pa.Schema, wanted: str | None, named: Sequence[str]) -> str | None:
+    """The column of labels: the one that is asked for, has a usual name, or is alone in having names of classes."""
     if wanted is None:
         usual = [name for name in LABEL_NAMES if name in schema.names]
-        wanted = usual[0] if usual else next(iter(named)) if len(named) == 1 else None
-    elif wanted not in schema.names:
+        there = [name for name in named if name in schema.names]
+        return usual[0] if usual else there[0] if len(there) == 1 else None
+    if wanted not in schema.names:
         raise unknown("column of labels", wanted, schema.names)
-    return wanted, named.get(wanted) if wanted is not None else None
+    return wanted
 
 
 def _caption_column(schema: pa.Schema, wanted: str | None) -> str | None:

@@ -5,7 +5,6 @@ Members whose file names agree up to the first dot are one sample: an image, and
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from manyviews.data.folder import LOOKED, is_unknown
 from manyviews.data.formats import HEAD
 from manyviews.data.left import REPLACED
 from manyviews.data.source import Captions, Source, as_captions
-from manyviews.errors import UserError
+from manyviews.errors import UserError, from_json
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 """Endings of compressed tars, which cannot be read from the middle."""
@@ -184,7 +183,7 @@ def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str | None:
 def _field(tar: tarfile.TarFile, member: tarfile.TarInfo, names: Iterable[str]) -> int | str | None:
     content = tar.extractfile(member) if member.size <= _LABEL_BYTES else None
     try:
-        found = None if content is None else json.loads(content.read())
+        found = None if content is None else from_json(content.read())
     except ValueError:
         return None
     values = [found[name] for name in names if name in found] if isinstance(found, dict) else []

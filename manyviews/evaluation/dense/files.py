@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from PIL import Image
 
 from manyviews.data.folder import is_image
 from manyviews.data.layout import SPLITS as SPLITS
-from manyviews.errors import UserError
+from manyviews.errors import UserError, from_json
 
 Bad = list[tuple[str, str]]
 """(where, reason) of everything that was left out."""
@@ -83,6 +82,6 @@ def only_folder(root: Path) -> Iterable[Path]:
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read as JSON ({e}).") from None
