@@ -75,6 +75,9 @@ _OPEN = {
     "WEBP": WebPImagePlugin.WebPImageFile,
 }
 
+PLUGINS = tuple(_OPEN)
+"""Names of the plugins of Pillow that may read files, for `Image.open`."""
+
 # Errors that are not the image's fault: too many open files, a network disk that does not answer.
 _PASSING = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN}
 _ORIENTATION_TAG = 0x0112

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from manyviews.data.decode import PLUGINS
 from manyviews.data.folder import is_image
 from manyviews.data.layout import SPLITS as SPLITS
 from manyviews.errors import UserError, from_json
@@ -64,7 +65,7 @@ _UPRIGHT = {
 def orientation(path: Path) -> int:
     """The EXIF orientation of an image, 1 to 8; 1 if it has none. 5 and more exchange width and height."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=PLUGINS) as image:
             return int(image.getexif().get(0x0112, 1))
     except Exception:  # broken EXIF around sound pixels counts as no EXIF
         return 1
@@ -78,6 +79,14 @@ def upright(pixels: np.ndarray, turned: int) -> np.ndarray:
 def only_folder(root: Path) -> Iterable[Path]:
     folders = [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
     return folders if len(folders) == 1 else []
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path that an annotation names is a file; also for names that no file system takes."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def read_json(path: Path) -> Any:
