@@ -6,11 +6,13 @@ import io
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +20,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from manyviews.errors import UserError
+from manyviews.errors import UserError, printable
 
 THREADS = 16
 """Requests at a time. They wait for a network, not for a core."""
@@ -38,8 +40,9 @@ _PACKAGES = {
 }
 # Facts that change with a file, the most reliable first.
 _STAMPS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created")
+_MOST = 100_000  # files that braces may name: their product would fill any memory
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
 def shown(address: object) -> str:
@@ -158,6 +161,19 @@ def is_pattern(path: str) -> bool:
     return _BRACES.search(path) is not None or _is_glob(path)
 
 
+_why_local: list[str] = []
+
+
+@contextmanager
+def only_local(why: str) -> Iterator[None]:
+    """Inside, no server is contacted: an address on the network is an error, which ends in this sentence."""
+    _why_local.append(why)
+    try:
+        yield
+    finally:
+        _why_local.pop()
+
+
 def find(where: str) -> list[File]:
     """The files that a path or a URL names; those of a folder or a wildcard are sorted.
 
@@ -178,6 +194,8 @@ def file_system(url: str) -> tuple[AbstractFileSystem, str]:
     Raises:
         UserError: the protocol is unknown, or its package is missing.
     """
+    if _why_local and not url.startswith(("file://", "local://")):
+        raise UserError(f"{shown(url)} is on the network: {_why_local[-1]}")
     protocol = url.partition("://")[0].rpartition("::")[2]
     try:
         fs, path = url_to_fs(url)
@@ -231,12 +249,18 @@ def _is_glob(path: str) -> bool:
 
 
 def _expand(pattern: str) -> list[str]:
-    """Expand braces as a shell does: `{000..099}` counts and `{a,b}` chooses; others are literal."""
+    """Expand braces as a shell does: `{000..099}` counts and `{a,b}` chooses; others are literal.
+
+    Raises:
+        UserError: they stand for more files than there can be.
+    """
     parts: list[Sequence[str]] = []
     end = 0
     for match in _BRACES.finditer(pattern):
         parts += [[pattern[end : match.start()]], _choices(match)]
         end = match.end()
+    if prod(map(len, parts)) > _MOST:
+        raise _too_many(pattern)
     return ["".join(chosen) for chosen in product(*parts, [pattern[end:]])]
 
 
@@ -244,5 +268,13 @@ def _choices(match: re.Match[str]) -> Sequence[str]:
     if count := _RANGE.fullmatch(match[1]):
         first, last = count.groups()
         wide = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+        if int(last) - int(first) >= _MOST:
+            raise _too_many(match[0])
         return [str(k).zfill(wide) for k in range(int(first), int(last) + 1)]
     return match[1].split(",") if "," in match[1] else [match[0]]
+
+
+def _too_many(pattern: str) -> UserError:
+    return UserError(
+        f"The braces in {printable(pattern, 200)} stand for more than {_MOST:,} files: give a folder, or a wildcard."
+    )
