@@ -214,7 +214,7 @@ def fault(error: OSError, path: Path | None, what: str = "the file") -> BadImage
 
 @dataclass(frozen=True)
 class Opened:
-    """A picture whose pixels are in memory as its file stores them, not yet upright and not yet in a reading's channels.
+    """A picture whose pixels are in memory as its file stores them, before it is turned and gets a reading's channels.
 
     Attributes:
         found: the pixels.

@@ -73,8 +73,8 @@ def _check_sizes(path: Path) -> None:
     there, free = path.stat().st_size, free_memory()
     if promised > _PACKED * there + _SPARE or promised > free:
         raise UserError(
-            f"{path} has {there / 1e6:.1f} MB and would unpack to {promised / 1e9:.1f} GB, where {free / 1e9:.1f} GB are "
-            "free: it is no file that torch.save wrote, or needs more memory."
+            f"{path} has {there / 1e6:.1f} MB and would unpack to {promised / 1e9:.1f} GB, where {free / 1e9:.1f} GB "
+            "are free: it is no file that torch.save wrote, or needs more memory."
         )
 
 

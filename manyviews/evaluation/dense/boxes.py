@@ -212,7 +212,7 @@ def _names(file: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{file} cannot be read ({e}).") from None
     names = [line.split()[0] for line in lines if line.strip()]
-    strange = next((name for name in names if len(name) > 200 or not name.isprintable() or set(name) & set("/\\")), None)
+    strange = next((name for name in names if len(name) > 200 or not name.isprintable() or {*name} & {*"/\\"}), None)
     if strange is not None:
         raise UserError(f"{file} has '{printable(strange, 60)}', which is no name of an image in JPEGImages.")
     return names
