@@ -36,7 +36,10 @@ def open_parquet(files: Sequence[File], label: str | None = None, caption: str |
     Raises:
         UserError: a file that cannot be read, no column of images or several, or no such column of labels or captions.
     """
-    table = Table(files, label, caption)
+    try:
+        table = Table(files, label, caption)
+    except (UnicodeDecodeError, pa.ArrowException) as error:  # names and types in a damaged footer
+        raise _unreadable(files[0], error) from None
     name = table.files[0].name.rpartition(".")[0]
     source = Source(name, len(table), table.read, table.ids, table.labels, table.locate, notes=table.notes())
     source = replace(source, why_unlabeled=table.why_unlabeled())
@@ -139,14 +142,21 @@ class Table:
             column = pa.chunked_array([chunk for several in found for chunk in several])
         return pc.struct_field(column, 0) if "." in name else column
 
+    def _values(self, name: str) -> list[Any]:
+        try:
+            found: list[Any] = self.column(name).to_pylist()
+        except (UnicodeDecodeError, OverflowError, pa.ArrowException) as error:
+            raise _unreadable(self.files[0], error) from None
+        return found
+
     def ids(self) -> list[str]:
         """The paths stored with the images, if they are distinct; else hashes of the images' bytes.
 
         Hashes need all the images, so those of more than a gigabyte are named by file and row.
         """
         if self._path is not None:
-            paths: list[str] = self.column(self._path).to_pylist()
-            if all(paths) and len(set(paths)) == len(paths):
+            paths = self._values(self._path)
+            if all(isinstance(path, str) and path for path in paths) and len(set(paths)) == len(paths):
                 return [path.replace("\\", "/") for path in paths]
         if sum(self._group_bytes(k, g) for k, g in self._groups) <= _HASHED:
             return content_ids(self.read, len(self))
@@ -156,8 +166,8 @@ class Table:
     def labels(self) -> Labels | None:
         if self._label is None:
             return None
-        values = self.column(self._label)
-        return None if values.null_count else as_labels(values.to_pylist(), self._classes)
+        values = self._values(self._label)
+        return None if any(value is None for value in values) else as_labels(values, self._classes)
 
     def why_unlabeled(self) -> str:
         """Why no labels are used although some rows have one; empty if all have, or none."""
@@ -189,7 +199,14 @@ class Table:
         return tuple(note for note in (odd if self._odd else "", self.why_unlabeled()) if note)
 
     def captions(self) -> Captions | None:
-        return None if self._caption is None else as_captions(self.column(self._caption).to_pylist())
+        return None if self._caption is None else as_captions(self._values(self._caption))
+
+
+def _unreadable(file: File, error: Exception) -> UserError:
+    return UserError(
+        f"{file}, or another file of its set, is not readable Parquet ({printable(error, 100)}): it may be damaged or "
+        "half downloaded."
+    )
 
 
 def _open(file: File, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:

@@ -287,8 +287,15 @@ def _layout(file: Path) -> tuple[int, dict[str, Any]]:
             if length > size:
                 raise ValueError("its header is damaged")
             header = from_json(f.read(length))
-        ends = [header[name]["data_offsets"][1] for name in ("data", "start", "extent")]
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        places = {name: header[name]["data_offsets"] for name in ("data", "start", "extent")}
+        count, two = header["extent"]["shape"]
+        sizes = {name: stop - start for name, (start, stop) in places.items()}
+        if any(type(at) is not int or at < 0 for place in places.values() for at in place):
+            raise ValueError("its header is damaged")
+        if (two, sizes["extent"], sizes["start"]) != (2, 16 * count, 8 * count + 8) or sizes["data"] < 0:
+            raise ValueError("its sizes do not agree")
+        ends = [stop for _, stop in places.values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(
             f"{file} is not a readable shard of canvases ({e}): remove it, and prepare the images again."
         ) from e
@@ -325,7 +332,10 @@ class Prepared:
         content, (height, width) = self._content(i)
         if self.encoding == "raw":
             return self._shaped(content, height, width)
-        return to_canvas(decode(content.tobytes(), None, Reading(self.reading.count))[0], max(height, width))
+        try:
+            return to_canvas(decode(content.tobytes(), None, Reading(self.reading.count))[0], max(height, width))
+        except BadImage as e:
+            raise _damaged(self.folder, e) from None
 
     def _content(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
         """The bytes of a canvas, and its height and width."""

@@ -57,7 +57,7 @@ def files(folder: Path) -> list[Path]:
         if index.is_file():
             shards = sorted({str(v) for v in dict(_json(index).get("weight_map") or {}).values()})
             paths = [folder / shard for shard in shards]
-            missing = [p for p in paths if p.name != str(p.relative_to(folder)) or not p.is_file()]
+            missing = [p for s, p in zip(shards, paths, strict=True) if p.name != s or not p.is_file()]
             if missing or not paths:
                 which = printable(missing[0].name, 60) if missing else "any file"
                 raise UserError(f"{index} names {len(paths)} files of weights, and {which} is not in the folder.")

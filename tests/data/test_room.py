@@ -14,7 +14,6 @@ import tifffile
 from PIL import Image
 
 from manyviews.data import canvas as canvases
-
 from manyviews.data.decode import BadImage, decode
 from manyviews.data.reading import Reading
 from manyviews.data.room import SMALL, Room
