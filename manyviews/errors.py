@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -55,6 +57,18 @@ def printable(text: object, most: int | None = None) -> str:
     """
     clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
     return clean if most is None or len(clean) <= most else clean[: most - 3] + "..."
+
+
+def from_json(text: str | bytes) -> Any:
+    """`json.loads` of text that anybody may have written.
+
+    Raises:
+        ValueError: it is no JSON, or is nested more deeply than Python can follow.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def require(good: bool, settings: object, name: str, wanted: str) -> None:

@@ -223,6 +223,11 @@ class Archives:
         values = [known if cut else value for value, cut in zip(self.values, self._cut, strict=True)]
         return None if any(value is None for value in values) else as_labels(values)
 
+    @property
+    def lacking(self) -> int:
+        """How many images have no label beside them."""
+        return sum(value is None and not cut for value, cut in zip(self.values, self._cut, strict=True))
+
     def labels_of_folders(self, short: dict[str, str]) -> Labels | None:
         """First-level folders."""
         classes = [short.get(name.rpartition("/")[0], "").partition("/")[0] for name in self.names]
@@ -285,6 +290,9 @@ def opened(
                     notes.append(why)
             else:
                 by_folder, doubts = True, doubt(top_folders(short, folders))
+    elif lacking := archives.lacking:
+        why = f"{lacking:,} of {len(archives):,} images have no label beside them: add them, or leave these images out."
+        notes.append(why)
     source = Source(name, len(archives), archives.read, archives.keys.copy, annotate, archives.locate)
     source = replace(source, blocks=archives.blocks, window=archives.window, why_unlabeled=why)
     source = replace(source, by_folder=by_folder, doubt=doubts)

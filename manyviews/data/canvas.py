@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from manyviews.data.decode import BadImage, Raw, decode
+from manyviews.data.decode import BadImage, Raw, opened, translated
 from manyviews.data.reading import Reading
+from manyviews.data.room import ROOM
 from manyviews.data.slow import READS
 from manyviews.data.source import Source
 from manyviews.machine import cores
@@ -37,6 +38,7 @@ MOST = 4
 """The most pixels of a canvas, in squares of its longest short side: longer images shrink to that."""
 
 
+_LARGE = 2**24  # pixels of pictures that shrink by rows
 _CLOSE = (0.9, 1.3)  # of the wanted size: at which JPEGs may be decoded, and what is not worth resampling
 
 
@@ -51,11 +53,15 @@ def to_canvas(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
     pixels = np.asarray(image)
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     shape = canvas_shape(pixels.shape[0], pixels.shape[1], size)
-    if shape != pixels.shape[:2]:
-        # A copy, because Pillow's array is read-only, of which PyTorch warns.
-        found = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
-        pixels = interpolate(found, shape, mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
-    return pixels
+    return _resampled(pixels, shape)
+
+
+def _resampled(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    if shape == pixels.shape[:2]:
+        return pixels
+    # A copy, because Pillow's array is read-only, of which PyTorch warns.
+    found = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+    return interpolate(found, shape, mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def canvas_shape(height: int, width: int, size: int) -> tuple[int, int]:
@@ -71,14 +77,25 @@ def load_canvas(source: Source, i: int, size: int) -> np.ndarray:
     Raises:
         BadImage: the image cannot be used; the reason says why.
     """
-    with READS.one(source.where, i):
+    with ROOM.turn(), READS.one(source.where, i):
         return decoded(source.read(i), size, source.stored())
 
 
 def decoded(raw: Raw, size: int, reading: Reading) -> np.ndarray:
-    """An image before decoding as a canvas: see `load_canvas`."""
-    image, _ = decode(raw, math.ceil(_CLOSE[0] * size), reading)
-    return to_canvas(image, size)
+    """An image before decoding as a canvas: see `load_canvas`.
+
+    A large picture takes the memory of its pixels as the codec gives them, and no copy: some of its rows at a time
+    become narrower. PyTorch's resampling goes first along rows and then along columns, with bytes in between, so the
+    canvas is that of `to_canvas`, bit for bit if no EXIF orientation exchanges rows and columns.
+    """
+    with translated(raw, reading):
+        found = opened(raw, math.ceil(_CLOSE[0] * size), reading)
+        height, width = found.shape
+        if height * width <= _LARGE:
+            return to_canvas(found.picture(), size)
+        shape = canvas_shape(height, width, size)
+        narrow = np.concatenate([_resampled(part, (len(part), shape[1])) for part in found.rows()])
+        return found.upright(_resampled(narrow, shape))
 
 
 def sample(source: Source) -> list[int]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import struct
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +37,7 @@ from manyviews.data.formats import BadImage as BadImage
 from manyviews.data.raster import MIN_SIDE, Check, Raster
 from manyviews.data.reading import MAX_PIXELS as MAX_PIXELS
 from manyviews.data.reading import RGB, Reading
+from manyviews.data.room import ROOM
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ _OPEN = {
     "WEBP": WebPImagePlugin.WebPImageFile,
 }
 
+PLUGINS = tuple(_OPEN)
+"""Names of the plugins of Pillow that may read files, for `Image.open`."""
+
 # Errors that are not the image's fault: too many open files, a network disk that does not answer.
 _PASSING = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN}
 _ORIENTATION_TAG = 0x0112
@@ -84,6 +91,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ROWS = 2**22  # values scaled at a time
+_FILE = 2**30  # bytes of a file that is read whatever the limit of pixels
+_GUESSED = 2**24  # values of which a range is guessed, spread over larger pictures
 
 
 def decode(raw: Raw, at_least: int | None = None, reading: Reading = RGB) -> tuple[Picture, tuple[int, int]]:
@@ -105,25 +114,35 @@ def decode(raw: Raw, at_least: int | None = None, reading: Reading = RGB) -> tup
             its width, or has a side shorter than `MIN_SIDE`.
     """
     with translated(raw, reading):
-        return _decode(raw, at_least, reading)
+        found = opened(raw, at_least, reading)
+        ROOM.claim(found.size(), "copy")
+        return found.picture(), found.extent
 
 
 class translated:
-    """A context in which everything that reading an image can raise becomes `BadImage` or `Unreachable`."""
+    """A context in which everything that reading an image can raise becomes `BadImage` or `Unreachable`.
+
+    The memory that the image claims is given back at its end: see `ROOM`.
+    """
 
     def __init__(self, raw: Raw, reading: Reading = RGB) -> None:
         self.path = raw.raw if isinstance(raw, Frame) else raw
         self.reading = reading
+        self._turn = ExitStack()
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> None:
+        self._turn.enter_context(ROOM.turn())
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._turn.close()
         if error is None or isinstance(error, BadImage) or not isinstance(error, Exception):
             return
         if isinstance(error, UnidentifiedImageError):
             raise BadImage("not an image of a known format") from None
         if isinstance(error, Image.DecompressionBombError):
             raise BadImage(_too_large("it", self.reading)) from None
+        if isinstance(error, MemoryError):
+            raise BadImage("there is not enough memory to decode it") from None
         if isinstance(error, OSError):
             raise fault(error, self.path if isinstance(self.path, Path) else None) from None
         # On corrupt files the packages raise nearly everything: SyntaxError, struct.error, KeyError, ...
@@ -147,8 +166,7 @@ def examine(raw: Raw, reading: Reading = RGB) -> Raster:
         found, frames = _opened(raw, reading)
         if isinstance(found, Raster):
             return found
-        _check(reading)(*found.size, 0)
-        found.load()
+        _load(found, reading)
         return rasters.as_raster(found, frames)
 
 
@@ -160,9 +178,7 @@ def count_frames(raw: Path | bytes, reading: Reading = RGB) -> int:
             kind = sniff(content[:HEAD])
             match kind.name if kind else "":
                 case "TIFF" if installed("tifffile"):
-                    import tifffile
-
-                    with tifffile.TiffFile(io.BytesIO(content)) as file:
+                    with rasters.open_tiff(io.BytesIO(content)) as file:
                         return rasters.tiff_layout(file, reading).frames
                 case "DICOM":
                     from pydicom import dcmread
@@ -196,12 +212,72 @@ def fault(error: OSError, path: Path | None, what: str = "the file") -> BadImage
     return BadImage(f"corrupt or truncated ({error})")
 
 
-def _decode(raw: Raw, at_least: int | None, reading: Reading) -> tuple[Picture, tuple[int, int]]:
+@dataclass(frozen=True)
+class Opened:
+    """A picture whose pixels are in memory as its file stores them, before it is turned and gets a reading's channels.
+
+    Attributes:
+        found: the pixels.
+        reading: how they become a picture.
+        orientation: EXIF's.
+        extent: height and width of the upright picture, before a JPEG was decoded at a smaller scale.
+    """
+
+    found: Image.Image | Raster
+    reading: Reading
+    orientation: int
+    extent: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the pixels in memory."""
+        if isinstance(self.found, Raster):
+            return self.found.values.shape[0], self.found.values.shape[1]
+        return self.found.height, self.found.width
+
+    def size(self) -> int:
+        """About how many bytes more `picture` takes."""
+        image = self.found
+        plain = isinstance(image, Image.Image) and image.mode in ("RGB", "L") and "transparency" not in image.info
+        return (4 if plain else 16) * self.shape[0] * self.shape[1]
+
+    def picture(self) -> Picture:
+        """The whole picture, upright."""
+        seen = picture(self.found, self.reading) if isinstance(self.found, Raster) else _seen(self.found, self.reading)
+        if self.orientation not in _UPRIGHT:
+            return seen
+        if isinstance(seen, Image.Image):
+            return seen.transpose(_UPRIGHT[self.orientation])
+        return self.upright(seen)
+
+    def rows(self) -> Iterator[np.ndarray]:
+        """The picture from the top, as it is stored: some rows at a time, uint8 `r w c`."""
+        height, width = self.shape
+        some = max(1, _ROWS // (4 * width))
+        if isinstance(self.found, Raster):
+            raster, reading = self.found, self.reading
+            if raster.whole is None and reading.range is None:
+                reading = replace(reading, range=_guessed(raster))
+            for top in range(0, height, some):
+                yield _pixels(picture(replace(raster, values=raster.values[top : top + some]), reading))
+            return
+        for top in range(0, height, some):
+            part = self.found.crop((0, top, width, min(height, top + some)))
+            part.info = {k: v for k, v in self.found.info.items() if k == "transparency"}
+            yield _pixels(_seen(part, self.reading))
+
+    def upright(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels `h w c` of this picture or of a smaller copy of it, turned upright."""
+        return np.ascontiguousarray(rasters.upright(pixels, self.orientation))
+
+
+def opened(raw: Raw, at_least: int | None, reading: Reading) -> Opened:
+    """An image with its pixels in memory: see `decode`. To be called within `translated`, which holds their memory."""
     found, _ = _opened(raw, reading)
     if isinstance(found, Raster):
         height, width = found.values.shape[:2]
         _check(reading)(width, height, 0)
-        return picture(found, reading), (height, width)
+        return Opened(found, reading, 1, (height, width))
     image = found
     width, height = image.size
     # Only the header has been read; no memory for the picture is allocated yet.
@@ -209,26 +285,38 @@ def _decode(raw: Raw, at_least: int | None, reading: Reading) -> tuple[Picture, 
     if at_least is not None and not isinstance(raw, Image.Image):  # the caller's own image must not change
         image.draft(None, (at_least, at_least))
     drafted = image.size != (width, height)
-    image.load()
+    _load(image, reading)
     if not drafted:
         width, height = image.size  # Pillow turns TIFFs upright while it loads them
     orientation = _orientation(image)
-    seen = _seen(image, reading)
-    if orientation in _UPRIGHT:
-        if isinstance(seen, Image.Image):
-            seen = seen.transpose(_UPRIGHT[orientation])
-        else:
-            seen = np.ascontiguousarray(rasters.upright(seen, orientation))
-        if orientation >= 5:
-            width, height = height, width
-    return seen, (height, width)
+    extent = (width, height) if orientation in _UPRIGHT and orientation >= 5 else (height, width)
+    wide = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    own = rasters.as_raster(image) if wide or reading.channels not in (1, 3) else image
+    return Opened(own, reading, orientation, extent)
+
+
+# Bytes of a pixel that Pillow and the codec behind it take: most kinds of color take four. These codecs decode into
+# memory of their own first.
+_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
+_CODECS = {"WEBP": 12, "AVIF": 12, "JPEG2000": 8, "HEIF": 8}
+
+
+def _load(image: Image.Image, reading: Reading) -> None:
+    """Read an image's pixels, once there is memory for them."""
+    _check(reading)(*image.size, 0)
+    each = _BYTES.get(image.mode, 4) + _CODECS.get(image.format or "", 0)
+    ROOM.claim(each * image.width * image.height, "pixels")
+    image.load()
+
+
+def _pixels(seen: Picture) -> np.ndarray:
+    """uint8 `h w c`."""
+    found = np.asarray(seen)
+    return found if found.ndim == 3 else found[..., None]
 
 
 def _seen(image: Image.Image, reading: Reading) -> Picture:
-    """A loaded picture as the reading wants it. Color of 8 bits, what nearly all files are, takes the short way."""
-    wide = image.mode in ("I", "F") or image.mode.startswith("I;16")
-    if wide or reading.channels not in (1, 3):
-        return picture(rasters.as_raster(image), reading)
+    """A loaded picture of up to eight bits in one or three channels."""
     if reading.channels == 1 and image.mode in ("1", "L") and "transparency" not in image.info:
         return image.convert("L")
     rgb = _to_rgb(image)
@@ -246,6 +334,7 @@ def _check(reading: Reading) -> Check:
             raise BadImage(f"{width}x{height} is too small: the short side needs {MIN_SIDE} pixels")
         if max(width, height) > MAX_RATIO * min(width, height):
             raise BadImage(f"{width}x{height} is too elongated: the long side may be {MAX_RATIO} times the short one")
+        ROOM.claim(size, "pixels")
 
     return check
 
@@ -272,10 +361,19 @@ def _opened(raw: Raw, reading: Reading) -> tuple[Image.Image | Raster, int]:
             values = raw if raw.ndim == 3 else raw[..., None]
             return Raster(values, "array", rasters.whole_range(values.dtype)), 1
         case Path():
-            # Read whole: one request for each image suits network disks, and no file stays open.
-            return _opened_bytes(raw.read_bytes(), reading, number)
+            return _opened_bytes(_content(raw, reading), reading, number)
         case bytes():
             return _opened_bytes(raw, reading, number)
+
+
+def _content(path: Path, reading: Reading) -> bytes:
+    """A file's bytes, read whole: one request for each image suits network disks, and no file stays open."""
+    with suppress(OSError):  # reading it says why
+        size = os.stat(path).st_size
+        if size > max(_FILE, 12 * reading.max_pixels):
+            raise BadImage(f"its file has {size / 1e9:.1f} GB: cut it up with `manyviews prepare --tile`")
+        ROOM.claim(size, "file")
+    return path.read_bytes()
 
 
 def _opened_bytes(content: bytes, reading: Reading, number: int | None) -> tuple[Image.Image | Raster, int]:
@@ -314,9 +412,8 @@ def pillow_picture(raw: Raw, reading: Reading) -> Image.Image | None:
     found, _ = _opened(raw, reading)
     if isinstance(found, Raster):
         return None
-    _check(reading)(*found.size, 0)
     stored = found.size
-    found.load()
+    _load(found, reading)
     orientation = _orientation(found) if found.size == stored else 1
     return found.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else found
 
@@ -334,7 +431,7 @@ def _opened_tiff(content: bytes, reading: Reading, number: int | None) -> tuple[
         if rasters.simple_tiff(image):
             check(*image.size, 0)
             if able:
-                image.load()  # what its decoders lack, those of imagecodecs may have
+                _load(image, reading)  # what its decoders lack, those of imagecodecs may have
             return image, 1
         if not able and (found := rasters.gray_tiff(image, reading, number, check)) is not None:
             return found, found.frames
@@ -420,19 +517,27 @@ def _eight_bits(raster: Raster, values: np.ndarray, reading: Reading) -> np.ndar
     """Some of a raster's bands as uint8 between black and white."""
     black_white = raster.whole if raster.narrow or reading.range is None else reading.range
     if black_white is None:
-        black_white = _guess(raster)
-        warnings.warn(
-            f"Black and white of {raster.words} were guessed from one picture, {black_white[0]:g} and "
-            f"{black_white[1]:g}: give a reading with a range.",
-            stacklevel=2,
-        )
+        black_white = _guessed(raster)
     black, white = reversed(black_white) if raster.inverted else black_white
     return _scaled(values, black, white, raster.nodata)
 
 
+def _guessed(raster: Raster) -> tuple[float, float]:
+    """Black and white as `_guess` finds them, with a warning."""
+    black, white = _guess(raster)
+    warnings.warn(
+        f"Black and white of {raster.words} were guessed from one picture, {black:g} and {white:g}: give a reading "
+        "with a range.",
+        stacklevel=2,
+    )
+    return black, white
+
+
 def _guess(raster: Raster) -> tuple[float, float]:
     """Black and white of one picture whose type says nothing: usual ones, which a few pixels may exceed."""
-    values = raster.values[raster.holds_something(raster.values)]
+    every = max(1, round((raster.values.size / _GUESSED) ** 0.5))
+    some = raster.values[::every, ::every]
+    values = some[raster.holds_something(some)]
     if not values.size:
         return 0.0, 1.0
     low, high = (float(v) for v in np.percentile(values, (0.1, 99.9)))

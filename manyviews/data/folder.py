@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -37,7 +36,7 @@ from manyviews.data.left import (
     is_system,
 )
 from manyviews.data.source import Captions, Labels, Source, as_captions, as_labels, as_targets, given, uncaptioned
-from manyviews.errors import UserError
+from manyviews.errors import UserError, from_json
 
 CAPTIONS = "captions.csv"
 """The file of captions in a folder of images."""
@@ -448,7 +447,7 @@ def _table(path: Path) -> list[dict[str, Any]]:
         with open(path, newline="", encoding="utf-8-sig") as opened:
             if path.suffix == ".csv":
                 return [dict(row) for row in csv.DictReader(opened, skipinitialspace=True)]
-            rows = [json.loads(line) for line in opened if line.strip()]
+            rows = [from_json(line) for line in opened if line.strip()]
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); correct it, or move it away.") from None
     return [row for row in rows if isinstance(row, dict)]

@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from manyviews.checkpoint import write_atomically, write_text
+from manyviews.data.files import shown
 from manyviews.data.left import listed
 from manyviews.data.source import Source
-from manyviews.errors import UserError
+from manyviews.errors import UserError, from_json, printable
+from manyviews.machine import cache_folder
 
 ENDINGS = (".parquet", ".csv")
 
@@ -32,6 +36,10 @@ def write_list(path: Path, columns: Mapping[str, Sequence[Any]], data: str | Non
         how: how it was made, as JSON can hold it.
     """
     facts = json.dumps({"data": data, **how}, indent=2)
+    if data is not None and _is_remote(data):
+        with suppress(OSError):  # the list is written, and asks for the address when it is opened
+            _mark(data).parent.mkdir(parents=True, exist_ok=True)
+            _mark(data).touch()
     columns = {name: [_plain(v) if isinstance(v, str) else v for v in values] for name, values in columns.items()}
     if path.suffix.lower() == ".csv":
         write_text(_beside(path), facts)
@@ -71,6 +79,11 @@ def open_list(path: Path, open_data: Callable[[str], Source]) -> Source:
     address = facts.get("data")
     if not isinstance(address, str):
         raise UserError(f"{path} lists images that were in memory: open them and take its rows with Source.subset.")
+    if _is_remote(address) and not _mark(address).exists():
+        raise UserError(
+            f"{path} lists images at {printable(shown(address), 200)}. A list may come from anybody, so no server is "
+            "asked that you have not curated here yourself: run `manyviews curate` on this address, or copy the images."
+        )
     again = "Put them back, or run `manyviews curate` again on the place where they are."
     try:
         source = open_data(address)
@@ -95,16 +108,38 @@ def open_list(path: Path, open_data: Callable[[str], Source]) -> Source:
     return replace(source.subset(np.sort(position[kept])), notes=(*source.notes, *notes))
 
 
+def _is_remote(address: str) -> bool:
+    """Whether opening an address may contact a server: any chain of protocols may."""
+    return "::" in address or ("://" in address and not address.startswith(("file://", "local://")))
+
+
+def _mark(address: str) -> Path:
+    """The file that says that this user has curated an address."""
+    digest = blake2b(address.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return cache_folder("curated") / digest
+
+
 def _read(path: Path) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     try:
         columns, text = _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path)
-        facts = json.loads(text)
-    except (OSError, KeyError, ValueError) as error:  # pyarrow's errors are among these
+        facts = from_json(text)
+        _check(columns)
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:  # pyarrow's errors are among these
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path} is no list that `manyviews curate` wrote, or is damaged ({reason}).") from None
     if not isinstance(facts, dict):
         raise UserError(f"{path} is no list that `manyviews curate` wrote: it does not say of which images it is.")
     return columns, facts
+
+
+def _check(columns: Mapping[str, Sequence[Any]]) -> None:
+    kinds = {"id": str, "position": int, "kept": bool}
+    for name, kind in kinds.items():
+        strange = next((value for value in columns[name] if type(value) is not kind), None)
+        if strange is not None or None in columns[name]:
+            raise ValueError(f"its column {name} has {printable(repr(strange), 60)}")
+    if any(abs(value) >= 2**63 for value in columns["position"]):
+        raise ValueError("its column position has numbers that are too large")
 
 
 def _read_csv(path: Path) -> tuple[dict[str, list[Any]], str]:

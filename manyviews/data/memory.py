@@ -16,7 +16,7 @@ from PIL import Image
 from manyviews.data.decode import BadImage, Raw
 from manyviews.data.folder import CAPTION_NAMES, LABEL_NAMES
 from manyviews.data.source import Captions, Labels, Source, as_captions, as_labels, content_ids, unlabeled
-from manyviews.errors import UserError
+from manyviews.errors import UserError, say
 
 _IMAGE_NAMES = ("image", "img")
 
@@ -160,7 +160,11 @@ def _annotate(dataset: Any) -> Labels | None:
     if (column := _column(dataset, LABEL_NAMES)) is not None:
         name, targets = column
         names = getattr(getattr(dataset, "features", {}).get(name), "names", None)
-        return None if any(t is None for t in targets) else as_labels(targets, names)
+        if lacking := sum(t is None for t in targets):
+            if lacking < len(targets):
+                say(f"{lacking:,} of {len(targets):,} items have no {name}: none of the labels are used.")
+            return None
+        return as_labels(targets, names)
     if targets is None:
         targets = []
         for i in range(len(dataset)):

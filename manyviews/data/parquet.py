@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,14 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from manyviews.data.blocks import Blocks, window
+from manyviews.data.blocks import HELD, Blocks, window
 from manyviews.data.decode import BadImage, fault
 from manyviews.data.files import THREADS, File, Ranges, Unreachable, names_below
 from manyviews.data.folder import CAPTION_NAMES, LABEL_NAMES
 from manyviews.data.source import Captions, Labels, Source, as_captions, as_labels, as_targets, content_ids
-from manyviews.errors import UserError, unknown
+from manyviews.errors import UserError, from_json, printable, unknown
+from manyviews.machine import free_memory
 
-_BATCH = 4096  # rows in one array: 2 GiB of images of half a megabyte
+_BATCH = 256  # rows in one array: 2 GiB of images of eight megabytes
 _HASHED = 2**30  # bytes of images; more are not read for the sake of their names
 _IMAGE_NAMES = ("image", "img")
 
@@ -36,9 +36,13 @@ def open_parquet(files: Sequence[File], label: str | None = None, caption: str |
     Raises:
         UserError: a file that cannot be read, no column of images or several, or no such column of labels or captions.
     """
-    table = Table(files, label, caption)
+    try:
+        table = Table(files, label, caption)
+    except (UnicodeDecodeError, pa.ArrowException) as error:  # names and types in a damaged footer
+        raise _unreadable(files[0], error) from None
     name = table.files[0].name.rpartition(".")[0]
-    source = Source(name, len(table), table.read, table.ids, table.labels, table.locate)
+    source = Source(name, len(table), table.read, table.ids, table.labels, table.locate, notes=table.notes())
+    source = replace(source, why_unlabeled=table.why_unlabeled())
     return replace(source, blocks=table.blocks, window=table.window, describe=table.captions)
 
 
@@ -69,7 +73,9 @@ class Table:
         if not len(self):
             raise UserError(f"{self.files[0]} has no rows.")
         self._bytes, self._path = _image_columns(schemas[0], self.files[0])
-        self._label, self._classes = _label_column(schemas[0], label)
+        named, self._odd = _class_names(schemas[0])
+        self._label = _label_column(schemas[0], label, list(named))
+        self._classes = None if self._label is None else named.get(self._label)
         self._caption = _caption_column(schemas[0], caption)
         self.blocks = np.setdiff1d(self._starts, [0])
         self.window = window(np.array([self._group_bytes(k, g) for k, g in self._groups]))
@@ -100,10 +106,17 @@ class Table:
             with _open(where, self._metadata[number]) as file:
                 # No threads: pyarrow's pool does not survive a fork, and images are decoded in parallel anyway.
                 # Batches: a row group of more than 2 GiB does not fit one array, and nested ones are not split.
-                batches = file.iter_batches(
+                chunks, size, most = [], 0, max(HELD, free_memory() // 2)
+                for batch in file.iter_batches(
                     batch_size=_BATCH, row_groups=[part], columns=[self._bytes], use_threads=False
-                )
-                chunks = [batch.column(0) for batch in batches]
+                ):
+                    chunks.append(batch.column(0))
+                    size += batch.nbytes
+                    if size > most:  # a value that is stored once may stand in each row
+                        raise BadImage(
+                            f"row group {part} takes more than {most / 1e9:.1f} GB: write the file anew with a smaller "
+                            "row_group_size"
+                        )
         except MemoryError:  # also one of Arrow's errors
             raise
         except OSError as error:
@@ -130,14 +143,21 @@ class Table:
             column = pa.chunked_array([chunk for several in found for chunk in several])
         return pc.struct_field(column, 0) if "." in name else column
 
+    def _values(self, name: str) -> list[Any]:
+        try:
+            found: list[Any] = self.column(name).to_pylist()
+        except (UnicodeDecodeError, OverflowError, pa.ArrowException) as error:
+            raise _unreadable(self.files[0], error) from None
+        return found
+
     def ids(self) -> list[str]:
         """The paths stored with the images, if they are distinct; else hashes of the images' bytes.
 
         Hashes need all the images, so those of more than a gigabyte are named by file and row.
         """
         if self._path is not None:
-            paths: list[str] = self.column(self._path).to_pylist()
-            if all(paths) and len(set(paths)) == len(paths):
+            paths = self._values(self._path)
+            if all(isinstance(path, str) and path for path in paths) and len(set(paths)) == len(paths):
                 return [path.replace("\\", "/") for path in paths]
         if sum(self._group_bytes(k, g) for k, g in self._groups) <= _HASHED:
             return content_ids(self.read, len(self))
@@ -147,13 +167,51 @@ class Table:
     def labels(self) -> Labels | None:
         if self._label is None:
             return None
-        values = self.column(self._label)
-        if pa.types.is_list(values.type) and _is_text(values.type.value_type):
-            return as_targets([frozenset(names or ()) for names in values.to_pylist()])
-        return None if values.null_count else as_labels(values.to_pylist(), self._classes)
+        values = self._values(self._label)
+        if _is_texts(self.column(self._label).type):
+            return as_targets([frozenset(names or ()) for names in values])
+        if any(value is None for value in values):
+            return None
+        return as_labels(values, self._classes)
+
+    def why_unlabeled(self) -> str:
+        """Why no labels are used although some rows have one; empty if all have, or none."""
+        if self._label is None or not 0 < (lacking := self._nulls(self._label)) < len(self):
+            return ""
+        return (
+            f"{lacking:,} of {len(self):,} rows have no label in the column {printable(self._label, 60)}: add them, or "
+            "leave these rows out."
+        )
+
+    def _nulls(self, name: str) -> int:
+        """How many rows lack a value of a column, by the statistics in the files' footers if these have them."""
+        count = 0
+        for k, g in self._groups:
+            found = self._metadata[k].row_group(g)
+            chunks = (found.column(c) for c in range(found.num_columns))
+            known = next((c.statistics for c in chunks if c.path_in_schema == name), None)
+            if known is None or not known.has_null_count:
+                return int(self.column(name).null_count)
+            count += known.null_count
+        return count
+
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for people about what was left out."""
+        odd = (
+            f"The names of classes in {self.files[0].name}'s metadata of Hugging Face are not understood "
+            f"({printable(self._odd, 80)}): labels are named by their values."
+        )
+        return tuple(note for note in (odd if self._odd else "", self.why_unlabeled()) if note)
 
     def captions(self) -> Captions | None:
-        return None if self._caption is None else as_captions(self.column(self._caption).to_pylist())
+        return None if self._caption is None else as_captions(self._values(self._caption))
+
+
+def _unreadable(file: File, error: Exception) -> UserError:
+    return UserError(
+        f"{file}, or another file of its set, is not readable Parquet ({printable(error, 100)}): it may be damaged or "
+        "half downloaded."
+    )
 
 
 def _open(file: File, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
@@ -200,17 +258,28 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _label_column(schema: pa.Schema, wanted: str | None) -> tuple[str | None, list[str] | None]:
-    """The column of labels, and the names of the classes if Hugging Face's metadata has them."""
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = metadata.get("info", {}).get("features", {})
-    named = {k: v["names"] for k, v in features.items() if isinstance(v, dict) and v.get("_type") == "ClassLabel"}
+def _class_names(schema: pa.Schema) -> tuple[dict[str, list[str]], str]:
+    """Names of the classes by column, if Hugging Face's metadata has them, and what is wrong with it."""
+    text = (schema.metadata or {}).get(b"huggingface")
+    try:
+        features = {} if text is None else from_json(text).get("info", {}).get("features", {})
+        kinds = {k: v for k, v in features.items() if isinstance(v, dict) and v.get("_type") == "ClassLabel"}
+        if not all(isinstance(v["names"], list) for v in kinds.values()):
+            raise ValueError("the names are no list")
+        return {k: [str(name) for name in v["names"]] for k, v in kinds.items()}, ""
+    except (AttributeError, KeyError, ValueError) as error:
+        return {}, str(error)
+
+
+def _label_column(schema: pa.Schema, wanted: str | None, named: Sequence[str]) -> str | None:
+    """The column of labels: the one that is asked for, has a usual name, or is alone in having names of classes."""
     if wanted is None:
         usual = [name for name in LABEL_NAMES if name in schema.names]
-        wanted = usual[0] if usual else next(iter(named)) if len(named) == 1 else None
-    elif wanted not in schema.names:
+        there = [name for name in named if name in schema.names]
+        return usual[0] if usual else there[0] if len(there) == 1 else None
+    if wanted not in schema.names:
         raise unknown("column of labels", wanted, schema.names)
-    return wanted, named.get(wanted) if wanted is not None else None
+    return wanted
 
 
 def _caption_column(schema: pa.Schema, wanted: str | None) -> str | None:
@@ -221,6 +290,10 @@ def _caption_column(schema: pa.Schema, wanted: str | None) -> str | None:
     if wanted not in texts:
         raise unknown("column of captions", wanted, texts)
     return wanted
+
+
+def _is_texts(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) and _is_text(kind.value_type))
 
 
 def _is_text(kind: pa.DataType) -> bool:

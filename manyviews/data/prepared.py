@@ -44,8 +44,8 @@ from manyviews.data.canvas import (
 )
 from manyviews.data.decode import BadImage, decode
 from manyviews.data.reading import Reading
-from manyviews.data.source import Captions, Labels, Source, uncaptioned
-from manyviews.errors import UserError, printable
+from manyviews.data.source import Captions, Labels, Source, as_captions, uncaptioned
+from manyviews.errors import UserError, from_json, printable
 from manyviews.types import Batch, Canvases
 
 MANIFEST = "canvases.json"
@@ -301,9 +301,16 @@ def _layout(file: Path) -> tuple[int, dict[str, Any]]:
             length = int.from_bytes(f.read(8), "little")
             if length > size:
                 raise ValueError("its header is damaged")
-            header = json.loads(f.read(length))
-        ends = [header[name]["data_offsets"][1] for name in ("data", "start", "extent")]
-    except (OSError, ValueError, KeyError, TypeError) as e:
+            header = from_json(f.read(length))
+        places = {name: header[name]["data_offsets"] for name in ("data", "start", "extent")}
+        count, two = header["extent"]["shape"]
+        sizes = {name: stop - start for name, (start, stop) in places.items()}
+        if any(type(at) is not int or at < 0 for place in places.values() for at in place):
+            raise ValueError("its header is damaged")
+        if (two, sizes["extent"], sizes["start"]) != (2, 16 * count, 8 * count + 8) or sizes["data"] < 0:
+            raise ValueError("its sizes do not agree")
+        ends = [stop for _, stop in places.values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(
             f"{file} is not a readable shard of canvases ({e}): remove it, and prepare the images again."
         ) from e
@@ -339,8 +346,11 @@ class Prepared:
     def _canvas(self, i: int) -> np.ndarray:
         content, (height, width) = self._content(i)
         if self.encoding == "raw":
-            return content.reshape(height, width, -1)
-        return to_canvas(decode(content.tobytes(), None, Reading(self.reading.count))[0], max(height, width))
+            return self._shaped(content, height, width)
+        try:
+            return to_canvas(decode(content.tobytes(), None, Reading(self.reading.count))[0], max(height, width))
+        except BadImage as e:
+            raise _damaged(self.folder, e) from None
 
     def _content(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
         """The bytes of a canvas, and its height and width."""
@@ -355,19 +365,39 @@ class Prepared:
             seen[row] = True
         return content, (height, width)
 
+    def _shaped(self, content: np.ndarray, height: int, width: int) -> np.ndarray:
+        if min(height, width) < 1 or content.size != height * width * self.reading.count:
+            raise _damaged(self.folder, ValueError(f"a canvas of {height}x{width} has {content.size} bytes"))
+        return content.reshape(height, width, -1)
+
     def read(self, i: int) -> bytes | np.ndarray:
         """A canvas as an image: its file, or its pixels, `h w c`."""
         content, (height, width) = self._content(i)
         if self.encoding == "jpeg":
             return content.tobytes()
-        pixels = content.reshape(height, width, -1)
+        pixels = self._shaped(content, height, width)
         return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 
     def ids(self) -> list[str]:
-        return [name for file in self.files for name in _header(self.folder / file)[1]["ids"]]
+        return [name for file in self.files for name in self._facts(file)["ids"]]
+
+    def _facts(self, file: str) -> dict[str, Any]:
+        """The names, labels and captions in a shard, a value for each image."""
+        try:
+            count, facts = _header(self.folder / file)
+            if not _are_texts(facts["ids"]):
+                raise ValueError("its names are no texts")
+            if any(len(facts[k]) != count for k in ("ids", "labels", "captions") if facts.get(k) is not None):
+                raise ValueError(f"it has values for another number of images than {count}")
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
+            raise _damaged(self.folder / file, e) from None
+        return facts
 
     def captions(self) -> Captions:
-        return [tuple(item) for file in self.files for item in _header(self.folder / file)[1]["captions"]]
+        found = as_captions([item for file in self.files for item in self._facts(file).get("captions") or ()])
+        if found is None or (self.ends and len(found) != self.ends[-1]):
+            raise _damaged(self.folder, ValueError("its captions are no texts"))
+        return found
 
 
 def _other(file: Path, what: str) -> UserError:
@@ -407,20 +437,48 @@ def _sums_of(arrays: dict[str, np.ndarray]) -> dict[str, int]:
     return checksums({k: torch.from_numpy(v) for k, v in arrays.items()})
 
 
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What `canvases.json` says, with its `Reading`. Anybody may have edited it."""
+    file = folder / MANIFEST
+    try:
+        found: dict[str, Any] = from_json(file.read_text(encoding="utf-8"))
+        if found["version"] != _VERSION:
+            raise UserError(
+                f"{folder} was prepared by another version of manyviews: prepare the images again, in a new folder."
+            )
+        found["reading"] = Reading.from_dict(found["reading"])
+        names = [shard["file"] for shard in found["shards"]]
+        good = {
+            "name": isinstance(found["name"], str),
+            "size": type(found["size"]) is int and found["size"] > 0,
+            "encoding": found["encoding"] in ("raw", "jpeg"),
+            "classes": _are_texts(found["classes"]) or found["classes"] is None,
+            "shards": _are_texts(names)
+            and all(Path(name).name == name for name in names)
+            and all(type(shard["images"]) is int and shard["images"] >= 0 for shard in found["shards"]),
+        }
+        wrong = next((name for name, fits in good.items() if not fits), None)
+        if wrong is not None:
+            raise ValueError(f"its {wrong} cannot be right")
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as e:
+        why = f"it lacks {e}" if isinstance(e, KeyError) else str(e)
+        raise UserError(
+            f"{file} is damaged ({printable(why, 120)}): remove it, and prepare the images again."
+        ) from None
+    return found
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
 def open_prepared(folder: Path) -> Source:
     """The canvases that `prepare` wrote, as a source whose canvases need no decoding.
 
     Raises:
         UserError: shards are missing or damaged.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise UserError(f"{folder / MANIFEST} is damaged ({e}): remove it, and prepare the images again.") from e
-    if manifest["version"] != _VERSION:
-        raise UserError(
-            f"{folder} was prepared by another version of manyviews: prepare the images again, in a new folder."
-        )
+    manifest = _manifest(folder)
     for shard in manifest["shards"]:
         if _count(folder / shard["file"])[0] != shard["images"]:
             raise UserError(
@@ -428,7 +486,7 @@ def open_prepared(folder: Path) -> Source:
             )
     counts = [s["images"] for s in manifest["shards"]]
     ends = tuple(np.cumsum(counts).tolist())
-    reading = Reading.from_dict(manifest["reading"])
+    reading: Reading = manifest["reading"]
     ready = Prepared(folder, manifest["encoding"], reading, ends, tuple(s["file"] for s in manifest["shards"]))
     source = Source(manifest["name"], sum(counts), ready.read, ready.ids, canvases=ready, side=manifest["size"])
     source = replace(source, reading=reading)
@@ -439,18 +497,27 @@ def open_prepared(folder: Path) -> Source:
 def _labels(ready: Prepared, classes: list[str] | None) -> Labels | None:
     if classes is None:
         return None
-    labels = [y for file in ready.files for y in _header(ready.folder / file)[1]["labels"]]
-    if not any(isinstance(y, list) for y in labels):
+    labels = [y for file in ready.files for y in ready._facts(file).get("labels") or ()]
+    several = any(isinstance(y, list) for y in labels)
+    numbers = [k for y in labels for k in (y if isinstance(y, list) else [y])]
+    if len(labels) != (ready.ends or (0,))[-1] or not all(type(k) is int and 0 <= k < len(classes) for k in numbers):
+        raise _damaged(ready.folder, ValueError("its labels are not those of its classes"))
+    if not several:
         return np.array(labels, dtype=np.int64), classes
     targets = np.zeros((len(labels), len(classes)), dtype=bool)
-    for target, numbers in zip(targets, labels, strict=True):
-        target[numbers] = True
+    for target, own in zip(targets, labels, strict=True):
+        target[own] = True
     return targets, classes
+
+
+def _damaged(where: Path, error: Exception) -> UserError:
+    why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+    return UserError(f"{where} is damaged ({printable(why, 120)}): remove it, and prepare the images again.")
 
 
 def verify(folder: Path, progress: Progress | None = None) -> list[Path]:
     """The damaged shards: reads every shard and compares its checksum."""
-    shards = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["shards"]
+    shards = _manifest(folder)["shards"]
     damaged = []
     for k, shard in enumerate(shards):
         file = folder / shard["file"]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image
 
 from manyviews.data.formats import BadImage, install, installed
 from manyviews.data.reading import Reading
+from manyviews.errors import printable
 
 for _name in ("tifffile", "PIL.TiffImagePlugin"):  # they report odd tags of sound pictures
     logging.getLogger(_name).addHandler(logging.NullHandler())
@@ -117,6 +119,7 @@ _MASK, _REDUCED = 4, 1  # bits of the tag NewSubfileType
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _COLOR, _PALETTE, _INKS, _LUMA = 0, 1, 2, 3, 5, 6
 _PILLOWS = (1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946)  # compressions that every Pillow reads
 _SENSOR = (32803, 34892)
+_LARGE = re.compile(r"""\b(?:NumPlanes|PlaneCount|IFD|First\w|Size\w|Start|End|Step)\s*=\s*["'][^"']*(?:\d{8}|[eE])""")
 _CAMERA = "a camera's raw picture, which is not developed yet: convert it to TIFF or JPEG"
 
 
@@ -175,19 +178,27 @@ def read_tiff(content: bytes, reading: Reading, number: int | None, check: Check
     Raises:
         BadImage: it is corrupt, or of a kind that is not read.
     """
-    import tifffile
-
     if content[8:10] == b"CR":
         raise BadImage(_CAMERA)
-    with tifffile.TiffFile(io.BytesIO(content)) as file:
+    with open_tiff(io.BytesIO(content)) as file:
         return _read_open_tiff(file, reading, number, check)
+
+
+def open_tiff(content: BinaryIO) -> Any:
+    """An open `tifffile.TiffFile` that reads no other file: OME's metadata may name some, anywhere on the disk."""
+    import tifffile
+
+    return tifffile.TiffFile(content, _multifile=False)
 
 
 def _read_open_tiff(file: Any, reading: Reading, number: int | None, check: Check) -> Raster:
     layout = tiff_layout(file, reading)
     page, k = layout.page, chosen_frame(layout.frames, reading, number)
     height, width, bands = layout.shape
-    check(width, height, height * width * bands * page.dtype.itemsize)
+    # A palette becomes three colors of 16 bits. Tiles may be larger than the picture.
+    colors = 6 if int(page.photometric) == _PALETTE else bands * page.dtype.itemsize
+    tile = page.tilelength * page.tilewidth * page.samplesperpixel if page.is_tiled else 0
+    check(width, height, max(height * width * colors, tile * page.dtype.itemsize))
     values = layout.read(k)
     values = upright(values, tiff_orientation(page))
     return described_tiff(page, np.ascontiguousarray(values), layout.frames)
@@ -224,6 +235,8 @@ def tiff_layout(file: Any, reading: Reading) -> TiffLayout:
     first = file.pages.first
     if _is_camera({tag.code: tag.value for tag in first.tags.values()}):
         raise BadImage(_CAMERA)
+    if file.is_ome and (large := _LARGE.search(file.ome_metadata or "")):
+        raise BadImage(f"its OME metadata says {printable(large[0], 40)}, of which tifffile would make a list")
     series = file.series[0]
     if series.kind in ("generic", "uniform"):
         return _plain_layout(file, reading)

@@ -279,7 +279,8 @@ def as_labels(values: Any, classes: Sequence[str] | None = None) -> Labels | Non
         if classes is not None and values.max(initial=0) < len(classes):
             return values.astype(np.int64), [str(c) for c in classes]
     else:
-        values = values.astype(str)
+        texts = [v.decode("utf-8", "backslashreplace") if isinstance(v, bytes) else str(v) for v in values.tolist()]
+        values = np.array(texts, dtype=str)
     distinct, numbers = np.unique(values, return_inverse=True)
     return numbers.astype(np.int64), [str(v) for v in distinct.tolist()]
 

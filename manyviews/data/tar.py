@@ -5,7 +5,6 @@ Members whose file names agree up to the first dot are one sample: an image, and
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -14,12 +13,12 @@ from typing import Any, BinaryIO
 
 from manyviews.data.archive import REST, Archives, Index, Wanted, indexed, opened
 from manyviews.data.decode import EXTENSIONS
-from manyviews.data.files import File
+from manyviews.data.files import File, Unreachable
 from manyviews.data.folder import LOOKED, is_unknown
 from manyviews.data.formats import HEAD
 from manyviews.data.left import REPLACED
 from manyviews.data.source import Captions, Source, as_captions
-from manyviews.errors import UserError
+from manyviews.errors import UserError, from_json
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 """Endings of compressed tars, which cannot be read from the middle."""
@@ -100,6 +99,8 @@ def _scan(file: File, endings: tuple[str, ...], fields: tuple[str, ...]) -> Inde
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     name = member.name.removeprefix("./")
+                    if member.size < 0:
+                        raise tarfile.ReadError("a member of less than nothing")
                     if not member.isreg():
                         continue  # folders, links
                     image = wanted.is_image(name)
@@ -112,7 +113,8 @@ def _scan(file: File, endings: tuple[str, ...], fields: tuple[str, ...]) -> Inde
                         known = images.setdefault(sample, {})
                         if name in known:  # as `tar --update` leaves it
                             wanted.left.add(REPLACED, name)
-                        known[name] = member.offset_data, member.offset_data + member.size
+                        # A size that no file has is one that this file does not hold.
+                        known[name] = member.offset_data, min(member.offset_data + member.size, file.size + 1)
                         continue
                     # `cat.v1.cls` belongs to the sample `cat.v1`, if `cat.v1.jpg` turns out to be one.
                     for key, kind in {(sample, ending), _split(name)}:
@@ -121,7 +123,9 @@ def _scan(file: File, endings: tuple[str, ...], fields: tuple[str, ...]) -> Inde
                         elif kind == "json" and (value := _field(tar, member, fields)) is not None:
                             values.setdefault(key, value)
                 whole = _ends_at(stream, tar.offset)
-        except tarfile.TarError as error:
+        except Unreachable:
+            raise
+        except Exception as error:  # tarfile raises nearly everything on damaged headers
             if not images:
                 raise _no_tar(file, error) from None
     found = [
@@ -184,7 +188,7 @@ def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str | None:
 def _field(tar: tarfile.TarFile, member: tarfile.TarInfo, names: Iterable[str]) -> int | str | None:
     content = tar.extractfile(member) if member.size <= _LABEL_BYTES else None
     try:
-        found = None if content is None else json.loads(content.read())
+        found = None if content is None else from_json(content.read())
     except ValueError:
         return None
     values = [found[name] for name in names if name in found] if isinstance(found, dict) else []

@@ -332,10 +332,8 @@ def _tiff_scene(
     opened: Any, path: Path | None, reading: Reading, number: int | None, size: int, stack: ExitStack
 ) -> Scene | None:
     """A TIFF whose tiles or strips are read as they are needed; None if it must be decoded whole."""
-    import tifffile
-
     opened.seek(0)
-    file = stack.enter_context(tifffile.TiffFile(opened))
+    file = stack.enter_context(rasters.open_tiff(opened))
     layout = rasters.tiff_layout(file, reading)
     if layout.pages is None or rasters.tiff_orientation(layout.page) != 1:
         return None

@@ -16,10 +16,12 @@ from manyviews.data.files import File
 from manyviews.data.folder import LOOKED, is_unknown
 from manyviews.data.formats import HEAD
 from manyviews.data.left import EMPTY, ENCRYPTED, PACKED, REPLACED, Left
+from manyviews.data.room import ROOM
 from manyviews.data.source import Source
 from manyviews.errors import UserError
 
 _HEADER = 30  # bytes of a member's own header before its name
+_LARGEST = 2**31  # bytes of an image file in a zip
 _READ = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -125,6 +127,9 @@ def unpack(member: bytes, pack: Sequence[int]) -> bytes:
         BadImage: the member is damaged.
     """
     method, packed, size, checksum = pack
+    if size > _LARGEST:
+        raise BadImage(f"the zip holds {size / 1e9:.1f} GB here, which is no image: unpack it")
+    ROOM.claim(size, "file")
     # The own header's name and extra field may be longer than those in the directory; its sizes may be missing.
     start = _HEADER + int.from_bytes(member[26:28], "little") + int.from_bytes(member[28:30], "little")
     content = member[start : start + packed]

@@ -24,6 +24,7 @@ from manyviews.checkpoint import load_tensors, save_tensors
 from manyviews.data.canvas import in_threads, reading_ahead
 from manyviews.data.decode import BadImage, Frame, Picture
 from manyviews.data.reading import RGB
+from manyviews.data.room import ROOM
 from manyviews.data.source import Source
 from manyviews.errors import UserError
 from manyviews.threads import threads_of
@@ -143,7 +144,8 @@ def test_images(source: Source, size: int, batch_size: int = 256) -> Iterator[tu
         if found is not None:
             return found
         try:
-            found = test_transform(source.load(i), size)
+            with ROOM.turn():
+                found = test_transform(source.load(i), size)
         except BadImage as error:
             return error.reason
         if place is not None:

@@ -76,8 +76,8 @@ class Look:
         """
         reading = self.weights.reading or Reading(len(self.weights.mean))
         reading = replace(reading, max_pixels=min(self.most_pixels, reading.max_pixels))
-        picture, _ = decode(content, at_least=None, reading=reading)
         with self._turn:
+            picture, _ = decode(content, at_least=None, reading=reading)
             return self._answers(test_transform(picture, self.weights.test_size), k)
 
     def _answers(self, shown: np.ndarray, k: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import inspect
 import typing
 from typing import Any
 
-from manyviews.errors import UserError, unknown
+from manyviews.errors import UserError, printable, unknown
 from manyviews.settings.check import check, fits
 from manyviews.settings.known import find, known
 from manyviews.settings.old import renamed_path
@@ -86,6 +86,13 @@ def parse(text: str) -> Any:
 
     The text is parsed and never run: only known dataclasses are built.
     """
+    try:
+        return _parse(text)
+    except (RecursionError, MemoryError):  # how Python's parser and ours say that there are too many signs or brackets
+        raise UserError(f"The value {printable(text, 40)} is nested too deeply.") from None
+
+
+def _parse(text: str) -> Any:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError):

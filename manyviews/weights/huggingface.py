@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from manyviews.errors import UserError, printable
+from manyviews.errors import UserError, from_json, printable
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -58,7 +57,7 @@ def files(folder: Path) -> list[Path]:
         if index.is_file():
             shards = sorted({str(v) for v in dict(_json(index).get("weight_map") or {}).values()})
             paths = [folder / shard for shard in shards]
-            missing = [p for p in paths if p.name != str(p.relative_to(folder)) or not p.is_file()]
+            missing = [p for s, p in zip(shards, paths, strict=True) if p.name != s or not p.is_file()]
             if missing or not paths:
                 which = printable(missing[0].name, 60) if missing else "any file"
                 raise UserError(f"{index} names {len(paths)} files of weights, and {which} is not in the folder.")
@@ -97,7 +96,7 @@ def describe(folder: Path, names: Sequence[str]) -> Described:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read as JSON ({printable(e, 100)}).") from None
     if not isinstance(found, dict):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from manyviews import __version__, checkpoint
 from manyviews.backbones import Encoder
 from manyviews.data import Reading, Source
-from manyviews.errors import UserError, printable
+from manyviews.errors import UserError, from_json, printable
 from manyviews.evaluation.features import frozen, normalize, short_side, test_images
 from manyviews.evaluation.knn import neighbors
 from manyviews.heads.classify import classifier
@@ -229,7 +229,9 @@ def is_model(path: Path) -> bool:
 def described(folder: Path) -> dict[str, Any]:
     """What a model's folder says, without its weights. Raises UserError for a damaged one."""
     try:
-        found: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        found: dict[str, Any] = from_json((folder / FACTS).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
     except (OSError, ValueError) as e:
         raise UserError(f"{folder / FACTS} is no description of a model ({e}): adapt again.") from e
     return found

@@ -141,6 +141,11 @@ def _tensors(found: object) -> dict[str, Tensor]:
         path, value = todo.pop()
         if isinstance(value, Tensor) and path:
             if value.layout is torch.strided and not (value.is_meta or value.is_quantized):
+                if value.nbytes > 100 * value.untyped_storage().nbytes() + 2**26:
+                    raise UserError(
+                        f"The tensor {printable(path, 60)} repeats few numbers to {value.nbytes / 1e9:.1f} GB: save it "
+                        "as it is used, with .contiguous()."
+                    )
                 tensors[_WRAPPERS.sub("", path)] = value.detach()
         elif isinstance(value, Mapping) and id(value) not in seen and not path.startswith(_NO_WEIGHTS):
             seen.add(id(value))  # a dict may hold itself

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from manyviews.errors import UserError, printable
+from manyviews.machine import free_memory
 
 _PICKLES = (".pt", ".pth", ".bin", ".tar", ".ckpt", ".torch", ".pyth", ".pkl")
 
@@ -24,6 +26,9 @@ def is_pickle(path: Path) -> bool:
         if head[:2] == b"PK" or head[:1] == b"\x80":  # a zip file, as `torch.save` makes it, or a bare pickle
             return True
     return path.suffix.lower() in _PICKLES
+
+
+_PACKED, _SPARE = 10, 2**26  # a zip may unpack to so many times its size, and so many bytes more
 
 
 class _Nothing:
@@ -58,6 +63,21 @@ _INERT: list[tuple[Callable[..., Any], str]] = [
 """(stand-in, name of the class that trainers store settings and scores in, next to the weights)."""
 
 
+def _check_sizes(path: Path) -> None:
+    """Raise UserError for a zip that promises far more than it can hold. `torch.save` does not compress."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            promised = sum(member.file_size for member in file.infolist())
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return  # not a zip, or PyTorch says what is wrong with it
+    there, free = path.stat().st_size, free_memory()
+    if promised > _PACKED * there + _SPARE or promised > free:
+        raise UserError(
+            f"{path} has {there / 1e6:.1f} MB and would unpack to {promised / 1e9:.1f} GB, where {free / 1e9:.1f} GB "
+            "are free: it is no file that torch.save wrote, or needs more memory."
+        )
+
+
 def unpickle(path: Path) -> object:
     """Tensors and plain containers that `torch.save` wrote. Nothing that the file names is called.
 
@@ -66,6 +86,7 @@ def unpickle(path: Path) -> object:
     """
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
+    _check_sizes(path)
     try:
         # An open file, because PyTorch judges a path by its name.
         with torch.serialization.safe_globals(list(_INERT)), path.open("rb") as file:

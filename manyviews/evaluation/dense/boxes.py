@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -12,10 +13,19 @@ from typing import Any
 
 from PIL import Image
 
-from manyviews.data.decode import BadImage, as_rgb, decode
+from manyviews.data.decode import PLUGINS, BadImage, as_rgb, decode
 from manyviews.data.left import listed
-from manyviews.errors import UserError
-from manyviews.evaluation.dense.files import SPLITS, Bad, by_stem, check_folder, images_in, only_folder, read_json
+from manyviews.errors import UserError, printable
+from manyviews.evaluation.dense.files import (
+    SPLITS,
+    Bad,
+    by_stem,
+    check_folder,
+    images_in,
+    is_file,
+    only_folder,
+    read_json,
+)
 
 _DRIVE = re.compile(r"[A-Za-z]:/")
 
@@ -163,7 +173,7 @@ def _open_voc(root: Path, alone: bool) -> Pictures:
     for name in ("train", "val", "trainval", "test"):
         file = root / "ImageSets" / "Main" / f"{name}.txt"
         if file.is_file():
-            lists[name] = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lists[name] = _names(file)
     train = lists.get("train", lists.get("trainval"))
     if "test" in lists and train is not None:
         train, test = list(dict.fromkeys([*train, *lists.get("val", [])])), lists["test"]
@@ -195,6 +205,19 @@ def _open_voc(root: Path, alone: bool) -> Pictures:
     return Pictures(classes, pictures(train), pictures(test), bad)
 
 
+def _names(file: Path) -> list[str]:
+    """The images' names in a list of VOC, one in each line."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{file} cannot be read ({e}).") from None
+    names = [line.split()[0] for line in lines if line.strip()]
+    strange = next((name for name in names if len(name) > 200 or not name.isprintable() or {*name} & {*"/\\"}), None)
+    if strange is not None:
+        raise UserError(f"{file} has '{printable(strange, 60)}', which is no name of an image in JPEGImages.")
+    return names
+
+
 _Box = tuple[float, float, float, float]
 
 
@@ -205,7 +228,7 @@ def _read_voc(path: Path, bad: Bad) -> tuple[tuple[int, int], list[tuple[str, _B
         w, h = int(_text(top, "size/width")), int(_text(top, "size/height"))
         found: list[tuple[str, _Box, bool]] = []
         for thing in top.iter("object"):
-            left, upper, right, lower = (float(_text(thing, f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax"))
+            left, upper, right, lower = (_finite(_text(thing, f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax"))
             box = _inside((left - 1, upper - 1, right, lower), h, w)
             if right <= left or lower <= upper or box is None:
                 bad.append((str(path), f"a box without an area ({left:g}, {upper:g}, {right:g}, {lower:g})"))
@@ -213,7 +236,7 @@ def _read_voc(path: Path, bad: Bad) -> tuple[tuple[int, int], list[tuple[str, _B
             found.append((_text(thing, "name"), box, thing.findtext("difficult", "0").strip() == "1"))
     except FileNotFoundError:
         raise UserError(f"There is no {path}, for an image that a split names.") from None
-    except (OSError, ElementTree.ParseError, ValueError) as e:
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as e:
         raise UserError(f"{path} is not an annotation in Pascal VOC's format ({e}).") from None
     return (h, w), found
 
@@ -277,7 +300,7 @@ def _read_coco(root: Path, file: Path, masks: bool, known: dict[int, str], bad: 
             image = images[int(a["image_id"])]
             if int(a["category_id"]) not in known:
                 raise ValueError(f"annotation {a.get('id')} is of category {a['category_id']}, which is not listed")
-            x, y, w, h = (float(v) for v in a["bbox"])
+            x, y, w, h = (_finite(v) for v in a["bbox"])
             size = int(image["height"]), int(image["width"])
             box = _inside((x, y, x + w, y + h), *size)
             if box is None:
@@ -286,16 +309,16 @@ def _read_coco(root: Path, file: Path, masks: bool, known: dict[int, str], bad: 
             shape = a.get("segmentation") if masks else None
             if masks and not _is_segmentation(shape, size):
                 raise ValueError(f"annotation {a.get('id')} has no mask that could be read")
-            area = float(a.get("area", w * h))
+            area = _finite(a.get("area", w * h))
             things[int(image["id"])].append(Thing(box, int(a["category_id"]), area, bool(a.get("iscrowd", 0)), shape))
         sizes = {k: (int(i["height"]), int(i["width"])) for k, i in images.items()}
         names = {k: _tails(root, str(i["file_name"])) for k, i in images.items()}
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
         why = f"{e} is missing" if isinstance(e, KeyError) else e
-        raise UserError(f"{file} is not an annotation in COCO's format: {why}.") from None
+        raise UserError(f"{file} is not an annotation in COCO's format: {printable(why, 200)}.") from None
     split_name = file.parent.name if file.name.startswith("_") else file.stem.removeprefix("instances_")
     folders = (root / split_name, root / "images" / split_name, root / "images", file.parent, root)
-    places = {k: next((f / t for f in folders for t in tails if (f / t).is_file()), None) for k, tails in names.items()}
+    places = {k: next((f / t for f in folders for t in tails if is_file(f / t)), None) for k, tails in names.items()}
     missing = [names[k][0] for k, place in places.items() if place is None]
     if len(missing) == len(names) > 0:
         raise UserError(f"{file} is about {missing[0]}, which is in none of {', '.join(str(f) for f in folders)}.")
@@ -303,11 +326,46 @@ def _read_coco(root: Path, file: Path, masks: bool, known: dict[int, str], bad: 
     return [Picture(place, sizes[k], tuple(things[k])) for k, place in places.items() if place is not None]
 
 
+def _finite(value: Any) -> float:
+    found = float(value)
+    if not math.isfinite(found):
+        raise ValueError(f"{value} is no length")
+    return found
+
+
 def _is_segmentation(shape: Any, size: tuple[int, int]) -> bool:
-    """Whether it is polygons of three points or more, or a run-length encoding of that size."""
+    """Whether it is polygons of three points or more near the image, or run lengths that cover it exactly.
+
+    The C code that draws them checks neither, and would write beyond the mask.
+    """
     if isinstance(shape, dict):
-        return isinstance(shape.get("counts"), str | list) and list(shape.get("size", ())) == list(size)
-    return isinstance(shape, list) and bool(shape) and all(isinstance(p, list) and len(p) >= 6 for p in shape)
+        counts = shape.get("counts")
+        if isinstance(counts, str):
+            counts = _run_lengths(counts)
+        good = isinstance(counts, list) and all(type(n) is int and 0 <= n <= size[0] * size[1] for n in counts)
+        return good and sum(counts) == size[0] * size[1] and list(shape.get("size", ())) == list(size)
+    if not isinstance(shape, list) or not shape or not all(isinstance(p, list) and len(p) >= 6 for p in shape):
+        return False
+    far = 10 * max(size)
+    return all(isinstance(v, int | float) and -far <= v <= far for p in shape for v in p)
+
+
+def _run_lengths(text: str) -> list[int] | None:
+    """The run lengths in COCO's text: groups of five bits, the lowest first, as differences to the last but one."""
+    found: list[int] = []
+    value = shift = 0
+    for c in map(ord, text):
+        if not 48 <= c < 112 or shift > 60:
+            return None
+        value |= (c - 48 & 31) << shift
+        shift += 5
+        if c - 48 & 32:  # more of it follows
+            continue
+        if c - 48 & 16:  # negative
+            value -= 1 << shift
+        found.append(value + (found[-2] if len(found) > 2 else 0))
+        value = shift = 0
+    return None if shift else found
 
 
 def _tails(root: Path, name: str) -> list[PurePosixPath]:
@@ -359,7 +417,7 @@ def _turned(found: Pictures) -> Pictures:
 def _header(path: Path) -> tuple[tuple[int, int], int]:
     """Height and width as they are stored, and the EXIF orientation; zeros and 1 if the file cannot be read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=PLUGINS) as image:
             size = image.height, image.width
             return size, int(image.getexif().get(0x0112, 1)) if "exif" in image.info else 1
     except Exception:  # said when the image is read

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from manyviews.data.decode import PLUGINS
 from manyviews.data.folder import is_image
 from manyviews.data.layout import SPLITS as SPLITS
-from manyviews.errors import UserError
+from manyviews.errors import UserError, from_json
 
 Bad = list[tuple[str, str]]
 """(where, reason) of everything that was left out."""
@@ -65,7 +65,7 @@ _UPRIGHT = {
 def orientation(path: Path) -> int:
     """The EXIF orientation of an image, 1 to 8; 1 if it has none. 5 and more exchange width and height."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=PLUGINS) as image:
             return int(image.getexif().get(0x0112, 1))
     except Exception:  # broken EXIF around sound pixels counts as no EXIF
         return 1
@@ -81,8 +81,16 @@ def only_folder(root: Path) -> Iterable[Path]:
     return folders if len(folders) == 1 else []
 
 
+def is_file(path: Path) -> bool:
+    """Whether a path that an annotation names is a file; also for names that no file system takes."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read as JSON ({e}).") from None

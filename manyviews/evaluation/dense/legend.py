@@ -6,15 +6,17 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from manyviews.data.decode import BadImage
+from manyviews.data.decode import PLUGINS, BadImage
 from manyviews.data.left import listed as some
 from manyviews.data.reading import MAX_PIXELS
+from manyviews.data.room import ROOM
 from manyviews.errors import UserError
 from manyviews.evaluation.dense.files import read_json
 
@@ -124,25 +126,32 @@ class _opened:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._turn = ExitStack()
 
     def __enter__(self) -> Image.Image:
         try:
-            self._image = Image.open(self._path)
+            self._turn.enter_context(ROOM.turn())
+            self._image = Image.open(self._path, formats=PLUGINS)
             if self._image.width * self._image.height > MAX_PIXELS:
                 raise BadImage(f"its mask is over {MAX_PIXELS:,} pixels")
             if self._image.format == "JPEG":
                 raise BadImage("its mask is a JPEG, which changes values: save masks as PNG, from the original ones")
+            ROOM.claim(16 * self._image.width * self._image.height, "mask")
             self._image.load()
         except BadImage:
+            self._turn.close()
             raise
         except FileNotFoundError:
+            self._turn.close()
             raise BadImage("its mask is gone") from None
         except Exception as error:  # Pillow raises nearly everything on corrupt files
+            self._turn.close()
             raise BadImage(f"its mask cannot be read ({str(error) or type(error).__name__})") from None
         return self._image
 
     def __exit__(self, *_: object) -> None:
         self._image.close()
+        self._turn.close()
 
 
 def _values(image: Image.Image) -> np.ndarray | None:

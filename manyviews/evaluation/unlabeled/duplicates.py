@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from manyviews import machine
 from manyviews.data.canvas import in_threads
 from manyviews.data.decode import BadImage
+from manyviews.data.room import ROOM
 from manyviews.data.source import Source
 from manyviews.errors import UserError
 from manyviews.evaluation.features import Features, Progress
@@ -359,7 +360,8 @@ def look_at(source: Source, index: Tensor, progress: Progress | None = None) -> 
 
     def read(i: int) -> np.ndarray:
         try:
-            return small(source.load(i))
+            with ROOM.turn():
+                return small(source.load(i))
         except BadImage as error:
             raise UserError(
                 f"{source.where(i)} could be read a moment ago, and no longer can ({error.reason}): try again."

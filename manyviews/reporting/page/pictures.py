@@ -16,6 +16,7 @@ from torch import Tensor
 from manyviews.backbones import Encoder, patch_features
 from manyviews.data import BadImage, Source
 from manyviews.data.measure import with_reading
+from manyviews.data.room import ROOM
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen, normalize, test_transform
 from manyviews.methods import Method
@@ -248,6 +249,7 @@ def glow(maps: Tensor) -> np.ndarray:
 
 def _seen(source: Source, i: int, size: int) -> np.ndarray:
     try:
-        return test_transform(source.load(i), size)
+        with ROOM.turn():
+            return test_transform(source.load(i), size)
     except BadImage:
         return np.full((source.reading.count, size, size), 128, dtype=np.uint8)
