@@ -45,6 +45,7 @@ def v2() -> Recipe:
     """SimCLR v2's first stage: a head of three layers, ResNet-50, 800 epochs, batch 4096 (Chen et al. 2020).
 
     torchrun --nproc-per-node 8 -m manyviews pretrain imagenet/train --recipe simclr_v2 --out runs/v2
+    manyviews evaluate runs/v2 --data imagenet/train --test imagenet/val --protocol linear_augmented
     manyviews adapt runs/v2 --data imagenet/train_10percent --strategy finetune --from-head-layer 1 --out models/v2
     manyviews distill models/v2 --data imagenet/train --target soft --view same --set method.temperature=1.0
 
