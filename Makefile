@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
+AUDIT := .venv-audit
 DATA ?= data
 TESTS := CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 empty :=
@@ -90,7 +91,17 @@ $(BENCH)/installed: benchmarks/peers.txt pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) $(AUDIT) .pytest_cache .mypy_cache .ruff_cache
+
+# Licenses of what is installed, and known weaknesses in it; says so if the service that lists these does not answer.
+.PHONY: audit
+audit: $(VENV)/installed-dev $(AUDIT)/installed
+	$(BIN)/python scripts/audit.py $(AUDIT)
+
+$(AUDIT)/installed:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	@touch $@
 
 .PHONY: docs site
 

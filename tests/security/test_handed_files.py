@@ -253,7 +253,7 @@ def test_members_and_links_of_archives_are_read_from_the_archive_alone(tmp_path,
         assert len(source) == images
         for i in range(images):
             if source.where(i).endswith("link.png"):
-                refused(lambda i=i: source.load(i), "not an image")
+                refused(lambda i=i, source=source: source.load(i), "not an image")
             else:
                 assert source.load(i).getpixel((0, 0))[0] == 7
     assert sorted(tmp_path.rglob("*.png")) == before  # nothing was unpacked
