@@ -56,15 +56,11 @@ def test_blocks_give_the_pairs_of_one_process(embeddings: tuple[Path, list[str],
     blocks = duplicates.blocks(str(path), 100)
     assert len(blocks) == 4  # 50 + 50, 10 + 50 + 30, 50 + 50, 10
 
-    def pairs(centers: np.ndarray | None) -> list[tuple[str, str]]:
-        compare = duplicates.Compare(str(path), blocks, THRESHOLD, centers, None)
-        items = [{"a": i, "b": j} for i in range(len(blocks)) for j in range(i, len(blocks))]
-        return [(row["first"], row["second"]) for item in items for row in compare(item)]
-
-    found = pairs(None)
-    assert len(found) == len(set(found)) and set(found) == expected(ids, x)
-    some = set(pairs(x[::30].numpy()))
-    assert some <= expected(ids, x) and len(some) > 0.9 * len(found)
+    compare = duplicates.Compare(str(path), blocks, THRESHOLD, None)
+    items = [{"a": i, "b": j} for i in range(len(blocks)) for j in range(i, len(blocks))]
+    found = [(row["first"], row["second"]) for item in items for row in compare(item)]
+    assert len(found) == len(set(found)) > 20
+    assert set(found) == expected(ids, x)
 
 
 def test_a_pass_of_k_means_is_lloyds(embeddings: tuple[Path, list[str], torch.Tensor]) -> None:

@@ -3,9 +3,8 @@
 python duplicates.py EMBEDDINGS OUT.parquet --threshold 0.95 [--rows 65536] [--images DATA]
 
 Every block of rows meets every other one, so no pair is missed: these are the pairs of one process. A task holds two
-blocks. The work grows with the square of the number: see docs/scale.md. With --centers, which kmeans.py writes, an
-image meets only those with a near center in common: much less work, and pairs across a border are missed. With
---images, pixels confirm each pair, as in `manyviews duplicates`.
+blocks. The work grows with the square of the number: see docs/scale.md. With --images, pixels confirm each pair, as in
+`manyviews duplicates`.
 """
 
 import argparse
@@ -19,12 +18,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import torch
-from torch.nn.functional import normalize
 
 import manyviews as mv
 from manyviews.evaluation.unlabeled import duplicates as same
 
 Item = dict[str, Any]
+COLUMNS = {"first": pa.string(), "second": pa.string(), "similarity": pa.float32()}
 
 
 def blocks(path: str, rows: int) -> list[list[tuple[int, int]]]:
@@ -49,39 +48,24 @@ def read(path: str, block: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, tor
 
 
 class Compare:
-    """A task: two blocks, or one with itself."""
+    """A worker that compares two blocks, or one with itself."""
 
-    def __init__(self, path: str, found: list[list[tuple[int, int]]], threshold: float, centers: Any, data: str | None):
+    def __init__(self, path: str, found: list[list[tuple[int, int]]], threshold: float, data: str | None) -> None:
         self.blocks, self.threshold = [tuple(block) for block in found], threshold
         self.read = lru_cache(maxsize=4)(partial(read, path))
         self.source = None if data is None else mv.data.open_source(data, split="all")
         self.place = {} if self.source is None else {name: i for i, name in enumerate(self.source.ids)}
-        self.centers = None if centers is None else normalize(torch.from_numpy(centers), dim=1)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def __call__(self, item: Item) -> Iterator[Item]:
         (a_ids, a), (b_ids, b) = (self.read(self.blocks[item[k]]) for k in ("a", "b"))
-        alone = item["a"] == item["b"]
-        for mine, theirs in self.cells(a, b):
-            x = a[mine]
-            pairs, near = same.similar(x, x if alone else b[theirs], self.threshold, device=self.device)
-            rows = torch.stack([mine[pairs[:, 0]], theirs[pairs[:, 1]]], 1)
-            names = [(a_ids[i], b_ids[j]) for i, j in rows.tolist()]
-            keep = range(len(names))
-            if names and self.source is not None:
-                keep = same_pixels(self.source, self.place, names, near)
-            for k in keep:
-                first, second = sorted(names[k])
-                yield {"first": first, "second": second, "similarity": float(near[k])}
-
-    def cells(self, a: torch.Tensor, b: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Rows of both blocks that meet: all, or those with one of their three nearest centers in common."""
-        if self.centers is None:
-            yield torch.arange(len(a)), torch.arange(len(b))
-            return
-        p, q = ((normalize(x, dim=1) @ self.centers.T).topk(min(3, len(self.centers))).indices for x in (a, b))
-        for cell in np.intersect1d(p.numpy(), q.numpy()).tolist():
-            yield (p == cell).any(1).nonzero()[:, 0], (q == cell).any(1).nonzero()[:, 0]
+        rows, near = same.similar(a, a if item["a"] == item["b"] else b, self.threshold, device=self.device)
+        names = [tuple(sorted((a_ids[i], b_ids[j]))) for i, j in rows.tolist()]
+        keep = range(len(names))
+        if names and self.source is not None:
+            keep = same_pixels(self.source, self.place, names, near)
+        for k in keep:
+            yield {"first": names[k][0], "second": names[k][1], "similarity": float(near[k])}
 
 
 def same_pixels(
@@ -101,7 +85,6 @@ def main() -> None:
     parser.add_argument("out", help="a Parquet file of pairs: first, second, similarity")
     parser.add_argument("--threshold", type=float, default=0.95, help="cosine similarity")
     parser.add_argument("--rows", type=int, default=65536, help="rows of a block")
-    parser.add_argument("--centers", help="a Parquet file that kmeans.py wrote")
     parser.add_argument("--images", help="the images, of which pixels confirm each pair")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--gpus", type=float, default=0, help="GPUs for each worker")
@@ -110,20 +93,16 @@ def main() -> None:
 
     found = blocks(options.embeddings, options.rows)
     todo = [{"a": i, "b": j} for i, j in combinations_with_replacement(range(len(found)), 2)]
-    centers = None
-    if options.centers:
-        centers = np.stack(pq.read_table(options.centers)["embedding"].to_numpy())
     pairs = ray.data.from_items(todo, override_num_blocks=len(todo)).flat_map(
         Compare,
-        fn_constructor_args=(options.embeddings, found, options.threshold, centers, options.images),
-        concurrency=min(options.workers, len(todo)),
+        fn_constructor_args=(options.embeddings, found, options.threshold, options.images),
+        compute=ray.data.ActorPoolStrategy(size=min(options.workers, len(todo))),
         num_gpus=options.gpus,
     )
-    # With centers, two images may meet in several cells. Only pairs are held here, not embeddings.
-    held = {(row["first"], row["second"]): row["similarity"] for row in pairs.iter_rows()}
-    first, second = zip(*sorted(held), strict=True) if held else ((), ())
-    columns = {"first": first, "second": second, "similarity": [held[pair] for pair in sorted(held)]}
-    pq.write_table(pa.table({k: pa.array(v) for k, v in columns.items()}), options.out)
+    # Pairs are held here, embeddings are not. In order, so that a result is the same on any number of workers.
+    held = sorted(pairs.iter_rows(), key=lambda row: (row["first"], row["second"]))
+    columns = {k: pa.array([row[k] for row in held], kind) for k, kind in COLUMNS.items()}
+    pq.write_table(pa.table(columns), options.out)
     print(f"{len(held)} pairs of {len(todo)} pairs of blocks, in {options.out}")
 
 

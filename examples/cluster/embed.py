@@ -78,7 +78,7 @@ def main() -> None:
         Embed,
         fn_constructor_args=(options.weights, options.out, options.images),
         batch_size=1,
-        concurrency=min(options.workers, len(todo)),
+        compute=ray.data.ActorPoolStrategy(size=min(options.workers, len(todo))),
         num_cpus=options.cpus,
         num_gpus=options.gpus,
     )
