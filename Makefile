@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
 AUDIT := .venv-audit
+CLUSTER := .venv-cluster
 DATA ?= data
 TESTS := CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 empty :=
@@ -16,7 +17,7 @@ EDITED = $(shell git diff --name-only $(BASE); git ls-files --others --exclude-s
 METHODS = $(filter-out method _% __init__,$(filter $(basename $(notdir $(wildcard manyviews/methods/*.py))),\
 	$(sort $(basename $(notdir $(filter manyviews/methods/%.py manyviews/recipes/%.py,$(EDITED)))))))
 
-.PHONY: demo check test lint test-learning test-papers test-faults bench clean
+.PHONY: demo check test lint test-learning test-papers test-faults test-cluster bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/manyviews demo
@@ -52,11 +53,21 @@ test-faults: $(VENV)/installed-dev
 		$(if $(filter 1,$(FAULTS)),MANYVIEWS_FAULTS_JSON=benchmarks/faults.json) \
 		CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m faults tests/faults
 
+
+# The jobs of examples/cluster on a local Ray, which has an environment of its own: it is large.
+test-cluster: $(CLUSTER)/installed
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(CLUSTER)/bin/pytest -m cluster tests/test_cluster.py
+
+$(CLUSTER)/installed: pyproject.toml
+	$(PYTHON) -m venv $(CLUSTER)
+	$(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[cluster,dev]'
+	@touch $@
+
 # Each prints a table and writes the JSON beside it. DATA is a folder with cifar10_train.parquet and cifar10_test.parquet
 # (Hugging Face's layout) and imagewoof160_mini.zip (train/*/*.jpg: any photographs). The machine must be otherwise
 # idle, for 80 minutes on two cores. One that fails leaves the others their turn. Not among them: page.py, which drives a
 # browser, speedrun.py, which trains for minutes to hours, and claims.py and selection.py, which train for hours and
-# continue where they stopped.
+# continue where they stopped, and marathon.py, which runs for a night.
 bench: $(BENCH)/installed
 	@failed=; \
 	measure() { \
@@ -91,7 +102,7 @@ $(BENCH)/installed: benchmarks/peers.txt pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH) $(AUDIT) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) $(AUDIT) $(CLUSTER) .pytest_cache .mypy_cache .ruff_cache
 
 # Licenses of what is installed, and known weaknesses in it; says so if the service that lists these does not answer.
 .PHONY: audit

@@ -16,6 +16,7 @@ import inspect
 import json
 import pkgutil
 import re
+import runpy
 import sys
 import textwrap
 from collections import Counter
@@ -540,6 +541,12 @@ def source(page: Path, name: str) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
+def scale_table(page: Path, name: str) -> str:
+    """A table of scale_tables.py."""
+    table: str = runpy.run_path(str(DOCS / "scale_tables.py"))[name](page)
+    return table
+
+
 PARTS: Mapping[str, Callable[..., str]] = {
     "settings": settings_table,
     "recipes": recipe_table,
@@ -561,6 +568,7 @@ PARTS: Mapping[str, Callable[..., str]] = {
     "faults": fault_table,
     "tree": tree,
     "source": source,
+    "scale": scale_table,
 }
 
 

@@ -21,14 +21,14 @@ def nearby(seed: int, epoch: int, blocks: np.ndarray, window: int, rank: int, wo
     therefore come from `window` blocks, and any position is found without those before it.
     """
     sizes = np.diff(blocks, prepend=0)
-    drawn = hashes(seed, epoch, np.arange(len(blocks) + int(blocks[-1])))
-    shuffled = np.argsort(drawn[: len(blocks)], kind="stable")
+    shuffled = np.argsort(hashes(seed, epoch, np.arange(len(blocks))), kind="stable")
     share = int(blocks[-1]) // world_size
-    mine = slice(rank * share, (rank + 1) * share)
-    place = np.repeat(np.arange(len(blocks)), sizes[shuffled])[mine]
+    mine = np.arange(rank * share, (rank + 1) * share)  # work and memory of a rank's share, not of all items
     ends = np.cumsum(sizes[shuffled])
-    items = np.arange(rank * share, (rank + 1) * share) - ends[place] + blocks[shuffled][place]
-    delay = drawn[len(blocks) + items] / 2.0**64 * window
+    place = np.searchsorted(ends, mine, side="right")
+    items = mine - ends[place] + blocks[shuffled][place]
+    drawn = hashes(seed, epoch, len(blocks) + items)
+    delay = drawn / 2.0**64 * window
     mixed: np.ndarray = items[np.argsort(place + delay, kind="stable")]
     return mixed
 

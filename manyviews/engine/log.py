@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -36,10 +38,11 @@ class Log:
     def __init__(
         self, folder: RunFolder, step: int = 0, loggers: tuple[str, ...] = (), stage: int | None = None
     ) -> None:
-        kept = [r for r in folder.rows if r.get("step", 0) <= step] if step else []
-        kept = [r for r in kept if stage is None or r.get("stage", 0) <= stage]
         path = self._path = folder.path / LOG
-        write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
+        if step and path.exists():
+            _rewind(path, step, stage)
+        else:
+            write_text(path, "")
         self._file = path.open("a", encoding="utf-8")
         self._sinks = {name: _LOGGERS[name](folder, step) for name in loggers}
 
@@ -76,6 +79,29 @@ class Log:
             self._file.close()
         for _, close in self._sinks.values():
             close()
+
+
+def _rewind(path: Path, step: int, stage: int | None) -> None:
+    """Cut off the lines after a step, or of a later stage: see `Log`.
+
+    Steps never fall along a log, so only its end is read, however long it is. Damaged lines at the end go too.
+    """
+
+    def stays(line: bytes) -> bool:
+        try:
+            row = json.loads(line)
+            return bool(row.get("step", 0) <= step and (stage is None or row.get("stage", 0) <= stage))
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            return False
+
+    with path.open("r+b") as file:
+        if not (end := file.seek(0, os.SEEK_END)):
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            end = text.rfind(b"\n") + 1  # a crash may have cut the last line short
+            while end and not stays(text[(start := text.rfind(b"\n", 0, end - 1) + 1) : end]):
+                end = start
+        file.truncate(end)
 
 
 Sink = tuple[Callable[[dict[str, float], int], Any], Callable[[], Any]]

@@ -282,7 +282,8 @@ def latest(folder: Path) -> Report | None:
 def facts_of(run: Any) -> dict[str, Any]:
     """Facts about a `manyviews.Run`, as `summary` takes them."""
     recipe, about, ended, folder = run.recipe, run.facts, run.summary, run.folder
-    logged = [row for row in run.log if "loss" in row]
+    log = run.log
+    logged = [row for row in log if "loss" in row]
     last = logged[-1] if logged else {}
     # A budget or an early end decides otherwise than the recipe.
     epochs = recipe.all_epochs if ended is None else ended.get("epochs", recipe.all_epochs)
@@ -304,7 +305,7 @@ def facts_of(run: Any) -> dict[str, Any]:
         facts["speed"] = f"{statistics.median(rates):.0f} images/s{waiting}"
     if _is_number(last.get("loss")):
         facts["loss"] = f"{logged[0]['loss']:.3f} at the start, {last['loss']:.3f} at the end"
-    facts["kept"] = kept(run.log)
+    facts["kept"] = kept(log)
     if ended is not None and ended.get("bad_images"):
         facts["left out"] = f"{ended['bad_images']} images that cannot be read"
     facts["files"] = [str(folder / name) for name in ("encoder.safetensors", "plots") if (folder / name).exists()]
