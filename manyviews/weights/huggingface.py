@@ -55,9 +55,11 @@ def files(folder: Path) -> list[Path]:
             return [folder / name]
         index = folder / (name + _INDEX)
         if index.is_file():
-            shards = sorted({str(v) for v in dict(_json(index).get("weight_map") or {}).values()})
+            named = _json(index).get("weight_map")
+            shards = sorted({str(v) for v in named.values()} if isinstance(named, dict) else ())
             paths = [folder / shard for shard in shards]
-            missing = [p for s, p in zip(shards, paths, strict=True) if p.name != s or not p.is_file()]
+            there = {path.name for path in folder.iterdir() if path.is_file()}
+            missing = [path for shard, path in zip(shards, paths, strict=True) if shard not in there]
             if missing or not paths:
                 which = printable(missing[0].name, 60) if missing else "any file"
                 raise UserError(f"{index} names {len(paths)} files of weights, and {which} is not in the folder.")
@@ -86,7 +88,7 @@ def describe(folder: Path, names: Sequence[str]) -> Described:
         kind = found.get("model_type")
         settings = _SETTINGS[kind](found) if kind in _SETTINGS else {}
         seen = _seen(shown)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as e:
         raise UserError(f"{folder} holds a {CONFIG} or {PREPROCESSOR} that cannot be understood ({e!r}).") from None
     notes = [f"{CONFIG} says {kind}"] if kind in _SETTINGS else []
     if seen:

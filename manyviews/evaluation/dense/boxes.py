@@ -342,7 +342,7 @@ def _is_segmentation(shape: Any, size: tuple[int, int]) -> bool:
         counts = shape.get("counts")
         if isinstance(counts, str):
             counts = _run_lengths(counts)
-        if not isinstance(counts, list) or not all(type(n) is int and 0 <= n <= size[0] * size[1] for n in counts):
+        if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
             return False
         return sum(counts) == size[0] * size[1] and list(shape.get("size", ())) == list(size)
     if not isinstance(shape, list) or not shape or not all(isinstance(p, list) and len(p) >= 6 for p in shape):
