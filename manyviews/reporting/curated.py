@@ -8,7 +8,7 @@ import numpy as np
 
 from manyviews.data.source import Source
 from manyviews.errors import printable
-from manyviews.evaluation.unlabeled.curation import Choice
+from manyviews.evaluation.unlabeled.stages import Choice
 from manyviews.reporting import single
 
 SHOWN = 60
