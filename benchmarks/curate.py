@@ -33,11 +33,12 @@ from torch.nn.functional import normalize as unit
 import manyviews as mv
 from manyviews.backbones import Encoder
 from manyviews.data import open_source
-from manyviews.evaluation import extract
+from manyviews.evaluation import Features, extract
 from manyviews.evaluation.unlabeled import curation
 from manyviews.evaluation.unlabeled.copies import planted
 from manyviews.evaluation.unlabeled.duplicates import Limits, looks_alike, similar
 from manyviews.evaluation.unlabeled.stages import in_clusters, nearest
+from manyviews.evaluation.unlabeled.whitening import Whitening
 from manyviews.verbs.curate import write as curate
 from manyviews.weights import Pretrained
 
@@ -135,9 +136,7 @@ def copies(weights: Pretrained, folder: Path, made: dict[str, tuple[int, str]], 
     bits = hashes(folder, names)
     near = (bits[:, None] != bits).sum(2) <= HASH
     hashed = {(names[i], names[j]) for i, j in np.argwhere(np.triu(near, 1))}
-    seen = extract(
-        weights.encoder, open_source(folder), test_size=weights.test_size, mean=weights.mean, std=weights.std
-    )
+    seen = shown(weights, folder)
     alone = {tuple(sorted((seen.ids[i], seen.ids[j]))) for i, j in similar(seen.x, seen.x, 0.95)[0].tolist()}
     better: dict[str, list[int]] = {kind: [0, 0] for kind in KINDS}
     for row in rows:
@@ -151,6 +150,28 @@ def copies(weights: Pretrained, folder: Path, made: dict[str, tuple[int, str]], 
         f"hash, {HASH} bits": score(hashed, made),
         "cosine 0.95": score(alone, made),
     }
+
+
+def shown(weights: Pretrained, folder: Path) -> Features:
+    """Features of all images."""
+    how = {"test_size": weights.test_size, "mean": weights.mean, "std": weights.std}
+    return extract(weights.encoder, open_source(folder), **how)
+
+
+def ranked(weights: Pretrained, folder: Path, made: dict[str, tuple[int, str]]) -> dict[str, float]:
+    """How well features alone rank pairs, planted ones first: micro average precision, percent, raw and whitened."""
+    seen = shown(weights, folder)
+    origin = torch.tensor([made[name][0] for name in seen.ids])
+    i, j = torch.triu_indices(len(seen), len(seen), 1)
+    same = origin[i] == origin[j]
+    white = Whitening.of(seen.x)
+    found = {}
+    for name, x in ({"raw": seen.x} | ({} if white is None else {"whitened": white(seen.x)})).items():
+        x = unit(x, dim=1)
+        hits = same[(x @ x.T)[i, j].argsort(descending=True)].double()
+        precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
+        found[name] = round(100 * float((precision * hits).sum() / hits.sum()), 1)
+    return found
 
 
 def million(n: int, dim: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -230,6 +251,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--weights", help="an encoder; an untrained ResNet-18 without it")
     parser.add_argument("--backbone", help="its architecture")
+    parser.add_argument("--runs", nargs="*", default=[], help="further encoders, such as runs of sscd")
     parser.add_argument("--test-size", type=int, default=128)
     parser.add_argument("--embeddings", type=int, help="time this many synthetic features instead")
     parser.add_argument("--dim", type=int, default=384)
@@ -255,6 +277,11 @@ def main() -> None:
             made = plant(options.data, options.images, keep / "images", options.seed)
             report["images"], report["copies"] = len(made), sum(kind != "original" for _, kind in made.values())
             report |= copies(weights, keep / "images", made, keep / "list.parquet")
+            report["micro AP"] = ranked(weights, keep / "images", made)
+            for run in options.runs:
+                other = mv.load(run)
+                found = copies(other, keep / "images", made, keep / f"{Path(run).name}.parquet")
+                report[Path(run).name] = found | {"micro AP": ranked(other, keep / "images", made)}
     print(json.dumps(report, indent=1))
     write(options.out, report)
 

@@ -49,8 +49,8 @@ class SSCD(Method):
         entropy: float = 30.0,
     ) -> None:
         super().__init__()
-        encoder.describe(output_dim)
         self.views = paired(view)
+        encoder.describe(output_dim)
         self.online = Branch(encoder, nn.Identity())
         self.temperature, self.entropy = temperature, entropy
 

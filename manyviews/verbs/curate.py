@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from manyviews.evaluation import index as indices
 from manyviews.evaluation.features import Features, check_finite, extract, extract_all
 from manyviews.evaluation.unlabeled import copies, curation, stages
 from manyviews.evaluation.unlabeled import duplicates as same
+from manyviews.evaluation.unlabeled.whitening import Whitening
 from manyviews.progress import progress
 from manyviews.reporting import curated as pages
 from manyviews.verbs._common import loaded, new_file, opened, preprocessing, say_once, seen_by
@@ -286,6 +287,9 @@ def _copies(
     asked: Settings,
 ) -> tuple[list[same.Group], str]:
     """Groups of copies, and how they were found: see `manyviews.verbs.duplicates`."""
+    whiten = Whitening.of(features.x) if "descriptor" in getattr(encoder, "spec", {}) else None
+    if whiten is not None:
+        features = replace(features, x=whiten(features.x))
     with progress("cells", quiet=len(features) <= curation.EXACT):
         where = curation.cells(features.x, asked.seed)
     both = {"features": encoder, "grays": same.Gray()}
@@ -293,6 +297,8 @@ def _copies(
     copied = copies.copies_of(source, features.index[rows].tolist(), SEED)
     with progress("planted copies") as update:
         planted = extract_all(both, copied, progress=update, **how)
+    if whiten is not None:
+        planted["features"] = replace(planted["features"], x=whiten(planted["features"].x))
     gray = Features(grays, None, features.index, features.ids, features.bad)
     calibration = same.calibrate(
         source,
@@ -305,7 +311,7 @@ def _copies(
         None if asked.duplicates == "auto" else float(asked.duplicates),
         how["device"],
     )
-    words = calibration.words
+    words = calibration.words + (" The descriptors are whitened." if whiten is not None else "")
     if len(where) > 1:
         originals = rows[planted["features"].index]
         where, met = where.meeting(unit(planted["features"].x.float(), dim=1), originals)

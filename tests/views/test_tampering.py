@@ -31,7 +31,7 @@ def test_the_contract_of_an_augmentation(op):
     x = images()
     before, parameters = x.clone(), op.draw(draws(6), 32)
     out = op.apply(x, parameters)
-    assert torch.equal(x, before) and out.shape == x.shape and 0 <= out.min() and out.max() <= 1
+    assert torch.equal(x, before) and out.shape == x.shape and out.min() >= 0 and out.max() <= 1
     assert not torch.equal(out, x) and op.apply(images(6, 32, 1), parameters).shape == (6, 1, 32, 32)
     alone = torch.cat([op(x[i : i + 1], draws(1, i)) for i in range(6)])
     torch.testing.assert_close(alone, out, atol=2e-6, rtol=0)
