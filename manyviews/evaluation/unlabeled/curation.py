@@ -183,9 +183,10 @@ def isolation(x: Tensor, where: Cells, k: int = 10) -> Tensor:
         keys = torch.cat(cell)
         if len(where) > 1 and len(keys) > _KEYS:
             keys = keys[torch.linspace(0, len(keys) - 1, _KEYS).long()]
-        held = x[keys].float().T
+        held = normalize(x[keys].float(), dim=1).T
         for mine in cell[0].split(_QUERIES):
-            near = (x[mine].float() @ held).masked_fill_(keys == mine[:, None], -2.0)  # no neighbor of its own
+            near = normalize(x[mine].float(), dim=1) @ held
+            near.masked_fill_(keys == mine[:, None], -2.0)  # an image is no neighbor of its own
             best[mine, : len(keys)] = near.topk(min(k, len(keys))).values
 
     for _ in _by_cell(within, where.narrowed(_NEAR)):

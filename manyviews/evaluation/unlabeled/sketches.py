@@ -12,6 +12,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from manyviews.evaluation.unlabeled.duplicates import similar
 
@@ -81,7 +82,7 @@ class Sketches:
 
     def _exact(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         x = self.x
-        near = [(x[part[:, 0]].float() * x[part[:, 1]].float()).sum(1) for part in pairs.split(_PAIRS)]
+        near = [cosine_similarity(x[part[:, 0]].float(), x[part[:, 1]].float()) for part in pairs.split(_PAIRS)]
         similarity = torch.cat(near) if near else torch.empty(0)
         kept = similarity >= self.threshold
         return pairs[kept], similarity[kept].clamp(-1, 1)
