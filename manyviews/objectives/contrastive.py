@@ -71,7 +71,8 @@ def mixed_nt_xent(z: Tensor, related: Tensor, positive: Tensor, temperature: flo
     """
     z = directions(z)
     negatives = similarities_logsumexp(z, z, temperature, related, all_ranks=True)
-    near = (z[:, None] * z[related]).sum(2) / temperature
+    # Not `z[related]`, whose gradient several threads add up in any order.
+    near = (z[:, None] * z.index_select(0, related.flatten()).view(*related.shape, -1)).sum(2) / temperature
     losses = softplus(negatives[:, None] - near).masked_fill(~positive, 0)
     return (losses.sum(1) / positive.sum(1)).mean()
 
