@@ -30,5 +30,5 @@ def koleo(z: Tensor, left_out: Tensor | None = None, all_ranks: bool = False) ->
     rows, before = (distributed.gather(z), distributed.rank() * len(z)) if all_ranks else (z, 0)
     with torch.no_grad():
         nearest = (z @ rows.T).scatter_(1, left_out + before, -2).argmax(1)
-    found: Tensor = -(z - rows[nearest]).norm(dim=-1).clamp(min=1e-8).log().mean()
+    found: Tensor = -(z - rows.index_select(0, nearest)).norm(dim=-1).clamp(min=1e-8).log().mean()
     return found

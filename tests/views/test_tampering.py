@@ -50,7 +50,7 @@ def test_jpeg_is_pillows(quality: int, size: int):
         Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=0)
         wanted = np.asarray(Image.open(file), dtype=np.float32)
         off = np.abs(found.permute(1, 2, 0).numpy() * 255 - wanted)
-        assert off.mean() < 0.7 and np.quantile(off, 0.99) <= 5  # libjpeg computes in integers
+        assert off.mean() < 0.7 and (off <= 2).mean() > 0.9  # libjpeg computes in integers
         assert np.abs(pixels - wanted).mean() > 2 * off.mean() or quality == 90
 
 
