@@ -40,7 +40,7 @@ def cpu() -> Recipe:
     manyviews pretrain photos/ --recipe sscd_cpu --out runs/copies
     manyviews curate photos/ --with runs/copies --out list.parquet
 
-    What it finds of planted copies: docs/curate.md.
+    Not run by us.
     """
     return Recipe(
         name="sscd",
