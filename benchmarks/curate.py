@@ -28,17 +28,22 @@ import torch
 from _bench import facts, write
 from PIL import Image
 from scipy.fft import dctn
+from torch.nn.functional import normalize as unit
 
 import manyviews as mv
 from manyviews.backbones import Encoder
 from manyviews.data import open_source
-from manyviews.evaluation import extract
+from manyviews.evaluation import Features, extract
 from manyviews.evaluation.unlabeled import curation
 from manyviews.evaluation.unlabeled.copies import planted
-from manyviews.evaluation.unlabeled.duplicates import Limits, similar
+from manyviews.evaluation.unlabeled.duplicates import Limits, looks_alike, similar
+from manyviews.evaluation.unlabeled.stages import in_clusters, nearest
+from manyviews.evaluation.unlabeled.whitening import Whitening
 from manyviews.verbs.curate import write as curate
 from manyviews.weights import Pretrained
 
+THRESHOLD = 0.9
+SAMPLE = 500
 KINDS = ("exact", "cropped", "compressed", "mirrored", "logo", "border")
 HASH = 10  # bits of 64 that two copies may differ in, as imagehash's users take it
 
@@ -131,9 +136,7 @@ def copies(weights: Pretrained, folder: Path, made: dict[str, tuple[int, str]], 
     bits = hashes(folder, names)
     near = (bits[:, None] != bits).sum(2) <= HASH
     hashed = {(names[i], names[j]) for i, j in np.argwhere(np.triu(near, 1))}
-    seen = extract(
-        weights.encoder, open_source(folder), test_size=weights.test_size, mean=weights.mean, std=weights.std
-    )
+    seen = shown(weights, folder)
     alone = {tuple(sorted((seen.ids[i], seen.ids[j]))) for i, j in similar(seen.x, seen.x, 0.95)[0].tolist()}
     better: dict[str, list[int]] = {kind: [0, 0] for kind in KINDS}
     for row in rows:
@@ -149,22 +152,48 @@ def copies(weights: Pretrained, folder: Path, made: dict[str, tuple[int, str]], 
     }
 
 
-def million(n: int, dim: int, seed: int) -> dict[str, Any]:
-    """Each stage on synthetic features: a long tail of 3,000 clusters, and 1 % copies."""
+def shown(weights: Pretrained, folder: Path) -> Features:
+    """Features of all images."""
+    how = {"test_size": weights.test_size, "mean": weights.mean, "std": weights.std}
+    return extract(weights.encoder, open_source(folder), **how)
+
+
+def ranked(weights: Pretrained, folder: Path, made: dict[str, tuple[int, str]]) -> dict[str, float]:
+    """How well features alone rank pairs, planted ones first: micro average precision, percent, raw and whitened."""
+    seen = shown(weights, folder)
+    origin = torch.tensor([made[name][0] for name in seen.ids])
+    i, j = torch.triu_indices(len(seen), len(seen), 1)
+    same = origin[i] == origin[j]
+    white = Whitening.of(seen.x)
+    found = {}
+    for name, x in ({"raw": seen.x} | ({} if white is None else {"whitened": white(seen.x)})).items():
+        x = unit(x, dim=1)
+        hits = same[(x @ x.T)[i, j].argsort(descending=True)].double()
+        precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
+        found[name] = round(100 * float((precision * hits).sum() / hits.sum()), 1)
+    return found
+
+
+def million(n: int, dim: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Each stage on synthetic features in a mapped file: a long tail of 3,000 clusters, and 1 % copies.
+
+    A copy's cosine similarity to its original is uniform in [`THRESHOLD`, 1]. Recall is of all pairs that `SAMPLE`
+    images have with any image.
+    """
     g = torch.Generator().manual_seed(seed)
     means = torch.randn(3000, dim, generator=g)
     weight = 1 / torch.arange(1, 3001).float()
-    x = torch.empty(n, dim, dtype=torch.float16)
+    x = torch.from_numpy(np.memmap(folder / "x", np.float16, "w+", shape=(n, dim)))
     for start in range(0, n, 65536):
         count = min(65536, n - start)
         home = torch.multinomial(weight, count, replacement=True, generator=g)
-        part = means[home] + 1.2 * torch.randn(count, dim, generator=g)
-        x[start : start + count] = torch.nn.functional.normalize(part, dim=1)
+        x[start : start + count] = unit(means[home] + 1.2 * torch.randn(count, dim, generator=g), dim=1)
     copied = n // 100
-    noise = 0.2 / dim**0.5 * torch.randn(copied, dim, generator=g)
-    x[-copied:] = torch.nn.functional.normalize(x[:copied].float() + noise, dim=1)
+    chosen = torch.randperm(n - copied, generator=g)[:copied]
+    x[-copied:] = copies_at(x[chosen].float(), THRESHOLD, g)
     grays = torch.randn(n, 65, generator=g).half()
-    grays[-copied:] = grays[:copied]
+    grays[-copied:] = grays[chosen]
+    planted = torch.randperm(n, generator=g)[:512]
     answer: dict[str, Any] = {"embeddings": n, "dim": dim, "GB of features": round(x.nbytes / 1e9, 2)}
     begun = time.time(), time.process_time()
 
@@ -178,18 +207,42 @@ def million(n: int, dim: int, seed: int) -> dict[str, Any]:
 
     where = curation.cells(x, seed)
     lap("cells")
-    pairs = curation.pairs(x, grays, Limits(0.9, 0.9), where)
-    found = {tuple(row) for row in pairs.rows.tolist()}
-    answer["copies found"] = sum((i, n - copied + i) in found for i in range(copied)) / copied
+    narrow, met = where, 1.0
+    if len(where) > 1:
+        narrow, met = where.meeting(copies_at(x[planted].float(), THRESHOLD, g), planted)
+    answer["cells and probes"] = [len(where), narrow.probes.shape[1], round(met, 4)]
+    pairs = curation.pairs(x, grays, Limits(THRESHOLD, 0.9), narrow)
     lap("pairs")
     curation.isolation(x, where)
-    lap("isolation")
+    lap("outliers")
+    nearest(x, x[planted].float(), 32)
+    lap("like")
     tree = curation.tree(x, seed)
     lap("tree")
-    chosen = curation.balanced(tree.parents, n // 10, seed)
-    answer["chosen"] = int(chosen.sum())
+    answer["clusters"] = [int(parent.max()) + 1 for parent in tree.parents]
+    in_clusters(tree, x[planted].float())
+    lap("like, by clusters")
+    answer["balanced"] = int(curation.balanced(tree.parents, n // 10, seed).sum())
     lap("balance")
+    total = [answer[name] for name in answer if isinstance(answer[name], dict)]
+    answer["together"] = {k: round(sum(t[k] for t in total), 1) for k in ("seconds", "core seconds")}
+    some = torch.cat([chosen[:SAMPLE], torch.arange(n - copied, n)[:SAMPLE]]).unique()
+    rows, _ = similar(x[some], x, THRESHOLD)
+    asked = torch.stack([some[rows[:, 0]], rows[:, 1]], 1)
+    asked = asked[(asked[:, 0] != asked[:, 1]) & (looks_alike(grays, asked) >= 0.9)].sort(1).values
+    wanted = set(map(tuple, asked.tolist()))
+    answer["pairs of the sample"] = len(wanted)
+    answer["recall"] = len(wanted & set(map(tuple, pairs.rows.tolist()))) / len(wanted)
     return answer
+
+
+def copies_at(x: torch.Tensor, least: float, g: torch.Generator) -> torch.Tensor:
+    """Other features of a cosine similarity to these that is uniform in [least, 1]."""
+    cosine = least + (1 - least) * torch.rand(len(x), 1, generator=g)
+    other = torch.randn(x.shape, generator=g)
+    x = unit(x, dim=1)
+    other = unit(other - (other * x).sum(1, keepdim=True) * x, dim=1)
+    return cosine * x + (1 - cosine.square()).sqrt() * other
 
 
 def main() -> None:
@@ -198,6 +251,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--weights", help="an encoder; an untrained ResNet-18 without it")
     parser.add_argument("--backbone", help="its architecture")
+    parser.add_argument("--runs", nargs="*", default=[], help="further encoders, such as runs of sscd")
     parser.add_argument("--test-size", type=int, default=128)
     parser.add_argument("--embeddings", type=int, help="time this many synthetic features instead")
     parser.add_argument("--dim", type=int, default=384)
@@ -207,7 +261,8 @@ def main() -> None:
     options = parser.parse_args()
     report: dict[str, Any] = facts(torch.device("cpu"), "torch", "scikit-learn", "pillow") | {"seed": options.seed}
     if options.embeddings:
-        report |= million(options.embeddings, options.dim, options.seed)
+        with tempfile.TemporaryDirectory() as temporary:
+            report |= million(options.embeddings, options.dim, options.seed, Path(temporary))
     else:
         if options.weights:
             weights = mv.load(options.weights, options.backbone, test_size=options.test_size)
@@ -222,6 +277,11 @@ def main() -> None:
             made = plant(options.data, options.images, keep / "images", options.seed)
             report["images"], report["copies"] = len(made), sum(kind != "original" for _, kind in made.values())
             report |= copies(weights, keep / "images", made, keep / "list.parquet")
+            report["micro AP"] = ranked(weights, keep / "images", made)
+            for run in options.runs:
+                other = mv.load(run)
+                found = copies(other, keep / "images", made, keep / f"{Path(run).name}.parquet")
+                report[Path(run).name] = found | {"micro AP": ranked(other, keep / "images", made)}
     print(json.dumps(report, indent=1))
     write(options.out, report)
 

@@ -118,7 +118,7 @@ def tiled(views: Sequence[Tensor]) -> Tensor:
 
 def build(name: str) -> methods.Method:
     """A method with its default settings and without memory for its weights."""
-    backbone = {"fcmae": "convnextv2_atto"}.get(name, "vit_tiny_patch16_224")
+    backbone = {"fcmae": "convnextv2_atto", "sscd": "resnet18"}.get(name, "vit_tiny_patch16_224")
     with torch.device("meta"):
         return methods.get(name)(Encoder(backbone))
 

@@ -19,6 +19,7 @@ from manyviews.backbones.attention import unfuse
 from manyviews.backbones.convolution import protect, quicken
 from manyviews.backbones.neck import attach
 from manyviews.backbones.packing import drop_uniformly, flat, packs, parted, run, skip_dropped
+from manyviews.backbones.pooling import Descriptor
 from manyviews.backbones.positions import sincos
 from manyviews.checkpoint import load_tensors
 from manyviews.errors import Unreachable, UserError, printable
@@ -97,6 +98,7 @@ class Encoder(nn.Module):
         position: positions of a vision transformer's patches: "learned", or "sincos", which is fixed.
         neck: layers after the pooled features, in the place of timm's classifier: the first of a projector, from whose
             inside fine-tuning begins. See `backbones.neck`.
+        descriptor: dimensions of a copy descriptor that takes the place of the pooled features: see `describe`.
         timm_kwargs: further settings for timm, such as `img_size`, `patch_size`, `in_chans`, `drop_path_rate`,
             `channels`; numbers, texts and tuples, so that they can be saved. With another `in_chans` than 3, timm's
             pretrained weights of the first convolution are adapted. Two settings are ours: `norm_eps`, the epsilon of
@@ -131,6 +133,7 @@ class Encoder(nn.Module):
         pretrained: bool | str = False,
         position: Literal["learned", "sincos"] = "learned",
         neck: Sequence[Sequence[Any]] = (),
+        descriptor: int | None = None,
         **timm_kwargs: Any,
     ) -> None:
         super().__init__()
@@ -166,6 +169,8 @@ class Encoder(nn.Module):
             drop_uniformly(self.transformer("drop all blocks alike"), timm_kwargs.get("drop_path_rate", 0.0))
         skip_dropped(self.model)
         unfuse(self.model)
+        if descriptor is not None:
+            self.describe(descriptor)
         if file is not None:
             self.load_weights(load_tensors(file)[0])
 
@@ -382,6 +387,24 @@ class Encoder(nn.Module):
             nn.init.xavier_uniform_(embed.proj.weight.view(embed.proj.out_channels, -1))
             if embed.proj.bias is not None:
                 nn.init.zeros_(embed.proj.bias)
+
+    def describe(self, dim: int) -> None:
+        """Make a copy descriptor of so many dimensions the encoder's features, in the place of pooled ones.
+
+        An encoder that has one of this size keeps it, and its weights.
+
+        Raises:
+            UserError: the network does not pool a single map at its end, or has a descriptor of another size.
+        """
+        known = self.spec.get("descriptor")
+        if known == dim:
+            return
+        if known is not None:
+            raise UserError(f"The encoder has a descriptor of {known} dimensions: set method.output_dim={known}.")
+        if not isinstance(getattr(self.model, "global_pool", None), nn.Module) or self.patch_dim != self.embed_dim:
+            raise UserError(f"{self.name} has no last map that a descriptor could pool: choose a ResNet.")
+        self.model.global_pool = Descriptor(self.patch_dim, dim)
+        self.spec["descriptor"], self.embed_dim = dim, dim
 
     def transformer(self, what: str) -> Any:
         """The model, if it is a transformer on patches: timm's ViT and Eva, and the models that derive from them.

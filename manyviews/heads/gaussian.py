@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from manyviews.heads.pooling import GeM
+from manyviews.backbones.pooling import GeM
 
 
 class GaussianProjector(nn.Module):

@@ -8,7 +8,7 @@ one process with the whole batch.
 
 from manyviews.objectives.alignment import consistency, negative_cosine, squared_distance
 from manyviews.objectives.clustering import prior_divergence, sinkhorn, swapped_prediction
-from manyviews.objectives.contrastive import clip, cross_info_nce, directed_info_nce, info_nce, nt_xent
+from manyviews.objectives.contrastive import clip, cross_info_nce, directed_info_nce, info_nce, mixed_nt_xent, nt_xent
 from manyviews.objectives.decorrelation import covariance, cross_correlation, invariance, variance
 from manyviews.objectives.distillation import (
     cross_entropy,
@@ -55,6 +55,7 @@ __all__ = [
     "masked_distance",
     "masked_l1",
     "masked_mse",
+    "mixed_nt_xent",
     "negative_cosine",
     "nt_xent",
     "patchify",

@@ -50,6 +50,34 @@ def nt_xent(za: Tensor, zb: Tensor, temperature: float) -> Tensor:
 
 
 @in_float32
+def mixed_nt_xent(z: Tensor, related: Tensor, positive: Tensor, temperature: float) -> Tensor:
+    """SSCD's contrastive loss, in which a view may have several positives: views that share some of its content.
+
+    Pizzi et al. 2022, mean over the views `i` with positives `P_i`, whose union with `i` is `R_i`:
+
+        -1 / |P_i| sum_{j in P_i} log( exp(cos_ij / temperature)
+            / (exp(cos_ij / temperature) + sum_{k not in R_i} exp(cos_ik / temperature)) )
+
+    With one positive each it is `nt_xent`.
+
+    Args:
+        z: projections of this rank's views, `n d`.
+        related: int64, `n m`: views of this rank that are no negatives: the positives of each view, and itself.
+        positive: bool, `n m`: which of them are positives, at least one for each view.
+        temperature: above 0.
+
+    Returns:
+        A scalar, at least 0. Negatives are on all ranks.
+    """
+    z = directions(z)
+    negatives = similarities_logsumexp(z, z, temperature, related, all_ranks=True)
+    # Not `z[related]`, whose gradient several threads add up in any order.
+    near = (z[:, None] * z.index_select(0, related.flatten()).view(*related.shape, -1)).sum(2) / temperature
+    losses = softplus(negatives[:, None] - near).masked_fill(~positive, 0)
+    return (losses.sum(1) / positive.sum(1)).mean()
+
+
+@in_float32
 def info_nce(q: Tensor, k: Tensor, queue_rows: Tensor, temperature: float) -> Tensor:
     """MoCo's loss: the query's own key against a queue of earlier keys.
 

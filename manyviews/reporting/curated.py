@@ -8,7 +8,7 @@ import numpy as np
 
 from manyviews.data.source import Source
 from manyviews.errors import printable
-from manyviews.evaluation.unlabeled.curation import Choice
+from manyviews.evaluation.unlabeled.stages import Choice
 from manyviews.reporting import single
 
 SHOWN = 60
@@ -35,7 +35,7 @@ def render(source: Source, choice: Choice, notes: list[str], kept: int) -> str:
         kept: number of images that are kept.
     """
     reason = np.array(choice.reason)
-    sections = [_section(source, "Kept", "Drawn by chance.", _some(np.flatnonzero(reason == "")), [], int(kept))]
+    sections = []
     for why, (title, how) in _WORDS.items():
         rows = np.flatnonzero(reason == why)
         if not len(rows):
@@ -53,6 +53,7 @@ def render(source: Source, choice: Choice, notes: list[str], kept: int) -> str:
             rows = _some(rows)
             labels = [f"cluster {choice.cluster[i]}" for i in rows]
         sections.append(_section(source, title, how, rows, labels, total))
+    sections.append(_section(source, "Kept", "Drawn by chance.", _some(np.flatnonzero(reason == "")), [], int(kept)))
     name = printable(source.name, 200)
     said = [printable(note) for note in notes]
     return single.render("curated.html", name=name, sections=sections, notes=said, images=len(source), kept=kept)

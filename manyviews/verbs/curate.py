@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +24,9 @@ from manyviews.data.loose import open_images
 from manyviews.errors import UserError, say
 from manyviews.evaluation import index as indices
 from manyviews.evaluation.features import Features, check_finite, extract, extract_all
-from manyviews.evaluation.knn import neighbors
-from manyviews.evaluation.unlabeled import copies, curation
+from manyviews.evaluation.unlabeled import copies, curation, stages
 from manyviews.evaluation.unlabeled import duplicates as same
+from manyviews.evaluation.unlabeled.whitening import Whitening
 from manyviews.progress import progress
 from manyviews.reporting import curated as pages
 from manyviews.verbs._common import loaded, new_file, opened, preprocessing, say_once, seen_by
@@ -38,7 +38,63 @@ from manyviews.weights import Pretrained
 _GRAY = 65  # numbers of a small gray picture: see `duplicates.Gray`
 _AS_LARGE = 0.9  # share of the most pixels from which a copy is as large
 _FRAME = 10.0  # deviation of gray values up to which a row or column at the border is a frame
-_ROWS = 65536  # features that are compared with the images to be like at a time
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are chosen.
+
+    Attributes:
+        duplicates: "auto": planted copies of the images choose how alike copies are; a cosine similarity in (0, 1)
+            from which pixels are compared; "off": keep all copies.
+        outliers: share of the images to drop, in [0, 1).
+        like: images to be like, such as a folder or a list of paths: see `Pretrained.embed`.
+        by: "images": keep the `near` nearest images to each image of `like`; "clusters": keep the clusters of k-means
+            that hold one of them.
+        near: images to keep for each image of `like`.
+        similarity: keep only images whose cosine similarity to the nearest image of `like` is at least this.
+        most: of the images that are like them, keep at most so many, the most similar.
+        balance: number of images of a balanced sample.
+        seed: seed of clusters and samples.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    duplicates: Literal["auto", "off"] | float = "auto"
+    outliers: float = 0.0
+    like: Any = None
+    by: Literal["images", "clusters"] = "images"
+    near: int = 32
+    similarity: float | None = None
+    most: int | None = None
+    balance: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        copied = self.duplicates
+        if copied not in ("auto", "off") and (isinstance(copied, str) or not 0 < copied < 1):
+            raise UserError(f"--duplicates is auto, off, or a similarity above 0 and below 1, not {copied}.")
+        if not 0 <= self.outliers < 1:
+            raise UserError(f"--outliers is a share of the images, at least 0 and below 1, not {self.outliers:g}.")
+        if self.by not in ("images", "clusters"):
+            raise UserError(f"--by is images or clusters, not {self.by}.")
+        if self.like is None and (self.by, self.near, self.similarity, self.most) != ("images", 32, None, None):
+            raise UserError(
+                "--by, --near, --similarity and --most say how to be like other images: give them as --like."
+            )
+        for name in ("near", "most", "balance"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} is 1 image or more, not {value}.")
+        if self.similarity is not None and not -1 <= self.similarity <= 1:
+            raise UserError(f"--similarity is a cosine, from -1 to 1, not {self.similarity:g}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        named = isinstance(self.like, str | Path)
+        like = None if self.like is None else address(self.like) if named else "images in memory"
+        return {**vars(self), "like": like}
 
 
 @dataclass(frozen=True)
@@ -66,21 +122,7 @@ class Curated:
         return {**vars(self), "path": str(self.path), "page": str(self.page)}
 
 
-def curate(
-    data: Any,
-    weights: str | Path | Pretrained,
-    out: str | Path,
-    *,
-    duplicates: Literal["auto", "off"] | float = "auto",
-    outliers: float = 0.0,
-    like: Any = None,
-    by: Literal["images", "clusters"] = "images",
-    near: int = 32,
-    similarity: float | None = None,
-    most: int | None = None,
-    balance: int | None = None,
-    seed: int = 0,
-) -> Path:
+def curate(data: Any, weights: str | Path | Pretrained, out: str | Path, **settings: Any) -> Path:
     """Choose the images of a collection to learn from, and write which, and why not the others, to a list and a page.
 
     No image is changed, moved or deleted. Other verbs take the list as their data. The stages, in this order:
@@ -100,17 +142,8 @@ def curate(
         data: images: see `manyviews.data.open_source`. Of data in splits the training images are taken.
         weights: a run folder or weights: see `manyviews.load`.
         out: a new file that ends in .parquet or .csv. The page is beside it, with the ending .html.
-        duplicates: "auto": planted copies of the images choose how alike copies are; a cosine similarity in (0, 1)
-            from which pixels are compared; "off": keep all copies.
-        outliers: share of the images to drop, in [0, 1).
-        like: images to be like, such as a folder or a list of paths: see `Pretrained.embed`.
-        by: "images": keep the `near` nearest images to each image of `like`; "clusters": keep the clusters of k-means
-            that hold one of them.
-        near: images to keep for each image of `like`.
-        similarity: keep only images whose cosine similarity to the nearest image of `like` is at least this.
-        most: of the images that are like them, keep at most so many, the most similar.
-        balance: number of images of a balanced sample.
-        seed: seed of clusters and samples.
+        settings: `duplicates`, `outliers`, `like`, `by`, `near`, `similarity`, `most`, `balance` and `seed`: see
+            `Settings`.
 
     Returns:
         The path of the list.
@@ -118,37 +151,10 @@ def curate(
     Raises:
         UserError: bad input, `out` or the page exists, or no image is left.
     """
-    return write(
-        data,
-        weights,
-        out,
-        duplicates=duplicates,
-        outliers=outliers,
-        like=like,
-        by=by,
-        near=near,
-        similarity=similarity,
-        most=most,
-        balance=balance,
-        seed=seed,
-    ).path
+    return write(data, weights, out, **settings).path
 
 
-def write(
-    data: Any,
-    weights: str | Path | Pretrained,
-    out: str | Path,
-    *,
-    duplicates: Literal["auto", "off"] | float = "auto",
-    outliers: float = 0.0,
-    like: Any = None,
-    by: Literal["images", "clusters"] = "images",
-    near: int = 32,
-    similarity: float | None = None,
-    most: int | None = None,
-    balance: int | None = None,
-    seed: int = 0,
-) -> Curated:
+def write(data: Any, weights: str | Path | Pretrained, out: str | Path, **settings: Any) -> Curated:
     """`curate`, and what it wrote."""
     out = new_file(out)
     if out.suffix.lower() not in ENDINGS:
@@ -156,13 +162,13 @@ def write(
     page = new_file(out.with_suffix(".html"))
     if out.suffix.lower() == ".csv":
         new_file(out.with_name(f"{out.name}.json"))
-    _check(duplicates, outliers, like, by, near, similarity, most, balance)
+    asked = Settings(**settings)
     known = loaded(weights)
     if known.note:
         say_once(known.note)
-    asked = None if like is None else open_images(like, len(known.mean)) or opened(like, split=ALL)
+    like = None if asked.like is None else open_images(asked.like, len(known.mean)) or opened(asked.like, split=ALL)
     files = opened(data)
-    source, *seeds = seen_by(known, files, *([] if asked is None else [asked]))
+    source, *seeds = seen_by(known, files, *([] if like is None else [like]))
     if len(source) != len(files):
         raise UserError(
             f"{known.name} sees each picture of a file as an image, and a list is of files: prepare them first."
@@ -176,129 +182,33 @@ def write(
     x, grays, rows = _gathered(made)
     wanted = _seeds(known.encoder, seeds[0], how) if seeds else None
 
-    n = len(source)
-    reason = ["unreadable"] * n
-    for i in rows.tolist():
-        reason[i] = ""
-    unknown = np.full(n, np.nan, np.float32)
-    choice = curation.Choice(reason, np.full(n, -1), unknown, unknown.copy(), np.full(n, -1))
-    if made.bad:
-        choice.notes.append(f"{len(made.bad):,} of {n:,} images cannot be read.")
-    left = torch.ones(len(rows), dtype=torch.bool)
-
-    def drop(those: Tensor, why: str) -> None:
-        left[those] = False
-        for i in rows[those].tolist():
-            reason[i] = why
-        if not left.any():
-            raise UserError(
-                f"None of the {n:,} images is left, and the last were dropped as '{why}': use milder settings."
-            )
-
-    if duplicates != "off":
-        with progress("cells", quiet=len(x) <= curation.EXACT):
-            where = curation.cells(x, seed)
-        limit = None if duplicates == "auto" else float(duplicates)
+    choice = stages.Choice(len(source), rows)
+    if asked.duplicates != "off":
         features = Features(x, None, rows, [source.ids[i] for i in rows.tolist()], made.bad)
-        groups, words = _copies(known.encoder, source, features, grays, how, where, limit)
-        place = {int(i): row for row, i in enumerate(rows.tolist())}
-        gone = []
-        for group in groups:
-            best = keep_of(source, group.index)
-            others = [i for i in group.index if i != best]
-            choice.duplicate_of[others] = best
-            gone += [place[i] for i in others]
-        drop(torch.tensor(gone, dtype=torch.int64), "duplicate")
-        choice.notes.append(
-            f"{len(gone):,} duplicates are dropped, from {len(groups):,} groups. The largest of a group is kept, "
-            f"of equally large ones that of the most bytes. {words}"
-        )
-    if outliers:
-        some = left.nonzero()[:, 0]
-        alone = curation.isolation(x[some], curation.cells(x[some], seed))
-        choice.isolation[rows[some]] = alone.numpy()
-        far = alone.argsort(descending=True, stable=True)[: round(outliers * len(some))]
-        drop(some[far], "outlier")
-        border = f", those whose distance is {float(alone[far].min()):.3f} or more" if len(far) else ""
-        choice.notes.append(f"{len(far):,} outliers are dropped, {100 * outliers:g} %{border}.")
+        groups, words = _copies(known.encoder, source, features, grays, how, asked)
+        stages.drop_copies(choice, groups, lambda group: keep_of(source, group), words)
+    if asked.outliers:
+        stages.drop_outliers(choice, x, asked.outliers, asked.seed)
     if wanted is not None:
-        some = left.nonzero()[:, 0]
-        found, closest, home = alike(x[some], wanted, by, near, similarity, most, seed)
-        choice.similarity[rows[some]] = closest.numpy()
-        if home is not None:
-            choice.cluster[rows[some]] = home.numpy()
-        drop(some[~found], "unlike")
-        choice.notes.append(
-            f"{int((~found).sum()):,} images are unlike the {len(wanted):,} images of --like, and are dropped."
+        stages.keep_alike(
+            choice,
+            x,
+            wanted,
+            by=asked.by,
+            near=asked.near,
+            similarity=asked.similarity,
+            most=asked.most,
+            seed=asked.seed,
         )
-    if balance is not None:
-        some = left.nonzero()[:, 0]
+    if asked.balance is not None:
         with progress("clusters") as update:
-            levels = curation.tree(x[some], seed, update)
-        found = curation.balanced(levels.parents, balance, seed)
-        choice.cluster[rows[some]] = levels.parents[0].numpy()
-        drop(some[~found], "balance")
-        counts = " and ".join(f"{int(parent.max()) + 1:,}" for parent in levels.parents)
-        choice.notes.append(f"{int((~found).sum()):,} images are dropped for balance among {counts} clusters.")
-    kept = reason.count("")
-    settings = {
-        "duplicates": duplicates,
-        "outliers": outliers,
-        "like": None if like is None else address(like) if isinstance(like, str | Path) else "images in memory",
-        "by": by,
-        "near": near,
-        "similarity": similarity,
-        "most": most,
-        "balance": balance,
-        "seed": seed,
-    }
-    dropped = {why: count for why in curation.REASONS if (count := Counter(reason)[why])}
+            stages.keep_balanced(choice, x, asked.balance, asked.seed, update)
+    kept = choice.reason.count("")
+    dropped = {why: count for why in stages.REASONS if (count := Counter(choice.reason)[why])}
     checkpoint.write_text(page, pages.render(source, choice, choice.notes, kept))
-    write_list(
-        out,
-        _columns(source, choice),
-        address(data),
-        {"weights": known.name, "settings": settings, "notes": choice.notes},
-    )
-    return Curated(out, page, n, kept, dropped, choice.notes)
-
-
-def alike(
-    x: Tensor,
-    wanted: Tensor,
-    by: Literal["images", "clusters"],
-    near: int,
-    similarity: float | None = None,
-    most: int | None = None,
-    seed: int = 0,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Which images are like some wanted ones.
-
-    Args:
-        x: float, `n d`, features of length one.
-        wanted: float, `m d`, those of the wanted images.
-        by: as in `curate`; so are the others.
-
-    Returns:
-        Whether an image is like them, bool `n`; its cosine similarity to the nearest of them, float32 `n`; and its
-        cluster, int64 `n`, if `by` is "clusters".
-    """
-    closest = torch.cat([neighbors(wanted, part, 1)[0][:, 0] for part in x.split(_ROWS)])
-    home = None
-    if by == "clusters":
-        levels = curation.tree(x, seed)
-        home = levels.parents[0]
-        held = curation.nearest_centers(wanted, levels.centers, 1)[:, 0]
-        found = torch.isin(home, held)
-    else:
-        found = torch.zeros(len(x), dtype=torch.bool)
-        found[neighbors(x, wanted, min(near, len(x)))[1].flatten()] = True
-    if similarity is not None:
-        found &= closest >= similarity
-    if most is not None and int(found.sum()) > most:
-        order = torch.where(found, closest, -2).argsort(descending=True, stable=True)
-        found = torch.zeros_like(found).index_fill_(0, order[:most], True)
-    return found, closest, home
+    facts = {"weights": known.name, "settings": asked.to_dict(), "notes": choice.notes}
+    write_list(out, _columns(source, choice), address(data), facts)
+    return Curated(out, page, len(source), kept, dropped, choice.notes)
 
 
 def keep_of(source: Source, group: Sequence[int]) -> int:
@@ -333,31 +243,6 @@ class _Both(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([unit(self.encoder(x).float(), dim=1), unit(self.gray(x.float()), dim=1)], 1)
-
-
-def _check(
-    duplicates: Any,
-    outliers: float,
-    like: Any,
-    by: str,
-    near: int,
-    similarity: float | None,
-    most: int | None,
-    balance: int | None,
-) -> None:
-    if duplicates not in ("auto", "off") and (isinstance(duplicates, str) or not 0 < duplicates < 1):
-        raise UserError(f"--duplicates is auto, off, or a similarity above 0 and below 1, not {duplicates}.")
-    if not 0 <= outliers < 1:
-        raise UserError(f"--outliers is a share of the images, at least 0 and below 1, not {outliers:g}.")
-    if by not in ("images", "clusters"):
-        raise UserError(f"--by is images or clusters, not {by}.")
-    if like is None and (by, near, similarity, most) != ("images", 32, None, None):
-        raise UserError("--by, --near, --similarity and --most say how to be like other images: give them as --like.")
-    for name, value in (("near", near), ("most", most), ("balance", balance)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} is 1 image or more, not {value}.")
-    if similarity is not None and not -1 <= similarity <= 1:
-        raise UserError(f"--similarity is a cosine, from -1 to 1, not {similarity:g}.")
 
 
 def _gathered(made: indices.Index) -> tuple[Tensor, Tensor, Tensor]:
@@ -399,15 +284,21 @@ def _copies(
     features: Features,
     grays: Tensor,
     how: dict[str, Any],
-    where: curation.Cells,
-    threshold: float | None,
+    asked: Settings,
 ) -> tuple[list[same.Group], str]:
     """Groups of copies, and how they were found: see `manyviews.verbs.duplicates`."""
+    whiten = Whitening.of(features.x) if "descriptor" in getattr(encoder, "spec", {}) else None
+    if whiten is not None:
+        features = replace(features, x=whiten(features.x))
+    with progress("cells", quiet=len(features) <= curation.EXACT):
+        where = curation.cells(features.x, asked.seed)
     both = {"features": encoder, "grays": same.Gray()}
     rows = to_copy(len(features))
     copied = copies.copies_of(source, features.index[rows].tolist(), SEED)
     with progress("planted copies") as update:
         planted = extract_all(both, copied, progress=update, **how)
+    if whiten is not None:
+        planted["features"] = replace(planted["features"], x=whiten(planted["features"].x))
     gray = Features(grays, None, features.index, features.ids, features.bad)
     calibration = same.calibrate(
         source,
@@ -417,17 +308,16 @@ def _copies(
         planted["features"],
         planted["grays"],
         rows,
-        threshold,
+        None if asked.duplicates == "auto" else float(asked.duplicates),
         how["device"],
     )
-    words = calibration.words
+    words = calibration.words + (" The descriptors are whitened." if whiten is not None else "")
     if len(where) > 1:
-        mine = where.near(unit(planted["features"].x.float(), dim=1))
-        theirs = where.probes[rows[planted["features"].index]]
-        meet = (mine == theirs[:, :1]).any(1) | (theirs == mine[:, :1]).any(1)
+        originals = rows[planted["features"].index]
+        where, met = where.meeting(unit(planted["features"].x.float(), dim=1), originals)
         words += (
-            f" Images are compared with those in near ones of {len(where):,} cells, where "
-            f"{100 * meet.double().mean().item():.1f} % of the copies meet their originals."
+            f" Images are compared with those in {where.probes.shape[1]} near ones of {len(where):,} cells, where "
+            f"{100 * met:.1f} % of the copies meet their originals."
         )
     with progress("pairs"):
         pairs = curation.pairs(features.x, grays, calibration.limits, where, how["device"])
@@ -436,7 +326,7 @@ def _copies(
     return same.grouped(features, pairs)[0], words
 
 
-def _columns(source: Source, choice: curation.Choice) -> dict[str, list[Any]]:
+def _columns(source: Source, choice: stages.Choice) -> dict[str, list[Any]]:
     ids, n = source.ids, len(source)
 
     def numbers(values: np.ndarray) -> list[Any]:

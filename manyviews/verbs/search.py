@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from manyviews.methods.clip import CLIP
 
 _PLAN = "plan.json"
+MOST = 20 * 10**9
+"""Bytes that the indices in the user's cache may take."""
 
 
 @dataclass(frozen=True)
@@ -179,10 +184,38 @@ def index_folder(
     images = f"{fingerprint(source)} {stamps(source)}"
     facts = {"weights": weights_digest(encoder), "images": images, "shown": shown}
     plan = json.dumps(facts | ({"also": also} if also else {}), indent=2)
+    cached = folder is None
     if folder is None:
         folder = machine.cache_folder("indices") / blake2b(plan.encode(), digest_size=16).hexdigest()
     claim(folder, _PLAN, plan, "an index of other images or of another encoder", option="--index")
+    if cached:
+        os.utime(folder)  # used now
+        if gone := bounded(folder.parent, folder):
+            say(f"Removed {gone} indices from {folder.parent} that were not used for longest, to keep it below 20 GB.")
     return folder
+
+
+def bounded(cache: Path, kept: Path, most: int = MOST) -> int:
+    """Remove folders of a cache until it is small enough, those that were not used for longest first.
+
+    Args:
+        cache: holds folders of files; the time of a folder is that of its last use.
+        kept: stays, however large it is.
+        most: bytes that the folders may take together.
+
+    Returns:
+        How many were removed.
+    """
+    sizes = {}
+    for path in cache.iterdir():
+        with suppress(OSError):  # another process may remove it
+            sizes[path] = path.stat().st_mtime, sum(file.stat().st_size for file in path.iterdir())
+    total, gone = sum(size for _, size in sizes.values()), 0
+    for path in sorted(sizes, key=lambda path: sizes[path]):
+        if total > most and path != kept:
+            shutil.rmtree(path, ignore_errors=True)
+            total, gone = total - sizes[path][1], gone + 1
+    return gone
 
 
 def _clip(weights: str | Path | Pretrained) -> CLIP:

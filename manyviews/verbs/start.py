@@ -148,7 +148,10 @@ def settled(
         slower = float(f"{recipe.optimizer.lr / times:.3g}")
         recipe = replace(recipe, optimizer=replace(recipe.optimizer, lr=slower))
         changes.append(f"a learning rate of {slower:g}, the recipe's over {times:g} (--lr)")
-    if named and not whole and not any(path.partition(".")[0] == "adaptation" for path in settings):
+    heads = sum(p.requires_grad for p in method.parameters()) > sum(
+        p.requires_grad for p in method.kept_encoder.parameters()
+    )
+    if named and heads and not whole and not any(path.partition(".")[0] == "adaptation" for path in settings):
         recipe = replace(recipe, adaptation=WARM)
         changes.append(
             "heads that learn for an epoch before the encoder moves, and BatchNorm's statistics as they came (--set "

@@ -3,7 +3,7 @@
 from manyviews.views import augmentations
 from manyviews.views.augmentations import MAST_5, MAST_15, MAST_19, RANDAUGMENT, Augmentation
 from manyviews.views.caption import Caption
-from manyviews.views.compose import Composed, Strong
+from manyviews.views.compose import Composed, Copied, Strong
 from manyviews.views.container import IMAGENET_MEAN, IMAGENET_STD, Terms, Views, total
 from manyviews.views.distort import Color
 from manyviews.views.draws import Draws
@@ -12,10 +12,12 @@ from manyviews.views.masking import Blocks, Grid, InverseBlocks, Mask, Masking, 
 from manyviews.views.presets import BYOL_PAIR, DATA2VEC, DINO_LOCAL, DINO_PAIR, MOCO_V2, MULAN, SIMCLR, SIMSIAM, SWAV
 from manyviews.views.recompute import frozen_statistics, recomputed
 from manyviews.views.relation import relation_dim
+from manyviews.views.tampering import COPIED
 from manyviews.views.view import View, distinct
 
 __all__ = [
     "BYOL_PAIR",
+    "COPIED",
     "DATA2VEC",
     "DINO_LOCAL",
     "DINO_PAIR",
@@ -35,6 +37,7 @@ __all__ = [
     "Caption",
     "Color",
     "Composed",
+    "Copied",
     "Crop",
     "CutMix",
     "Cutout",

@@ -22,8 +22,9 @@ from manyviews.views.augmentations import (
     ResizedCrop,
 )
 from manyviews.views.draws import Draws
-from manyviews.views.kinds import Crop, Paint, sharp
-from manyviews.views.regions import apply_to
+from manyviews.views.kinds import Crop, Paint, neighbor, sharp
+from manyviews.views.regions import apply_to, inside
+from manyviews.views.tampering import COPIED
 from manyviews.views.view import Range
 
 
@@ -116,6 +117,44 @@ class Composed(Crop):
     def parameters(self, draws: Draws) -> Tensor:
         """1 for each augmentation that is applied, else 0."""
         return self.applied(draws).float()
+
+
+@dataclass(frozen=True)
+class Copied(Composed):
+    """The image as people make copies of it, and now and then mixed with another one (SSCD, Pizzi et al. 2022).
+
+    Half of the mixed views are MixUp (Zhang et al. 2018): both images, at weights of Beta(2, 2). Half are CutMix (Yun
+    et al. 2019): a square of the other image, whose share has the same distribution before what sticks out is cut off.
+    As in `CutMix`, images mix with their neighbors in the batch, the same view of which is laid over.
+
+    Attributes:
+        mix: probability of a mixed view.
+    """
+
+    augmentations: tuple[Augmentation, ...] = COPIED
+    staged: bool = False
+    mix: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.mix <= 1, self, "mix", "between 0 and 1")
+
+    def transform(self, x: Tensor, draws: Draws) -> Tensor:
+        if not self.mix:
+            return x
+        own = self.parameters(draws)
+        side = ((1 - own).sqrt() * self.size).round().long().clamp(min=1)
+        corner = (draws.uniform("center", 2) * self.size).long() - side // 2
+        square = inside(torch.cat([corner, side, side], 1), self.size, self.size)
+        other = draws.bernoulli("cut", 0.5)[:, None, None, None]
+        share = torch.where(other, square.float(), 1 - own[:, :, None, None])
+        return torch.lerp(x, x[neighbor(x)], share * (own < 1)[:, :, None, None])
+
+    def parameters(self, draws: Draws) -> Tensor:
+        """The image's own share in each view, 1 unless it is mixed: float32, `b 1`."""
+        # The middle one of three uniform numbers has the distribution Beta(2, 2).
+        share = draws.uniform("share", 3).median(1, keepdim=True).values
+        return torch.where(draws.bernoulli("mix", self.mix)[:, None], share, 1)
 
 
 @dataclass(frozen=True)

@@ -333,7 +333,7 @@ class CutMix(Crop):
     area: Range = (0.25, 1.0)
 
     def transform(self, x: Tensor, draws: Draws) -> Tensor:
-        return torch.where(inside(self._boxes(draws), self.size, self.size), x[_neighbor(x)], x)
+        return torch.where(inside(self._boxes(draws), self.size, self.size), x[neighbor(x)], x)
 
     def parameters(self, draws: Draws) -> Tensor:
         """The rectangle's center, height and width in units of the view, the center's from the middle."""
@@ -341,7 +341,7 @@ class CutMix(Crop):
 
     def blend(self, targets: Tensor, draws: Draws) -> Tensor:
         share = self._boxes(draws)[:, 2:].prod(1, keepdim=True) / self.size**2
-        return torch.lerp(targets, targets[_neighbor(targets)], share.to(targets.dtype))
+        return torch.lerp(targets, targets[neighbor(targets)], share.to(targets.dtype))
 
     def _boxes(self, draws: Draws) -> Tensor:
         side = (draws.uniform("share", 1).sqrt() * self.size).round().long()
@@ -371,7 +371,7 @@ def _centered(boxes: Tensor, side: int) -> Tensor:
     return torch.cat([corner + size / 2 - 0.5, size], 1)
 
 
-def _neighbor(x: Tensor) -> Tensor:
+def neighbor(x: Tensor) -> Tensor:
     """Row 1 for row 0 and 0 for 1, 3 for 2 and 2 for 3; the last of an odd number of rows for itself."""
     rows = torch.arange(len(x), device=x.device)
     return torch.where((rows ^ 1) < len(x), rows ^ 1, rows)

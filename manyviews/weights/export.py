@@ -217,6 +217,8 @@ def _write_timm(weights: Pretrained, folder: Path) -> tuple[str, ...]:
             f"timm cannot build the stem '{stem}' of {encoder.name}: export to onnx, safetensors or torch, or "
             "pretrain with --set backbone.stem=native."
         )
+    if "descriptor" in encoder.spec:
+        raise UserError(f"timm has no copy descriptors like that of {weights.name}: export to onnx or safetensors.")
     data = {
         "mean": weights.mean,
         "std": weights.std,

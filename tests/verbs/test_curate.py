@@ -10,8 +10,9 @@ from torch.nn.functional import normalize
 import manyviews as mv
 from manyviews.backbones import Encoder
 from manyviews.data import open_source
-from manyviews.evaluation.unlabeled import curation
+from manyviews.evaluation.unlabeled import curation, sketches, stages
 from manyviews.evaluation.unlabeled.duplicates import Limits, similar
+from manyviews.evaluation.unlabeled.whitening import Whitening
 from manyviews.verbs import curate as verb
 from manyviews.weights import Pretrained
 
@@ -122,13 +123,15 @@ def test_pretrain_prepare_and_embed_read_a_list(photos, weights, tmp_path):
 def test_images_like_others_are_those_of_brute_force(x):
     wanted = normalize(x[[5, 290]].float() + 0.05)
     sims = (wanted @ normalize(x.float()).T).numpy()
-    near, closest, _ = verb.alike(x, wanted, "images", 7)
+    near, closest = stages.nearest(x, wanted, 7)
     assert near.nonzero()[:, 0].tolist() == sorted({int(i) for row in sims for i in np.argsort(-row)[:7]})
     np.testing.assert_allclose(closest, sims.max(0), atol=1e-5)
-    limited, *_ = verb.alike(x, wanted, "images", 50, similarity=float(np.sort(sims[0])[-20]), most=9)
-    ranked = sorted(range(300), key=lambda i: -sims[:, i].max())[:9]
-    assert limited.nonzero()[:, 0].tolist() == sorted(ranked)
-    clusters, _, home = verb.alike(x, wanted, "clusters", 7)
+    choice = stages.Choice(300, torch.arange(300))
+    least = float(np.sort(sims[0])[-20])
+    stages.keep_alike(choice, x, wanted, by="images", near=50, similarity=least, most=9, seed=0)
+    assert choice.left.tolist() == sorted(sorted(range(300), key=lambda i: -sims[:, i].max())[:9])
+    levels = curation.tree(x)
+    clusters, home = stages.in_clusters(levels, wanted), levels.parents[0]
     assert clusters.any() and not clusters[200:290].any()  # clusters that hold a seed, and no others
     assert all(bool(clusters[home == k].all()) == bool(clusters[home == k].any()) for k in home.unique())
 
@@ -136,6 +139,7 @@ def test_images_like_others_are_those_of_brute_force(x):
 def test_cells_compare_as_everything_does_when_all_are_probed(x, monkeypatch):
     monkeypatch.setattr(curation, "EXACT", 100)
     monkeypatch.setattr(curation, "PROBES", 1000)
+    monkeypatch.setattr(curation, "_NEAR", 1000)
     grays = torch.randn(300, 65, generator=torch.Generator().manual_seed(1))
     grays[150:] = grays[:150]
     where = curation.cells(x)
@@ -154,6 +158,42 @@ def test_cells_compare_as_everything_does_when_all_are_probed(x, monkeypatch):
     monkeypatch.setattr(curation, "PROBES", 3)
     few = curation.pairs(x, grays, Limits(0.9, 0.9), curation.cells(x))
     assert set(map(tuple, few.rows.tolist())) <= wanted.keys()  # fewer cells lose pairs, and invent none
+
+
+def test_a_sketch_loses_as_many_pairs_as_it_says():
+    g = torch.Generator().manual_seed(0)
+    x = normalize(torch.randn(4000, 48, generator=g), dim=1)
+    other = torch.randn(4000, 48, generator=g)
+    other = normalize(other - (other * x).sum(1, keepdim=True) * x, dim=1)
+    both = torch.cat([x, 0.8001 * x + (1 - 0.8001**2) ** 0.5 * other])
+    rows, near = sketches.Sketches(both, 0.8).near(torch.arange(4000), torch.arange(4000, 8000))
+    found = set(map(tuple, rows.tolist()))
+    assert 4000 - 15 <= sum((i, i + 4000) in found for i in range(4000)) < 4000  # 1 in 1,000
+    torch.testing.assert_close(near, (both[rows[:, 0]] * both[rows[:, 1]]).sum(1))
+    few = x[:300]
+    dense, _ = sketches.Sketches(few, 0.01).near(torch.arange(300))  # nearly half of all pairs: no sketch helps
+    wanted, _ = similar(few, few, 0.01)
+    assert {*map(tuple, dense.tolist())} == {*map(tuple, wanted.tolist())}
+
+
+def test_planted_copies_choose_how_many_cells_are_probed():
+    x = torch.eye(6)
+    where = curation.Cells(x, torch.tensor([[i, (i + 1) % 6, (i + 2) % 6, (i + 3) % 6] for i in range(6)]))
+    copies = normalize(x + 0.9 * x.roll(1, 0) + 1.1 * x.roll(3, 0), dim=1)  # nearest to another cell than the original
+    narrow, met = where.meeting(copies, torch.arange(6))
+    assert narrow.probes.shape[1] == 2 and met == 1
+    assert where.meeting(x, torch.arange(6))[0].probes.shape[1] == 1
+
+
+def test_whitened_features_have_no_correlations():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 6, generator=g) @ torch.randn(6, 6, generator=g) + 3
+    whiten = Whitening.of(x)
+    assert whiten is not None and Whitening.of(x[:20]) is None
+    torch.testing.assert_close(((x - whiten.mean) @ whiten.matrix).T.cov(), torch.eye(6), atol=1e-3, rtol=0)
+    torch.testing.assert_close(whiten(x.half()).float().norm(dim=1), torch.ones(4000), atol=1e-2, rtol=0)
+    flat = Whitening.of(torch.cat([x, torch.zeros(4000, 1)], 1))  # a direction without variance is not blown up
+    assert flat is not None and flat.matrix.isfinite().all() and flat.matrix[-1, -1] < 10
 
 
 def _one_by_one(tree, n):

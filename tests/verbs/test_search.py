@@ -1,5 +1,7 @@
 """Search: exactly the nearest images, from an index that is made once."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,16 @@ def test_an_index_is_made_once_and_continued(photos, weights, tmp_path, monkeypa
     other = Pretrained(Encoder("resnet18", stem="small", channels=(8, 8, 16, 16)), MEAN, STD, 16, "another")
     with pytest.raises(mv.UserError, match="give another --index"):
         mv.search(other, photos / "03.png", photos, index=folder)
+
+
+def test_the_cache_of_indices_is_bounded(tmp_path):
+    for k, name in enumerate(("old", "mine", "new")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_bytes(bytes(100))
+        os.utime(tmp_path / name, (k, k))
+    assert verb.bounded(tmp_path, tmp_path / "mine", most=300) == 0
+    assert verb.bounded(tmp_path, tmp_path / "mine", most=200) == 1 and not (tmp_path / "old").exists()
+    assert verb.bounded(tmp_path, tmp_path / "mine", most=10) == 1 and (tmp_path / "mine" / "x").exists()
 
 
 def test_a_file_that_changed_is_read_again(weights, tmp_path):

@@ -1,7 +1,9 @@
 """Choosing images by their features: pairs, outliers, images like a curated set, and balance.
 
 Up to `EXACT` images everything is compared with everything. More are laid into cells by k-means, and an image is
-compared with those in the `PROBES` cells that are nearest to it (an inverted file: Sivic and Zisserman 2003).
+compared with those in the cells that are nearest to it (an inverted file: Sivic and Zisserman 2003): in as many as
+planted copies need to meet their originals. Cells are of very different sizes, so that the largest take most of the
+time; there `Sketches` leave few pairs to compare, and `isolation` compares with a sample.
 
 Balance is hierarchical k-means: Vo et al. 2024, "Automatic data curation for self-supervised learning: a
 clustering-based approach", sections 3.2 to 3.4. k-means puts more centers where there are more images. Clusters of
@@ -15,54 +17,42 @@ Features are float16 or float32, `n d`, of length one, on the CPU; they may lie 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from manyviews import machine
+from manyviews.data.canvas import in_threads
 from manyviews.errors import UserError
 from manyviews.evaluation.features import Progress
-from manyviews.evaluation.knn import neighbors
-from manyviews.evaluation.unlabeled.duplicates import Limits, Pairs, similar
+from manyviews.evaluation.unlabeled.duplicates import Limits, Pairs, looks_alike, similar
+from manyviews.evaluation.unlabeled.sketches import Sketches
 
-REASONS = ("unreadable", "duplicate", "outlier", "unlike", "balance")
-"""Why an image is dropped, in the order in which it is decided."""
+_R = TypeVar("_R")
 
 EXACT = 30_000
 """Images that are compared with one another without cells."""
 
-PROBES = 3
+PROBES = 8
+"""Nearest cells of an image that are known, of which few are compared with it."""
 
+MEET = 0.995
+"""Share of the planted copies that must meet their originals, if the probes allow it."""
+
+_NEAR = 3  # cells that an image is compared with unless planted copies say otherwise
+_KEYS = 4096  # images of a cell that the isolation of one of them is measured from
+_QUERIES = 1024  # images whose isolation is measured at a time
 _ROWS = 8192  # rows that are compared with all centers at a time
 _PER_CENTER = 64  # images that a center is found from
 _BATCH = 2**30  # products of images and centers from which k-means goes by minibatches
 _RESAMPLED = 2  # times that a level is found anew from the images nearest to its centers
 _NEAREST = 16  # of them for each center
 _MOST = 50_000_000  # pairs
-
-
-@dataclass
-class Choice:
-    """What is decided of each image of a source.
-
-    Attributes:
-        reason: why it is dropped, one of `REASONS`; empty if it is kept.
-        duplicate_of: of a duplicate, the position of the copy that is kept, else -1: int64, `n`.
-        isolation: mean of 1 - cosine similarity to its ten nearest; nan if it was not asked: float32, `n`.
-        similarity: cosine similarity to the nearest of the images to be like; nan if there are none: float32, `n`.
-        cluster: the finest cluster that it is in, else -1: int64, `n`.
-        notes: sentences for people, one for each stage.
-    """
-
-    reason: list[str]
-    duplicate_of: np.ndarray
-    isolation: np.ndarray
-    similarity: np.ndarray
-    cluster: np.ndarray
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -82,21 +72,38 @@ class Cells:
 
     def near(self, x: Tensor) -> Tensor:
         """The cells that are nearest to other features: int64, `m p`."""
-        return nearest_centers(x, self.centers, PROBES) if len(self.centers) else torch.zeros(len(x), 1).long()
+        count = self.probes.shape[1]
+        return nearest_centers(x, self.centers, count) if len(self.centers) else torch.zeros(len(x), 1).long()
+
+    def narrowed(self, count: int) -> Cells:
+        """The same cells, of which each image probes so many."""
+        return Cells(self.centers, self.probes[:, :count])
+
+    def meeting(self, copies: Tensor, originals: Tensor) -> tuple[Cells, float]:
+        """As few probes as let `MEET` of the copies meet their originals, and the share of them that do.
+
+        Args:
+            copies: float, `m d`, features of planted copies, of length one.
+            originals: int64, `m`, the rows of what they are copies of.
+        """
+        mine, theirs = self.near(copies), self.probes[originals]
+        # The first of the probes by which a copy is in its original's cell, or the original in the copy's.
+        first = torch.stack([mine == theirs[:, :1], theirs == mine[:, :1]]).any(0)
+        share = first.cumsum(1).clamp(max=1).double().mean(0)
+        count = int((share < min(MEET, float(share[-1]))).sum()) + 1
+        return self.narrowed(count), float(share[count - 1])
 
     def each(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each cell that is not empty, its images, and the images that are compared with them: int64, ascending."""
+        """For each cell that is not empty, its images, and others that are compared with them: int64, ascending."""
         if not len(self.centers):
-            everything = torch.arange(len(self.probes))
-            yield everything, everything
+            yield torch.arange(len(self.probes)), torch.empty(0, dtype=torch.int64)
             return
         order = self.probes.flatten().argsort(stable=True)
         counts = torch.bincount(self.probes.flatten(), minlength=len(self)).tolist()
-        for cell, found in enumerate((order // self.probes.shape[1]).split(counts)):
-            rows = found.sort().values
-            mine = rows[self.probes[rows, 0] == cell]
-            if len(mine):
-                yield mine, rows
+        for cell, rows in enumerate((order // self.probes.shape[1]).split(counts)):
+            home = self.probes[rows, 0] == cell
+            if home.any():
+                yield rows[home], rows[~home]
 
 
 def cells(x: Tensor, seed: int = 0) -> Cells:
@@ -118,41 +125,80 @@ def pairs(
     Raises:
         UserError: there are more than `most`.
     """
-    found, values = [torch.empty(0, 2, dtype=torch.int64)], [torch.empty(0)]
-    for mine, rows in where.each():
-        asked = x[rows], (grays[rows], limits.gray)
-        if mine is rows:
-            local, near = similar(asked[0], asked[0], limits.similarity, most, device, asked[1])
-            both = rows[local]
-        else:
-            local, near = similar(asked[0], x[mine], limits.similarity, most, device, asked[1], grays[mine])
-            both = torch.stack([rows[local[:, 0]], mine[local[:, 1]]], 1).sort(1).values
-            others = both[:, 0] != both[:, 1]
-            both, near = both[others], near[others]
+    if len(where) == 1:
+        both, close = similar(x, x, limits.similarity, most, device, (grays, limits.gray))
+        return _unseen(both, close)
+    sketches = Sketches(x, limits.similarity)
+    found, values, count = [torch.empty(0, 2, dtype=torch.int64)], [torch.empty(0)], 0
+
+    def within(cell: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        mine, others = cell
+        both, near = (torch.cat(parts) for parts in zip(sketches.near(mine), sketches.near(mine, others), strict=True))
+        alike = looks_alike(grays, both) >= limits.gray
+        return both[alike].sort(1).values, near[alike]
+
+    for both, near in _by_cell(within, where):
         found.append(both)
         values.append(near)
-        if sum(map(len, values)) > 2 * PROBES * most:  # a pair comes from each of its cells that the other probes
+        count += len(near)
+        if count > 2 * most:  # each may come twice: either image may probe the other's cell
             raise UserError(f"More than {most:,} pairs of images are {limits.similarity:g} alike: raise --duplicates.")
     both = torch.cat(found)
     keys, order = (both[:, 0] * len(x) + both[:, 1]).sort(stable=True)
     first = order[torch.cat([torch.ones(1, dtype=torch.bool), keys[1:] != keys[:-1]])[: len(keys)]]
-    close = torch.cat(values)[first]
-    return Pairs(both[first], close, torch.full_like(close, torch.nan), torch.zeros(len(close), dtype=torch.bool))
+    return _unseen(both[first], torch.cat(values)[first])
+
+
+def _by_cell(do: Callable[[tuple[Tensor, Tensor]], _R], where: Cells) -> Iterator[_R]:
+    """Something done for each cell, in as many threads as there are cores, each with one of its own."""
+    if len(where) == 1:
+        yield from map(do, where.each())
+        return
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # threads of one operation would wait for one another at every small one
+        for done in in_threads(do, ([cell] for cell in where.each()), ahead=2 * machine.cores()):
+            yield from done
+    finally:
+        torch.set_num_threads(before)
+
+
+def _unseen(rows: Tensor, similarity: Tensor) -> Pairs:
+    """Pairs whose pixels nobody has compared."""
+    return Pairs(rows, similarity, torch.full_like(similarity, torch.nan), torch.zeros(len(rows), dtype=torch.bool))
 
 
 def isolation(x: Tensor, where: Cells, k: int = 10) -> Tensor:
-    """How far each image is from its `k` nearest others: the mean of 1 - cosine similarity; float32, `n`, in [0, 2]."""
+    """How far each image is from its `k` nearest others: the mean of 1 - cosine similarity; float32, `n`, in [0, 2].
+
+    With more cells than one, others are those of its own cell and those that probe it. If they are many, a sample of
+    `_KEYS` of them: images of very large cells seem a little more isolated than they are.
+    """
     k = min(k, len(x) - 1)
     if k < 1:
         return torch.zeros(len(x))
     best = torch.full((len(x), k), -2.0)
-    for keys, queries in where.each():
-        near, column = neighbors(x[keys], x[queries], min(k + 1, len(keys)))
-        near[keys[column] == queries[:, None]] = -2.0  # an image is no neighbor of its own
-        best[queries] = torch.cat([best[queries], near], 1).topk(k).values
+
+    def within(cell: tuple[Tensor, Tensor]) -> None:
+        keys = torch.cat(cell)
+        if len(where) > 1 and len(keys) > _KEYS:
+            keys = keys[torch.linspace(0, len(keys) - 1, _KEYS).long()]
+        held = normalize(x[keys].float(), dim=1).T
+        for mine in cell[0].split(_QUERIES):
+            near = normalize(x[mine].float(), dim=1) @ held
+            near.masked_fill_(keys == mine[:, None], -2.0)  # an image is no neighbor of its own
+            best[mine, : len(keys)] = near.topk(min(k, len(keys))).values
+
+    for _ in _by_cell(within, where.narrowed(_NEAR)):
+        pass
     found = best > -2
     mean = torch.where(found, best, 0).sum(1) / found.sum(1).clamp(min=1)
     return torch.where(found.any(1), 1 - mean, 2.0)
+
+
+def sample(n: int, most: int, seed: int) -> Tensor:
+    """At most so many of n rows: int64, ascending."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:most].sort().values
 
 
 def kmeans(x: Tensor, k: int, seed: int) -> Tensor:
@@ -165,7 +211,7 @@ def kmeans(x: Tensor, k: int, seed: int) -> Tensor:
 
     if len(x) <= k:
         return x.float()
-    some = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[: _PER_CENTER * k].sort().values
+    some = sample(len(x), _PER_CENTER * k, seed)
     z = x[some].float().numpy()
     if z.size * k <= _BATCH:
         model = KMeans(k, n_init=1, max_iter=50, random_state=seed)
@@ -203,12 +249,11 @@ def tree(x: Tensor, seed: int = 0, progress: Progress | None = None) -> Tree:
         counts.append(counts[-1] // 10)
     parents, finest = list[Tensor](), None
     for level, k in enumerate(counts):
-        centers = kmeans(x, k, seed + level)
-        home, distance = _homes(x, centers)
+        some = x[sample(len(x), _PER_CENTER * k, seed + level)]
+        centers = kmeans(some, k, seed + level)
         for again in range(_RESAMPLED):
-            centers = kmeans(x[_closest(home, distance)], k, seed + level + again + 1)
-            home, distance = _homes(x, centers)
-        used, home = home.unique(return_inverse=True)
+            centers = kmeans(some[_closest(*_homes(some, centers))], k, seed + level + again + 1)
+        used, home = nearest_centers(x, centers, 1)[:, 0].unique(return_inverse=True)
         centers = centers[used]
         parents.append(home)
         finest = centers if finest is None else finest

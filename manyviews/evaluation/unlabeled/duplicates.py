@@ -469,7 +469,6 @@ def similar(
     most: int = _PAIRS,
     device: torch.device | str = "cpu",
     grays: tuple[Tensor, float] | None = None,
-    other_grays: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """All pairs of rows of `a` and `b` whose cosine similarity is at least the threshold, blockwise.
 
@@ -479,9 +478,8 @@ def similar(
         threshold: in (-1, 1].
         most: largest number of pairs.
         device: device to compute on.
-        grays: small gray pictures of `a`, and the cosine similarity that they or one of them and a mirror image must
-            have besides.
-        other_grays: small gray pictures of `b`, unless it is `a`.
+        grays: small gray pictures of `a`, which is then `b` too, and the cosine similarity that they or one of them and
+            a mirror image must have besides.
 
     Returns:
         int64, `p 2`, positions in `a` and `b`, and float32, `p`, similarities.
@@ -491,10 +489,7 @@ def similar(
     """
     x = F.normalize(a.float(), dim=1).to(device)
     y = x if a is b else F.normalize(b.float(), dim=1).to(device)
-    looks = own = None
-    if grays is not None:
-        looks = [look.to(device) for look in _grays(grays[0] if other_grays is None else other_grays)]
-        own = looks[0] if other_grays is None else _grays(grays[0])[0].to(device)
+    looks = None if grays is None else [look.to(device) for look in _grays(grays[0])]
     pairs, values, count = [], [], 0
     for i in range(0, len(x), _BLOCK):
         for j in range(i if a is b else 0, len(y), _BLOCK):
@@ -502,8 +497,8 @@ def similar(
             near = block >= threshold
             if a is b and i == j:
                 near = near.triu(1)
-            if looks is not None and own is not None and grays is not None and near.any():
-                mine = own[i : i + _BLOCK]
+            if looks is not None and grays is not None and near.any():
+                mine = looks[0][i : i + _BLOCK]
                 near &= torch.maximum(*(mine @ look[j : j + _BLOCK].T for look in looks)) >= grays[1]
             count += int(near.sum())
             if count > most:
@@ -513,6 +508,15 @@ def similar(
     if not pairs:
         return torch.empty(0, 2, dtype=torch.int64), torch.empty(0)
     return torch.cat(pairs), torch.cat(values).clamp(-1, 1)
+
+
+def looks_alike(grays: Tensor, pairs: Tensor) -> Tensor:
+    """Cosine similarity of the small gray pictures of pairs of rows, of which one may be mirrored: float32, `p`."""
+    close = []
+    for part in pairs.split(_BLOCK * _READ):
+        looks, own = _grays(grays[part[:, 0]]), _grays(grays[part[:, 1]])[0]
+        close.append(torch.maximum(*((look * own).sum(1) for look in looks)))
+    return torch.cat(close) if close else torch.empty(0)
 
 
 def _indistinct(a: Tensor, b: Tensor) -> Tensor | None:

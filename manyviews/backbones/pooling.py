@@ -1,4 +1,4 @@
-"""Pooling whose kind is learned. Radenovic et al. 2019."""
+"""Generalized-mean pooling (Radenovic et al. 2019), and the descriptor of copies that is made with it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+
+def gem(x: Tensor, p: Tensor | float, eps: float = 1e-6) -> Tensor:
+    """`(mean over n of max(x, eps)^p)^(1/p)`, `b n d` to `b d`, at least in float32: see `GeM`."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32)).clamp(min=eps)
+    # In units of the largest, on which the result does not depend: powers neither overflow nor all vanish.
+    unit = x.detach().amax(1, keepdim=True)
+    return (x / unit).pow(p).mean(1).pow(1 / p) * unit[:, 0]
 
 
 class GeM(nn.Module):
@@ -31,11 +40,26 @@ class GeM(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(torch.promote_types(x.dtype, self.p.dtype)).clamp(min=self.eps)
-        # In units of the largest, on which the result does not depend: powers neither overflow nor all vanish.
-        unit = x.detach().amax(1, keepdim=True)
-        p = _AtLeastOne.apply(self.p)
-        return (x / unit).pow(p).mean(1).pow(1 / p) * unit[:, 0]
+        return gem(x.to(torch.promote_types(x.dtype, self.p.dtype)), _AtLeastOne.apply(self.p), self.eps)
+
+
+class Descriptor(nn.Module):
+    """What SSCD (Pizzi et al. 2022) puts in the place of a network's pooling: a map `b d h w` to unit rows, `b dim`.
+
+    GeM with p = 3, which stays, a linear layer, and length one.
+
+    Args:
+        width: dimensions of the map.
+        dim: dimensions of the descriptor.
+    """
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return normalize(self.proj(gem(x.flatten(2).transpose(1, 2), 3.0)), dim=1)
 
 
 class _AtLeastOne(torch.autograd.Function):
