@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from manyviews import distributed, shards
 from manyviews.errors import UserError
 
 
@@ -130,7 +131,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         UserError: the file is missing, cut short or not a safetensors file.
     """
     with _opened(path) as f:
-        return {k: f.get_tensor(k) for k in f.keys()}, _facts(f)  # noqa: SIM118
+        tensors, facts = {k: f.get_tensor(k) for k in f.keys()}, _facts(f)  # noqa: SIM118
+    if "shards" in facts:
+        tensors |= shards.load(path.parent, facts["shards"])
+    return tensors, facts
 
 
 def facts_of(path: Path) -> dict[str, Any]:
@@ -157,19 +161,35 @@ def _facts(file: Any) -> dict[str, Any]:
 
 
 def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]) -> None:
-    """Write everything from which training continues exactly: module, optimizer state, and facts such as the step."""
+    """Write everything from which training continues exactly: module, optimizer state, and facts such as the step.
+
+    If parameters are spread over the ranks, all ranks call it. Each writes its part to a folder beside, which `path`
+    names once it is complete; else the caller is the only one.
+    """
     tensors = {f"method.{k}": v for k, v in method.state_dict().items()}
+    weights = _weights(optimizer)
     for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
-    save_tensors(path, tensors, facts)
+        tensors |= {f"optimizer.{i}.{k}": _of(weights[i], torch.as_tensor(v)) for k, v in state.items() if v is not None}
+    if not any(map(distributed.spread, tensors.values())):
+        save_tensors(path, tensors, facts)
+        return
+    parts = shards.save(path.parent, tensors, int(facts["step"]))
+    if distributed.rank() == 0:
+        save_tensors(path, {}, {**facts, "shards": parts})
+        found = [facts_of(other) for other in path.parent.glob(f"{path.stem}*{path.suffix}")]
+        shards.clean(path.parent, [f["shards"] for f in found if "shards" in f])
 
 
 def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
     """Restore in place what `save` wrote, and return its facts. Without an optimizer, restore the method alone.
 
+    The parameters may be spread over the ranks, whether or not they were when the checkpoint was written.
+
     Raises:
         UserError: the file does not fit this method and encoder.
     """
+    if any(map(distributed.spread, method.state_dict().values())):
+        return _load_spread(path, method, optimizer)
     tensors, facts = load_tensors(path)
     try:
         method.load_state_dict({k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")})
@@ -177,7 +197,7 @@ def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None 
         raise UserError(f"The checkpoint {path} does not fit the recipe beside it: {e}") from e
     if optimizer is None:
         return facts
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    weights = _weights(optimizer)
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
@@ -188,3 +208,42 @@ def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None 
             state.setdefault(int(i), {})[name] = torch.empty_like(weight).copy_(tensor) if same else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return facts
+
+
+def _load_spread(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """`load`, for parameters that are spread over the ranks."""
+    facts = facts_of(path)
+    written = "shards" in facts
+    whole: dict[str, Tensor] = {} if written else load_tensors(path)[0]
+    names = shards.sizes(path.parent, facts["shards"]) if written else {k: (x.shape, x.dtype) for k, x in whole.items()}
+    targets = {f"method.{k}": x for k, x in method.state_dict().items()}
+    wrong = [k for k in {**targets, **names} if k.startswith("method.") and (k not in targets or k not in names or targets[k].shape != names[k][0])]
+    if wrong:
+        raise UserError(f"The checkpoint {path} does not fit the recipe beside it: {wrong[0]} is of another shape.")
+    state: dict[int, dict[str, Tensor]] = {}
+    weights = [] if optimizer is None else _weights(optimizer)
+    for key, (shape, dtype) in names.items() if optimizer is not None else ():
+        if key.startswith("optimizer."):
+            _, i, name = key.split(".", 2)
+            weight = weights[int(i)]
+            full = getattr(weight, "whole", weight)
+            held = torch.zeros_like(weight) if shape == full.shape else torch.zeros(shape, dtype=dtype)
+            state.setdefault(int(i), {})[name] = held
+            targets[key] = _of(weight, held)
+    if written:
+        shards.load_into(path.parent, facts["shards"], targets)
+    else:
+        for key, target in targets.items():
+            distributed.cut(whole[key], target)
+    if optimizer is not None:
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return facts
+
+
+def _weights(optimizer: torch.optim.Optimizer) -> list[Any]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _of(weight: Any, held: Tensor) -> Tensor:
+    """What an optimizer holds for a weight, spread over the ranks if the weight is."""
+    return distributed.like(held, weight.whole) if hasattr(weight, "whole") and held.shape == weight.shape else held

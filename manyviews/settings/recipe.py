@@ -129,6 +129,10 @@ class Step:
         accumulate: number of parts of a rank's batch; statistics over the batch then see one part at a time.
         sync_batchnorm: whether ranks share their BatchNorm statistics.
         compile: whether the encoder is compiled.
+        recompute_blocks: whether each block of the encoder keeps its input alone and is computed again in the backward
+            pass. It takes a quarter more time and a fraction of the memory, and gives the same gradient.
+        shard: whether weights, gradients and optimizer state are spread over the ranks (PyTorch's FSDP2), for networks
+            that no single one holds with all of these.
     """
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -136,6 +140,8 @@ class Step:
     accumulate: int = 1
     sync_batchnorm: bool = True
     compile: bool = False
+    recompute_blocks: bool = False
+    shard: bool = False
 
     def __post_init__(self) -> None:
         require(self.accumulate >= 1, self, "accumulate", "1 or more")
