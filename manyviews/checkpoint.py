@@ -169,15 +169,24 @@ def save(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, facts:
     tensors = {f"method.{k}": v for k, v in method.state_dict().items()}
     weights = _weights(optimizer)
     for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": _of(weights[i], torch.as_tensor(v)) for k, v in state.items() if v is not None}
-    if not any(map(distributed.spread, tensors.values())):
-        save_tensors(path, tensors, facts)
-        return
-    parts = shards.save(path.parent, tensors, int(facts["step"]))
+        tensors |= {
+            f"optimizer.{i}.{k}": _of(weights[i], torch.as_tensor(v)) for k, v in state.items() if v is not None
+        }
+    if any(map(distributed.spread, tensors.values())):
+        facts = {**facts, "shards": shards.save(path.parent, tensors, int(facts["step"]))}
+        tensors = {}
     if distributed.rank() == 0:
-        save_tensors(path, {}, {**facts, "shards": parts})
-        found = [facts_of(other) for other in path.parent.glob(f"{path.stem}*{path.suffix}")]
-        shards.clean(path.parent, [f["shards"] for f in found if "shards" in f])
+        save_tensors(path, tensors, facts)
+        shards.clean(path.parent, _named_beside(path))
+
+
+def _named_beside(path: Path) -> Iterator[dict[str, Any]]:
+    """The shards that this checkpoint, and those of names like its own beside it, are made of."""
+    for other in path.parent.glob(f"{path.stem}*{path.suffix}"):
+        with contextlib.suppress(UserError):  # nothing can be made of a damaged one
+            found = facts_of(other)
+            if "shards" in found:
+                yield found["shards"]
 
 
 def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
@@ -217,7 +226,11 @@ def _load_spread(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer
     whole: dict[str, Tensor] = {} if written else load_tensors(path)[0]
     names = shards.sizes(path.parent, facts["shards"]) if written else {k: (x.shape, x.dtype) for k, x in whole.items()}
     targets = {f"method.{k}": x for k, x in method.state_dict().items()}
-    wrong = [k for k in {**targets, **names} if k.startswith("method.") and (k not in targets or k not in names or targets[k].shape != names[k][0])]
+    wrong = [
+        k
+        for k in {**targets, **names}
+        if k.startswith("method.") and (k not in targets or k not in names or targets[k].shape != names[k][0])
+    ]
     if wrong:
         raise UserError(f"The checkpoint {path} does not fit the recipe beside it: {wrong[0]} is of another shape.")
     state: dict[int, dict[str, Tensor]] = {}

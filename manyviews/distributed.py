@@ -71,14 +71,12 @@ def start() -> torch.device:
         # Two backends: votes between processes go over the CPU, so that no step waits for its device.
         backend = _BACKENDS.get(device.type)
         try:
-            dist.init_process_group(
-                f"cpu:gloo,{backend}" if backend else "gloo", device_id=device if backend else None
-            )
+            dist.init_process_group(f"cpu:gloo,{backend}" if backend else "gloo", device_id=device if backend else None)
         except dist.DistError as e:
             raise UserError(
                 f"Process {found.rank} of {found.world} did not meet the others at {found.address[0]}, port "
-                f"{found.address[1]} ({str(e).splitlines()[0]}): start all of them, and set MASTER_ADDR and MASTER_PORT "
-                "if these are wrong."
+                f"{found.address[1]} ({str(e).splitlines()[0]}): start all of them, and set MASTER_ADDR and "
+                "MASTER_PORT if these are wrong."
             ) from None
         _PEERS[:] = collect((platform.node(), os.getpid()))
     return device
@@ -102,10 +100,10 @@ def lost(error: BaseException) -> str | None:
         time.sleep(0.05)  # its connection ends before the process does
     if gone:
         named = " and ".join(str(r) for r in gone)
-        return f"process {named} of {len(_PEERS)} {'has' if len(gone) == 1 else 'have'} ended"
+        return f"process {named} of {world_size()} {'has' if len(gone) == 1 else 'have'} ended"
     away = sorted({host for host, _ in _PEERS} - {platform.node()})
     if not away:
-        return f"one of the {len(_PEERS)} processes does not answer"
+        return f"one of the {world_size()} processes does not answer"
     return f"a process on another machine ({', '.join(away[:3])}) has ended or cannot be reached"
 
 

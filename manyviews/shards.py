@@ -33,15 +33,16 @@ def save(parent: Path, tensors: Mapping[str, Tensor], step: int) -> dict[str, An
     Raises:
         OSError: a rank could not write.
     """
-    from torch.distributed import checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save as write
 
     folder = parent / distributed.share(_free(parent, step) if distributed.rank() == 0 else "")
     try:
-        dcp.save(
+        write(
             {k: x if distributed.spread(x) else x.detach().contiguous() for k, x in tensors.items()},
-            storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True),
+            storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True),
             planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True),
         )
     except CheckpointException as e:
@@ -51,7 +52,9 @@ def save(parent: Path, tensors: Mapping[str, Tensor], step: int) -> dict[str, An
         raise OSError(f"Process {rank} could not write to {folder}: {error}") from e
     files = sorted(path.name for path in folder.iterdir())
     own = files[distributed.rank() :: distributed.world_size()]
-    sums = {name: crc for part in distributed.collect({f: _checksum(folder / f) for f in own}) for name, crc in part.items()}
+    sums = {
+        name: crc for part in distributed.collect({f: _checksum(folder / f) for f in own}) for name, crc in part.items()
+    }
     return {"folder": folder.name, "files": sums}
 
 
@@ -77,9 +80,9 @@ def load_into(parent: Path, shards: Mapping[str, Any], tensors: dict[str, Tensor
 
 def sizes(parent: Path, shards: Mapping[str, Any]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Shape and type of each tensor that `save` wrote."""
-    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-    found: dict[str, Any] = dcp.HuggingFaceStorageReader(str(parent / _named(shards))).read_metadata().state_dict_metadata
+    found: dict[str, Any] = HuggingFaceStorageReader(str(parent / _named(shards))).read_metadata().state_dict_metadata
     return {k: (m.size, m.properties.dtype) for k, m in found.items()}
 
 
@@ -138,8 +141,9 @@ def _checksum(path: Path) -> int | None:
 
 
 def _read(folder: Path, tensors: dict[str, Tensor], alone: bool) -> None:
-    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load as read
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is no mistake
-        dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=alone)
+        read(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=alone)

@@ -22,10 +22,10 @@ def recompute_blocks(model: nn.Module) -> None:
     cost").
     """
     if hasattr(model, "blocks") and hasattr(model, "grad_checkpointing"):
-        model.grad_checkpointing = True  # timm's transformers do it themselves, and so does `Encoder`
+        model.grad_checkpointing = True  # type: ignore[assignment]  # timm's transformers do it themselves, and so does `Encoder`
         return
     for block in blocks(model):
-        block.__class__ = _again(type(block))  # type: ignore[assignment,arg-type]  # a module is no Hashable
+        block.__class__ = _again(type(block))
         block.grad_checkpointing = True  # type: ignore[assignment]  # see `views.together`
 
 

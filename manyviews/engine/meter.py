@@ -50,7 +50,10 @@ class Meter:
         names = list(self.sums)
         means = (distributed.mean(torch.stack([self.sums[n].float() for n in names])) / self.count).tolist()
         seconds = max(1e-9, time.monotonic() - self.since)
-        speed: dict[str, float] = {"images_per_second": self.count * self.batch / seconds, "data_wait": min(1.0, self.waited / seconds)}
+        speed: dict[str, float] = {
+            "images_per_second": self.count * self.batch / seconds,
+            "data_wait": min(1.0, self.waited / seconds),
+        }
         if distributed.world_size() > 1:
             speed |= self._of_ranks(seconds)
         found = dict(zip(names, means, strict=True))

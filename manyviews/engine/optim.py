@@ -48,7 +48,12 @@ def build(
     """The optimizer that the settings describe, with the method's trained parameters."""
     parts = groups(method, adaptation)
     optimizer = _build([g | {"params": [_part(p) for p in g["params"]]} for g in parts], settings, device)
-    pairs = [(p, x) for g, of in zip(parts, optimizer.param_groups, strict=True) for p, x in zip(g["params"], of["params"], strict=True) if p is not x]
+    pairs = [
+        (p, x)
+        for g, of in zip(parts, optimizer.param_groups, strict=True)
+        for p, x in zip(g["params"], of["params"], strict=True)
+        if p is not x
+    ]
     if pairs:
 
         def take(*_: object) -> None:

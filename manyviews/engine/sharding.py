@@ -37,7 +37,8 @@ def check_sharding(method: Method, recipe: Recipe) -> None:
     reasons = {
         f"hidden patches in {recipe.backbone.name}": hides,
         f"the method {recipe.method.name}, which copies whole networks ({lacks})": lacks is not None,
-        f"the method {recipe.method.name}, whose teacher looks at each image once": type(method).look is not Method.look,
+        f"the method {recipe.method.name}, whose teacher looks at each image once": type(method).look
+        is not Method.look,
         "step.compile": recipe.step.compile,
         "step.backward=recompute": recipe.step.backward == "recompute",
         "step.precision=float16": recipe.step.precision == "float16",
@@ -129,4 +130,3 @@ class Twin:
             if self._copy is not None:
                 ours[name].copy_(whole)
         return method if self._copy is None else self._copy
-

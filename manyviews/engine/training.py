@@ -453,7 +453,7 @@ class Training:
             self._rest(seconds)
 
     def _whole(self) -> Method:
-        """The method; if its weights are spread over the ranks, a whole copy in the first process. All ranks call it."""
+        """The method; if its weights are spread, a whole copy in the first process. All ranks call it."""
         return self.method if self._twin is None else self._twin.follow(self.method)
 
     def _alarm(self, found: Sequence[str]) -> None:
@@ -481,7 +481,9 @@ def _explain(folder: RunFolder, kind: object, error: BaseException | None, trace
     which = None if error is None else distributed.lost(error)
     if which is None:
         return
-    there = f"the checkpoint in {folder.path} is intact" if folder.checkpoint.exists() else "no checkpoint was written yet"
+    there = (
+        f"the checkpoint in {folder.path} is intact" if folder.checkpoint.exists() else "no checkpoint was written yet"
+    )
     raise Lost(
         f"{which}, so process {distributed.rank()} stops too; {there}. Continue with the same number of processes or "
         f"another: `manyviews resume {quote(str(folder.path))}`."
