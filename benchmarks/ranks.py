@@ -2,7 +2,7 @@
 
 python benchmarks/ranks.py [--out benchmarks/ranks.json]
 
-Each method's tiny recipe, with its own optimizer, takes 10 steps of the same 16 random pictures, shared by so many
+Each method's tiny recipe, with its own optimizer, takes 6 steps of the same 16 random pictures, shared by so many
 gloo processes. Reported is the largest difference of the loss from that of one process over these steps, relative to
 it; of the first step alone, before an optimizer has acted on rounded gradients; and in bfloat16 also that of one
 process from float32, which is what the format itself costs.
@@ -29,7 +29,7 @@ from manyviews.testing import pictures
 from manyviews.types import Progress
 from manyviews.views import Views
 
-STEPS, BATCH, CPU = 10, 16, torch.device("cpu")
+STEPS, BATCH, CPU = 6, 16, torch.device("cpu")
 FAMILIES = ("simclr", "byol", "swav", "vicreg", "dino", "mae", "ijepa")
 """Methods that four processes try too: one of each kind."""
 
@@ -90,8 +90,12 @@ def main() -> None:
     args = parser.parse_args()
     curves = {}
     with tempfile.TemporaryDirectory() as folder:
-        for world in (1, 2, 4):
-            mp.spawn(run, (folder, world, args.methods), nprocs=world)
+        groups = {
+            world: mp.spawn(run, (folder, world, args.methods), nprocs=world, join=False) for world in (1, 2, 4)
+        }
+        for world, processes in groups.items():
+            while not processes.join():
+                pass
             curves[world] = torch.load(Path(folder) / f"{world}.pt")
     found = {}
     for name in args.methods:

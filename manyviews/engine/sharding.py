@@ -62,7 +62,7 @@ def shard(method: Method) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    found: list[Any] = list(units(method))
+    found: list[Any] = list(dict.fromkeys(units(method)))
     mesh = init_device_mesh(next(method.parameters()).device.type, (distributed.world_size(),))
     for unit in found:
         for p in unit.parameters():

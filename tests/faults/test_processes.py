@@ -163,7 +163,7 @@ def test_without_a_restart_the_others_say_who_is_gone_and_what_to_do(images: Pat
 def test_verbs_work_once_however_many_processes_there_are(images: Path, whole: Path, tmp_path: Path) -> None:
     first, second = together(["-m", "manyviews", "evaluate", str(whole), "--data", str(images), "--protocol", "knn"])
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
-    assert "knn" in first[1].lower() and not second[1] and not second[2].strip()
+    assert "k-NN" in first[1] and not second[1] and not second[2].strip()
     assert len(list((whole / "evaluations").iterdir())) == 1
     script = tmp_path / "several.py"
     script.write_text(
