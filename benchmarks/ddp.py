@@ -8,8 +8,8 @@ backward pass for each, as our methods do to keep the activations of one view on
 its reduction in the first pass (`no_sync`), and must look for parameters that the last one does not reach
 (`find_unused_parameters`). The ways take turns, step by step, on the same images; the order changes from round to
 round. Reported are the fewest and the median seconds of a step, quartiles of the ratios of neighbors, the largest
-difference of gradients relative to their largest entry, and how much the peak memory of a process grew with the first
-steps of a way, in a process of its own.
+difference of gradients relative to their largest entry, and how much the peak memory of a process grew with a network
+and the first steps of a way, in a process of its own.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ def compare(rounds: int) -> dict[str, Any]:
 
 
 def memory(way: str) -> float:
-    """How much the peak memory of this process grew in the first three steps, MB."""
-    step, _ = stepper(LARGE["vit"], way, "together", 2)
+    """How much the peak memory of this process grew with the network and its first three steps, MB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step, _ = stepper(LARGE["vit"], way, "together", 2)
     for _ in range(3):
         step()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
@@ -155,7 +155,7 @@ def main() -> None:
                 f"  {way:28} fewest {n['fewest'] * 1000:6.1f} ms  median {n['median'] * 1000:6.1f} ms  "
                 f"ours/it {middle:.2f} ({low:.2f} to {high:.2f})  difference {n['difference']:.1e}"
             )
-    print("peak memory of the first steps, ViT-S, MB:", {way: round(mb) for way, mb in grown.items()})
+    print("peak memory of a network and its first steps, ViT-S, MB:", {way: round(mb) for way, mb in grown.items()})
     found = {"times": times, "memory_mb": grown, "load": os.getloadavg()}
     _bench.write(args.out, _bench.facts(torch.device("cpu")) | found)
 

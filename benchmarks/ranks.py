@@ -1,8 +1,8 @@
-"""How far the loss curves of 1, 2 and 4 processes are apart, for each method, in float32 and in bfloat16.
+"""How far the loss curves of 1, 2 and 4 processes are apart, for a method of each kind, in float32 and in bfloat16.
 
 python benchmarks/ranks.py [--out benchmarks/ranks.json]
 
-Each method's tiny recipe, with its own optimizer, takes 6 steps of the same 16 random pictures, shared by so many
+The tiny recipe of a method, with its own optimizer, takes 6 steps of the same 16 random pictures, shared by so many
 gloo processes. Reported is the largest difference of the loss from that of one process over these steps, relative to
 it; of the first step alone, before an optimizer has acted on rounded gradients; and in bfloat16 also that of one
 process from float32, which is what the format itself costs.
@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from manyviews import distributed, methods
+from manyviews import distributed
 from manyviews.engine import optim
 from manyviews.engine.build import build_method
 from manyviews.engine.step import backpropagate
@@ -31,7 +31,7 @@ from manyviews.views import Views
 
 STEPS, BATCH, CPU = 6, 16, torch.device("cpu")
 FAMILIES = ("simclr", "byol", "swav", "vicreg", "dino", "mae", "ijepa")
-"""Methods that four processes try too: one of each kind."""
+"""One of each kind: negatives, a moving target, Sinkhorn, decorrelation, a center, pixels, latents."""
 
 
 def curve(name: str, precision: Any) -> list[float]:
@@ -39,7 +39,6 @@ def curve(name: str, precision: Any) -> list[float]:
     recipe = get(f"{name}_tiny")
     method = build_method(recipe).train()
     method.begin(BATCH)
-    method.look(lambda network, size, mean, std: network(torch.rand(BATCH, 3, size, size, generator=fixed())).detach())
     method = distributed.sync_batchnorm(method, CPU)
     optimizer = optim.build(method, recipe.optimizer, CPU, recipe.adaptation)
     mine = pictures(BATCH).chunk(distributed.world_size())[distributed.rank()]
@@ -58,16 +57,12 @@ def curve(name: str, precision: Any) -> list[float]:
     return found
 
 
-def fixed() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
 def run(rank: int, folder: str, world: int, names: list[str]) -> None:
     torch.set_num_threads(1)
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/{world}", rank=rank, world_size=world)
     found: dict[str, Any] = {}
-    for name in names if world < 4 else [name for name in names if name in FAMILIES]:
+    for name in names:
         precisions = ("float32", "bfloat16") if world < 4 else ("float32",)
         found[name] = {precision: curve(name, precision) for precision in precisions}
     if rank == 0:
@@ -86,23 +81,21 @@ def apart(a: list[float], b: list[float]) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--methods", nargs="*", default=[name for name in methods.names() if name != "distill"])
+    parser.add_argument("--methods", nargs="*", default=FAMILIES)
     args = parser.parse_args()
     curves = {}
     with tempfile.TemporaryDirectory() as folder:
-        groups = {
-            world: mp.spawn(run, (folder, world, args.methods), nprocs=world, join=False) for world in (1, 2, 4)
-        }
+        groups = {world: mp.spawn(run, (folder, world, args.methods), nprocs=world, join=False) for world in (1, 2, 4)}
         for world, processes in groups.items():
             while not processes.join():
                 pass
             curves[world] = torch.load(Path(folder) / f"{world}.pt")
     found = {}
     for name in args.methods:
-        one, two, four = (curves[world].get(name) for world in (1, 2, 4))
+        one, two, four = (curves[world][name] for world in (1, 2, 4))
         found[name] = {
             "float32, 2": apart(two["float32"], one["float32"]),
-            **({"float32, 4": apart(four["float32"], one["float32"])} if four else {}),
+            "float32, 4": apart(four["float32"], one["float32"]),
             "bfloat16, 2": apart(two["bfloat16"], one["bfloat16"]),
             "bfloat16 from float32": apart(one["bfloat16"], one["float32"]),
         }

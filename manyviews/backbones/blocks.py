@@ -25,7 +25,7 @@ def recompute_blocks(model: nn.Module) -> None:
         model.grad_checkpointing = True  # type: ignore[assignment]  # timm's transformers do it themselves, and so does `Encoder`
         return
     for block in blocks(model):
-        block.__class__ = _again(type(block))
+        block.__class__ = _again(type(block))  # type: ignore[arg-type]  # a module is no Hashable, its class is
         block.grad_checkpointing = True  # type: ignore[assignment]  # see `views.together`
 
 

@@ -165,16 +165,19 @@ def test_verbs_work_once_however_many_processes_there_are(images: Path, whole: P
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert "k-NN" in first[1] and not second[1] and not second[2].strip()
     assert len(list((whole / "evaluations").iterdir())) == 1
+
+
+def test_files_are_written_once_and_features_keep_their_bits(images: Path, whole: Path, tmp_path: Path) -> None:
     script = tmp_path / "several.py"
     script.write_text(
         "import sys\nfrom manyviews.cli import main\n"
         f"main(['embed', {str(whole)!r}, {str(images)!r}, '--out', {str(tmp_path / 'two.npz')!r}])\n"
-        f"main(['export', {str(whole)!r}, '--format', 'timm', '--out', {str(tmp_path / 'timm')!r}])\n"
+        f"main(['export', {str(whole)!r}, '--format', 'safetensors', '--out', {str(tmp_path / 'x.safetensors')!r}])\n"
         f"main(['report', {str(whole)!r}, '--out', {str(tmp_path / 'page')!r}])\n"
     )
     first, second = together([str(script)])
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
-    assert (tmp_path / "page" / "index.html").exists() and (tmp_path / "timm").is_dir() and not second[1]
+    assert (tmp_path / "page" / "index.html").exists() and (tmp_path / "x.safetensors").exists() and not second[1]
     mv.embed(whole, images, tmp_path / "one.npz")
     one, two = (np.load(tmp_path / f"{name}.npz") for name in ("one", "two"))
     assert all(np.array_equal(one[name], two[name]) for name in ("id", "embedding", "label"))
