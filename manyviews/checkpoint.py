@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from manyviews import machine
+from manyviews import distributed, machine, shards
 from manyviews.errors import Unwritten, UserError, printable
 
 _ADVICE = {
@@ -235,6 +235,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         UserError: there is no such file.
         Damaged: it is cut short, is not a safetensors file, or its content does not match its checksums.
     """
+    tensors, facts = _own(path)
+    if "shards" in facts:
+        tensors |= shards.load(path.parent, facts["shards"])
+    return tensors, facts
+
+
+def _own(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a file itself holds, without the shards that it may name."""
     with _opened(path) as f:
         facts, sums = _facts(path, f)
         tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
@@ -269,7 +277,9 @@ def damage(path: Path) -> str | None:
 @lru_cache(maxsize=64)
 def _damage(path: Path, stamp: tuple[int, ...]) -> str | None:
     try:
-        load_tensors(path)
+        facts = _own(path)[1]
+        if "shards" in facts:
+            shards.check(path.parent, facts["shards"])
     except UserError as e:
         return str(e)
     return None
@@ -335,20 +345,47 @@ def save(
 ) -> None:
     """Write everything from which training continues exactly: module, optimizer state, and facts such as the step.
 
-    The checkpoint that was there stays as `before`.
+    The checkpoint that was there stays as `before`. If parameters are spread over the ranks, all ranks call it: each
+    writes its part to a folder beside, which `path` names once it is complete. Else the caller is the only one.
     """
     tensors = {f"method.{k}": v for k, v in method.state_dict().items()}
+    weights = _weights(optimizer)
     for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items() if v is not None}
-    save_tensors(path, tensors, facts, before)
+        tensors |= {
+            f"optimizer.{i}.{k}": _of(weights[i], torch.as_tensor(v)) for k, v in state.items() if v is not None
+        }
+    if any(map(distributed.spread, tensors.values())):
+        facts = {**facts, "shards": shards.save(path.parent, tensors, int(facts["step"]))}
+        tensors = {}
+    if distributed.rank() == 0:
+        save_tensors(path, tensors, facts, before)
+        tidy(path)
+
+
+def tidy(path: Path) -> None:
+    """Remove the shards beside a checkpoint that neither it nor others of names like its own are made of."""
+    shards.clean(path.parent, _named_beside(path))
+
+
+def _named_beside(path: Path) -> Iterator[dict[str, Any]]:
+    """The shards that this checkpoint, and those of names like its own beside it, are made of."""
+    for other in path.parent.glob(f"{path.stem}*{path.suffix}"):
+        with contextlib.suppress(UserError):  # nothing can be made of a damaged one
+            found = facts_of(other)
+            if "shards" in found:
+                yield found["shards"]
 
 
 def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
     """Restore in place what `save` wrote, and return its facts. Without an optimizer, restore the method alone.
 
+    The parameters may be spread over the ranks, whether or not they were when the checkpoint was written.
+
     Raises:
         UserError: the file does not fit this method and encoder.
     """
+    if any(map(distributed.spread, method.state_dict().values())):
+        return _load_spread(path, method, optimizer)
     tensors, facts = load_tensors(path)
     try:
         method.load_state_dict({k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")})
@@ -356,7 +393,7 @@ def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None 
         raise UserError(f"The checkpoint {path} does not fit the recipe beside it: {e}") from e
     if optimizer is None:
         return facts
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    weights = _weights(optimizer)
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
@@ -367,3 +404,46 @@ def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None 
             state.setdefault(int(i), {})[name] = torch.empty_like(weight).copy_(tensor) if same else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return facts
+
+
+def _load_spread(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """`load`, for parameters that are spread over the ranks."""
+    facts = facts_of(path)
+    written = "shards" in facts
+    whole: dict[str, Tensor] = {} if written else load_tensors(path)[0]
+    names = shards.sizes(path.parent, facts["shards"]) if written else {k: (x.shape, x.dtype) for k, x in whole.items()}
+    targets = {f"method.{k}": x for k, x in method.state_dict().items()}
+    wrong = [
+        k
+        for k in {**targets, **names}
+        if k.startswith("method.") and (k not in targets or k not in names or targets[k].shape != names[k][0])
+    ]
+    if wrong:
+        raise UserError(f"The checkpoint {path} does not fit the recipe beside it: {wrong[0]} is of another shape.")
+    state: dict[int, dict[str, Tensor]] = {}
+    weights = [] if optimizer is None else _weights(optimizer)
+    for key, (shape, dtype) in names.items() if optimizer is not None else ():
+        if key.startswith("optimizer."):
+            _, i, name = key.split(".", 2)
+            weight = weights[int(i)]
+            full = getattr(weight, "whole", weight)
+            held = torch.zeros_like(weight) if shape == full.shape else torch.zeros(shape, dtype=dtype)
+            state.setdefault(int(i), {})[name] = held
+            targets[key] = _of(weight, held)
+    if written:
+        shards.load_into(path.parent, facts["shards"], targets)
+    else:
+        for key, target in targets.items():
+            distributed.cut(whole[key], target)
+    if optimizer is not None:
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return facts
+
+
+def _weights(optimizer: torch.optim.Optimizer) -> list[Any]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _of(weight: Any, held: Tensor) -> Tensor:
+    """What an optimizer holds for a weight, spread over the ranks if the weight is."""
+    return distributed.like(held, weight.whole) if hasattr(weight, "whole") and held.shape == weight.shape else held

@@ -7,16 +7,20 @@ processes there are.
 from __future__ import annotations
 
 import os
+import platform
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from manyviews import machine
+from manyviews import launch, machine
 from manyviews.errors import UserError
 
 _BACKENDS = {"cuda": "cuda:nccl", "xpu": "xpu:xccl"}
@@ -41,17 +45,20 @@ def world_size() -> int:
 
 
 def start() -> torch.device:
-    """Join the process group that `torchrun` describes, if there is one, and return this process's device.
+    """Join the process group that torchrun or SLURM describes, if there is one, and return this process's device.
 
     Raises:
-        UserError: a process without a device of its own, or several on an Apple GPU.
+        UserError: a process without a device of its own, several on an Apple GPU, or the others do not come.
     """
-    device, local = machine.device(), int(os.environ.get("LOCAL_RANK", "0"))
-    several = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    device, found = machine.device(), launch.place()
+    several = found is not None and found.world > 1
+    local = 0 if found is None else found.local
     if several and device.type == "mps":
         raise UserError("PyTorch cannot connect processes on Apple's GPU: start one, or use --device cpu.")
     if device.type in _BACKENDS:
         kind = torch.cuda if device.type == "cuda" else torch.xpu
+        if kind.device_count() == 1 and "SLURM_STEP_ID" in os.environ:
+            local = 0  # SLURM may show each task its own GPU alone
         if local >= kind.device_count():
             raise UserError(
                 f"Process {local} of this machine has no GPU of its own, as PyTorch sees {kind.device_count()}: "
@@ -59,23 +66,87 @@ def start() -> torch.device:
             )
         device = torch.device(device.type, local)
         kind.set_device(device)
-    if several and not active():
+    if found is not None and several and not active():
+        launch.announce(found)
         # Two backends: votes between processes go over the CPU, so that no step waits for its device.
         backend = _BACKENDS.get(device.type)
-        dist.init_process_group(f"cpu:gloo,{backend}" if backend else "gloo", device_id=device if backend else None)
+        try:
+            dist.init_process_group(f"cpu:gloo,{backend}" if backend else "gloo", device_id=device if backend else None)
+        except dist.DistError as e:
+            raise UserError(
+                f"Process {found.rank} of {found.world} did not meet the others at {found.address[0]}, port "
+                f"{found.address[1]} ({str(e).splitlines()[0]}): start all of them, and set MASTER_ADDR and "
+                "MASTER_PORT if these are wrong."
+            ) from None
+        _PEERS[:] = collect((platform.node(), os.getpid()))
     return device
+
+
+_PEERS: list[tuple[str, int]] = []
+"""Machine and process number of each rank."""
+
+_BROKEN = ("closed by peer", "reset by peer", "broken pipe", "connection refused", "timed out", "remote process exited")
+
+
+def lost(error: BaseException) -> str | None:
+    """If an error says that another process is gone, half a sentence that says which, as far as is known; else None."""
+    text = str(error).lower()
+    broken = isinstance(error, RuntimeError) and any(words in text for words in _BROKEN)
+    if not active() or not (broken or isinstance(error, dist.DistError)):
+        return None
+    here = [r for r, (host, _) in enumerate(_PEERS) if host == platform.node() and r != rank()]
+    deadline = time.monotonic() + 1.0
+    while not (gone := [r for r in here if not _lives(_PEERS[r][1])]) and here and time.monotonic() < deadline:
+        time.sleep(0.05)  # its connection ends before the process does
+    if gone:
+        named = " and ".join(str(r) for r in gone)
+        return f"process {named} of {world_size()} {'has' if len(gone) == 1 else 'have'} ended"
+    away = sorted({host for host, _ in _PEERS} - {platform.node()})
+    if not away:
+        return f"one of the {world_size()} processes does not answer"
+    return f"a process on another machine ({', '.join(away[:3])}) has ended or cannot be reached"
+
+
+def _lives(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE  # one that nobody has asked after yet
+    except psutil.Error:
+        return False
 
 
 def stop() -> None:
     """Leave the process group."""
     if active():
         dist.destroy_process_group()
+        _PEERS.clear()
+
+
+class Waited:
+    """Seconds that this process spent in collectives that make it wait: for the others, and for what travels."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._since = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.monotonic() - self._since
+
+
+waited = Waited()
+"""On a GPU, only votes and gathered objects: collectives of its tensors do not make the host wait."""
+
+
+def _all_reduce(x: Tensor, op: Any = dist.ReduceOp.SUM) -> None:
+    with waited:
+        dist.all_reduce(x, op=op)
 
 
 def _all_gather(x: Tensor) -> Tensor:
     x = x.contiguous()  # views are channels last in memory, which NCCL does not support
     out = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(out, x)
+    with waited:
+        dist.all_gather(out, x)
     return torch.cat(out)
 
 
@@ -89,7 +160,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous().clone()
-        dist.all_reduce(grad)
+        _all_reduce(grad)
         return grad.chunk(world_size())[rank()]
 
 
@@ -123,8 +194,9 @@ def pass_on(x: Tensor) -> Callable[[], Tensor]:
     under_way = dist.batch_isend_irecv([to_next, from_previous])
 
     def wait() -> Tensor:
-        for work in under_way:
-            work.wait()
+        with waited:
+            for work in under_way:
+                work.wait()
         return received
 
     return wait
@@ -154,7 +226,7 @@ def total(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x
     x = x.detach().clone()
-    dist.all_reduce(x)
+    _all_reduce(x)
     return x
 
 
@@ -167,10 +239,11 @@ def mean_gradients(parameters: Iterable[torch.nn.Parameter], bucket: int = 2**24
     """
     if world_size() == 1:
         return
-    trained = [p for p in parameters if p.requires_grad]
+    # The backward pass has averaged the gradients of weights that are spread.
+    trained = [p for p in parameters if p.requires_grad and not spread(p)]
     # A parameter that no rank used keeps grad None, so that weight decay does not move it.
     used = torch.tensor([p.grad is not None for p in trained], dtype=torch.int32)
-    dist.all_reduce(used, op=dist.ReduceOp.MAX)
+    _all_reduce(used, op=dist.ReduceOp.MAX)
     grads = []
     for p, wanted in zip(trained, used.tolist(), strict=True):
         if wanted:
@@ -185,11 +258,50 @@ def mean_gradients(parameters: Iterable[torch.nn.Parameter], bucket: int = 2**24
             stop_at += 1
         part = grads[start_at:stop_at]
         flat = torch.cat([g.reshape(-1) for g in part])
-        dist.all_reduce(flat)
+        _all_reduce(flat)
         flat /= world_size()
         for g, new in zip(part, flat.split([g.numel() for g in part]), strict=True):
             g.copy_(new.view_as(g))
         start_at = stop_at
+
+
+def spread(x: object) -> bool:
+    """Whether a tensor is cut along its first dimension, a part for each rank: see `engine.sharding`."""
+    found = sys.modules.get("torch.distributed.tensor")  # which takes seconds to import, and few runs need
+    return found is not None and isinstance(x, found.DTensor)
+
+
+def own(x: Tensor) -> Tensor:
+    """This rank's part of a tensor that is spread over the ranks, which shares its memory; else the tensor itself."""
+    part: Tensor = x.detach().to_local() if spread(x) else x  # type: ignore[attr-defined]
+    return part
+
+
+def whole(x: Tensor) -> Tensor:
+    """The whole of a tensor that is spread over the ranks, on every rank; else the tensor itself. All ranks call it."""
+    found: Tensor = x.full_tensor() if spread(x) else x  # type: ignore[attr-defined]
+    return found
+
+
+def like(part: Tensor, x: Tensor) -> Tensor:
+    """A tensor that is spread over the ranks as `x` is, of this rank's part; the part itself if `x` is not spread."""
+    if not spread(x):
+        return part
+    kind: Any = x
+    found: Tensor = type(kind.data).from_local(
+        part, kind.device_mesh, kind.placements, run_check=False, shape=x.shape, stride=x.stride()
+    )
+    return found
+
+
+@torch.no_grad()
+def cut(source: Tensor, target: Tensor) -> None:
+    """Overwrite a tensor, or this rank's part of one that is spread over the ranks, with the whole `source`."""
+    part = own(target)
+    if spread(target):
+        pieces = source.chunk(world_size())  # fewer than ranks, if it has few rows
+        source = pieces[rank()] if rank() < len(pieces) else source[:0]
+    part.copy_(source)
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
@@ -204,7 +316,8 @@ def share(x: T) -> T:
     if world_size() == 1:
         return x
     box = [x]
-    dist.broadcast_object_list(box, 0)
+    with waited:
+        dist.broadcast_object_list(box, 0)
     return box[0]
 
 
@@ -248,7 +361,8 @@ def collect(x: T) -> list[T]:
     if world_size() == 1:
         return [x]
     found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, x)
+    with waited:
+        dist.all_gather_object(found, x)
     return found
 
 
@@ -257,7 +371,7 @@ def anywhere(yes: bool) -> bool:
     if world_size() == 1:
         return yes
     answer = torch.tensor(int(yes), dtype=torch.int32)
-    dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+    _all_reduce(answer, op=dist.ReduceOp.MAX)
     return bool(answer)
 
 
@@ -266,7 +380,7 @@ def least(x: int) -> int:
     if world_size() == 1:
         return x
     found = torch.tensor(x)
-    dist.all_reduce(found, op=dist.ReduceOp.MIN)
+    _all_reduce(found, op=dist.ReduceOp.MIN)
     return int(found)
 
 
@@ -303,13 +417,13 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         x = x.contiguous().clone()
-        dist.all_reduce(x)
+        _all_reduce(x)
         return x
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous().clone()
-        dist.all_reduce(grad)
+        _all_reduce(grad)
         return grad
 
 
@@ -347,7 +461,7 @@ class _Normalize(torch.autograd.Function):
         )
         sums = torch.stack([of_weight, of_bias])
         everyone = sums.clone()
-        dist.all_reduce(everyone)
+        _all_reduce(everyone)
         off = (sums * (x.shape[1] / x.numel()) - everyone / n) * (weight * scale)
         of_x += F.batch_norm(x, mean, var, off[0], off[1], eps=ctx.eps)
         return of_x, of_weight, of_bias, None

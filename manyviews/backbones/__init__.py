@@ -1,5 +1,6 @@
 """Backbones: every architecture of timm behind one contract."""
 
+from manyviews.backbones.blocks import recompute_blocks
 from manyviews.backbones.convolution import protect
 from manyviews.backbones.encoder import Encoder, Features, Layer, names, per_channel, take
 from manyviews.backbones.external import ExternalEncoder, reinitialized
@@ -17,6 +18,7 @@ __all__ = [
     "patch_features",
     "per_channel",
     "protect",
+    "recompute_blocks",
     "reinitialized",
     "represent",
     "sincos",

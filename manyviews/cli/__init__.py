@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 # Nothing heavy is imported here: `manyviews --help` answers at once.
 import manyviews as mv
-from manyviews import machine
+from manyviews import launch, machine
 from manyviews.cli import _nearest, _parser, evaluate, papers, show, train, use
 from manyviews.cli._options import DEVICE, check_json
 from manyviews.cli._options import settings as _settings
@@ -65,6 +65,13 @@ WITHOUT_DEVICE = {"prepare", "export", "show", "list"}
 """Verbs that compute nothing on a device that could be chosen."""
 
 
+SHARED = {
+    *("pretrain", "distill", "resume", "finish", "sweep", "reproduce"),
+    *("evaluate", "embed", "detect"),
+}
+"""Verbs that share their work between the processes of a launcher. The first process does that of the others alone."""
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command.
 
@@ -95,11 +102,22 @@ def main(args: Sequence[str] | None = None) -> None:
             print(printable(f"manyviews: {where}{e.strerror or e}."), file=sys.stderr)
             sys.exit(2)
         # These happen to anybody: a stop, numbers that are not finite.
-        if isinstance(e, FloatingPointError) or type(e).__name__ in ("Stopped", "SafetensorError"):
+        if isinstance(e, FloatingPointError) or type(e).__name__ in ("Stopped", "Lost", "SafetensorError"):
             print(printable(f"manyviews: {e}"), file=sys.stderr)
+        elif (which := _lost(e)) is not None:
+            print(printable(f"manyviews: {which}, so this one stops too: start the command again."), file=sys.stderr)
         else:
             traceback.print_exc()
         sys.exit(1)
+
+
+def _lost(error: Exception) -> str | None:
+    """Half a sentence about another process that is gone, if that is the error's cause."""
+    if "torch" not in sys.modules:
+        return None
+    from manyviews import distributed
+
+    return distributed.lost(error)
 
 
 def _run(name: str, args: Sequence[str]) -> None:
@@ -111,6 +129,13 @@ def _run(name: str, args: Sequence[str]) -> None:
     given = _parser.parse(name, verb, args, more)
     if given.get("json") is not None:
         check_json(given["json"])  # before hours of work, not after them
+    if (place := launch.place()) is not None:
+        if name in SHARED:
+            launch.announce(place)
+        elif place.rank:
+            return
+        else:
+            launch.alone()
     with machine.using(given.pop(DEVICE.name, None)):
         _parser.call(verb, given)
 

@@ -26,6 +26,7 @@ _ALIKE = {"features of patches": "patches"}
 # the targets of a prediction are the same for all patches.
 _NOTHING, _SAME = 0.02, 0.05
 _LASTS = 3  # lines: a young teacher passes through one prototype, until its center has followed
+_SLOW = 1.3  # times as long as the middle one
 _JUMP, _BEFORE = 20.0, (10, 20)  # times the median of the lines before, of which there are so many: least, most
 
 
@@ -92,6 +93,7 @@ class OfSteps:
       image. The first epoch counts only after more than ten times as much, because untrained encoders tell little.
     - All patches have the same target: their spread is below 0.05 and half of the best so far.
     - The largest gradient of the first layer is over 20 times the median of the last 20 lines, of at least 10.
+    - For three lines, the same one of several processes takes 1.3 times as long for its own work as the middle one.
 
     An alarm is given once, and again only after the value has recovered to one and a half times its limit.
 
@@ -108,6 +110,7 @@ class OfSteps:
         self._low: dict[str, int] = {}
         self._peaks: deque[float] = deque(maxlen=_BEFORE[1])
         self.jumped = False
+        self._slowest = (-1, 0)  # the slow process, and for how many lines it has been
         for row in rows:
             self.hear(row)
 
@@ -129,6 +132,15 @@ class OfSteps:
                     f"The features to predict have collapsed: they are nearly the same for all patches (spread "
                     f"{numbers[key]:.3f}, {best:.2f} at best). A slower moving average or a lower learning rate may "
                     "help."
+                )
+        if "slowness" in numbers:
+            rank, lines = int(numbers["slowest"]), self._slowest[1]
+            again = lines + 1 if rank == self._slowest[0] else 1
+            self._slowest = (rank, again if numbers["slowness"] > _SLOW else 0)
+            if self._begins(f"slow {rank}", -numbers["slowness"], -_SLOW, self._slowest[1] >= _LASTS):
+                found.append(
+                    f"Process {rank} is slow: it takes {numbers['slowness']:.1f} times as long for its own work as the "
+                    "middle one, and all wait for it. Something else may run there, or its disk or network is slower."
                 )
         if "grad_peak" in numbers:
             peak = numbers["grad_peak"]

@@ -94,9 +94,12 @@ def check(recipe: Recipe, source: Source) -> None:
     """Raises UserError when the recipe cannot run on this many images and processes."""
     batch, world = recipe.data.batch_size, distributed.world_size()
     if batch % (world * recipe.step.accumulate):
+        share = world * recipe.step.accumulate
+        near = share * max(2, round(batch / share))
+        in_parts = f" in {recipe.step.accumulate} parts each" * (recipe.step.accumulate > 1)
         raise UserError(
-            f"A batch of {batch} cannot be shared evenly by {world} processes in {recipe.step.accumulate} parts: "
-            "change --set data.batch_size or --set step.accumulate."
+            f"A batch of {batch} cannot be shared evenly by {world} process{'es' * (world > 1)}{in_parts}: the nearest "
+            f"that can is --set data.batch_size={near}."
         )
     images = len(monitor.hold_out(source, recipe.data.holdout)[0])
     part = batch // (world * recipe.step.accumulate)

@@ -30,6 +30,7 @@ class Meter:
     waited: float = 0.0
     since: float = field(default_factory=time.monotonic)
     peak: Tensor | None = None
+    _waited_at: float = field(default_factory=lambda: distributed.waited.seconds)
 
     def add(self, terms: dict[str, Tensor], norm: Tensor, peak: Tensor | None = None) -> None:
         """Count a step with its loss terms, the norm of its gradient and its largest in the first layer, scalars."""
@@ -43,12 +44,18 @@ class Meter:
         """Means over the steps and ranks since the last reading, and this rank's speed.
 
         "images_per_second" includes making the views. "data_wait" is the share of the time in which it waited for
-        images.
+        images. Of several processes there are "wait/0" and so on, the share of the time in which each waited for the
+        others, and "slowness", how much longer the slowest, "slowest", took for its own work than the middle one.
         """
         names = list(self.sums)
         means = (distributed.mean(torch.stack([self.sums[n].float() for n in names])) / self.count).tolist()
         seconds = max(1e-9, time.monotonic() - self.since)
-        speed = {"images_per_second": self.count * self.batch / seconds, "data_wait": min(1.0, self.waited / seconds)}
+        speed: dict[str, float] = {
+            "images_per_second": self.count * self.batch / seconds,
+            "data_wait": min(1.0, self.waited / seconds),
+        }
+        if distributed.world_size() > 1:
+            speed |= self._of_ranks(seconds)
         found = dict(zip(names, means, strict=True))
         norm = {"grad_norm": found.pop("grad_norm")}
         if self.peak is not None:
@@ -58,6 +65,17 @@ class Meter:
         self.count, self.waited, self.since = 0, 0.0, time.monotonic()
         terms = {f"loss/{k}": v for k, v in found.items()} if len(found) > 1 else {}
         return {"loss": sum(found.values())} | terms | norm | speed
+
+    def _of_ranks(self, seconds: float) -> dict[str, float]:
+        """How long each process waited for the others. Whoever waits least is waited for."""
+        at, self._waited_at = self._waited_at, distributed.waited.seconds
+        own = torch.tensor([min(seconds, self._waited_at - at), seconds], dtype=torch.float64)
+        waited, whole = (distributed.gather(own[None])).T
+        busy = (whole - waited).clamp(min=1e-6)
+        return {f"wait/{rank}": float(x) for rank, x in enumerate(waited / whole)} | {
+            "slowness": float(busy.max() / busy.median()),
+            "slowest": int(busy.argmax()),
+        }
 
     def now(self) -> tuple[float, float] | None:
         """Images per second and loss of this rank since the last reading; None right after it. The host waits once."""

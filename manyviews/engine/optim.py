@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from manyviews import distributed
 from manyviews.adaptation import Adaptation, Full
 from manyviews.adaptation.groups import is_vector
 from manyviews.backbones import Encoder
@@ -46,6 +47,38 @@ def build(
 ) -> torch.optim.Optimizer:
     """The optimizer that the settings describe, with the method's trained parameters."""
     parts = groups(method, adaptation)
+    optimizer = _build([g | {"params": [_part(p) for p in g["params"]]} for g in parts], settings, device)
+    pairs = [
+        (p, x)
+        for g, of in zip(parts, optimizer.param_groups, strict=True)
+        for p, x in zip(g["params"], of["params"], strict=True)
+        if p is not x
+    ]
+    if pairs:
+
+        def take(*_: object) -> None:
+            for p, x in pairs:
+                x.grad = None if p.grad is None else distributed.own(p.grad)
+
+        def clear(*_: object) -> None:
+            for p, x in pairs:
+                p.grad = x.grad = None
+
+        optimizer.register_step_pre_hook(take)
+        optimizer.register_step_post_hook(clear)
+    return optimizer
+
+
+def _part(p: Tensor) -> Tensor:
+    """The parameter itself or, of one that is spread over the ranks, this rank's part as a parameter of its own."""
+    if not distributed.spread(p):
+        return p
+    part: Any = torch.nn.Parameter(distributed.own(p))
+    part.whole = p
+    return cast(Tensor, part)
+
+
+def _build(parts: list[dict[str, Any]], settings: Settings, device: torch.device) -> torch.optim.Optimizer:
     if settings.name == "lars":
         return LARS(parts, momentum=settings.momentum)
     if settings.name == "muon":
@@ -98,7 +131,10 @@ def largest(parameters: Sequence[Tensor]) -> Tensor | None:
 def clip(method: Method, limit: float | None) -> Tensor:
     """The norm of the whole gradient, a scalar on its device. A gradient above `limit` is scaled down to it."""
     trained = [p for p in method.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    grads = [p.grad for p in trained if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([g for g in grads if not distributed.spread(g)])
+    if len(parts := [distributed.own(g) for g in grads if distributed.spread(g)]):
+        norm = torch.hypot(norm, distributed.total(torch.nn.utils.get_total_norm(parts).square()).sqrt())
     if limit is not None:
-        torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
+        torch._foreach_mul_([distributed.own(g) for g in grads], (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm

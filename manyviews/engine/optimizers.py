@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from manyviews import distributed
+
 
 class SGD(torch.optim.SGD):
     """PyTorch's SGD, for parameters of which some get their first gradient later.
@@ -35,6 +37,8 @@ class LARS(torch.optim.Optimizer):
     thousand times those that a number can take as they are. A layer whose weight or gradient is zero is not scaled, so
     that layers that start at zero can move.
 
+    A parameter that is this rank's part of one that is spread over the ranks has it as `whole`; norms are of that.
+
     Args:
         params: parameters or groups.
         lr: learning rate.
@@ -59,9 +63,12 @@ class LARS(torch.optim.Optimizer):
             grads = [p.grad for p in weights]
             if group["weight_decay"]:
                 grads = list(torch._foreach_add(grads, weights, alpha=group["weight_decay"]))
-            adapted = [i for i, p in enumerate(weights) if group["adapt"] or p.numel() == 1]
+            adapted = [i for i, p in enumerate(weights) if group["adapt"] or getattr(p, "whole", p).numel() == 1]
             if adapted:
                 w, g = (torch.stack(torch._foreach_norm([x[i] for i in adapted])) for x in (weights, grads))
+                parts = [hasattr(weights[i], "whole") for i in adapted]
+                if any(parts):  # their norms are over all ranks
+                    w, g = _norms_of_wholes(torch.stack([w, g]), torch.tensor(parts, device=w.device))
                 ratios = torch.where((w > 0) & (g > 0), group["trust"] * w / g, 1.0)
                 scaled = torch._foreach_mul([grads[i] for i in adapted], list(ratios.unbind()))
                 for i, its in zip(adapted, scaled, strict=True):
@@ -75,6 +82,11 @@ class LARS(torch.optim.Optimizer):
             torch._foreach_mul_(velocities, group["momentum"])
             torch._foreach_add_(velocities, grads)
             torch._foreach_add_(weights, velocities, alpha=-group["lr"])
+
+
+def _norms_of_wholes(norms: Tensor, parts: Tensor) -> Tensor:
+    """Norms, `2 n`, of which those of `parts`, bool `n`, are of this rank's part of a weight: those of the weights."""
+    return torch.where(parts, distributed.total(norms.square()).sqrt(), norms)
 
 
 class Muon(torch.optim.Optimizer):

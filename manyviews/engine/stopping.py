@@ -18,6 +18,10 @@ class Stopped(Exception):
     """The run was asked to stop, and has saved its state."""
 
 
+class Lost(Exception):
+    """Another process of the run is gone."""
+
+
 class Request:
     """Whether somebody asked the run to stop, and how."""
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from manyviews import checkpoint, distributed, machine
-from manyviews.backbones import Encoder, protect
+from manyviews.backbones import Encoder, protect, recompute_blocks
 from manyviews.data import Loader, Source
-from manyviews.engine import alarms, monitor, optim, settings
+from manyviews.engine import alarms, monitor, optim, settings, sharding
 from manyviews.engine.build import stage_of, start_encoder, write_encoder
 from manyviews.engine.feed import feed
 from manyviews.engine.folder import SUMMARY, SUSPECTS, RunFolder
@@ -28,7 +28,7 @@ from manyviews.engine.log import Log, Row
 from manyviews.engine.meter import Meter
 from manyviews.engine.plan import Early, Plan
 from manyviews.engine.precision import Scaling, explain, resolve
-from manyviews.engine.stopping import Request, Stopped, watch
+from manyviews.engine.stopping import Lost, Request, Stopped, watch
 from manyviews.errors import Unwritten, UserError, say
 from manyviews.evaluation.features import check_finite, extract_all
 from manyviews.heads import Watch
@@ -70,6 +70,7 @@ def begin(
         if line is not None:
             say(line)
     with contextlib.ExitStack() as stack:
+        stack.push(partial(_explain, folder))
         if first:
             stack.enter_context(folder.lock())
             folder.clean()
@@ -83,6 +84,15 @@ def begin(
         protect(method)
         if recipe.step.sync_batchnorm:
             method = distributed.sync_batchnorm(method, device)
+        twin = None
+        if recipe.step.shard and distributed.world_size() > 1:
+            distributed.broadcast(method.state_dict().values())
+            twin = sharding.Twin(method)
+            sharding.shard(method)
+        if recipe.step.recompute_blocks:
+            for encoder in (m for m in method.modules() if isinstance(m, Encoder)):
+                if any(p.requires_grad for p in encoder.parameters()):
+                    recompute_blocks(encoder.model)
         optimizer = optim.build(method, recipe.optimizer, device, recipe.adaptation)
         steps = max(1, round(recipe.epochs * loader.steps_per_epoch))
         identity: dict[str, Any] = {"images": len(source), "steps": steps, "processes": distributed.world_size()}
@@ -93,7 +103,8 @@ def begin(
         step, before, parts_before = _restore(folder, part, method, optimizer, scaling, identity, loader, plan)
         start = Start(step, before if spent is None else spent, parts_before, identity, plan, since)
         method.look(partial(_see, loader.source, device))  # before the broadcast: its finds may be part of the state
-        distributed.broadcast(method.state_dict().values())
+        if twin is None:
+            distributed.broadcast(method.state_dict().values())
         if recipe.step.compile:
             _compile(method)
         held = monitor.prepare(train, held_out, recipe, loader.size, old) if first else None
@@ -106,7 +117,7 @@ def begin(
         update = stack.enter_context(progress(f"{part.words}: pretrain".removeprefix(": "), quiet=not first))
         threads = stack.enter_context(threads_of(device))
         run = Training(
-            method, optimizer, scaling, device, part, loader, held, folder, start, stop, log, update, threads
+            method, optimizer, scaling, device, part, loader, held, folder, start, stop, log, update, threads, twin
         )
         stack.push(run.save_after)
         stack.enter_context(contextlib.closing(run.batches))
@@ -181,13 +192,14 @@ class Training:
         log: Log | None,
         update: Update,
         threads: Threads,
+        twin: sharding.Twin | None,
     ) -> None:
         recipe = part.recipe
         self.method, self.optimizer, self.scaling, self.device = method, optimizer, scaling, device
         self.precision = resolve(recipe.step.precision, device)
         self._part, (self._before, self._epochs_before) = part, start.before
         self._recipe, self._loader, self._held, self._folder, self._start = recipe, loader, held, folder, start
-        self._stop, self._log, self._update, self._threads = stop, log, update, threads
+        self._stop, self._log, self._update, self._threads, self._twin = stop, log, update, threads, twin
         self._plan, self._epoch = start.plan, loader.steps_per_epoch
         self._every = max(1, round(recipe.monitor.epochs * self._epoch)) if recipe.monitor.epochs else 0
         self._plan.expect(self._every, 0.0, _END)
@@ -209,7 +221,7 @@ class Training:
         stage = part.number + 1
         here = [row for row in rows if row.get("step") == self._steps and row.get("stage", stage) == stage]
         seen = any(key.startswith("monitor/") for row in here for key in row)
-        self._due = self.step == 0 or (not seen and self._monitors(self.step))
+        self._due = distributed.share(self.step == 0 or (not seen and self._monitors(self.step)))
         self._recent: list[_Taken] = []
         self._left_out = frozenset(folder.facts.get("left_out", ()))
         self._kept = None
@@ -319,13 +331,15 @@ class Training:
                 f"{self._before + self._plan.last}{f' ({self._part.words})' * (self._part.count > 1)}, and "
                 f"saved: continue with `manyviews resume {quote(str(self._folder.path))}`."
             )
-        if last or time.monotonic() - self._saved_at > 60 * self._recipe.monitor.checkpoint_minutes:
+        due = time.monotonic() - self._saved_at > 60 * self._recipe.monitor.checkpoint_minutes
+        if last or (due if self._twin is None else distributed.anywhere(due)):  # each rank writes its part of weights
             self.save()
             self._saved_at = time.monotonic()
 
     def save(self) -> None:
         """Write a checkpoint, unless this step has one or the weights are not finite: the last good one stays."""
-        if self._log and self.step != self._saved_step and self._meter.finite():
+        saves = bool(self._log) and self.step != self._saved_step and self._meter.finite()
+        if saves if self._twin is None else distributed.share(saves):
             facts = self._start.identity | {"step": self.step, "seconds": self._seconds()} | self._plan.facts()
             facts["recipe"] = to_json(self._folder.recipe)
             if self._part.count > 1:
@@ -334,7 +348,8 @@ class Training:
             if self.scaling.active:
                 facts["scaling"] = self.scaling.state()
             start = time.monotonic()
-            self._log.sync()
+            if self._log:
+                self._log.sync()
             checkpoint.save(self._folder.checkpoint, self.method, self.optimizer, facts, self._folder.previous)
             self._saved_step = self.step
             self._rest(time.monotonic() - start)
@@ -343,7 +358,8 @@ class Training:
         """Save when a disk or a network fails: the weights are as sound as before."""
         if not isinstance(error, OSError):
             return
-        if not self._torn:  # a checkpoint may not be ahead of the log
+        # A checkpoint may not be ahead of the log, and spread weights are saved by all ranks, of which one failed.
+        if not self._torn and self._twin is None:
             with contextlib.suppress(OSError):  # the disk that failed, probably
                 self.save()
         if self._log:
@@ -371,8 +387,9 @@ class Training:
             distributed.barrier()  # the next one begins from the checkpoint that the first process has written
             return
         bad = sorted(set(chain.from_iterable(distributed.collect(self._loader.bad))))
+        method = self._whole()
         if self._log:
-            write_encoder(self._folder, self.method.kept_encoder, self._recipe, self._steps)
+            write_encoder(self._folder, method.kept_encoder, self._recipe, self._steps)
             self._folder.write_summary(
                 {
                     "images": self._start.identity["images"],
@@ -389,6 +406,7 @@ class Training:
                 }
             )
             self._folder.previous.unlink(missing_ok=True)  # nothing goes on from it any more
+            checkpoint.tidy(self._folder.checkpoint)
             if self.scaling.skipped:
                 say(
                     f"{self.scaling.skipped} of {self._steps} steps were skipped, because their gradients were not "
@@ -531,23 +549,28 @@ class Training:
 
     def _monitor(self) -> None:
         """Measure the encoder on held-out images, log the numbers, and warn of collapse."""
+        method = self._whole()
         if self._log and self._held:
             start = time.monotonic()
-            with self._stop.saving(self.save):
-                self._observe()
+            # Spread weights are saved by all processes together: a signal waits for the end of the observation.
+            with self._stop.saving(self.save) if self._twin is None else contextlib.nullcontext():
+                self._observe(method.to(self.device), self._held)
             seconds = time.monotonic() - start
             self._plan.expect(self._every, seconds, seconds + _END)
             self._rest(seconds)
 
-    def _observe(self) -> None:
-        if self._held:
-            if self.draw is not None:
-                path = self._folder.plots / "reconstructions.png"
-                self.draw(self.method, self._held.batch, self._recipe, path, self._steps)
-            self._numbers = monitor.measure(self.method, self._held, self._recipe, self.device, self._kept)
-            self._write({f"monitor/{k}": v for k, v in self._numbers.items()})
-            self._seen.append(self._numbers)
-            self._alarm(alarms.of_measurements(self._seen))
+    def _observe(self, method: Method, held: monitor.HeldOut) -> None:
+        if self.draw is not None:
+            path = self._folder.plots / "reconstructions.png"
+            self.draw(method, held.batch, self._recipe, path, self._steps)
+        self._numbers = monitor.measure(method, held, self._recipe, self.device, self._kept)
+        self._write({f"monitor/{k}": v for k, v in self._numbers.items()})
+        self._seen.append(self._numbers)
+        self._alarm(alarms.of_measurements(self._seen))
+
+    def _whole(self) -> Method:
+        """The method; if its weights are spread, a whole copy in the first process. All ranks call it."""
+        return self.method if self._twin is None else self._twin.follow(self.method)
 
     def _alarm(self, found: Sequence[str]) -> None:
         for alarm in found:
@@ -582,6 +605,20 @@ class _Taken(NamedTuple):
     @property
     def finite(self) -> bool:
         return bool(torch.stack([x.float() for x in self.terms.values()]).isfinite().all())
+
+
+def _explain(folder: RunFolder, kind: object, error: BaseException | None, trace: object) -> None:
+    """Turn the error of a connection that broke into one sentence."""
+    which = None if error is None else distributed.lost(error)
+    if which is None:
+        return
+    there = (
+        f"the checkpoint in {folder.path} is intact" if folder.checkpoint.exists() else "no checkpoint was written yet"
+    )
+    raise Lost(
+        f"{which}, so process {distributed.rank()} stops too; {there}. Continue with the same number of processes or "
+        f"another: `manyviews resume {quote(str(folder.path))}`."
+    ) from error
 
 
 def _words(speed: float, loss: float) -> str:

@@ -132,6 +132,10 @@ class Step:
         not_finite: what to do when the loss or its gradient is no longer finite. "stop" ends the run. "rollback" goes
             back to the last good checkpoint and leaves out the batch at which it happened and the one before it, ten
             batches in a run at most.
+        recompute_blocks: whether each block of the encoder keeps its input alone and is computed again in the backward
+            pass. It takes a quarter more time and a fraction of the memory, and gives the same gradient.
+        shard: whether weights, gradients and optimizer state are spread over the ranks (PyTorch's FSDP2), for networks
+            that no single one holds with all of these.
     """
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -140,6 +144,8 @@ class Step:
     sync_batchnorm: bool = True
     compile: bool = False
     not_finite: Literal["stop", "rollback"] = "stop"
+    recompute_blocks: bool = False
+    shard: bool = False
 
     def __post_init__(self) -> None:
         require(self.accumulate >= 1, self, "accumulate", "1 or more")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from manyviews import distributed
 from manyviews.backbones import Encoder, Features
 from manyviews.schedules import Schedule, value
 from manyviews.targets.moving import Moving
@@ -73,6 +74,6 @@ class EMA(Moving, Generic[M]):
     @torch.no_grad()
     def update(self, online: nn.Module, at: Progress) -> None:
         """`copy <- momentum copy + (1 - momentum) online`, for every parameter."""
-        ours: list[Tensor] = list(self.module.parameters())
-        theirs: list[Tensor] = list(online.parameters())
+        ours: list[Tensor] = [distributed.own(p) for p in self.module.parameters()]
+        theirs: list[Tensor] = [distributed.own(p) for p in online.parameters()]
         torch._foreach_lerp_(ours, theirs, 1 - value(self.momentum, at))

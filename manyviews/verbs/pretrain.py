@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 
-from manyviews import distributed, machine, methods, recipes
+from manyviews import distributed, launch, machine, methods, recipes
 from manyviews.data import Reading, Source, mean_and_std, measured, read_as
 from manyviews.engine.build import (
     build_method,
@@ -28,6 +28,7 @@ from manyviews.engine.build import (
 from manyviews.engine.folder import RunFolder, create
 from manyviews.engine.loop import train
 from manyviews.engine.pace import measure
+from manyviews.engine.sharding import check_sharding
 from manyviews.errors import UserError, say
 from manyviews.methods import Method
 from manyviews.progress import outer, progress, seconds
@@ -57,7 +58,8 @@ def pretrain(
 ) -> Run:
     """Pretrain a backbone on unlabeled images.
 
-    How long it will take on this machine is measured and said before it starts.
+    How long it will take on this machine is measured and said before it starts. When a launcher starts the command
+    again (torchrun's `--max-restarts`, a job that SLURM has requeued) and `out` holds the run, it is resumed.
 
     Args:
         data: a folder, Parquet or tar files, a URL, a data set, arrays, or "demo": see `manyviews.data.open_source`.
@@ -80,6 +82,12 @@ def pretrain(
         engine.Stopped: interrupted by SIGINT or SIGTERM; the run is saved and can be resumed.
     """
     begun = time.monotonic()
+    if launch.restarts() and out is not None and RunFolder(Path(out)).started:
+        from manyviews.verbs.resume import resume  # which imports this file
+
+        if (place := launch.place()) is None or place.rank == 0:
+            say(f"This command was started again, and goes on with the run in {out}.")
+        return resume(out, data, captions)
     limit = None if budget is None else seconds(budget)
     if limit is not None and epochs is not None:
         raise UserError("A run has either so many --epochs or a --budget of time: leave one of them out.")
@@ -123,6 +131,7 @@ def pretrain(
         if chosen.adaptation != before:  # it begins when the method is built
             method = build_method(chosen, weights=start.encoder)
     check_sizes(method, chosen)
+    check_sharding(method, chosen)
     tell(source, [*check_colors(method, chosen), *cautions(chosen, source)])
     folder = None
     if distributed.rank() == 0:
