@@ -184,7 +184,7 @@ class RunFolder:
             good = all(_is_number(found[name]) for name in ("steps", "seconds"))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, RecursionError, AttributeError, KeyError):
+        except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
             good = False
         if not good:
             if distributed.rank() == 0:

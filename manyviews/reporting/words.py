@@ -12,6 +12,10 @@ MONITOR = "monitor/"
 
 _TERMS = {
     "nt_xent": ("contrast within the batch", "NT-Xent: falls as a view is told from those of other images."),
+    "mixed_nt_xent": (
+        "copies among the batch",
+        "NT-Xent: falls as a copy is told from other images, and a mix from those that are not in it.",
+    ),
     "info_nce": ("contrast with other images", "InfoNCE: falls as a view is told from those of other images."),
     "clip": ("images and their captions", "Falls as each image is told from the captions of others."),
     "invariance": ("agreement of views", "Falls as the views of an image become alike."),
@@ -41,6 +45,7 @@ _TERMS = {
     "cutout": ("crops with a hole", "Falls as large crops are predicted from them."),
     "rotation": ("turned crops", "Falls as large crops are predicted from them."),
     "shuffle": ("shuffled patches", "Falls as large crops are predicted from them."),
+    "copied": ("copies of images", "Falls as edited copies are told from other images."),
     "cutmix": ("mixes of two images", "Falls as large crops are predicted from them."),
     "strong": ("strongly augmented images", "Falls as large crops are predicted from them."),
 }

@@ -444,4 +444,4 @@ def test_normalization_and_size_are_those_of_timms_weights():
 def test_the_constructors_own_settings_can_be_listed():
     """Recipes write out the defaults of keyword-only parameters."""
     own = {k for k, p in inspect.signature(Encoder).parameters.items() if p.kind == p.KEYWORD_ONLY}
-    assert own == {"stem", "pretrained", "position"}
+    assert own == {"stem", "pretrained", "position", "neck", "descriptor"}
