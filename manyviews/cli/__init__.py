@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 # Nothing heavy is imported here: `manyviews --help` answers at once.
 import manyviews as mv
 from manyviews import launch, machine
-from manyviews.cli import _nearest, _parser, evaluate, papers, show, train, use
+from manyviews.cli import _nearest, _parser, evaluate, images, papers, show, train, use
 from manyviews.cli._options import DEVICE, check_json
 from manyviews.cli._options import settings as _settings
 from manyviews.errors import UserError, printable
@@ -43,11 +43,13 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "adapt": use.adapt,
         "predict": use.predict,
         "embed": use.embed,
-        "search": use.search,
-        "duplicates": use.duplicates,
-        "curate": use.curate,
         "serve": use.serve,
         "export": use.export,
+    },
+    "Find and choose images": {
+        "search": images.search,
+        "duplicates": images.duplicates,
+        "curate": images.curate,
     },
     "Show": {
         "show": show.show,
