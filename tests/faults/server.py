@@ -79,7 +79,7 @@ def _wait(child: int, begun: float, request: dict[str, Any]) -> tuple[int, float
 
 
 def _run(request: dict[str, Any]) -> NoReturn:
-    code = 70
+    code, begun = 70, False
     try:
         out = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(out, 1)
@@ -93,6 +93,7 @@ def _run(request: dict[str, Any]) -> NoReturn:
             inject.install(**request["fault"])
         from manyviews.cli import main
 
+        begun = True
         try:
             main(request["args"])
             code = 0
@@ -100,8 +101,10 @@ def _run(request: dict[str, Any]) -> NoReturn:
             code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
         sys.stdout.flush()
         sys.stderr.flush()
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        # A signal that comes before the command begins is Python's to answer.
+        if begun or not isinstance(error, KeyboardInterrupt):
+            traceback.print_exc()
     finally:
         os._exit(code)
 
