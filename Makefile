@@ -51,7 +51,7 @@ SEED ?= 0
 test-faults: $(VENV)/installed-dev
 	MANYVIEWS_FAULTS=$(FAULTS) MANYVIEWS_FAULTS_SEED=$(SEED) \
 		$(if $(filter 1,$(FAULTS)),MANYVIEWS_FAULTS_JSON=benchmarks/faults.json) \
-		CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m faults tests/faults
+		CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m faults tests/faults tests/engine/test_sharding.py
 
 
 # The jobs of examples/cluster on a local Ray, which has an environment of its own: it is large.

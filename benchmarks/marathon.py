@@ -150,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--every", type=int, default=1000, help="steps between samples")
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long this session may take")
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long this call may take")
     parser.add_argument("--run", type=Path, default=Path("marathon"), help="a folder for images and run")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)

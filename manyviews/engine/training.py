@@ -211,11 +211,11 @@ class Training:
         self._saved_at = self._ticked_at = time.monotonic()
         self._ticked, self._paused = self.step, 0.0
         self._saved_step = -1
-        self._seen = monitor.measurements(folder.rows)
+        rows = folder.rows
+        self._seen = monitor.measurements(rows)
         self._watches = [m for m in method.modules() if isinstance(m, Watch)]
         self._first: list[Tensor] = optim.first_layers(method)
         self._peak: Tensor | None = None
-        rows = folder.rows
         self._alarms = alarms.OfSteps(rows)
         # A run that was stopped before an observation makes it now.
         stage = part.number + 1

@@ -133,7 +133,7 @@ class Step:
             back to the last good checkpoint and leaves out the batch at which it happened and the one before it, ten
             batches in a run at most.
         recompute_blocks: whether each block of the encoder keeps its input alone and is computed again in the backward
-            pass. It takes a quarter more time and a fraction of the memory, and gives the same gradient.
+            pass. It takes a fifth to a third more time and a fraction of the memory, and gives the same gradient.
         shard: whether weights, gradients and optimizer state are spread over the ranks (PyTorch's FSDP2), for networks
             that no single one holds with all of these.
     """
