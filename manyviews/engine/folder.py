@@ -44,11 +44,12 @@ class RunFolder:
     """The folder of a run, which may not exist yet.
 
     Its files are recipe.json (every setting), run.json (the data, the versions, the machine), log.jsonl (one JSON
-    object per line), checkpoint.safetensors (everything from which training continues), encoder.safetensors (the
-    encoder alone, in timm's names), summary.json, which is written when the run is complete, and suspects.json, which
-    names the images of batches at which numbers jumped or were no longer finite. A run that starts from weights has
-    start.safetensors, the encoder as it was at the start. Until it is complete, a run also has
-    checkpoint.previous.safetensors, the checkpoint before, for the case that the newest is damaged.
+    object per line; the older lines of a very long run are in log.0001.jsonl and so on), checkpoint.safetensors
+    (everything from which training continues), encoder.safetensors (the encoder alone, in timm's names), summary.json,
+    which is written when the run is complete, and suspects.json, which names the images of batches at which numbers
+    jumped or were no longer finite. A run that starts from weights has start.safetensors, the encoder as it was at the
+    start. Until it is complete, a run also has checkpoint.previous.safetensors, the checkpoint before, for the case
+    that the newest is damaged.
 
     The folder may be somebody else's. Its files are data and are checked when they are read, and nothing is written
     through a link.
@@ -155,24 +156,18 @@ class RunFolder:
         return recipe, facts
 
     @property
+    def logs(self) -> list[Path]:
+        """The files of the log, oldest first; the last, log.jsonl, is the one that is written to."""
+        old = [path for path in self.path.glob("log.*.jsonl") if re.fullmatch(r"log\.\d{4,9}\.jsonl", path.name)]
+        return [*sorted(old, key=lambda path: int(path.suffixes[0][1:])), self.path / LOG]
+
+    @property
     def rows(self) -> list[dict[str, Any]]:
         """The lines of the log. Old names of numbers are translated.
 
         A last line that a crash cut short is left out. So are damaged lines, with a sentence.
         """
-        try:
-            *lines, last = _bytes(self.path / LOG, None).split(b"\n")
-        except FileNotFoundError:
-            return []
-        except OSError as e:
-            raise UserError(f"{self.path / LOG} cannot be read ({e.strerror or e}).") from None
-        found = [_row(line) for line in lines if line.strip()]
-        rows = [row for row in found if row is not None]
-        if len(rows) < len(found) and distributed.rank() == 0:
-            count = len(found) - len(rows)
-            _say_once(f"Warning: {count} damaged line{'s' * (count > 1)} of {self.path / LOG} left out.")
-        tail = _row(last)
-        return rows if tail is None else [*rows, tail]
+        return [row for path in self.logs for row in _rows(path)]
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -400,6 +395,22 @@ def _wrong(facts: Mapping[str, Any]) -> str | None:
     if not isinstance(left, list) or not all(type(step) is int and step >= 0 for step in left):
         wrong.append("left_out")
     return next((printable(k) for k in wrong), None)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        *lines, last = _bytes(path, None).split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as e:
+        raise UserError(f"{path} cannot be read ({e.strerror or e}).") from None
+    found = [_row(line) for line in lines if line.strip()]
+    rows = [row for row in found if row is not None]
+    if len(rows) < len(found) and distributed.rank() == 0:
+        count = len(found) - len(rows)
+        _say_once(f"Warning: {count} damaged line{'s' * (count > 1)} of {path} left out.")
+    tail = _row(last)
+    return rows if tail is None else [*rows, tail]
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

@@ -13,17 +13,19 @@ from types import TracebackType
 from typing import Any
 
 from manyviews.checkpoint import unwritten, write_text
-from manyviews.engine.folder import LOG, RunFolder
+from manyviews.engine.folder import RunFolder
 from manyviews.errors import UserError, say
 
 Row = Mapping[str, float | int | str]
+_LARGEST = 2**24  # bytes of a file
 
 
 class Log:
     """Rows of numbers, each with its step, appended to `log.jsonl` and handed to the loggers.
 
     Opening rewinds to `step`: rows that an interrupted run wrote after its last checkpoint are dropped, because they
-    are about to be written again.
+    are about to be written again. A file that has grown past 16 MiB, at some 400 bytes a row, is put aside under the
+    next number, and a new one begins.
 
     Args:
         folder: the run's folder.
@@ -38,12 +40,12 @@ class Log:
     def __init__(
         self, folder: RunFolder, step: int = 0, loggers: tuple[str, ...] = (), stage: int | None = None
     ) -> None:
-        path = self._path = folder.path / LOG
-        if step and path.exists():
-            _rewind(path, step, stage)
-        else:
-            write_text(path, "")
-        self._file = path.open("a", encoding="utf-8")
+        self._folder, self._path = folder, folder.logs[-1]
+        if not (step and _rewind(folder, step, stage)):
+            write_text(self._path, "")
+            for old in folder.logs[:-1]:
+                old.unlink()
+        self._file = self._path.open("a", encoding="utf-8")
         self._sinks = {name: _LOGGERS[name](folder, step) for name in loggers}
 
     def write(self, row: Row) -> None:
@@ -66,6 +68,12 @@ class Log:
         """Put all rows on the disk: a checkpoint that survives a power cut must not be ahead of them."""
         try:
             os.fsync(self._file.fileno())
+            if self._file.tell() > _LARGEST:
+                self._file.close()
+                *old, _ = self._folder.logs
+                number = int(old[-1].suffixes[0][1:]) + 1 if old else 1
+                self._path.replace(self._path.with_name(f"log.{number:04d}.jsonl"))
+                self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise unwritten(self._path, error) from error
 
@@ -81,11 +89,23 @@ class Log:
             close()
 
 
-def _rewind(path: Path, step: int, stage: int | None) -> None:
-    """Cut off the lines after a step, or of a later stage: see `Log`.
+def _rewind(folder: RunFolder, step: int, stage: int | None) -> bool:
+    """Cut off the rows after a step, or of a later stage: see `Log`. False if there is no log.
 
-    Steps never fall along a log, so only its end is read, however long it is. Damaged lines at the end go too.
+    Steps never fall along a log, so only its end is read, however long it is. Of files that were put aside, those that
+    hold nothing else go, and the last that holds more is the one that is written to again.
     """
+    *old, path = folder.logs
+    while True:
+        if path.exists() and (_cut(path, step, stage) or not old):
+            return True
+        if not old:
+            return False
+        old.pop().replace(path)
+
+
+def _cut(path: Path, step: int, stage: int | None) -> int:
+    """Cut off a file's lines after a step, or of a later stage, and damaged ones among these; the bytes that stay."""
 
     def stays(line: bytes) -> bool:
         try:
@@ -96,12 +116,13 @@ def _rewind(path: Path, step: int, stage: int | None) -> None:
 
     with path.open("r+b") as file:
         if not (end := file.seek(0, os.SEEK_END)):
-            return
+            return 0
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             end = text.rfind(b"\n") + 1  # a crash may have cut the last line short
             while end and not stays(text[(start := text.rfind(b"\n", 0, end - 1) + 1) : end]):
                 end = start
         file.truncate(end)
+    return end
 
 
 Sink = tuple[Callable[[dict[str, float], int], Any], Callable[[], Any]]
