@@ -11,15 +11,18 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# What takes seconds to import is imported once, by a process that has no threads and forks the others.
+mp.set_forkserver_preload(["timm", "torchvision", "manyviews.verbs.pretrain", "manyviews.verbs.resume"])
+
 
 def on_ranks(function: Callable[..., Any], *args: Any, world: int = 2) -> list[Any]:
     """What `function(*args)` returns on each of `world` gloo processes, in rank order.
 
     The function is found by name in its module, so it stands at the module's top level. Starting the processes takes
-    seconds: check many things in one call. An error on any rank is raised here, with that rank's traceback.
+    time: check many things in one call. An error on any rank is raised here, with that rank's traceback.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_run, (function, args, folder, world), nprocs=world)
+        mp.start_processes(_run, (function, args, folder, world), nprocs=world, start_method="forkserver")
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 

@@ -126,7 +126,7 @@ def test_the_schedule_of_a_run_with_a_budget_runs_out(tmp_path: Path, monkeypatc
     real, clock = loop.backpropagate, SimpleNamespace(now=time.monotonic())
 
     def slow(*args: object, **options: object) -> object:
-        clock.now += 0.1 if clock.now < half else 0.05
+        clock.now += 0.4 if clock.now < half else 0.2
         return real(*args, **options)  # type: ignore[arg-type]
 
     half = clock.now + 6
