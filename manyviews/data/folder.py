@@ -420,7 +420,8 @@ class _Metadata:
                 path = f"{folder}/{row['file_name']}" if folder else str(row["file_name"])
                 rows[os.path.normpath(path.replace("\\", "/")).replace(os.sep, "/")] = row
         self._rows = [rows.get(image, {}) for image in images]
-        gone = [path for path in rows if not (root / path).is_file()] if len(rows) <= LOOKED else []
+        # os.path has no error for names that are too long.
+        gone = [path for path in rows if not os.path.isfile(root / path)] if len(rows) <= LOOKED else []
         if gone:
             notes.append(f"{len(gone):,} files that {tables[0]} names are not there (the first: {min(gone)}).")
 

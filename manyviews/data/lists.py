@@ -59,7 +59,7 @@ def is_list(path: Path) -> bool:
 
     try:
         return _KEY in (pq.read_schema(path).metadata or {})
-    except (OSError, pa.ArrowException):
+    except (OSError, UnicodeDecodeError, pa.ArrowException):
         return False  # whoever opens it says what is wrong
 
 

@@ -302,12 +302,14 @@ def _layout(file: Path) -> tuple[int, dict[str, Any]]:
             if length > size:
                 raise ValueError("its header is damaged")
             header = from_json(f.read(length))
-        places = {name: header[name]["data_offsets"] for name in ("data", "start", "extent")}
+        sums = (_SUMS,) if _SUMS in header else ()  # older shards have none
+        places = {name: header[name]["data_offsets"] for name in ("data", "start", "extent", *sums)}
         count, two = header["extent"]["shape"]
         sizes = {name: stop - start for name, (start, stop) in places.items()}
         if any(type(at) is not int or at < 0 for place in places.values() for at in place):
             raise ValueError("its header is damaged")
-        if (two, sizes["extent"], sizes["start"]) != (2, 16 * count, 8 * count + 8) or sizes["data"] < 0:
+        wanted = {"extent": 16 * count, "start": 8 * count + 8, **dict.fromkeys(sums, 8 * count)}
+        if two != 2 or sizes["data"] < 0 or any(sizes[name] != size for name, size in wanted.items()):
             raise ValueError("its sizes do not agree")
         ends = [stop for _, stop in places.values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
@@ -455,7 +457,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
             "classes": _are_texts(found["classes"]) or found["classes"] is None,
             "shards": _are_texts(names)
             and all(Path(name).name == name for name in names)
-            and all(type(shard["images"]) is int and shard["images"] >= 0 for shard in found["shards"]),
+            and all(type(shard["images"]) is int and shard["images"] >= 0 for shard in found["shards"])
+            and any(shard["images"] for shard in found["shards"]),
         }
         wrong = next((name for name, fits in good.items() if not fits), None)
         if wrong is not None:

@@ -37,7 +37,8 @@ class Reading:
         chosen = self.channels
         good = chosen >= 1 if isinstance(chosen, int) else len(chosen) > 0 and min(chosen) >= 0
         require(good, self, "channels", "a number of 1 or more, or the bands to take, counted from 0")
-        require(self.range is None or self.range[0] < self.range[1], self, "range", "an increasing pair")
+        pair = self.range is None or (len(self.range) == 2 and self.range[0] < self.range[1])
+        require(pair, self, "range", "an increasing pair")
         require(self.max_pixels >= 1, self, "max_pixels", "1 or more")
 
     @property

@@ -73,7 +73,9 @@ def _scan(file: File) -> Index:
             looked = 0
             for member in members:
                 name = member.filename.removeprefix("./")
-                if member.is_dir():
+                if member.header_offset < 0:
+                    raise zipfile.BadZipFile("its directory does not fit it")
+                if not name or name.endswith("/"):  # a folder, or nothing that can be named
                     continue
                 image = wanted.is_image(name)
                 readable = not member.flag_bits & 1 and member.compress_type in _READ
@@ -91,7 +93,7 @@ def _scan(file: File) -> Index:
                     wanted.left.add(REPLACED, name)
                 pack = [member.compress_type, member.compress_size, member.file_size, member.CRC]
                 images[name] = member.header_offset, ends[member.header_offset], pack
-    except (zipfile.BadZipFile, NotImplementedError, KeyError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, KeyError, UnicodeDecodeError) as error:
         raise UserError(
             f"{file} is not a zip that can be read ({error}); it may be damaged or half downloaded."
         ) from None
@@ -112,7 +114,7 @@ def _head(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     try:
         with archive.open(member) as content:
             return content.read(HEAD)
-    except (zipfile.BadZipFile, OSError, zlib.error):
+    except (zipfile.BadZipFile, OSError, UnicodeDecodeError, zlib.error):
         return b""
 
 

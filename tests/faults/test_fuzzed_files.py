@@ -579,6 +579,37 @@ def test_what_is_nested_deeply_is_no_traceback(tmp_path):
     refused(lambda: open_source(tmp_path / "x.csv"), "too deeply")
 
 
+def test_what_was_made_up_once():
+    fuzz_jsonl([{"file_name": 10**300}])  # longer than a file's name may be
+    fuzz_parquet(({}, ["", "\x8000"], b"U\x80"))  # a column's name is no text
+    facts = json.loads(prepared()[MANIFEST])
+    fuzz_canvases((facts | {"shards": []}, None))
+    fuzz_canvases((facts | {"reading": facts["reading"] | {"range": []}}, None))
+    raw = next(raw for name, raw in prepared().items() if name.startswith("shard-") and name.endswith("tensors"))
+    header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
+    sums = next(name for name in header if name not in ("data", "start", "extent", "__metadata__"))
+    for odd in ({}, {"data_offsets": []}, {"data_offsets": [0, None]}, {"data_offsets": [0, 8]}):
+        fuzz_canvases((None, header | {sums: odd}))
+
+
+@pytest.mark.parametrize("place", ["name", "flags", "start"])
+def test_a_zip_whose_members_have_no_name_or_place(tmp_path, place):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("\x01a", PICTURE)
+    raw = bytearray(file.getvalue())
+    entry = raw.rindex(b"PK\x01\x02")
+    if place == "name":  # its first byte ends it
+        raw[entry + 46] = 0
+    elif place == "flags":  # which say that it is UTF-8
+        raw[7] = raw[entry + 9] = 8
+        raw[31] = raw[entry + 47] = 0x80
+    else:
+        del raw[:1]
+    (tmp_path / "x.zip").write_bytes(bytes(raw))
+    opened(tmp_path / "x.zip")
+
+
 def test_a_missing_label_is_said(tmp_path):
     images = pa.array([PICTURE] * 4)
     pq.write_table(
