@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,14 +23,13 @@ from manyviews.data.lists import ENDINGS, write_list
 from manyviews.data.loose import open_images
 from manyviews.errors import UserError, say
 from manyviews.evaluation import index as indices
-from manyviews.evaluation.features import Features, check_finite, extract, extract_all
-from manyviews.evaluation.unlabeled import copies, curation, stages
+from manyviews.evaluation.features import Features, check_finite, extract
+from manyviews.evaluation.unlabeled import curation, stages
 from manyviews.evaluation.unlabeled import duplicates as same
-from manyviews.evaluation.unlabeled.whitening import Whitening
 from manyviews.progress import progress
 from manyviews.reporting import curated as pages
 from manyviews.verbs._common import loaded, new_file, opened, preprocessing, say_once, seen_by
-from manyviews.verbs.duplicates import SEED, to_copy
+from manyviews.verbs.duplicates import measured
 from manyviews.verbs.pretrain import address
 from manyviews.verbs.search import index_folder
 from manyviews.weights import Pretrained
@@ -287,40 +286,20 @@ def _copies(
     asked: Settings,
 ) -> tuple[list[same.Group], str]:
     """Groups of copies, and how they were found: see `manyviews.verbs.duplicates`."""
-    whiten = Whitening.of(features.x) if "descriptor" in getattr(encoder, "spec", {}) else None
-    if whiten is not None:
-        features = replace(features, x=whiten(features.x))
+    gray = Features(grays, None, features.index, features.ids, features.bad)
+    threshold = None if asked.duplicates == "auto" else float(asked.duplicates)
+    known = measured(encoder, source, features, gray, how, threshold)
+    features, words = known.features, known.words
     with progress("cells", quiet=len(features) <= curation.EXACT):
         where = curation.cells(features.x, asked.seed)
-    both = {"features": encoder, "grays": same.Gray()}
-    rows = to_copy(len(features))
-    copied = copies.copies_of(source, features.index[rows].tolist(), SEED)
-    with progress("planted copies") as update:
-        planted = extract_all(both, copied, progress=update, **how)
-    if whiten is not None:
-        planted["features"] = replace(planted["features"], x=whiten(planted["features"].x))
-    gray = Features(grays, None, features.index, features.ids, features.bad)
-    calibration = same.calibrate(
-        source,
-        features,
-        gray,
-        copied,
-        planted["features"],
-        planted["grays"],
-        rows,
-        None if asked.duplicates == "auto" else float(asked.duplicates),
-        how["device"],
-    )
-    words = calibration.words + (" The descriptors are whitened." if whiten is not None else "")
     if len(where) > 1:
-        originals = rows[planted["features"].index]
-        where, met = where.meeting(unit(planted["features"].x.float(), dim=1), originals)
+        where, met = where.meeting(unit(known.copies.x.float(), dim=1), known.originals)
         words += (
             f" Images are compared with those in {where.probes.shape[1]} near ones of {len(where):,} cells, where "
             f"{100 * met:.1f} % of the copies meet their originals."
         )
     with progress("pairs"):
-        pairs = curation.pairs(features.x, grays, calibration.limits, where, how["device"])
+        pairs = curation.pairs(features.x, grays, known.calibration.limits, where, how["device"])
     with progress("second look") as update:
         pairs = same.confirmed(pairs, source, features.index, update)
     return same.grouped(features, pairs)[0], words

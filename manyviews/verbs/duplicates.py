@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from manyviews import checkpoint, machine
+from manyviews.data import Source
 from manyviews.data.layout import ALL
 from manyviews.errors import UserError, say
-from manyviews.evaluation.features import check_finite, extract_all
+from manyviews.evaluation.features import Features, check_finite, extract_all
 from manyviews.evaluation.unlabeled import copies
 from manyviews.evaluation.unlabeled import duplicates as same
+from manyviews.evaluation.unlabeled.whitening import Whitening
 from manyviews.progress import progress
 from manyviews.reporting import groups as pages
 from manyviews.verbs._common import loaded, new_file, opened, preprocessing, seen_by
@@ -94,37 +97,73 @@ def find(weights: str | Path | Pretrained, data: Any, out: str | Path, threshold
     if encoder.note:
         say(encoder.note)
     (source,) = seen_by(encoder, opened(data, split=ALL))
-    both = {"features": encoder.encoder, "grays": same.Gray()}
     how = preprocessing(encoder)
     with progress("duplicates") as update:
-        seen = extract_all(both, source, progress=update, **how)
+        seen = extract_all({"features": encoder.encoder, "grays": same.Gray()}, source, progress=update, **how)
     for where, reason in seen["features"].bad:
         say(f"Skipped {where}: {reason}")
     check_finite(seen["features"].x)
-    rows = to_copy(len(seen["features"]))
-    copied = copies.copies_of(source, seen["features"].index[rows].tolist(), SEED)
-    with progress("planted copies") as update:
-        planted = extract_all(both, copied, progress=update, **how)
-    calibration = same.calibrate(
-        source,
-        seen["features"],
-        seen["grays"],
-        copied,
-        planted["features"],
-        planted["grays"],
-        rows,
-        threshold,
-        machine.device(),
-    )
-    say(calibration.words)
-    pairs = same.proposed(seen["features"], seen["grays"], calibration.limits, machine.device())
+    known = measured(encoder.encoder, source, seen["features"], seen["grays"], how, threshold)
+    say(known.words)
+    pairs = same.proposed(known.features, seen["grays"], known.calibration.limits, machine.device())
     with progress("second look") as update:
-        pairs = same.confirmed(pairs, source, seen["features"].index, update)
-    groups, between = same.grouped(seen["features"], pairs, source)
-    found = Duplicates(groups, between, calibration, len(seen["features"]), out, page)
-    checkpoint.write_text(page, pages.render(source, groups, between, len(seen["features"]), calibration.words))
+        pairs = same.confirmed(pairs, source, known.features.index, update)
+    groups, between = same.grouped(known.features, pairs, source)
+    found = Duplicates(groups, between, known.calibration, len(known.features), out, page)
+    checkpoint.write_text(page, pages.render(source, groups, between, len(known.features), known.words))
     checkpoint.write_text(out, same.to_csv(groups))
     return found
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How alike copies are to an encoder.
+
+    Attributes:
+        features: features to compare: whitened if they are copy descriptors, of four images or more for each dimension.
+        copies: those of the planted copies.
+        originals: int64: the row in `features` of the original of each copy.
+        calibration: the limits.
+        words: what was found, in sentences.
+    """
+
+    features: Features
+    copies: Features
+    originals: torch.Tensor
+    calibration: same.Calibration
+    words: str
+
+
+def measured(
+    encoder: nn.Module,
+    source: Source,
+    features: Features,
+    grays: Features,
+    how: dict[str, Any],
+    threshold: float | None,
+) -> Measured:
+    """Plant copies of the images, and find how alike they are to the encoder.
+
+    Args:
+        encoder: the encoder.
+        source: the images.
+        features: their features.
+        grays: their small gray pictures.
+        how: how images come to the encoder: see `preprocessing`.
+        threshold: similarity of features; None to choose it.
+    """
+    rows = to_copy(len(features))
+    copied = copies.copies_of(source, features.index[rows].tolist(), SEED)
+    with progress("planted copies") as update:
+        planted = extract_all({"features": encoder, "grays": same.Gray()}, copied, progress=update, **how)
+    found, said = planted["features"], ""
+    if "descriptor" in getattr(encoder, "spec", {}) and (whiten := Whitening.of(features.x)) is not None:
+        features, found = (replace(f, x=whiten(f.x)) for f in (features, found))
+        said = " The descriptors are whitened."
+    calibration = same.calibrate(
+        source, features, grays, copied, found, planted["grays"], rows, threshold, how["device"]
+    )
+    return Measured(features, found, rows[found.index], calibration, calibration.words + said)
 
 
 def to_copy(n: int) -> torch.Tensor:
