@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from manyviews import distributed, methods, recipes
-from manyviews.checkpoint import damage, facts_of, is_temporary, write_atomically, write_text
+from manyviews.checkpoint import damage, facts_of, is_temporary, tidy, write_atomically, write_text
 from manyviews.engine.trust import is_signed, servers, signature
 from manyviews.errors import UserError, printable, say
 from manyviews.settings import Recipe, from_json, parts, to_json
@@ -221,6 +221,11 @@ class RunFolder:
         for part in self.path.iterdir():
             if is_temporary(part.name, _FILES) and (part.is_symlink() or not part.is_dir()):
                 part.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Remove what nothing goes on from when the run is complete: the checkpoint before the last, and its shards."""
+        self.previous.unlink(missing_ok=True)
+        tidy(self.checkpoint)
 
     def mend(self) -> None:
         """Put the checkpoint before in the place of a damaged one. Call it with the folder locked."""

@@ -405,8 +405,7 @@ class Training:
                     "last": self._row | {f"monitor/{k}": v for k, v in self._numbers.items()},
                 }
             )
-            self._folder.previous.unlink(missing_ok=True)  # nothing goes on from it any more
-            checkpoint.tidy(self._folder.checkpoint)
+            self._folder.tidy()
             if self.scaling.skipped:
                 say(
                     f"{self.scaling.skipped} of {self._steps} steps were skipped, because their gradients were not "
@@ -787,5 +786,5 @@ def _logged(folder: RunFolder) -> tuple[dict[str, float], dict[str, float]]:
     for found in folder.rows:
         seen = {k.removeprefix("monitor/"): v for k, v in found.items() if k.startswith("monitor/")}
         numbers = seen or numbers
-        row = {k: v for k, v in found.items() if k != "step"} if "loss" in found else row
+        row = {k: v for k, v in found.items() if k not in ("step", "stage")} if "loss" in found else row
     return row, numbers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,6 +65,8 @@ def resume(
     if old.complete:
         distributed.start()
         if distributed.rank() == 0:
+            with suppress(OSError):  # it may have been killed before it did so itself
+                old.tidy()
             say(f"The run in {old.path} is finished: for more epochs, give --epochs and a new --out.")
         return Run(old.path) if (old.plots / "loss.png").exists() else conclude(old.path)
     recipe = old.recipe

@@ -1,6 +1,7 @@
 """Stages: parts of one run with settings of their own."""
 
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -11,7 +12,7 @@ import manyviews as mv
 from manyviews import checkpoint
 from manyviews.adaptation import Full, LastBlocks, Warmed
 from manyviews.engine import Stopped, loop
-from manyviews.engine.folder import CHECKPOINT
+from manyviews.engine.folder import CHECKPOINT, PREVIOUS, SUMMARY
 from manyviews.errors import UserError
 from manyviews.recipes import get
 from manyviews.schedules import WarmupCosine
@@ -126,6 +127,19 @@ def test_a_run_killed_in_its_second_stage_before_a_checkpoint_begins_that_stage_
     run = mv.resume(tmp_path / "run", PIXELS)
     assert all(torch.equal(x, tensors(whole)[k]) for k, x in tensors(run).items())
     assert [(r["step"], r["stage"]) for r in run.log] == [(r["step"], r["stage"]) for r in whole.log]
+
+
+@pytest.mark.parametrize("ended", ["before", "after"])
+def test_a_run_killed_at_its_very_end_is_left_as_others_are(whole, tmp_path, ended):
+    """It is killed before its summary is written, or after that, before the checkpoint before the last is removed."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole.folder, folder)
+    shutil.copy(folder / CHECKPOINT, folder / PREVIOUS)
+    if ended == "before":
+        (folder / SUMMARY).unlink()
+    run = mv.resume(folder, PIXELS)
+    assert run.summary["last"] == whole.summary["last"] and run.summary.keys() == whole.summary.keys()
+    assert {p.name for p in folder.iterdir()} == {p.name for p in whole.folder.iterdir()}
 
 
 def test_the_optimizer_is_carried_or_fresh(tmp_path):
