@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 
@@ -90,6 +91,7 @@ def run(name: str, *words: object) -> str:
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: manyviews[cluster]")
 def test_jobs_on_ray(tmp_path: Path, embeddings: tuple[Path, list[str], torch.Tensor]) -> None:
     """The jobs on a local Ray give what the verbs give in one process."""
@@ -108,6 +110,18 @@ def test_jobs_on_ray(tmp_path: Path, embeddings: tuple[Path, list[str], torch.Te
     assert found["id"].equals(plain["id"])
     a, b = (np.stack(table["embedding"].to_numpy()) for table in (found, plain))
     assert np.allclose(a, b, atol=1e-6)
+
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    files = sorted(images.iterdir())
+    pq.write_table(pa.table({"image": [file.read_bytes() for file in files[:15]]}), shards / "a.parquet")
+    with tarfile.open(shards / "b.tar", "w") as tar:
+        for file in files[15:]:
+            tar.add(file, file.name)
+    run("embed", weights, shards, tmp_path / "of shards")
+    parts = [pq.read_table(tmp_path / "of shards" / f"{name}.parquet") for name in ("a.parquet", "b.tar")]
+    again = np.concatenate([np.stack(table["embedding"].to_numpy()) for table in parts])
+    assert np.allclose(again, b, atol=1e-6)
 
     path, ids, x = embeddings
     run("duplicates", path, tmp_path / "pairs.parquet", "--threshold", THRESHOLD, "--rows", 100)

@@ -64,7 +64,7 @@ def main() -> None:
     counts, before = np.zeros(len(centers), dtype=np.int64), np.inf
     for number in range(options.passes):
         shared = ray.put(centers)
-        rows = ray.data.read_parquet(options.embeddings, columns=["embedding"])
+        rows = ray.data.read_parquet(options.embeddings).select_columns(["embedding"])
         parts = rows.map_batches(lambda b, c=shared: sums(b, ray.get(c)), batch_size=options.rows)
         total, counts, inertia = np.zeros(centers.shape), np.zeros(len(centers), dtype=np.int64), 0.0
         for part in parts.iter_rows():
