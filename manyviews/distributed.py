@@ -18,6 +18,8 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional as F
 
 from manyviews import launch, machine
@@ -71,7 +73,9 @@ def start() -> torch.device:
         # Two backends: votes between processes go over the CPU, so that no step waits for its device.
         backend = _BACKENDS.get(device.type)
         try:
-            dist.init_process_group(f"cpu:gloo,{backend}" if backend else "gloo", device_id=device if backend else None)
+            dist.init_process_group(
+                f"cpu:gloo,{backend}" if backend else "gloo", device_id=device if backend else None, **_meeting()
+            )
         except dist.DistError as e:
             raise UserError(
                 f"Process {found.rank} of {found.world} did not meet the others at {found.address[0]}, port "
@@ -80,6 +84,18 @@ def start() -> torch.device:
             ) from None
         _PEERS[:] = collect((platform.node(), os.getpid()))
     return device
+
+
+def _meeting() -> dict[str, Any]:
+    """Where processes that torchrun started meet.
+
+    It keeps one store over all its starts. A process that reads there where another listens, before that one has
+    written it anew, would wait for one that is gone: so names begin with the number of the start.
+    """
+    if (start := os.environ.get("TORCHELASTIC_RESTART_COUNT")) is None:
+        return {}
+    store, rank, world = next(rendezvous("env://"))
+    return {"store": PrefixStore(f"start {start}", store), "rank": rank, "world_size": world}
 
 
 _PEERS: list[tuple[str, int]] = []

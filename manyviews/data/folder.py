@@ -504,7 +504,7 @@ def _read_csv(path: Path, root: Path, images: set[str], column: str) -> list[tup
     paths = {image for _, image, _ in found}
     missing = sorted(paths - images)
     if missing:
-        cure = "it is there, but cannot be read here" if (root / missing[0]).is_file() else ""
+        cure = "it is there, but cannot be read here" if os.path.isfile(root / missing[0]) else ""
         raise UserError(
             f"{len(missing)} of the {len(paths)} paths in the {column}s file {path} are not images under {root}, the "
             f"first is {missing[0]}; {cure or 'paths are relative to that folder'}."

@@ -35,7 +35,7 @@ def open_paths(paths: Sequence[str | os.PathLike[str]], labels: Any = None) -> S
     files = [Path(name).expanduser() for name in names]
     if not names:
         raise UserError("The list of images is empty.")
-    gone = [name for name, file in zip(names, files, strict=True) if not file.is_file()]
+    gone = [name for name, file in zip(names, files, strict=True) if not os.path.isfile(file)]
     if gone:
         raise UserError(f"{len(gone)} of {len(names)} paths are no files: {listed(gone, SOME)}.")
     annotate: Callable[[], Labels | None] = unlabeled
@@ -101,7 +101,7 @@ def _one(x: Any, where: str, channels: int) -> Raw:
         return x
     if isinstance(x, str | os.PathLike):
         file = Path(x).expanduser()
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise UserError(f"{where} is no file: {os.fspath(x)}.")
         return file
     if is_array(x):

@@ -581,6 +581,7 @@ def test_what_is_nested_deeply_is_no_traceback(tmp_path):
 
 def test_what_was_made_up_once():
     fuzz_jsonl([{"file_name": 10**300}])  # longer than a file's name may be
+    fuzz_labels(b"path,label\n" + b"x" * 300 + b",a\n")
     fuzz_parquet(({}, ["", "\x8000"], b"U\x80"))  # a column's name is no text
     facts = json.loads(prepared()[MANIFEST])
     fuzz_canvases((facts | {"shards": []}, None))

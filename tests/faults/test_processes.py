@@ -144,8 +144,7 @@ def test_a_killed_process_is_named_and_torchrun_starts_all_again_from_the_checkp
     words = ["pretrain", str(images), "--recipe", "simclr_tiny", "--out", str(tmp_path / "run"), *SET]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
     torchrun += ["--master-port", free_port(), str(tmp_path / "dies.py"), *words]
-    env = environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
-    found = subprocess.run(torchrun, env=env, capture_output=True, text=True, timeout=600)
+    found = subprocess.run(torchrun, env=environment(), capture_output=True, text=True, timeout=600)
     assert found.returncode == 0 and "goes on with the run" in found.stderr, found.stderr
     np.testing.assert_allclose(curve(tmp_path / "run"), curve(whole), rtol=1e-5)
 
