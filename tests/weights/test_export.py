@@ -50,7 +50,10 @@ def near(found, wanted):
 # -- programs ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [("vit_tiny_patch16_224", VIT | {"in_chans": 13}), DINOV3])
+DESCRIPTOR = ("resnet18", {"channels": (8, 8, 16, 16), "descriptor": 12})  # pooled and projected on its own
+
+
+@pytest.mark.parametrize("case", [("vit_tiny_patch16_224", VIT | {"in_chans": 13}), DINOV3, DESCRIPTOR])
 @torch.no_grad()
 def test_graphs_of_their_own_size_resize_nothing(case, tmp_path):
     import onnx
