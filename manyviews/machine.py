@@ -104,6 +104,17 @@ def device() -> torch.device:
     return torch.device(asked)
 
 
+def flush_denormals() -> None:
+    """Take numbers below 1.2e-38 for zero, in this thread and in those that it starts from now on.
+
+    A processor takes up to a hundred times as long for them. The probabilities of a classifier that is sure of itself
+    become such numbers, and so does the momentum of what has stopped to move.
+    """
+    import torch
+
+    torch.set_flush_denormal(True)
+
+
 def available(kind: str) -> bool:
     """Whether PyTorch sees a device of this type here."""
     import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +23,16 @@ def on_ranks(function: Callable[..., Any], *args: Any, world: int = 2) -> list[A
     time: check many things in one call. An error on any rank is raised here, with that rank's traceback.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_run, (function, args, folder, world), nprocs=world, start_method="forkserver")
+        started = function, args, folder, world, dict(os.environ)  # they are forked from one that knows an older one
+        mp.start_processes(_run, started, nprocs=world, start_method="forkserver")
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
-def _run(rank: int, function: Callable[..., Any], args: tuple[Any, ...], folder: str, world: int) -> None:
+def _run(
+    rank: int, function: Callable[..., Any], args: tuple[Any, ...], folder: str, world: int, environment: dict[str, str]
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     try:

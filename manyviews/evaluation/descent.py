@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from manyviews import machine
+
 Batch = TypeVar("Batch")
 Step = Callable[[Batch, float], None]
 """Learns from a batch at a learning rate."""
@@ -26,6 +28,7 @@ def descend(batches: Iterable[Batch], step: Step[Batch], rate: Callable[[int], f
     Yields:
         after each step, the number of steps done.
     """
+    machine.flush_denormals()
     for done, batch in enumerate(batches):
         step(batch, rate(done))
         yield done + 1
