@@ -52,7 +52,6 @@ def start() -> torch.device:
     Raises:
         UserError: a process without a device of its own, several on an Apple GPU, or the others do not come.
     """
-    machine.flush_denormals()
     device, found = machine.device(), launch.place()
     several = found is not None and found.world > 1
     local = 0 if found is None else found.local

@@ -28,9 +28,9 @@ def descend(batches: Iterable[Batch], step: Step[Batch], rate: Callable[[int], f
     Yields:
         after each step, the number of steps done.
     """
-    machine.flush_denormals()
     for done, batch in enumerate(batches):
-        step(batch, rate(done))
+        with machine.flushed():
+            step(batch, rate(done))
         yield done + 1
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from manyviews import machine
 from manyviews.evaluation.contract import Task
 from manyviews.evaluation.descent import cosine, descend, minibatches
 
@@ -278,7 +277,6 @@ def sweep(
         penalties: L2 penalties to try, from the strongest to the weakest.
         iterations: limit of L-BFGS for each penalty.
     """
-    machine.flush_denormals()
     standard = Standardizer.of(task.train_x)
     x, val_x, test_x = standard(task.train_x), standard(task.val_x), standard(task.test_x)
     weight = x.new_zeros(x.shape[1], classes, requires_grad=True)
