@@ -206,7 +206,7 @@ def recipe_table(page: Path) -> str:
     names = recipes_of(page.stem)
     rows = []
     for name in names:
-        recipe, says = recipes.get(name), told(name)
+        recipe, says = every_recipe()[name], told(name)
         words = [f"`{name}`", says.what, recipe.backbone.name, f"{recipe.epochs:g}", str(recipe.data.batch_size)]
         rows.append([*words, linked(page, says.expectation) or "-"])
     sizes = ("cifar10", "photos", "cpu_small", "imagenet", "rescue")
@@ -218,7 +218,7 @@ def recipe_table(page: Path) -> str:
 
 @cache
 def every_recipe() -> dict[str, Recipe]:
-    """All recipes by name: building them once for each page takes half of the time of this program."""
+    """All recipes by name: building them for each page anew takes half of the time of this program."""
     return {name: recipes.get(name) for name in recipes.names()}
 
 

@@ -108,8 +108,8 @@ def device() -> torch.device:
 def flushed() -> Iterator[None]:
     """Inside, this thread takes numbers below 1.2e-38 for zero.
 
-    A processor takes up to a hundred times as long for them. The probabilities of a classifier that is sure of itself
-    become such numbers, and so does the momentum of what has stopped to move.
+    Processors take many times as long for them. The probabilities of a classifier that is sure of itself become such
+    numbers, and so does the momentum of what has stopped to move: see `benchmarks/probe.py`.
     """
     import torch
 

@@ -403,6 +403,7 @@ def _wrong(facts: Mapping[str, Any]) -> str | None:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of one file of the log: see `RunFolder.rows`."""
     try:
         *lines, last = _bytes(path, None).split(b"\n")
     except FileNotFoundError:

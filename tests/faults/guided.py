@@ -21,16 +21,8 @@ def fuzz(kind: str, seconds: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["manyviews"]):
-        from tests.faults.test_fuzzed_files import FUZZED, MANY
-    from hypothesis import given
-
-    do, cases = FUZZED[kind]
-
-    @MANY
-    @given(cases)
-    def once(case: object) -> None:
-        do(case)
-
+        from tests.faults.test_fuzzed_files import MANY, made_up
+    once = made_up(kind, MANY)
     warnings.filterwarnings("ignore", "Duplicate name")
     with tempfile.TemporaryDirectory() as corpus:
         atheris.Setup([sys.argv[0], corpus, f"-max_total_time={seconds}"], once.hypothesis.fuzz_one_input)
