@@ -245,7 +245,9 @@ class Training:
         self._tell(self._threads.begin())
         while self._batch is not None:
             # Dropout and the like draw from the step alone, so a resumed run draws what an uninterrupted one did.
-            torch.manual_seed(_noise(self._recipe.seed, self.step, distributed.rank()))
+            # `torch.manual_seed` formats a stack trace at each call for a GPU that is not in use.
+            seed = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
+            seed(_noise(self._recipe.seed, self.step, distributed.rank()))
             at = self._plan.at(self.step)
             self._adapt(at)
             if self._steps in self._left_out:
