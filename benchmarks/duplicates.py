@@ -31,7 +31,6 @@ from manyviews.data.source import Source
 from manyviews.evaluation import extract
 from manyviews.evaluation.unlabeled.copies import KINDS, planted
 from manyviews.evaluation.unlabeled.duplicates import similar
-from manyviews.verbs.duplicates import find
 from manyviews.weights import Pretrained
 
 
@@ -58,7 +57,7 @@ def plant(source: Source, folder: Path, seed: int) -> dict[str, tuple[int, str]]
 def measure(weights: Pretrained | str, folder: Path, made: dict[str, tuple[int, str]], out: Path) -> dict[str, Any]:
     """Precision and recall of the default, and what features alone would say."""
     begun = time.time()
-    found = find(weights, folder, out)
+    found = mv.duplicates(weights, folder, out)
     took = time.time() - begun
     together = {(group.ids[pair.first], group.ids[pair.second]) for group in found.groups for pair in group.pairs}
     wanted = {(f"{i:05}.png", name): edit for name, (i, edit) in made.items() if edit != "original"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import manyviews as mv
 from manyviews.cli._options import (
     NO_HINTS,
     Count,
@@ -51,10 +52,8 @@ def search(
         index: The folder of the features; by default one in the user's cache.
         out: A new page with the pictures, such as found.html.
     """
-    from manyviews.verbs.search import find
-
     asked = (query[0] if len(query) == 1 else list(query)) if query else None
-    found = find(load(weights, hints), asked, in_, k=k, text=text, index=index, out=out)
+    found = mv.search(load(weights, hints), asked, in_, k=k, text=text, index=index, out=out)
     for one in found.found:
         print(printable(one.query))
         for similarity, name in zip(one.similarity, one.ids, strict=True):
@@ -88,9 +87,7 @@ def duplicates(
         threshold: Cosine similarity of features from which pixels are compared. By default planted copies of the images
             choose it.
     """
-    from manyviews.verbs.duplicates import find
-
-    found = find(load(weights, hints), data, out, threshold)
+    found = mv.duplicates(load(weights, hints), data, out, threshold)
     images, count = sum(len(g.ids) for g in found.groups), len(found.groups)
     if count:
         groups = "1 group" if count == 1 else f"{count:,} groups"

@@ -63,7 +63,7 @@ class Duplicates:
 
 def duplicates(
     weights: str | Path | Pretrained, data: Any, out: str | Path, threshold: float | None = None
-) -> list[same.Group]:
+) -> Duplicates:
     """List groups of images that look like copies of one image, in a CSV file and on a page with their pictures.
 
     Features propose pairs and pixels confirm them. Every two images of a group were found to be the same. Nothing is
@@ -77,16 +77,11 @@ def duplicates(
             planted copies of the images.
 
     Returns:
-        The groups: see `manyviews.evaluation.unlabeled.duplicates`.
+        The groups, and how they were found.
 
     Raises:
         UserError: bad input, `out` or the page exists, or there are too many pairs to look at.
     """
-    return find(weights, data, out, threshold).groups
-
-
-def find(weights: str | Path | Pretrained, data: Any, out: str | Path, threshold: float | None = None) -> Duplicates:
-    """`duplicates`, with everything that was found."""
     out = new_file(out)
     if out.suffix.lower() in (".html", ".htm"):
         raise UserError(f"--out names the table, and the page is beside it: give {out.with_suffix('.csv')}.")

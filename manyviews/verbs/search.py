@@ -87,7 +87,7 @@ def search(
     text: str | Sequence[str] = (),
     index: str | Path | None = None,
     out: str | Path | None = None,
-) -> list[Found]:
+) -> Search:
     """Find the images that are nearest to pictures, or to texts, by the cosine similarity of their features.
 
     The features of the images are an index on disk: it is made once, an interrupted one is continued, and a further
@@ -110,20 +110,6 @@ def search(
     Raises:
         UserError: bad input, `out` exists, or `index` is of other images or weights.
     """
-    return find(weights, query, images, k=k, text=text, index=index, out=out).found
-
-
-def find(
-    weights: str | Path | Pretrained,
-    query: Any,
-    images: Any,
-    *,
-    k: int = 20,
-    text: str | Sequence[str] = (),
-    index: str | Path | None = None,
-    out: str | Path | None = None,
-) -> Search:
-    """`search`, and where everything is."""
     from manyviews.reporting import found as pages
 
     texts = [text] if isinstance(text, str) else list(text)

@@ -217,7 +217,7 @@ def test_planted_copies_are_found_among_look_alikes(shirts, weights, tmp_path, c
     Image.new("RGB", (60, 60), (9, 9, 9)).save(folder / "31.png")
     (folder / "broken.png").write_bytes(b"no")
     before = sorted(p.name for p in folder.iterdir())
-    found = mv.duplicates(weights, folder, tmp_path / "same.csv")
+    found = mv.duplicates(weights, folder, tmp_path / "same.csv").groups
     err = capsys.readouterr().err
     assert "planted copies are found" in err and "broken.png" in err
     assert all(len({name[:2] for name in g.ids}) == 1 or g.ids == ("30.png", "31.png") for g in found)
@@ -236,7 +236,7 @@ def test_planted_copies_are_found_among_look_alikes(shirts, weights, tmp_path, c
     for threshold in (0.0, 1.0, -0.5, float("nan")):
         with pytest.raises(UserError, match="above 0 and below 1"):
             mv.duplicates(weights, folder, tmp_path / "other.csv", threshold)
-    high = mv.duplicates(weights, folder, tmp_path / "high.csv", 0.9999999)
+    high = mv.duplicates(weights, folder, tmp_path / "high.csv", 0.9999999).groups
     assert len(high) < len(found) and "0.9999999" not in err
 
 

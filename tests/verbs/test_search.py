@@ -46,7 +46,7 @@ def parts(monkeypatch, tmp_path):
 def test_the_nearest_of_all_parts_are_found_in_order(photos, weights, tmp_path):
     queries = [str(photos / "00.png"), str(photos / "30.png")]
     out = tmp_path / "found.html"
-    found = mv.search(weights, queries, photos, k=5, out=out)
+    found = mv.search(weights, queries, photos, k=5, out=out).found
     source = open_source(photos)
     good = [i for i in range(40) if i != 7]
     x = torch.cat([encode(weights.encoder, p, mean=MEAN, std=STD) for p, _, _ in features.test_images(source, 16)])
@@ -67,11 +67,11 @@ def test_an_index_is_made_once_and_continued(photos, weights, tmp_path, monkeypa
     folder, calls = tmp_path / "index", []
     real = index.encode
     monkeypatch.setattr(index, "encode", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
-    first = verb.find(weights, photos / "03.png", photos, index=folder)
+    first = mv.search(weights, photos / "03.png", photos, index=folder)
     assert len(calls) == 4 and first.images == 39 and "07.png" in capfd.readouterr().err
-    assert verb.find(weights, photos / "03.png", photos, index=folder).found == first.found and len(calls) == 4
+    assert mv.search(weights, photos / "03.png", photos, index=folder).found == first.found and len(calls) == 4
     sorted(folder.glob("*.safetensors"))[2].unlink()  # as if it had been interrupted
-    assert verb.find(weights, photos / "03.png", photos, index=folder).found == first.found and len(calls) == 5
+    assert mv.search(weights, photos / "03.png", photos, index=folder).found == first.found and len(calls) == 5
     other = Pretrained(Encoder("resnet18", stem="small", channels=(8, 8, 16, 16)), MEAN, STD, 16, "another")
     with pytest.raises(mv.UserError, match="give another --index"):
         mv.search(other, photos / "03.png", photos, index=folder)
@@ -93,10 +93,10 @@ def test_a_file_that_changed_is_read_again(weights, tmp_path):
     for i, color in enumerate(((250, 0, 0), (0, 250, 0), (0, 0, 250))):
         Image.new("RGB", (16, 16), color).save(folder / f"{i}.png")
     Image.new("RGB", (16, 16), (250, 0, 0)).save(tmp_path / "red.png")
-    (before,) = mv.search(weights, tmp_path / "red.png", folder, k=1)
+    (before,) = mv.search(weights, tmp_path / "red.png", folder, k=1).found
     Image.new("RGB", (16, 16), (9, 9, 9)).save(folder / "0.png")
     Image.new("RGB", (16, 16), (250, 0, 0)).save(folder / "2.png")
-    (after,) = mv.search(weights, tmp_path / "red.png", folder, k=1)
+    (after,) = mv.search(weights, tmp_path / "red.png", folder, k=1).found
     assert (before.ids, after.ids) == (["0.png"], ["2.png"])
 
 
@@ -114,5 +114,5 @@ def test_texts_need_a_run_that_has_learned_from_captions(photos, weights, tmp_pa
     (pairs / "captions.csv").write_text("\n".join(lines))
     settings = {"data.holdout": 0.0, "data.batch_size": 16, "optimizer.lr": 0.003}
     run = mv.pretrain(pairs, "clip_tiny", epochs=20, settings=settings, out=tmp_path / "run")
-    red, blue = mv.search(run.folder, None, pairs, text=["red", "blue"], k=4)
+    red, blue = mv.search(run.folder, None, pairs, text=["red", "blue"], k=4).found
     assert red.query == "red" and all(i % 2 == 0 for i in red.index) and all(i % 2 for i in blue.index)

@@ -77,7 +77,7 @@ def test_it_answers_as_the_model_does(look, model, photos):
     assert [c["name"] for c in found["classes"]] == [model.classes[i] for i in order]
     assert [c["probability"] for c in found["classes"]] == pytest.approx(expected.probability[0][order], abs=1e-5)
     assert found["known"] == expected.known[0]
-    near = mv.search(model, photos / "05.png", photos, k=3)[0]
+    near = mv.search(model, photos / "05.png", photos, k=3).found[0]
     assert [n["name"].endswith(i) for n, i in zip(found["neighbors"], near.ids, strict=True)] == [True] * 3
     assert [n["similarity"] for n in found["neighbors"]] == pytest.approx(near.similarity, abs=2e-3)
     assert set(found["pictures"]) == {"seen", "parts", "attention"}
