@@ -8,4 +8,5 @@ RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/wh
     && useradd --create-home serving
 USER serving
 EXPOSE 8000
-ENTRYPOINT ["manyviews", "serve", "/model", "--host", "0.0.0.0"]
+# Published to other machines, it needs their names for it, too: docker run ... manyviews --name photos.example.org
+ENTRYPOINT ["manyviews", "serve", "/model", "--host", "0.0.0.0", "--name", "localhost", "--name", "127.0.0.1"]

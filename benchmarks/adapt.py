@@ -5,8 +5,8 @@ python benchmarks/adapt.py --out benchmarks/adapt.json --show [--plot plot.png]
 
 Hours; the same command continues. A case is ENCODER:PERCENT:STRATEGY:SEED, such as imagenet:10:lpft:0. Encoders are
 imagenet (--weights, a file of weights, such as torchvision's MobileNetV2, mobilenetv2_100 in timm), own (--run,
-pretrained on the same images without labels) and scratch (the architecture of --weights with fresh weights). Cases of
-an encoder that is not given are left out.
+pretrained on the same images without labels) and scratch (the architecture of --weights, or else of --run, with fresh
+weights). Cases of an encoder that is not given are left out.
 
 The images are clothes, 3,068 photographs of ten kinds of garment, and 372 to test, which choose nothing; a fifth of the
 labeled ones chooses. Each seed has its own labels. One thread: start two shells with other --cases and
@@ -39,11 +39,14 @@ SEEDS = (0, 1, 2)
 
 def encoder(name: str, seed: int, asked: argparse.Namespace) -> Pretrained | None:
     """The weights to begin with; None if they are not given."""
-    if name == "own":
-        return None if asked.run is None else mv.load(asked.run, test_size=asked.size)
-    if asked.weights is None:
+    given = {
+        "imagenet": asked.weights and (asked.weights, asked.backbone),
+        "own": asked.run and (asked.run,),
+    }
+    given["scratch"] = given["imagenet"] or given["own"]
+    if given[name] is None:
         return None
-    found = mv.load(asked.weights, asked.backbone, test_size=asked.size)
+    found = mv.load(*given[name], test_size=asked.size)
     if name == "scratch":
         assert isinstance(found.encoder, Encoder)
         torch.manual_seed(seed)

@@ -24,6 +24,9 @@ class LoRA(Adaptation):
     timm's attention has one layer for queries, keys and values: one product adapts all three, with as many parameters
     as two products for queries and values alone, `4 rank d`.
 
+    Raises:
+        UserError: the convolutions standardize their weights (BiT, NFNet): a product beside them is not one in them.
+
     Attributes:
         rank: width of the product.
         alpha: scale of the product, times rank.
@@ -49,6 +52,11 @@ class LoRA(Adaptation):
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as e:
             raise UserError("LoRA needs the package peft: pip install 'manyviews[lora]'.") from e
+        for m in encoder.model.modules():
+            if hasattr(
+                m, "qkv_bias_separate"
+            ):  # else the layer's weight is used and the layer, with its product, is not
+                m.qkv_bias_separate = True
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -66,6 +74,13 @@ class LoRA(Adaptation):
     def _targets(self, encoder: Encoder) -> list[str]:
         """The names of the layers that are adapted."""
         first = {name.removesuffix(".weight") for name in encoder.first_convolutions}
+        if not encoder.is_transformer and any(
+            isinstance(m, nn.Conv2d) and hasattr(m, "eps") for m in encoder.model.modules()
+        ):
+            raise UserError(
+                f"The convolutions of {encoder.name} standardize their weights, beside which low-rank matrices are "
+                "others than in them: choose another adaptation."
+            )
         found = [
             name
             for name, m in encoder.model.named_modules()

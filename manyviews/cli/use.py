@@ -211,6 +211,7 @@ def serve(
     *,
     in_: Annotated[str | None, Arg("DATA")] = None,
     host: Annotated[str, Arg("ADDRESS")] = "127.0.0.1",
+    name: Annotated[tuple[str, ...], Arg("NAME", repeat=True)] = (),
     port: Count = 8000,
     largest: Annotated[float, Arg("MB")] = 20.0,
     per_minute: Count = 120,
@@ -228,6 +229,8 @@ def serve(
     Args:
         in_: Images to find neighbors among: a folder, or Parquet or tar files.
         host: Where to listen. Only this machine reaches the default.
+        name: A name under which it may be asked for, such as photos.example.org; several with --name again. With
+            another --host than the default, any will do unless you name some.
         port: The port; 0 for any that is free.
         largest: Size of the largest file that is taken, in megabytes.
         per_minute: Pictures that one client may ask about in a minute.
@@ -238,7 +241,7 @@ def serve(
         print(f"Open {address} in a browser. Ctrl-C ends it.", flush=True)
 
     model = load(weights, hints)
-    start(model, images=in_, host=host, port=port, largest=largest, per_minute=per_minute, started=tell)
+    start(model, images=in_, host=host, names=name, port=port, largest=largest, per_minute=per_minute, started=tell)
 
 
 def export(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from manyviews.errors import UserError
 from manyviews.progress import duration
 from manyviews.tuning.pace import Pace
 from manyviews.tuning.problem import Candidate, Problem
@@ -84,7 +85,11 @@ def climb(
             strategy = strategy.shortened(problem.left / most)
         # Others than a head begin with the best head on the encoder as it came.
         start = max((c for c in tried if c.encoder is problem.encoder), key=lambda c: c.score)
-        found = run(strategy, problem, start)
+        try:
+            found = run(strategy, problem, start)
+        except UserError as error:  # such as blocks of a network that does not tell which it has
+            say(f"{name} is left out: {error}")
+            continue
         tried.append(found)
         better, by = problem.goal.gain(found.logits, best.logits, y)
         words = f"{name}: {_percent(problem, found)} in {duration(found.seconds)}"

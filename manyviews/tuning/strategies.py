@@ -299,13 +299,8 @@ class Tuned(Strategy):
         whole, begun = problem.whole, time.monotonic()
         start = _zeroed(start, problem) if self.fresh else start
         how = self.adaptation(problem.encoder)
-        made = tune(whole, start, how, self.descent, self.name, begun, share=_share(found.setting))
+        made = tune(whole, start, how, self.descent, self.name, begun, chosen=found.setting)
         return replace(found, encoder=made.encoder, head=made.head, head_spec=made.head_spec)
-
-
-def _share(setting: Mapping[str, Any]) -> float:
-    """The share of all steps that was best."""
-    return float(setting["steps"]) / float(setting["of"])
 
 
 @dataclass(frozen=True)
@@ -375,7 +370,7 @@ class Unfreeze(Strategy):
         for k in range(1, stages + 1):
             how = self._stage(k)
             found = tune(problem, best, how, self.descent, f"{self.name}, {k} of {stages} blocks", begun)
-            ran = {name: found.setting[name] for name in ("steps", "of")}
+            ran = {name: found.setting[name] for name in ("steps", "of", "epochs")}
             history.append({"blocks": k, **ran, **problem.noted(found.score)})
             if found.score <= best.score:
                 break
@@ -389,7 +384,7 @@ class Unfreeze(Strategy):
         whole, best, begun = problem.whole, start, time.monotonic()
         for stage in found.history[: int(found.setting.get("blocks", 0))]:
             k = int(stage["blocks"])
-            best = tune(whole, best, self._stage(k), self.descent, self.name, begun, share=_share(stage))
+            best = tune(whole, best, self._stage(k), self.descent, self.name, begun, chosen=stage)
         return replace(found, encoder=best.encoder, head=best.head, head_spec=best.head_spec)
 
     def _stage(self, k: int) -> Adaptation:
@@ -473,7 +468,7 @@ def tune(
     descent: Descent,
     name: str,
     begun: float,
-    share: float | None = None,
+    chosen: Mapping[str, Any] | None = None,
 ) -> Candidate:
     """Learn from crops, stop early, and go back to the best state; the state before the first step is one of them.
 
@@ -484,7 +479,11 @@ def tune(
         descent: how.
         name: of the result, and in the progress.
         begun: when the strategy began, on the monotonic clock.
-        share: stop after this share of all steps, and look at no validation images; None to choose.
+        chosen: the setting that was best with fewer images: as many passes as that, of as many, and no look at
+            validation images; None to choose.
+
+    Raises:
+        Late: the deadline came before the end of what was chosen.
     """
     task = problem.task
     encoder, head = problem.copied(start.encoder), copied(start.head)
@@ -496,6 +495,8 @@ def tune(
     if problem.goal.way == "sampling":  # as many steps as without it
         longer = crops.steps_per_epoch * crops.batch / len(problem.images)
         epochs = max(math.ceil(descent.fewest / crops.steps_per_epoch), round(descent.epochs / longer))
+    if chosen is not None:
+        epochs = int(chosen["epochs"])
     scales = {id(p): g["lr_scale"] for g in adaptation.groups(encoder) for p in g["params"]}
     groups = by_decay(encoder.named_parameters(), scales, descent.weight_decay)
     groups += by_decay(head.named_parameters(), {}, descent.weight_decay, scale=descent.head_lr / descent.lr)
@@ -520,10 +521,12 @@ def tune(
     )
     every = crops.steps_per_epoch * math.ceil(_LOOK / crops.steps_per_epoch)
     total = epochs * crops.steps_per_epoch
-    if share is not None:
-        last = round(share * total)
+    if chosen is not None:
+        last = round(total * int(chosen["steps"]) / int(chosen["of"]))
         for done in islice(steps, last):
             problem.tell(done, last, f"{name}: all images")
+            if problem.left <= 0 and done < last:
+                raise Late
         return replace(start, encoder=adaptation.finish(encoder).eval(), head=head.eval())
     best = _Best(problem, encoder, head, descent.patience)
     best.look(start.logits, 0)
@@ -535,9 +538,13 @@ def tune(
             net.train()
             if best.look(found, done) or late:
                 break
-    setting = {"steps": best.step, "of": total, "lr": descent.lr, "head_lr": descent.head_lr}
+    setting = {"steps": best.step, "of": total, "epochs": epochs, "lr": descent.lr, "head_lr": descent.head_lr}
     kept = best.candidate(name, encoder, head, start.head_spec, learning, begun, setting)
     return replace(kept, encoder=adaptation.finish(encoder).eval())
+
+
+class Late(Exception):
+    """The deadline came before the end."""
 
 
 class _Best:

@@ -20,7 +20,7 @@ from manyviews.evaluation.dense.files import SPLITS
 from manyviews.evaluation.dense.maps import Maps
 from manyviews.evaluation.dense.masks import Masks
 from manyviews.evaluation.dense.segmentation import fit
-from manyviews.evaluation.features import fingerprint, weights_digest
+from manyviews.evaluation.features import fingerprint, stamps, weights_digest
 from manyviews.progress import progress
 from manyviews.settings import parse
 from manyviews.verbs._common import claim, plain, preprocessing
@@ -155,7 +155,7 @@ def masks_to(model: Segmenter, source: Source, out: Path) -> tuple[dict[str, int
             for k, (name, color) in enumerate(zip(model.classes, model.colors, strict=True))
         ],
         "model": weights_digest(model.encoder) + weights_digest(model.head),
-        "images": fingerprint(source),
+        "images": f"{fingerprint(source)} {stamps(source)}",
     }
     claim(out, "legend.json", json.dumps(legend, indent=2), "masks of another model or other images")
     names = _names(source)

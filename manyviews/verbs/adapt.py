@@ -21,7 +21,7 @@ from manyviews.data.left import listed
 from manyviews.data.source import Source, unlabeled
 from manyviews.errors import UserError, say, unknown
 from manyviews.evaluation.contract import ImageTask, Task, check_seed
-from manyviews.evaluation.features import Features, check_finite, extract, fingerprint, weights_digest
+from manyviews.evaluation.features import Features, check_finite, extract, fingerprint, stamps, weights_digest
 from manyviews.evaluation.subsets import stratified
 from manyviews.heads.classify import folded, scaled
 from manyviews.progress import duration, progress, seconds
@@ -43,6 +43,7 @@ from manyviews.tuning import (
 )
 from manyviews.tuning.ladder import Climb
 from manyviews.tuning.pace import Pace, measure
+from manyviews.tuning.strategies import Late
 from manyviews.verbs._common import claim, loaded, new_file, own_test, preprocessing, say_once, seen_by, tell
 from manyviews.verbs._judged import Judge, judged
 from manyviews.verbs._labels import TASKS, Labeled, agreeing, labeled, of_source
@@ -263,7 +264,8 @@ def _plan(weights: Pretrained, learned: Labeled, how: Sequence[Any]) -> str:
     plan = {
         "encoder": weights_digest(weights.encoder),
         "look": [weights.test_size, *weights.mean, *weights.std],
-        "images": fingerprint(learned.source),
+        "version": 2,  # of the candidates beside
+        "images": f"{fingerprint(learned.source)} {stamps(learned.source)}",
         "task": learned.task,
         "labels": labels.hexdigest()[:32],
         "how": list(how),
@@ -366,12 +368,19 @@ def _again(problem: Problem, climbed: Climb, strategies: Mapping[str, Strategy],
     """The best candidate learned again from all images; None if there is no time left for it."""
     best = climbed.best
     if problem.left < (1 + SHARE / (1 - SHARE)) * best.seconds:
-        say(f"There is no time left to learn {best.strategy} again from the images that chose, too.")
+        say(_NO_TIME.format(best.strategy))
         return None
     heads = [c for c in climbed.tried if c.encoder is problem.encoder and c.strategy in ("linear", "mlp")]
     first = best if best in heads else max(heads, key=lambda c: c.score)
     start = run.again(strategies[first.strategy], problem, first, first)
-    return start if first is best else run.again(strategies[best.strategy], problem, best, start)
+    try:
+        return start if first is best else run.again(strategies[best.strategy], problem, best, start)
+    except Late:
+        say(_NO_TIME.format(best.strategy))
+        return None
+
+
+_NO_TIME = "There is no time left to learn {} again from the images that chose, too."
 
 
 def _answering(model: Model, problem: Problem, found: Candidate, scale: tuple[Tensor, Tensor]) -> Model:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from manyviews.checkpoint import check_new, write_atomically
 from manyviews.data.layout import ALL
 from manyviews.errors import UserError
-from manyviews.evaluation.features import fingerprint, weights_digest
+from manyviews.evaluation.features import fingerprint, stamps, weights_digest
 from manyviews.progress import progress
 from manyviews.verbs._common import claim, loaded, opened, plain, say_once, seen_by
 from manyviews.verbs._segmentation import masks_to
@@ -103,7 +103,7 @@ def write(model: str | Path | Pretrained, data: Any, out: str | Path, *, k: int 
     parts = out.with_name(f"{out.name}.parts")
     plan = {
         "model": weights_digest(found.encoder) + weights_digest(found.head),
-        "images": fingerprint(source),
+        "images": f"{fingerprint(source)} {stamps(source)}",
         "number": len(source),
         "k": k,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def serve(
     *,
     images: Any = None,
     host: str = "127.0.0.1",
+    names: Sequence[str] = (),
     port: int = 8000,
     largest: float = 20.0,
     per_minute: int = 120,
@@ -40,6 +41,9 @@ def serve(
         weights: a model's folder (see `adapt`), a run's, or weights: see `load`.
         images: images to find neighbors among: see `search`, with whose index it shares its work; None for none.
         host: the address to listen at.
+        names: names under which it may be asked for, as a browser shows them, without the port. If empty, those of this
+            machine if only it can reach `host`, else any: then a page of somebody else, open in a browser that can
+            reach the server, can ask it, too (DNS rebinding).
         port: the port.
         largest: size of the largest file that is taken, in megabytes.
         per_minute: pictures that one client may ask about in a minute.
@@ -83,9 +87,12 @@ def serve(
             f"Everybody who can reach {host} may ask this server about pictures, without a password and unencrypted. "
             "Put it behind a server that knows your users."
         )
-    # Names are checked where they are known: behind another server there are others.
-    app = build(Look(found, known), hosts=LOOPBACK if own else None, largest=int(largest * 1e6), per_minute=per_minute)
-    config = uvicorn.Config(app, host, port, log_level="warning", access_log=False, server_header=False)
+    hosts = tuple(name.lower() for name in names) or (LOOPBACK if own else None)
+    app = build(Look(found, known), hosts=hosts, largest=int(largest * 1e6), per_minute=per_minute)
+    # Whom a request is from is in its own words if it comes from this machine: only a server before this one may say.
+    config = uvicorn.Config(
+        app, host, port, log_level="warning", access_log=False, server_header=False, proxy_headers=bool(names)
+    )
     try:
         _server(config, started).run()
     except SystemExit:  # how uvicorn says that it cannot listen

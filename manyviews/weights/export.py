@@ -132,7 +132,7 @@ def _safetensors(weights: Pretrained, out: Path, _: bool) -> Exported:
 
 def _torch(weights: Pretrained, out: Path, _: bool) -> Exported:
     """A state dict under timm's names, for `torch.load(..., weights_only=True)`."""
-    tensors = _tensors(weights)
+    tensors = _tensors(model.warmed(weights) if isinstance(weights, Model) else weights)
     checkpoint.write_atomically(out, lambda part: checkpoint.write_buffered(part, partial(torch.save, tensors)))
     return Exported(out)
 
@@ -203,6 +203,14 @@ def _crop(weights: Pretrained) -> float:
     return 1.0 if weights.test_size <= SMALL else 224 / 256
 
 
+_PROBLEMS = {
+    "classes": "single_label_classification",
+    "several": "multi_label_classification",
+    "numbers": "regression",
+}
+"""What transformers calls the tasks."""
+
+
 def _write_timm(weights: Pretrained, folder: Path) -> tuple[str, ...]:
     """Write config.json and model.safetensors; returns sentences about what they cannot hold."""
     from timm.models import save_for_hf
@@ -211,7 +219,7 @@ def _write_timm(weights: Pretrained, folder: Path) -> tuple[str, ...]:
     stem = encoder.spec["stem"]
     if isinstance(weights, Model) and weights.head_spec["kind"] != "linear":
         raise UserError("timm's classifiers are linear, and this head is not: export to onnx, torch_export or torch.")
-    whole = model.with_head(weights) if isinstance(weights, Model) else encoder.model
+    whole = model.with_head(model.warmed(weights)) if isinstance(weights, Model) else encoder.model
     if stem != "native":
         raise UserError(
             f"timm cannot build the stem '{stem}' of {encoder.name}: export to onnx, safetensors or torch, or "
@@ -240,6 +248,9 @@ def _write_timm(weights: Pretrained, folder: Path) -> tuple[str, ...]:
     # transformers' wrapper gives this argument itself, and fails if it is given twice.
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.get("model_args", {}).pop("num_classes", None)
+    if isinstance(weights, Model):
+        config["problem_type"] = _PROBLEMS[weights.task]
+        config |= {"thresholds": list(weights.thresholds)} if weights.thresholds else {}
     checkpoint.write_text(folder / "config.json", json.dumps(config, indent=2))
     if "norm_eps" not in encoder.spec:
         return ()

@@ -6,7 +6,7 @@ import copy
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +261,16 @@ def tensors(model: Model) -> dict[str, Tensor]:
     place = _place(model.encoder)
     found = {k: v.detach().cpu() for k, v in model.encoder.model.state_dict().items()}
     return found | {f"{place}.{k}": v.detach().cpu() for k, v in model.head.state_dict().items()}
+
+
+def warmed(model: Model) -> Model:
+    """The same model with its temperature in the last layer of the head."""
+    head = copy.deepcopy(model.head)
+    last = [m for m in head.modules() if isinstance(m, nn.Linear)][-1]
+    with torch.no_grad():
+        for p in last.parameters():
+            p.div_(model.temperature)
+    return replace(model, head=head, temperature=1.0)
 
 
 def with_head(model: Model) -> nn.Module:

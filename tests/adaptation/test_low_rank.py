@@ -99,3 +99,36 @@ def test_blocks_have_rates_that_fall_with_depth(make):
     before = copy.deepcopy(dict(encoder.named_buffers()))
     encoder(torch.randn(4, 3, 32, 32))
     assert all(torch.equal(v, before[k]) for k, v in encoder.named_buffers())
+
+
+def test_convolutions_that_standardize_their_weights_are_refused():
+    with torch.device("meta"), pytest.raises(UserError, match="standardize"):
+        LoRA(rank=2).begin(Encoder("resnetv2_50x1_bit"))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("vit_small_patch16_dinov3_qkvb", {"img_size": 32, "patch_size": 8}),
+        ("beit_base_patch16_224", {"img_size": 32, "patch_size": 8}),
+        ("swinv2_tiny_window8_256", {"img_size": 64, "window_size": 4, "depths": (1, 1), "num_heads": (1, 1)}),
+    ],
+)
+def test_layers_learn_whose_biases_timm_keeps_apart(name: str, settings: dict):
+    """timm then uses the weight of the layer by itself, and what is beside it is not called."""
+    if "depths" not in settings:
+        settings = {**settings, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    encoder = Encoder(name, **{"embed_dim": 24, **settings}).eval()
+    for m in encoder.modules():  # Swin v2 begins with branches that add nothing
+        if isinstance(m, nn.LayerNorm):
+            nn.init.normal_(m.weight, 1, 0.1)
+    x = torch.randn(2, 3, settings["img_size"], settings["img_size"])
+    before = encoder(x).detach()
+    changed = LoRA(rank=2).begin(copy.deepcopy(encoder)).eval()
+    torch.testing.assert_close(changed(x), before, rtol=1e-5, atol=1e-5)
+    for n, p in changed.named_parameters():
+        if ".lora_" in n:
+            torch.nn.init.normal_(p, std=0.1)
+    changed(x).square().sum().backward()
+    assert not [n for n, p in changed.named_parameters() if ".lora_" in n and (p.grad is None or not p.grad.any())]
+    torch.testing.assert_close(LoRA(rank=2).finish(changed)(x), changed(x), rtol=1e-4, atol=1e-4)

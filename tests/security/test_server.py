@@ -94,6 +94,10 @@ def test_it_listens_at_this_machine_alone_unless_told_otherwise(look, monkeypatc
     monkeypatch.setattr(serving, "_server", lambda config, started: told.append(config) or Nothing())
     serving.serve(look.weights)
     serving.serve(look.weights, host="0.0.0.0")
-    assert [config.host for config in told] == ["127.0.0.1", "0.0.0.0"]
+    serving.serve(look.weights, host="0.0.0.0", names=["Photos.example"])
+    assert [config.host for config in told] == ["127.0.0.1", "0.0.0.0", "0.0.0.0"]
+    assert [config.proxy_headers for config in told] == [False, False, True]  # else anybody may be a new client
+    for host, status in (("evil.example", 421), ("photos.example", 200)):
+        assert TestClient(told[2].app, base_url=f"http://{host}").get("/").status_code == status
     assert "Everybody who can reach 0.0.0.0" in capsys.readouterr().err
     assert TestClient(told[0].app, base_url="http://evil.example").get("/").status_code == 421

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from manyviews.errors import UserError
 from manyviews.tuning import STRATEGIES, Linear, ladder
 from manyviews.tuning.balance import gain
 from manyviews.tuning.ladder import climb, plan
@@ -100,3 +101,14 @@ def test_the_time_of_a_strategy_is_that_of_its_images():
     assert pace.most(LowRank(descent=how), 1000, 20) == 7 * (1000 * 10 + 20 * 2)
     assert pace.most(LowRank(descent=how), 10, 20) == 200 * (10 * 10 + 20 * 2)  # 200 steps of one batch
     assert pace.most(Unfreeze(blocks=3, descent=how), 1000, 20) == 3 * 7 * (1000 * 10 + 20 * 2)
+
+
+def test_a_rung_that_the_network_does_not_have_is_left_out(monkeypatch):
+    class Without(Unfreeze):
+        def run(self, problem, before=None):
+            raise UserError("resnet does not say what its layers are.")
+
+    monkeypatch.setattr(ladder, "plan", lambda *a: (["unfreeze"], "planned"))
+    problem = problem_of(resnet(), noise([0, 1, 2] * 20, noise=400), 20)
+    found = climb(problem, {"linear": Linear(), "unfreeze": Without()}, FREE)
+    assert found.best.strategy == "linear" and found.why[-1].startswith("unfreeze is left out: resnet does not say")

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from manyviews.adaptation import Frozen, Full
 from manyviews.tuning import STRATEGIES, strategies
-from manyviews.tuning.strategies import Descent, Linear, Unfreeze, WarmStart, tune
+from manyviews.tuning.strategies import Descent, Late, Linear, Unfreeze, WarmStart, tune
 
 from .conftest import noise, problem_of, resnet, vit
 
@@ -167,3 +167,20 @@ def test_learning_again_is_the_same_training_from_all_images(name, looking, monk
     again = strategy.again(problem, found, first)
     assert same(state(again.encoder), state(wanted.encoder)) and same(state(again.head), state(wanted.head))
     assert not same(state(again.encoder), state(found.encoder)) and again.score == found.score
+
+
+def test_learning_again_takes_as_many_passes_as_a_shortened_training(looking, monkeypatch):
+    """And ends, with nothing, when the time does."""
+    problem = problem_of(resnet(), noise(LABELS), 15)
+    whole = replace(STRATEGIES["lpft"](), descent=replace(QUICK, epochs=8, fewest=1, patience=100))
+    start = Linear().run(problem)
+    found = whole.shortened(0.25).run(problem, start)
+    assert found.setting["epochs"] == 2
+    found = replace(found, setting={**found.setting, "steps": found.setting["of"]})  # as if its last step was the best
+    told = []
+    monkeypatch.setattr(type(problem), "tell", lambda self, done, of, note: told.append((done, of)))
+    whole.again(problem, found, start)
+    per_epoch = problem.whole.crops(QUICK.area, min(QUICK.batch, len(problem.whole.images))).steps_per_epoch
+    assert told[-1] == (2 * per_epoch, 2 * per_epoch)
+    with pytest.raises(Late):
+        whole.again(replace(problem, deadline=time.monotonic()), found, start)

@@ -102,7 +102,8 @@ with torch.no_grad():
     one = timm.create_model(facts["timm"]["name"], num_classes=3, **facts["timm"]["settings"]).eval()
     one.load_state_dict(torch.load("m.pt", weights_only=True))
     two = timm.create_model("local-dir:timm", pretrained=True).eval()
-    found += [(net(z) / facts["temperature"]).softmax(1).numpy() for net in (one, two)]
+    assert facts["temperature"] != 1
+    found += [net(z).softmax(1).numpy() for net in (one, two)]
 assert json.load(open("timm/config.json"))["label_names"] == facts["classes"]
 print(json.dumps(np.stack(found).tolist()))
 """

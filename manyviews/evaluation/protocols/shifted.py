@@ -64,16 +64,18 @@ class Shifted(MetricProtocol):
         present = seen.labels.unique()
         right = present[scores[:, present].argmax(1)] == seen.labels
         accuracy = right.double().mean().item()
-        usual = in_parts(model.classify, task.frozen.test_x).argmax(1).cpu() == task.test_y.cpu()
-        on_test = usual.double().mean().item()
+        beside = {}
+        if len(task.test_y):
+            usual = in_parts(model.classify, task.frozen.test_x).argmax(1).cpu() == task.test_y.cpu()
+            on_test = usual.double().mean().item()
+            beside = {"on the test images": on_test, "difference": accuracy - on_test}
         return Metric(
             f"accuracy on {other.name}",
             accuracy,
             metrics.bootstrap(right, seed),
             {
                 "among all classes": (scores.argmax(1) == seen.labels).double().mean().item(),
-                "on the test images": on_test,
-                "difference": accuracy - on_test,
+                **beside,
             },
             {**model.setting, "images": len(right), "classes": len(present)},
             notes=tuple(_doubts(task, other, seen)) if self.doubt else (),
