@@ -397,11 +397,11 @@ def load(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer | None 
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
-            _, i, name = key.split(".", 2)
-            weight = weights[int(i)]
+            i, name = _place(path, key, len(weights))
+            weight = weights[i]
             # Fused optimizers require the memory layout of the weight.
             same = tensor.shape == weight.shape
-            state.setdefault(int(i), {})[name] = torch.empty_like(weight).copy_(tensor) if same else tensor
+            state.setdefault(i, {})[name] = torch.empty_like(weight).copy_(tensor) if same else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return facts
 
@@ -424,11 +424,11 @@ def _load_spread(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer
     weights = [] if optimizer is None else _weights(optimizer)
     for key, (shape, dtype) in names.items() if optimizer is not None else ():
         if key.startswith("optimizer."):
-            _, i, name = key.split(".", 2)
-            weight = weights[int(i)]
+            i, name = _place(path, key, len(weights))
+            weight = weights[i]
             full = getattr(weight, "whole", weight)
             held = torch.zeros_like(weight) if shape == full.shape else torch.zeros(shape, dtype=dtype)
-            state.setdefault(int(i), {})[name] = held
+            state.setdefault(i, {})[name] = held
             targets[key] = _of(weight, held)
     if written:
         shards.load_into(path.parent, facts["shards"], targets)
@@ -442,6 +442,14 @@ def _load_spread(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer
 
 def _weights(optimizer: torch.optim.Optimizer) -> list[Any]:
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _place(path: Path, key: str, weights: int) -> tuple[int, str]:
+    """The number of the weight that an optimizer's tensor belongs to, and its name there: of "optimizer.3.step"."""
+    _, number, name = (*key.split(".", 2), "", "")[:3]
+    if not (number.isascii() and number.isdecimal() and len(number) < 10 and int(number) < weights and name):
+        raise UserError(f"The checkpoint {path} does not fit the recipe beside it: it has {printable(key, 100)}.")
+    return int(number), name
 
 
 def _of(weight: Any, held: Tensor) -> Tensor:

@@ -174,19 +174,19 @@ def count_frames(raw: Path | bytes, reading: Reading = RGB) -> int:
     """How many pictures a file holds; 1 for one that cannot be read."""
     try:
         with translated(raw):
-            content = raw.read_bytes() if isinstance(raw, Path) else raw
-            kind = sniff(content[:HEAD])
-            match kind.name if kind else "":
-                case "TIFF" if installed("tifffile"):
-                    with rasters.open_tiff(io.BytesIO(content)) as file:
-                        return rasters.tiff_layout(file, reading).frames
-                case "DICOM":
-                    from pydicom import dcmread
+            with raw.open("rb") if isinstance(raw, Path) else io.BytesIO(raw) as file:
+                kind = sniff(file.read(HEAD))
+                file.seek(0)
+                match kind.name if kind else "":  # the first two may be large scenes, of which this reads the headers
+                    case "TIFF" if installed("tifffile"):
+                        with rasters.open_tiff(file) as tiff:
+                            return rasters.tiff_layout(tiff, reading).frames
+                    case "DICOM":
+                        from pydicom import dcmread
 
-                    header = dcmread(io.BytesIO(content), force=True, stop_before_pixels=True)
-                    return int(header.get("NumberOfFrames", 1) or 1)
-                case _:
-                    return _opened(content, reading)[1]
+                        header = dcmread(file, force=True, stop_before_pixels=True)
+                        return int(header.get("NumberOfFrames", 1) or 1)
+            return _opened(raw, reading)[1]
     except BadImage:
         return 1
 
@@ -361,13 +361,13 @@ def _opened(raw: Raw, reading: Reading) -> tuple[Image.Image | Raster, int]:
             values = raw if raw.ndim == 3 else raw[..., None]
             return Raster(values, "array", rasters.whole_range(values.dtype)), 1
         case Path():
-            return _opened_bytes(_content(raw, reading), reading, number)
+            return _opened_bytes(whole(raw, reading), reading, number)
         case bytes():
             return _opened_bytes(raw, reading, number)
 
 
-def _content(path: Path, reading: Reading) -> bytes:
-    """A file's bytes, read whole: one request for each image suits network disks, and no file stays open."""
+def whole(path: Path, reading: Reading) -> bytes:
+    """A file's bytes: one request for each image suits network disks, and no file stays open. See `translated`."""
     with suppress(OSError):  # reading it says why
         size = os.stat(path).st_size
         if size > max(_FILE, 12 * reading.max_pixels):

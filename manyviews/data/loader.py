@@ -138,27 +138,30 @@ class Loader:
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This rank's batches of an epoch, from the step `start_step` of that epoch on."""
-        mine = self._order(epoch)
+        every, mine = self._order(epoch)
         found: Generator[tuple[Batch, np.ndarray], None, None]
         if self.in_memory:
-            found = self._held(self._substituted(mine)[start_step:])
+            found = self._held(self._substituted(every)[start_step:, mine])
         elif self.source.canvases is not None and (self.source.side or 0) <= self.size:
-            found = self._mapped(mine[start_step:])
+            found = self._mapped(every[start_step:, mine])
         else:
-            found = self._streamed(mine, start_step)
+            found = self._streamed(every, mine, start_step)
         with closing(found):
             for batch, items in found:
                 further = {name: _beside(batch, rows(items, epoch)) for name, rows in self._columns.items()}
                 yield Batch(batch.index, batch.canvases, further)
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """Items of this rank's steps in an epoch, int64, `steps batch`."""
+    def _order(self, epoch: int) -> tuple[np.ndarray, slice]:
+        """Items of the steps of an epoch, int64, `steps n`, and which n are this rank's.
+
+        They are those of all ranks, where one order is for all: the substitute of a bad image may be another rank's.
+        """
         whole, blocks = self.batch * self.world_size, self.source.blocks
         if not self.by_rank or blocks is None:
             steps = order(self.seed, epoch, len(self.source))[: self.steps_per_epoch * whole].reshape(-1, whole)
-            return steps[:, self.rank * self.batch : (self.rank + 1) * self.batch]
+            return steps, slice(self.rank * self.batch, (self.rank + 1) * self.batch)
         items = nearby(self.seed, epoch, blocks, self.source.window, self.rank, self.world_size)
-        return items[: self.steps_per_epoch * self.batch].reshape(-1, self.batch)
+        return items[: self.steps_per_epoch * self.batch].reshape(-1, self.batch), slice(0, self.batch)
 
     def _substituted(self, batches: np.ndarray) -> np.ndarray:
         """An epoch's batches with good images in place of bad ones, once it is known which are good."""
@@ -207,17 +210,19 @@ class Loader:
         canvases = Canvases.packed(images, channels=self.source.reading.count, pin=self._pin)
         return Batch(index.pin_memory() if self._pin else index, canvases)
 
-    def _streamed(self, batches: np.ndarray, start: int) -> Generator[tuple[Batch, np.ndarray], None, None]:
-        steps, size = batches.shape
+    def _streamed(
+        self, batches: np.ndarray, mine: slice, start: int
+    ) -> Generator[tuple[Batch, np.ndarray], None, None]:
+        steps, size = len(batches), self.batch
 
         def read(job: tuple[int, int]) -> tuple[int, np.ndarray] | None:
             step, row = job
             reached((step - start) * size + row)
-            return self._good(row, batches, step)
+            return self._good(mine.start + row, batches, step)
 
         jobs = ([(step, row) for row in range(size)] for step in range(start, steps))
         with (
-            reading_ahead(self.source, batches[start:].ravel()) as reached,
+            reading_ahead(self.source, batches[start:, mine].ravel()) as reached,
             closing(in_threads(read, jobs, cores() // _processes_here())) as decoded,
         ):
             for results in decoded:

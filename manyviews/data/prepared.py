@@ -36,13 +36,14 @@ from manyviews.data.canvas import (
     Progress,
     decoded,
     in_threads,
+    largest,
     load_canvas,
     load_canvases,
     reading_ahead,
     sample,
     to_canvas,
 )
-from manyviews.data.decode import BadImage, decode
+from manyviews.data.decode import BadImage, decode, translated, whole
 from manyviews.data.reading import Reading
 from manyviews.data.source import Captions, Labels, Source, as_captions, uncaptioned
 from manyviews.errors import UserError, from_json, printable
@@ -54,6 +55,7 @@ _PLAN = "plan.json"
 _SHARD = 2**27  # bytes of pixels in a shard: a crash loses little, and files are few
 _VERSION = 5
 _SUMS = "crc32"  # the tensor of the canvases' checksums; shards of before 2026-12 have none
+_AT_ONCE = 2**31  # bytes that canvases may ask for at a time
 _RAW = 2**18  # bytes of a canvas, on average, from which on canvases are stored as JPEGs
 _QUALITY = 95
 
@@ -171,7 +173,9 @@ def _encode(source: Source, i: int, size: int) -> bytes:
         BadImage: the image cannot be used; the reason says why.
     """
     raw = source.read(i)
-    raw = raw.read_bytes() if isinstance(raw, Path) else raw
+    if isinstance(raw, Path):
+        with translated(raw, source.stored()):
+            raw = whole(raw, source.stored())
     canvas = decoded(raw, size, source.stored())
     if isinstance(raw, bytes) and raw.startswith(_JPEG):
         file = Image.open(io.BytesIO(raw), formats=("JPEG",))
@@ -191,13 +195,10 @@ def _write(source: Source, rows: range, size: int, encoding: str, file: Path, pr
             part.unlink()  # of a killed process, as no other is at this shard
     some = source.subset(rows)
     if encoding == "raw":
-        found, bad = load_canvases(some, size, progress)
-        canvases = found.canvases.alone()  # in the images' order, and not as threads were done with them
-        data, start, extent = canvases.pool, canvases.start, canvases.extent
-        good = found.index.numpy() + rows.start
+        data, start, extent, index, bad = _raw(some, size, progress)
     else:
         data, start, extent, index, bad = _encoded(some, size, progress)
-        good = index + rows.start
+    good = index + rows.start
     start = torch.cat([start, torch.tensor([len(data)])])
     ends = zip(start.tolist(), start[1:].tolist(), strict=False)
     sums = torch.tensor([zlib.crc32(data[a:b].numpy().data) for a, b in ends], dtype=torch.int64)
@@ -208,10 +209,25 @@ def _write(source: Source, rows: range, size: int, encoding: str, file: Path, pr
     save_tensors(file, tensors, facts | {"checksum": _checksum(tensors, facts)})
 
 
-def _encoded(
-    source: Source, size: int, progress: Progress
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, np.ndarray, list[tuple[str, str]]]:
-    """The good images of a source as JPEGs: bytes, where each begins, its extent and number; and the bad ones."""
+_Stored = tuple[torch.Tensor, torch.Tensor, torch.Tensor, np.ndarray, list[tuple[str, str]]]
+"""Bytes of a source's good images, where each begins, its extent and number; and the bad ones."""
+
+
+def _raw(source: Source, size: int, progress: Progress) -> _Stored:
+    """The pixels of canvases. Of so many at a time that memory for the largest could be had: most are far smaller."""
+    parts, bad, before = [], list[tuple[str, str]](), 0
+    at_once = max(1, _AT_ONCE // largest(source, size))
+    for first in range(0, len(source), at_once):
+        found, wrong = load_canvases(source.subset(range(first, min(first + at_once, len(source)))), size, progress)
+        canvases = found.canvases.alone()  # in the images' order, and not as threads were done with them
+        parts.append((canvases.pool, canvases.start + before, canvases.extent, found.index + first))
+        before, bad = before + len(canvases.pool), bad + wrong
+    data, start, extent, index = (torch.cat(column) for column in zip(*parts, strict=True))
+    return data, start, extent, index.numpy(), bad
+
+
+def _encoded(source: Source, size: int, progress: Progress) -> _Stored:
+    """Images as JPEGs."""
 
     def encode(i: int) -> bytes | str:
         reached(i)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
@@ -129,6 +130,7 @@ def tile(
         "frames": source.reading.frames,
     }
     _begin(out, plan)
+    names = _names(source.ids)
     reading = replace(source.reading, max_pixels=max_pixels)
     cuts = []
     try:
@@ -138,7 +140,7 @@ def tile(
                 if done.exists():
                     cut = Cut(**json.loads(done.read_text(encoding="utf-8")))
                 else:
-                    cut = _cut(source, i, out, size, overlap, reading, progress)
+                    cut = _cut(source, i, out / names[i], out, size, overlap, reading, progress)
                     done.parent.mkdir(exist_ok=True)
                     write_text(done, json.dumps(asdict(cut)))
                 cuts.append(cut)
@@ -188,12 +190,23 @@ def _done_file(out: Path, name: str) -> Path:
     return out / ".done" / f"{digest}.json"
 
 
+def _names(ids: Sequence[str]) -> list[str]:
+    """What the tiles of each scene are named after: its id, or of scenes from anywhere the path below all of them."""
+    if ids and all(map(os.path.isabs, ids)):
+        above = os.path.commonpath([os.path.dirname(name) for name in ids])
+        return [os.path.relpath(name, above) for name in ids]
+    return list(ids)
+
+
 def _cut(
-    source: Source, i: int, out: Path, size: int, overlap: int, reading: Reading, progress: Progress | None
+    source: Source, i: int, place: Path, out: Path, size: int, overlap: int, reading: Reading, progress: Progress | None
 ) -> Cut:
+    """Cut an image into tiles whose names begin with `place`, if that is inside the folder."""
     name = source.ids[i]
     tiles = empty = 0
     try:
+        if ".." in place.parts or not place.is_relative_to(out):
+            raise BadImage("its name leads out of the folder of tiles")
         raw = source.read(i)
         with ExitStack() as stack:
             scene = open_scene(raw, reading, size, stack)
@@ -202,7 +215,7 @@ def _cut(
                 raise BadImage(f"{width}x{height} is too small")
             tall, wide = min(size, height), min(size, width)
             at = [(y, x) for y in places(height, size, overlap) for x in places(width, size, overlap)]
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
 
             def read() -> Iterator[list[tuple[int, int, Raster]]]:
                 batch: list[tuple[int, int, Raster]] = []
@@ -219,7 +232,7 @@ def _cut(
                 if _nothing(part, scene.lossy):
                     return False
                 ending, content = encode_tile(part, scene.lossy)
-                file = out / f"{name}_y{y:06}_x{x:06}{ending}"
+                file = place.with_name(f"{place.name}_y{y:06}_x{x:06}{ending}")
                 write_atomically(file, lambda path: path.write_bytes(content))
                 return True
 

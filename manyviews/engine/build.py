@@ -15,7 +15,7 @@ from manyviews import checkpoint, distributed, methods
 from manyviews.backbones import Encoder
 from manyviews.data import Source
 from manyviews.engine import monitor
-from manyviews.engine.folder import RunFolder
+from manyviews.engine.folder import RunFolder, check_progress
 from manyviews.engine.log import missing
 from manyviews.errors import UserError, printable
 from manyviews.evaluation.features import frozen
@@ -169,7 +169,14 @@ def check_colors(method: Method, recipe: Recipe) -> list[str]:
 def stage_of(folder: RunFolder) -> int:
     """The stage, from 0, of a run's checkpoint; 0 without one."""
     latest = folder.latest
-    return 0 if latest is None else int(checkpoint.facts_of(latest).get("stage", 0))
+    if latest is None:
+        return 0
+    facts = checkpoint.facts_of(latest)
+    check_progress(latest, facts)
+    found: int = facts.get("stage", 0)
+    if found >= len(parts(folder.recipe)):
+        raise UserError(f"{latest} is of stage {found + 1}, which the recipe beside it does not have.")
+    return found
 
 
 def recipe_now(folder: RunFolder) -> Recipe:

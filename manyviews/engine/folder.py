@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -388,18 +389,46 @@ def _wrong(facts: Mapping[str, Any]) -> str | None:
     """The first of a run's facts that is of another kind than `pretrain` and `finish` write."""
     texts = ("data", "captions", "old", "id", "started", "machine")
     wrong = [k for k in texts if not isinstance(facts.get(k), str | None) or len(facts.get(k) or "") > _LONGEST]
+    wrong += [] if "data" in facts else ["data"]
     wrong += [] if isinstance(facts.get("changed", []), list) else ["changed"]
     early = facts.get("early")
     if early is not None and not (
         isinstance(early, dict)
         and early.keys() == {"since", "of", "over"}
-        and all(isinstance(v, int) and v >= 0 for v in early.values())
+        and all(type(v) is int and v >= 0 for v in early.values())
+        and early["over"] > 0
     ):
         wrong.append("early")
     left = facts.get("left_out", [])
     if not isinstance(left, list) or not all(type(step) is int and step >= 0 for step in left):
         wrong.append("left_out")
     return next((printable(k) for k in wrong), None)
+
+
+def check_progress(checkpoint: Path, facts: Mapping[str, Any]) -> None:
+    """Raises UserError when what a checkpoint says of its run's progress is not what a run writes."""
+    before = facts.get("before", (0, 0))
+    good = {
+        "step": _counts(facts.get("step")),
+        "seconds": _spent(facts.get("seconds")),
+        "stage": _counts(facts.get("stage", 0)),
+        "epochs": _spent(facts.get("epochs", 0)),
+        "end": _counts(facts.get("end", 0)),
+        "pause": _spent(facts.get("pause", 0)),
+        "before": isinstance(before, list | tuple) and len(before) == 2 and _counts(before[0]) and _spent(before[1]),
+        "scaling": isinstance(facts.get("scaling", {}), dict),
+    }
+    wrong = next((name for name, fits in good.items() if not fits), None)
+    if wrong is not None:
+        raise UserError(f"{checkpoint} is not a run's checkpoint: it has no {wrong} as a run writes it.")
+
+
+def _counts(x: Any) -> bool:
+    return type(x) is int and 0 <= x < 2**63
+
+
+def _spent(x: Any) -> bool:
+    return type(x) in (int, float) and 0 <= x < math.inf
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

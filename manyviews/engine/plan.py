@@ -8,6 +8,7 @@ from typing import Any
 
 from manyviews.types import Progress
 
+_END = 3.0  # seconds that a run with a budget keeps for writing its results
 _MEMORY = 20.0  # seconds over which the speed of a run with a budget is averaged, a tenth of a short budget at most
 
 
@@ -37,12 +38,15 @@ class Plan:
         per_epoch: steps of one pass over the images.
         budget: seconds of the whole run.
         early: an early end.
+
+    Attributes:
+        pause: seconds of a measurement, as the last one took; 0 before the first.
     """
 
     def __init__(self, steps: int, per_epoch: int, budget: float | None = None, early: Early | None = None) -> None:
         self._steps, self._per_epoch, self._budget, self._early = steps, per_epoch, budget, early
         self._pace: float | None = None
-        self._every, self._pause, self._reserve = 0, 0.0, 0.0
+        self._every, self.pause = 0, 0.0
 
     @property
     def last(self) -> int:
@@ -62,9 +66,9 @@ class Plan:
             step, steps = min(step, early.since) + gone * (early.of - early.since) // early.over, early.of
         return Progress(min(step, steps - 1), steps, self._per_epoch)
 
-    def expect(self, every: int, pause: float, reserve: float) -> None:
-        """What else takes time: a pause of so many seconds after every so many steps, and the end."""
-        self._every, self._pause, self._reserve = every, pause, reserve
+    def expect(self, every: int, pause: float) -> None:
+        """What else takes time: a pause of so many seconds after every so many steps, and at the end."""
+        self._every, self.pause = every, pause
 
     def tick(self, step: int, spent: float, pace: float, seconds: float) -> None:
         """Plan anew, with a budget.
@@ -76,8 +80,8 @@ class Plan:
             seconds: over which this was measured.
         """
         assert self._budget is not None
-        pause = self._pause / self._every if self._every else 0.0
-        left = self._budget - self._reserve - spent
+        pause = self.pause / self._every if self._every else 0.0
+        left = self._budget - self.pause - _END - spent
         if self._pace is None:  # of the first steps, which compile and allocate, the plan's own is the better one
             self._pace = max(1e-6, left / max(1, self._steps - step) - pause)
         memory = min(_MEMORY, self._budget / 10)
@@ -90,9 +94,11 @@ class Plan:
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps of the plan."""
-        return {"end": self.last} if self.timed or self._early else {}
+        pause = {"pause": round(self.pause, 3)} if self.timed else {}
+        return {"end": self.last} | pause if self.timed or self._early else {}
 
     def resume(self, step: int, facts: dict[str, Any]) -> None:
         """Go on from a checkpoint with these facts."""
         if self.timed and facts.get("end") is not None:
             self._steps = max(step, int(facts["end"]))
+            self.pause = float(facts.get("pause", 0.0))

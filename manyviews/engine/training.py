@@ -23,7 +23,7 @@ from manyviews.data import Loader, Source
 from manyviews.engine import alarms, monitor, optim, settings, sharding
 from manyviews.engine.build import stage_of, start_encoder, write_encoder
 from manyviews.engine.feed import feed
-from manyviews.engine.folder import SUMMARY, SUSPECTS, RunFolder
+from manyviews.engine.folder import SUMMARY, SUSPECTS, RunFolder, check_progress
 from manyviews.engine.log import Log, Row
 from manyviews.engine.meter import Meter
 from manyviews.engine.plan import Early, Plan
@@ -46,7 +46,6 @@ Draw = Callable[[Method, Batch, Recipe, Path, int], None]
 """Draws a method's picture of a few images of a run at a step, into a file."""
 
 _LEFT_OUT = 10  # batches of a run that are left out, at most
-_END = 3.0  # seconds that a run with a budget keeps for writing its results
 
 
 @contextlib.contextmanager
@@ -202,7 +201,7 @@ class Training:
         self._stop, self._log, self._update, self._threads, self._twin = stop, log, update, threads, twin
         self._plan, self._epoch = start.plan, loader.steps_per_epoch
         self._every = max(1, round(recipe.monitor.epochs * self._epoch)) if recipe.monitor.epochs else 0
-        self._plan.expect(self._every, 0.0, _END)
+        self._plan.expect(self._every, self._plan.pause)
         self.step = start.step
         self.batches = _batches(loader, self.step, self._plan, device)
         self._batch: Batch | None = None
@@ -328,15 +327,18 @@ class Training:
         if stopping:  # without an observation: whoever stops a process may not wait for long, and `resume` makes it
             self.save()
             distributed.barrier()  # a launcher may end all processes with the first that ends
-            raise self._failure or Stopped(
-                f"stopped by {self._stop.signal or 'another process'} at step {self._steps} of "
-                f"{self._before + self._plan.last}{f' ({self._part.words})' * (self._part.count > 1)}, and "
-                f"saved: continue with `manyviews resume {quote(str(self._folder.path))}`."
-            )
+            raise self._failure or self._stopped()
         due = time.monotonic() - self._saved_at > 60 * self._recipe.monitor.checkpoint_minutes
         if last or (due if self._twin is None else distributed.anywhere(due)):  # each rank writes its part of weights
             self.save()
             self._saved_at = time.monotonic()
+
+    def _stopped(self) -> Stopped:
+        return Stopped(
+            f"stopped by {self._stop.signal or 'another process'} at step {self._steps} of "
+            f"{self._before + self._plan.last}{f' ({self._part.words})' * (self._part.count > 1)}, and saved: continue "
+            f"with `manyviews resume {quote(str(self._folder.path))}`."
+        )
 
     def save(self) -> None:
         """Write a checkpoint, unless this step has one or the weights are not finite: the last good one stays."""
@@ -355,6 +357,10 @@ class Training:
             checkpoint.save(self._folder.checkpoint, self.method, self.optimizer, facts, self._folder.previous)
             self._saved_step = self.step
             self._rest(time.monotonic() - start)
+
+    def _saving(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, a signal saves at once. Spread weights, which all processes save together, wait for the end."""
+        return self._stop.saving(self.save) if self._twin is None else contextlib.nullcontext()
 
     def save_after(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Save when a disk or a network fails: the weights are as sound as before."""
@@ -387,6 +393,8 @@ class Training:
         """End a part that has taken its last step; after the last one, write the encoder and the summary of the run."""
         if not self._part.last:
             distributed.barrier()  # the next one begins from the checkpoint that the first process has written
+            if distributed.anywhere(bool(self._stop)):  # the signal came while it was written
+                raise self._stopped()
             return
         bad = sorted(set(chain.from_iterable(distributed.collect(self._loader.bad))))
         method = self._whole()
@@ -436,8 +444,9 @@ class Training:
     def _tick(self) -> None:
         """With a budget, plan anew how many steps there will be."""
         alone = distributed.world_size() == 1
-        # Seldom with several processes: they wait for each other here.
-        if not self._plan.timed or not (alone or self.step % self._recipe.monitor.steps == 0):
+        # Several processes wait for each other here: ever more seldom at first, as the budget may be of a few steps.
+        due = self.step % self._recipe.monitor.steps == 0 or self.step.bit_count() == 1
+        if not self._plan.timed or not (alone or due):
             return
         now = time.monotonic()
         seconds = now - self._ticked_at - self._paused
@@ -453,7 +462,7 @@ class Training:
     def _fetch(self) -> None:
         """Take the next batch. The ranks vote after it, so that none begins a step that another one cannot."""
         try:
-            with self._stop.saving(self.save):
+            with self._saving():
                 self._batch, waited = next(self.batches, (None, 0.0))
             self._meter.waited += waited
         except Exception as error:  # of a disk, a network, a source
@@ -553,11 +562,10 @@ class Training:
         method = self._whole()
         if self._log and self._held:
             start = time.monotonic()
-            # Spread weights are saved by all processes together: a signal waits for the end of the observation.
-            with self._stop.saving(self.save) if self._twin is None else contextlib.nullcontext():
+            with self._saving():
                 self._observe(method.to(self.device), self._held)
             seconds = time.monotonic() - start
-            self._plan.expect(self._every, seconds, seconds + _END)
+            self._plan.expect(self._every, seconds)
             self._rest(seconds)
 
     def _observe(self, method: Method, held: monitor.HeldOut) -> None:
@@ -738,6 +746,7 @@ def _restore(
     if latest is not None:
         border = part.number > stage_of(folder)
         facts = checkpoint.load(latest, method, None if border and not part.carried else optimizer)
+        check_progress(latest, facts)
         settings.compare(folder, facts)
         step, seconds = int(facts["step"]), float(facts["seconds"])
         steps, epochs = facts.get("before", before)

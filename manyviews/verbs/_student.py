@@ -37,14 +37,11 @@ def keep_student(run: Run, data: Any) -> Path | None:
     Returns:
         the folder; None for another run, or if it is there already.
     """
-    method = run.recipe.method
-    answers, out = method.settings.get("answers"), run.folder / FOLDER
-    labels = method.settings.get("target") in ("soft", "hard") and answers is not None
-    if method.name != "distill" or not labels or out.exists() or distributed.rank() > 0:
+    if not lacks_student(run) or distributed.rank() > 0:
         return None
-    names = getattr(answers, "settings", {}).get("names")
-    if names is None or run.summary is None:
-        return None
+    method, out = run.recipe.method, run.folder / FOLDER
+    answers: Any = method.settings["answers"]
+    names = answers.settings["names"]
     folder = RunFolder(run.folder)
     trained, saved = trained_method(folder)
     found, recipe = load(run.folder), recipe_now(folder)
@@ -79,13 +76,22 @@ def keep_student(run: Run, data: Any) -> Path | None:
         head=head,
         head_spec={"kind": "linear"},
         classes=tuple(names),
-        temperature=float(answers.settings["warmth"]) if target == "soft" else 1.0,  # type: ignore[union-attr]
+        temperature=float(answers.settings["warmth"]) if target == "soft" else 1.0,
         kept=Known.of(seen.x[train], seen.x[held]),
         facts=facts,
     )
     write(model, out)
     say(f"The student is a model, too: `manyviews predict {out} DATA --out FILE` writes its classes.")
     return out
+
+
+def lacks_student(run: Run) -> bool:
+    """Whether a run is finished and learned labels, and its student is not there yet."""
+    method = run.recipe.method
+    answers = getattr(method.settings.get("answers"), "settings", {})
+    labels = method.name == "distill" and method.settings.get("target") in ("soft", "hard")
+    there = (run.folder / FOLDER).exists()
+    return labels and answers.get("names") is not None and not there and run.summary is not None
 
 
 def _count(encoder: torch.nn.Module) -> int:

@@ -260,7 +260,7 @@ def facts_of(data: Any, captions: Any, source: Source, device: torch.device) -> 
     """What a new run's folder says of it, beside its recipe."""
     return {
         "data": address(data),
-        **({} if captions is None else {"captions": address(captions)}),
+        **({} if captions is None else {"captions": captions_address(captions)}),
         "images": len(source),
         "id": secrets.token_hex(8),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -293,6 +293,12 @@ def draw_views(folder: Path, method: Method, recipe: Recipe, source: Source) -> 
     RunFolder(folder).plots.mkdir(exist_ok=True)
     heading = f"{len(canvases)} of {len(source)} images, drawn at random, and what {recipe.method.name} makes of them"
     plots.views(shown, RunFolder(folder).plots / "views.png", recipe.data.mean, recipe.data.std, originals, heading)
+
+
+def captions_address(captions: Any) -> str | None:
+    """Where to find the captions again: a file, or the name of a column, which is no path."""
+    column = isinstance(captions, str) and not Path(captions).expanduser().exists()
+    return captions if column else address(captions)
 
 
 def address(data: Any) -> str | None:

@@ -17,8 +17,8 @@ from manyviews.errors import UserError, printable, say
 from manyviews.reporting.views import draw_reconstructions
 from manyviews.settings import Recipe, override, to_json
 from manyviews.verbs._common import opened
-from manyviews.verbs._student import keep_student
-from manyviews.verbs.pretrain import address, conclude, draw_views, facts_of
+from manyviews.verbs._student import keep_student, lacks_student
+from manyviews.verbs.pretrain import address, captions_address, conclude, draw_views, facts_of
 from manyviews.verbs.run import Run
 
 
@@ -68,26 +68,31 @@ def resume(
             with suppress(OSError):  # it may have been killed before it did so itself
                 old.tidy()
             say(f"The run in {old.path} is finished: for more epochs, give --epochs and a new --out.")
-        return Run(old.path) if (old.plots / "loss.png").exists() else conclude(old.path)
+        run = Run(old.path) if (old.plots / "loss.png").exists() else conclude(old.path)
+        if lacks_student(run):  # it was killed before that
+            keep_student(run, _opened(old, images, None))
+        return run
     recipe = old.recipe
     source = _opened(old, images, facts.get("captions") if captions is None else captions)
     source = read_as(source, recipe.data.reading)
     distributed.start()  # the check below depends on the number of processes
     check(recipe, source)
-    moved = None if data is None else address(data)
+    moved = {"data": address(data), "captions": captions_address(captions)}
+    moved = {name: place for name, place in moved.items() if place is not None}
 
     def remember() -> None:
-        if moved is not None and distributed.rank() == 0:
+        if moved and distributed.rank() == 0:
             ours = old.ours
             now = RunFolder(old.path)  # settings that were changed are noted there
-            now.write_facts(now.facts | {"data": moved})
+            now.write_facts(now.facts | moved)
             if ours:
                 now.sign()
 
     try:
         method = build_method(recipe, trained=old.latest is not None)
         if distributed.rank() == 0 and not (old.plots / "views.png").exists():  # it was killed before they were drawn
-            draw_views(old.path, method, recipe, source)
+            with old.lock():
+                draw_views(old.path, method, recipe, source)
         train(method, recipe, source, old.path, old=_remembered(old, recipe), draw=draw_reconstructions)
     except Stopped:  # so these are the right images
         remember()

@@ -88,6 +88,14 @@ def test_ranks_share_the_global_batch(numbered, memory):
 
 
 @pytest.mark.parametrize("memory", [None, STREAMED])
+def test_nor_does_it_depend_on_the_ranks_which_image_stands_for_a_bad_one(flawed, memory):
+    for epoch in range(8):
+        whole = indices(Loader(flawed, 8, 4, memory=memory).batches(epoch))
+        ranks = [Loader(flawed, 8, 2, rank=r, world_size=2, memory=memory).batches(epoch) for r in range(2)]
+        assert whole == [a + b for a, b in zip(*map(indices, ranks), strict=True)]
+
+
+@pytest.mark.parametrize("memory", [None, STREAMED])
 def test_resuming_in_the_middle_of_an_epoch(numbered, memory):
     for start in (0, 2, 4):
         uninterrupted = list(Loader(numbered, 8, 5, seed=1).batches(3))[start:]

@@ -243,3 +243,22 @@ def test_damage_is_found(photos: Path, tmp_path: Path):
     shards[0].unlink()
     with pytest.raises(UserError, match="prepare the images again"):
         open_source(folder)
+
+
+def test_canvases_that_are_loaded_some_at_a_time_are_the_same(photos: Path, tmp_path: Path, monkeypatch):
+    """Memory for the largest of a whole shard of small pictures may be more than there is."""
+    source = open_source(photos)
+    whole = open_source(prepare(source, tmp_path / "whole", 16)).canvases(np.arange(38))
+    monkeypatch.setattr(prepared, "_AT_ONCE", 3 * 3 * 4 * 16**2)
+    parts = open_source(prepare(source, tmp_path / "parts", 16)).canvases(np.arange(38))
+    assert same(whole, parts) and verify(tmp_path / "parts") == []
+
+
+def test_a_file_that_is_gone_is_left_out_of_jpegs_too(photos: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(prepared, "_RAW", 1)
+    source = open_source(photos)
+    (photos / "dog" / "38.png").unlink()
+    manifest = json.loads((prepare(source, tmp_path / "out", 16) / "canvases.json").read_text())
+    assert manifest["encoding"] == "jpeg" and [reason for where, reason in manifest["bad"] if "38" in where] == [
+        "the file is gone"
+    ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -131,3 +133,23 @@ def test_a_scene_over_the_limit_is_left_out_with_the_cure(tmp_path):
     with pytest.raises(UserError, match="over 1,000 pixels"):
         mv.prepare(tmp_path / "a.png", tmp_path / "tiles", tile=64, max_pixels=1000)
     assert mv.prepare(tmp_path / "a.png", tmp_path / "more", tile=64).joinpath("tiles.json").exists()
+
+
+def test_tiles_stay_in_their_folder(tmp_path):
+    """Whatever an archive calls its members; and of scenes from anywhere, none is written beside the scene."""
+    file, scene = io.BytesIO(), Image.fromarray(COLOR)
+    scene.save(file, "PNG")
+    with zipfile.ZipFile(tmp_path / "scenes.zip", "w") as archive:
+        for name in (str(tmp_path / "evil.png"), "../up.png", "fine/a.png"):
+            archive.writestr(name, file.getvalue())
+    cuts = tile(open_source(tmp_path / "scenes.zip"), tmp_path / "one" / "tiles", SIDE)
+    assert {bool(cut.tiles) for cut in cuts} == {False, True}
+    assert all("leads out of the folder" in cut.reason for cut in cuts if not cut.tiles)
+    assert {path.name for path in tmp_path.iterdir()} == {"scenes.zip", "one"}
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["tiles"]
+    for name in ("north", "south"):
+        (tmp_path / name).mkdir()
+        scene.save(tmp_path / name / "a.png")
+    tile(open_source([tmp_path / "north" / "a.png", tmp_path / "south" / "a.png"]), tmp_path / "two", SIDE)
+    assert [len(list((tmp_path / name).iterdir())) for name in ("north", "south")] == [1, 1]
+    assert sorted({tile.split("/")[0] for tile in open_source(tmp_path / "two").ids}) == ["north", "south"]

@@ -281,3 +281,38 @@ def test_canvases_are_checked_when_they_are_first_read(images: Path, tmp_path: P
         opened = open_source(out)
         with pytest.raises(mv.UserError, match="is damaged"):
             _ = opened.ids, opened.canvases(everything)
+
+
+def test_no_picture_of_views_is_drawn_through_a_link(run: Path, tmp_path: Path):
+    shutil.rmtree(run / "plots", ignore_errors=True)
+    (tmp_path / "outside").mkdir()
+    (run / "plots").symlink_to(tmp_path / "outside")
+    with pytest.raises(mv.UserError, match="plots is a link"):
+        mv.resume(run)
+    assert not list((tmp_path / "outside").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"step": None}, "step"),
+        ({"step": 2, "before": [1]}, "before"),
+        ({"step": 2, "stage": 7}, "stage 8"),
+        ({"step": 2, "stage": "0"}, "stage"),
+        ({"step": 2, "seconds": "long"}, "seconds"),
+        ({"step": 2, "end": -1}, "end"),
+    ],
+)
+def test_a_checkpoint_says_how_far_it_is_as_a_run_does(facts: dict, says: str, run: Path):
+    tensors, there = checkpoint.load_tensors(run / CHECKPOINT)
+    checkpoint.save_tensors(run / CHECKPOINT, tensors, there | facts)
+    with pytest.raises(mv.UserError, match=says):
+        mv.resume(run)
+
+
+@pytest.mark.parametrize("name", ["optimizer.9999.m", "optimizer.x.m", "optimizer.1", "optimizer.-1.m"])
+def test_tensors_of_no_weight_are_refused(name: str, run: Path):
+    tensors, there = checkpoint.load_tensors(run / CHECKPOINT)
+    checkpoint.save_tensors(run / CHECKPOINT, {**tensors, name: torch.zeros(1)}, there)
+    with pytest.raises(mv.UserError, match="does not fit the recipe"):
+        mv.resume(run)

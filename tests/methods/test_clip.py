@@ -1,6 +1,7 @@
 """CLIP learns from pairs that a test writes, and reads captions as it should."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import manyviews as mv
 from manyviews.errors import UserError
 from manyviews.heads import TextEncoder
 from manyviews.types import Batch
+from manyviews.verbs.pretrain import captions_address
 from manyviews.views import Caption, Views
 
 COLORS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 210), "yellow": (210, 200, 50)}
@@ -75,3 +77,10 @@ def test_it_finds_the_captions_of_images_it_has_not_seen(tmp_path):
     assert again.facts["captions"] == str(tmp_path / "words.csv")
     with pytest.raises(UserError, match="captions"):
         mv.pretrain(photos, "clip_tiny", settings=settings, out=tmp_path / "again")
+
+
+def test_a_run_remembers_a_column_of_captions_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.csv").write_text("path,caption\n")
+    assert captions_address("words") == "words" and captions_address(None) is None
+    assert captions_address("words.csv") == captions_address(Path("words.csv")) == str(tmp_path / "words.csv")

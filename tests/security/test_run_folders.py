@@ -176,6 +176,13 @@ def test_nothing_is_written_through_a_link(name: str, run: Path, tmp_path: Path)
     assert victim.is_dir() or victim.read_bytes() == content
 
 
+@pytest.mark.parametrize("facts", [{}, {"data": None, "early": {"since": 1, "of": 4, "over": 0}}])
+def test_facts_that_a_run_needs_are_asked_for(facts: dict, run: Path):
+    (run / RUN).write_text(json.dumps(facts))
+    with pytest.raises(mv.UserError, match="is damaged"):
+        mv.resume(run)
+
+
 def test_a_folder_that_is_itself_a_link_is_fine(run: Path, tmp_path: Path):
     (tmp_path / "link").symlink_to(run)
     with RunFolder(tmp_path / "link").lock():

@@ -112,3 +112,11 @@ def test_bad_sweeps_are_refused_before_anything_is_made(pictures: Path, tmp_path
             cli.main(["sweep", str(pictures), "--recipe", "simclr_tiny", *vary, "--out", str(tmp_path / "s")])
         assert e.value.code == 2 and says in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
+
+
+def test_a_sweep_of_gray_images_continues(pictures: Path, tmp_path: Path):
+    """Their mean and deviation are measured and written into each run's recipe, which the sweep does not know."""
+    how = {"seeds": 1, "epochs": 1, "settings": {**FEW, "data.channels": 1}}
+    first = mv.sweep(pictures, "simclr_tiny", {"method.temperature": (0.1,)}, tmp_path / "s", **how)
+    again = mv.sweep(pictures, "simclr_tiny", {"method.temperature": (0.1,)}, tmp_path / "s", **how)
+    assert again.points == first.points
