@@ -259,6 +259,16 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{what}: see `{self.prog} --help`.")
 
 
+class _Once(argparse.Action):
+    """The value of an option, which Python would let a later one replace without a word."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if self.dest in namespace:  # defaults are not
+            several = ": separate several values by commas" if "," in str(self.metavar) else ""
+            raise UserError(f"{option_string} is given twice{several}: see `{parser.prog} --help`.")
+        setattr(namespace, self.dest, values)
+
+
 class _Help(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str, **more: Any) -> None:
         super().__init__(prog, max_help_position=24, width=min(100, shutil.get_terminal_size().columns))
@@ -290,9 +300,9 @@ def _add(parser: Any, a: Argument, name: str) -> None:
         off = a.flag.replace("--", "--no-", 1)
         parser.add_argument(off, dest=a.name, action="store_false", help=argparse.SUPPRESS)
     else:
-        how: dict[str, Any] = {"type": _converter(a, name), "metavar": a.metavar}
+        how: dict[str, Any] = {"type": _converter(a, name), "metavar": a.metavar, "action": _Once}
         if a.many:
-            how |= {"action": "append"} if a.arg.repeat else {"nargs": "+"}
+            how |= {"action": "append"} if a.arg.repeat else {"action": "extend", "nargs": "+"}
         parser.add_argument(a.flag, dest=a.name, help=help, **how)
 
 

@@ -59,6 +59,12 @@ def test_unknown_names_and_the_nearest_one(manyviews, photos: Path, run_folder: 
         assert result.code == 2 and "Traceback" not in result.err
 
 
+def test_an_option_that_is_given_twice(manyviews, run_folder: Path, photos: Path):
+    more = ("--protocol", "knn", "--protocol", "linear")
+    told(manyviews("evaluate", run_folder, "--data", photos, *more), "--protocol is given twice", "by commas")
+    told(manyviews("evaluate", run_folder, "--data", photos, "--seed", "1", "--seed=2"), "--seed is given twice")
+
+
 def test_settings_that_nothing_can_be_trained_with_leave_no_run_behind(manyviews, photos: Path, tmp_path: Path):
     def refused(*args: str, says: str, recipe: str = "simclr_tiny") -> None:
         sets = ("--recipe", recipe, "--set", "data.batch_size=16", *args)
