@@ -70,7 +70,10 @@ def measure(case: str, asked: argparse.Namespace, folder: Path) -> dict[str, Any
     model = mv.adapt(weights, labeled, out, strategy=strategy, test=test, seed=int(seed), budget=asked.budget)
     facts = model.facts
     kept = ("strategy", "images", "setting", "parameters", "validation", "test", "tried", "why", "seconds")
-    return {k: facts[k] for k in kept if k in facts}
+    found = {k: facts[k] for k in kept if k in facts}
+    for part in ("validation", "test"):
+        found[part].pop("per_class", None)
+    return found
 
 
 def show(found: dict[str, Any], plot: Path | None) -> None:
