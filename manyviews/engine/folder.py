@@ -389,7 +389,6 @@ def _wrong(facts: Mapping[str, Any]) -> str | None:
     """The first of a run's facts that is of another kind than `pretrain` and `finish` write."""
     texts = ("data", "captions", "old", "id", "started", "machine")
     wrong = [k for k in texts if not isinstance(facts.get(k), str | None) or len(facts.get(k) or "") > _LONGEST]
-    wrong += [] if "data" in facts else ["data"]
     wrong += [] if isinstance(facts.get("changed", []), list) else ["changed"]
     early = facts.get("early")
     if early is not None and not (

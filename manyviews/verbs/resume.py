@@ -61,7 +61,7 @@ def resume(
         return _longer(old, data, captions, epochs, out)
     if out is not None:
         raise UserError("A run is continued in its own folder: for a new one in another --out, give its --epochs.")
-    images = _where(old, facts["data"]) if data is None else data
+    images = _where(old, facts.get("data")) if data is None else data
     if old.complete:
         distributed.start()
         if distributed.rank() == 0:
@@ -122,7 +122,7 @@ def _longer(old: RunFolder, data: Any, captions: Any, epochs: float, out: str | 
     latest = old.latest
     if latest is None:
         raise UserError(f"The run in {old.path} has no weights to start from yet: continue it without --epochs.")
-    data = _where(old, old.facts["data"]) if data is None else data
+    data = _where(old, old.facts.get("data")) if data is None else data
     captions = old.facts.get("captions") if captions is None else captions
     recipe = recipe_now(old)  # of a run in stages, the last one
     recipe = override(override(recipe, "epochs", epochs), "seed", (recipe.seed + 1) % 2**31)

@@ -176,10 +176,12 @@ def test_nothing_is_written_through_a_link(name: str, run: Path, tmp_path: Path)
     assert victim.is_dir() or victim.read_bytes() == content
 
 
-@pytest.mark.parametrize("facts", [{}, {"data": None, "early": {"since": 1, "of": 4, "over": 0}}])
-def test_facts_that_a_run_needs_are_asked_for(facts: dict, run: Path):
+@pytest.mark.parametrize(
+    ("facts", "says"), [({}, "pass them again"), ({"early": {"since": 1, "of": 4, "over": 0}}, "is damaged")]
+)
+def test_facts_that_a_run_needs_are_asked_for(facts: dict, says: str, run: Path):
     (run / RUN).write_text(json.dumps(facts))
-    with pytest.raises(mv.UserError, match="is damaged"):
+    with pytest.raises(mv.UserError, match=says):
         mv.resume(run)
 
 
