@@ -86,8 +86,14 @@ def test_two_that_share_the_weights_have_the_curve_of_one_and_any_number_goes_on
         facts = checkpoint.facts_of(run.checkpoint)
         assert facts["step"] == 2 and len(facts["shards"]["files"]) == 2
         assert not [p for p in run.path.rglob("*") if p.suffix == ".metadata" or p.name == ".metadata"]  # no pickle
-        for name in ("on one", "on four"):
+        for name in ("on one", "on four", "damaged"):
             shutil.copytree(run.path, tmp_path / recipe / name)
+        shard = tmp_path / recipe / "damaged" / facts["shards"]["folder"] / next(iter(facts["shards"]["files"]))
+        content = bytearray(shard.read_bytes())
+        content[-3] ^= 4
+        shard.write_bytes(content)
+        with pytest.raises(mv.UserError, match=f"{shard.name} is damaged"):
+            mv.resume(shard.parents[1], data=images())
     resumed(tmp_path, "on one")
     on_ranks(resumed, tmp_path, "on four", world=4)
     for recipe in CASES:
