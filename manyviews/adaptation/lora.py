@@ -24,8 +24,8 @@ class LoRA(Adaptation):
     timm's attention has one layer for queries, keys and values: one product adapts all three, with as many parameters
     as two products for queries and values alone, `4 rank d`.
 
-    Raises:
-        UserError: the convolutions standardize their weights (BiT, NFNet): a product beside them is not one in them.
+    Networks whose convolutions standardize their weights (BiT, NFNets) are refused: a product beside such a weight is
+    not the same as one in it.
 
     Attributes:
         rank: width of the product.
@@ -55,7 +55,7 @@ class LoRA(Adaptation):
         for m in encoder.model.modules():
             if hasattr(
                 m, "qkv_bias_separate"
-            ):  # else the layer's weight is used and the layer, with its product, is not
+            ):  # else timm takes the layer's weight, and does not call what is beside it
                 m.qkv_bias_separate = True
         config = LoraConfig(
             r=self.rank,
@@ -74,9 +74,9 @@ class LoRA(Adaptation):
     def _targets(self, encoder: Encoder) -> list[str]:
         """The names of the layers that are adapted."""
         first = {name.removesuffix(".weight") for name in encoder.first_convolutions}
-        if not encoder.is_transformer and any(
-            isinstance(m, nn.Conv2d) and hasattr(m, "eps") for m in encoder.model.modules()
-        ):
+        # `eps` is timm's mark of a convolution that computes its weights from others (StdConv2d, ScaledStdConv2d).
+        standardized = any(isinstance(m, nn.Conv2d) and hasattr(m, "eps") for m in encoder.model.modules())
+        if standardized and not encoder.is_transformer:
             raise UserError(
                 f"The convolutions of {encoder.name} standardize their weights, beside which low-rank matrices are "
                 "others than in them: choose another adaptation."

@@ -205,7 +205,7 @@ def _cut(
     name = source.ids[i]
     tiles = empty = 0
     try:
-        if ".." in place.parts or not place.is_relative_to(out):
+        if not place.is_relative_to(out) or ".." in place.relative_to(out).parts:
             raise BadImage("its name leads out of the folder of tiles")
         raw = source.read(i)
         with ExitStack() as stack:

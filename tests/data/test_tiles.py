@@ -150,6 +150,8 @@ def test_tiles_stay_in_their_folder(tmp_path):
     for name in ("north", "south"):
         (tmp_path / name).mkdir()
         scene.save(tmp_path / name / "a.png")
-    tile(open_source([tmp_path / "north" / "a.png", tmp_path / "south" / "a.png"]), tmp_path / "two", SIDE)
+    tile(
+        open_source([tmp_path / "north" / "a.png", tmp_path / "south" / "a.png"]), tmp_path / "one" / ".." / "two", SIDE
+    )
     assert [len(list((tmp_path / name).iterdir())) for name in ("north", "south")] == [1, 1]
     assert sorted({tile.split("/")[0] for tile in open_source(tmp_path / "two").ids}) == ["north", "south"]
